@@ -1,0 +1,316 @@
+//! The asynchronous shell around the scheduler: wait for a slot, hold it, give it back by dropping it.
+//!
+//! Works on any executor: it uses only wakers and one short lock that is never held across an await. Timers belong to
+//! the caller, who bounds the wait and then asks [`Acquire::give_up`] for the reason.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use cofferdam_tenant::TenantId;
+
+use crate::scheduler::{Grant, Scheduler, Submitted, TenantUsage, Ticket, Usage};
+use crate::share::{Class, GateConfig, Rejection, Share};
+use crate::time::{Clock, Timestamp};
+
+/// The slots of one pool or cluster, shared by all tasks that need one.
+pub struct Gate {
+    state: Mutex<State>,
+    clock: Arc<dyn Clock>,
+}
+
+struct State {
+    scheduler: Scheduler,
+    waiters: HashMap<Ticket, Waiter>,
+}
+
+enum Waiter {
+    Waiting(Option<Waker>),
+    Granted(Grant),
+    Rejected(Rejection),
+}
+
+impl Gate {
+    /// A gate with these slots.
+    pub fn new(config: GateConfig, clock: Arc<dyn Clock>) -> Arc<Self> {
+        let state = State { scheduler: Scheduler::new(config), waiters: HashMap::new() };
+        Arc::new(Self { state: Mutex::new(state), clock })
+    }
+
+    /// Asks for a slot for one piece of work, waiting at most `max_wait`.
+    ///
+    /// Nothing happens until the future is polled. **Cancel-safe**: dropping it takes the work out of the queue, and
+    /// a slot that was just handed over goes to the next in line. The future does not wake itself when `max_wait` is
+    /// over: bound it with the runtime's timer and call [`Acquire::give_up`]; meanwhile the scheduler will not
+    /// grant the slot to work whose time is over.
+    pub fn acquire(self: &Arc<Self>, tenant: TenantId, class: Class, max_wait: Duration) -> Acquire {
+        Acquire { gate: Arc::clone(self), tenant, class, max_wait, stage: Stage::New }
+    }
+
+    /// Takes a slot only if one is free for this tenant now.
+    pub fn try_acquire(self: &Arc<Self>, tenant: TenantId, class: Class) -> Option<Permit> {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        match state.scheduler.submit(now, tenant, class, now) {
+            Submitted::Granted(grant) => {
+                drop(state);
+                Some(Permit::new(self, tenant, class, now, grant))
+            }
+            Submitted::Queued(ticket) => {
+                state.scheduler.cancel(ticket);
+                None
+            }
+            Submitted::Rejected(_) => None,
+        }
+    }
+
+    /// Changes the slots; work that fits now is started.
+    pub fn configure(&self, config: GateConfig) {
+        let mut state = self.lock();
+        state.scheduler.configure(config);
+        self.hand_out(state);
+    }
+
+    /// Registers tenants or changes their shares.
+    pub fn register(&self, shares: impl IntoIterator<Item = (TenantId, Share)>) {
+        let mut state = self.lock();
+        for (tenant, share) in shares {
+            if state.scheduler.share(tenant) != Some(share) {
+                state.scheduler.register(tenant, share);
+            }
+        }
+        self.hand_out(state);
+    }
+
+    /// What the gate is doing.
+    pub fn usage(&self) -> Usage {
+        self.lock().scheduler.usage()
+    }
+
+    /// What one tenant uses of the gate.
+    pub fn tenant_usage(&self, tenant: TenantId) -> TenantUsage {
+        let now = self.clock.now();
+        self.lock().scheduler.tenant_usage(now, tenant)
+    }
+
+    /// The slots as configured.
+    pub fn config(&self) -> GateConfig {
+        self.lock().scheduler.config()
+    }
+
+    fn release(&self, grant: Grant) {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        state.scheduler.complete(now, grant);
+        self.hand_out(state);
+    }
+
+    /// Gives free slots to whoever is next, and wakes them after the lock is released.
+    fn hand_out(&self, mut state: MutexGuard<'_, State>) {
+        if state.waiters.is_empty() {
+            return;
+        }
+        let now = self.clock.now();
+        let mut woken = Vec::new();
+        while let Some((ticket, rejection)) = state.scheduler.next_expired(now) {
+            woken.extend(state.settle(ticket, Waiter::Rejected(rejection)));
+        }
+        while let Some((ticket, grant)) = state.scheduler.next_grant(now) {
+            woken.extend(state.settle(ticket, Waiter::Granted(grant)));
+        }
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The scheduler never panics half-way by design; if it did, going on beats stopping every tenant.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("usage", &self.usage()).finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn settle(&mut self, ticket: Ticket, outcome: Waiter) -> Option<Waker> {
+        match self.waiters.insert(ticket, outcome) {
+            Some(Waiter::Waiting(waker)) => waker,
+            _ => None,
+        }
+    }
+}
+
+/// Waiting for a slot. See [`Gate::acquire`].
+#[must_use = "futures do nothing unless polled"]
+pub struct Acquire {
+    gate: Arc<Gate>,
+    tenant: TenantId,
+    class: Class,
+    max_wait: Duration,
+    stage: Stage,
+}
+
+enum Stage {
+    New,
+    Waiting(Ticket),
+    Done,
+}
+
+impl Acquire {
+    /// Ends the wait because its time is over, and says why the slot was not to be had. A slot that was handed over
+    /// at the last moment is taken instead.
+    pub fn give_up(mut self) -> Result<Permit, Rejection> {
+        let Stage::Waiting(ticket) = std::mem::replace(&mut self.stage, Stage::Done) else {
+            // Never polled: nothing was asked for, so the shortest truthful answer is "busy".
+            let reason = crate::Reason::GateBusy { slots: self.gate.config().slots };
+            let zero = Duration::ZERO;
+            return Err(Rejection { tenant: self.tenant, reason, waited: zero, retry_after: Duration::from_secs(1) });
+        };
+        let now = self.gate.clock.now();
+        let mut state = self.gate.lock();
+        match state.waiters.remove(&ticket) {
+            Some(Waiter::Granted(grant)) => {
+                drop(state);
+                Ok(Permit::new(&self.gate, self.tenant, self.class, now, grant))
+            }
+            Some(Waiter::Rejected(rejection)) => Err(rejection),
+            _ => {
+                let rejection = state.scheduler.expire(now, ticket);
+                // Its leaving may have been all that a younger one of the same tenant waited for.
+                self.gate.hand_out(state);
+                Err(rejection.unwrap_or(Rejection {
+                    tenant: self.tenant,
+                    reason: crate::Reason::GateBusy { slots: self.gate.config().slots },
+                    waited: self.max_wait,
+                    retry_after: Duration::from_secs(1),
+                }))
+            }
+        }
+    }
+}
+
+impl Future for Acquire {
+    type Output = Result<Permit, Rejection>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let now = this.gate.clock.now();
+        let mut state = this.gate.lock();
+        match this.stage {
+            Stage::New => {
+                let deadline = now + this.max_wait;
+                match state.scheduler.submit(now, this.tenant, this.class, deadline) {
+                    Submitted::Granted(grant) => {
+                        drop(state);
+                        this.stage = Stage::Done;
+                        Poll::Ready(Ok(Permit::new(&this.gate, this.tenant, this.class, now, grant)))
+                    }
+                    Submitted::Rejected(rejection) => {
+                        this.stage = Stage::Done;
+                        Poll::Ready(Err(rejection))
+                    }
+                    Submitted::Queued(ticket) => {
+                        state.waiters.insert(ticket, Waiter::Waiting(Some(cx.waker().clone())));
+                        this.stage = Stage::Waiting(ticket);
+                        Poll::Pending
+                    }
+                }
+            }
+            Stage::Waiting(ticket) => match state.waiters.get_mut(&ticket) {
+                Some(Waiter::Waiting(waker)) => {
+                    match waker {
+                        Some(w) if w.will_wake(cx.waker()) => {}
+                        _ => *waker = Some(cx.waker().clone()),
+                    }
+                    Poll::Pending
+                }
+                _ => {
+                    this.stage = Stage::Done;
+                    match state.waiters.remove(&ticket) {
+                        Some(Waiter::Granted(grant)) => {
+                            drop(state);
+                            Poll::Ready(Ok(Permit::new(&this.gate, this.tenant, this.class, now, grant)))
+                        }
+                        Some(Waiter::Rejected(rejection)) => Poll::Ready(Err(rejection)),
+                        _ => Poll::Pending,
+                    }
+                }
+            },
+            Stage::Done => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Acquire {
+    fn drop(&mut self) {
+        if let Stage::Waiting(ticket) = self.stage {
+            let now = self.gate.clock.now();
+            let mut state = self.gate.lock();
+            match state.waiters.remove(&ticket) {
+                Some(Waiter::Granted(grant)) => state.scheduler.complete(now, grant),
+                Some(Waiter::Waiting(_)) => {
+                    state.scheduler.cancel(ticket);
+                }
+                _ => {}
+            }
+            self.gate.hand_out(state);
+        }
+    }
+}
+
+impl fmt::Debug for Acquire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acquire").field("tenant", &self.tenant).field("class", &self.class).finish_non_exhaustive()
+    }
+}
+
+/// A slot, held. Dropping it gives it back and charges the time it was held.
+pub struct Permit {
+    gate: Arc<Gate>,
+    tenant: TenantId,
+    class: Class,
+    since: Timestamp,
+    grant: Option<Grant>,
+}
+
+impl Permit {
+    fn new(gate: &Arc<Gate>, tenant: TenantId, class: Class, since: Timestamp, grant: Grant) -> Self {
+        Self { gate: Arc::clone(gate), tenant, class, since, grant: Some(grant) }
+    }
+
+    /// Whose slot it is.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// The kind of work it was taken for.
+    pub fn class(&self) -> Class {
+        self.class
+    }
+
+    /// How long it has been held.
+    pub fn held(&self) -> Duration {
+        self.gate.clock.now().since(self.since)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(grant) = self.grant.take() {
+            self.gate.release(grant);
+        }
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("tenant", &self.tenant).field("class", &self.class).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,194 @@
+//! What a tenant is entitled to, what kind of work there is, and how a refusal is said.
+
+use std::fmt;
+use std::time::Duration;
+
+use cofferdam_tenant::{PlaneQuota, TenantId};
+
+/// What kind of work a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Class {
+    /// A page somebody waits for.
+    Interactive = 0,
+    /// A call by a client program or by the web client behind a page.
+    Rpc,
+    /// A static file that Odoo still has to serve.
+    Static,
+    /// A WebSocket handshake.
+    Websocket,
+    /// Administration.
+    Admin,
+    /// A report: seconds to minutes.
+    Report,
+    /// Imports, exports, uploads.
+    Bulk,
+    /// Scheduled jobs.
+    Background,
+}
+
+impl Class {
+    /// All classes.
+    pub const ALL: [Self; 8] = [
+        Self::Interactive,
+        Self::Rpc,
+        Self::Static,
+        Self::Websocket,
+        Self::Admin,
+        Self::Report,
+        Self::Bulk,
+        Self::Background,
+    ];
+
+    /// The name used in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Rpc => "rpc",
+            Self::Static => "static",
+            Self::Websocket => "websocket",
+            Self::Admin => "admin",
+            Self::Report => "report",
+            Self::Bulk => "bulk",
+            Self::Background => "background",
+        }
+    }
+
+    /// How much later than it came a request counts when one tenant's own classes compete. A head start and not a
+    /// strict priority: nothing starves.
+    pub(crate) fn handicap(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Interactive | Self::Static | Self::Websocket | Self::Admin => 0,
+            Self::Rpc => 50,
+            Self::Report => 1_000,
+            Self::Bulk | Self::Background => 2_000,
+        })
+    }
+
+    /// What work of this class is believed to cost before the first of it was measured, in slot-seconds.
+    pub(crate) fn first_estimate(self) -> f64 {
+        match self {
+            Self::Static | Self::Websocket => 0.005,
+            Self::Interactive | Self::Rpc | Self::Admin => 0.02,
+            Self::Report | Self::Bulk => 2.0,
+            Self::Background => 0.5,
+        }
+    }
+}
+
+/// In which order waiting work is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Fair between tenants by measured work, with limits, reservations and the hot lane.
+    #[default]
+    Fair,
+    /// First come, first served, without limits per tenant: what other gateways do, for comparison.
+    Fifo,
+}
+
+/// The slots of one gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GateConfig {
+    /// Work that may run at once.
+    pub slots: u32,
+    /// Most slots that expensive work may hold, all tenants together.
+    pub expensive_slots: u32,
+    /// From this expected or measured cost on, work counts as expensive.
+    pub expensive_from: Duration,
+    /// The order.
+    pub policy: Policy,
+}
+
+impl GateConfig {
+    /// A fair gate with this many slots, three quarters of them open to expensive work.
+    pub fn slots(slots: u32) -> Self {
+        let slots = slots.max(1);
+        Self {
+            slots,
+            expensive_slots: (slots - slots.div_ceil(4)).max(1),
+            expensive_from: Duration::from_millis(250),
+            policy: Policy::Fair,
+        }
+    }
+}
+
+/// What one tenant is entitled to at one gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Share under contention, relative to other tenants; at least 1.
+    pub weight: u32,
+    /// Slots kept free for this tenant while it uses fewer.
+    pub reserved: u32,
+    /// Slots never exceeded; at least 1.
+    pub limit: u32,
+    /// Work that may wait.
+    pub queue: u32,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self { weight: 1, reserved: 0, limit: u32::MAX, queue: 200 }
+    }
+}
+
+impl Share {
+    /// The share that a plan gives on one plane.
+    pub fn from_quota(weight: u32, quota: &PlaneQuota) -> Self {
+        Self { weight: weight.max(1), reserved: quota.reserved, limit: quota.limit.max(1), queue: quota.queue }
+    }
+}
+
+/// Why work was not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// The tenant already has as much work waiting as its plan allows.
+    QueueFull {
+        /// Work that may wait.
+        queue: u32,
+    },
+    /// The deadline passed while the tenant was at its own limit of slots.
+    TenantLimit {
+        /// Slots the tenant may use.
+        limit: u32,
+    },
+    /// The deadline passed while the gate was busy with others.
+    GateBusy {
+        /// Slots of the gate.
+        slots: u32,
+    },
+}
+
+/// Work that was not admitted: who, why, after what wait, and when to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub struct Rejection {
+    /// Whose work it was.
+    pub tenant: TenantId,
+    /// Why.
+    pub reason: Reason,
+    /// How long it had waited.
+    pub waited: Duration,
+    /// When trying again has a chance.
+    pub retry_after: Duration,
+}
+
+impl Rejection {
+    /// Whether the tenant's own quota is the cause (HTTP 429), and not the gate's load (HTTP 503).
+    pub fn is_own_quota(&self) -> bool {
+        !matches!(self.reason, Reason::GateBusy { .. })
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waited = self.waited.as_secs_f64();
+        match self.reason {
+            Reason::QueueFull { queue } => write!(f, "the tenant's queue is full (limit {queue} waiting)")?,
+            Reason::TenantLimit { limit } => {
+                write!(f, "the tenant's limit of {limit} at once was in use for {waited:.1} s")?;
+            }
+            Reason::GateBusy { slots } => write!(f, "all {slots} slots were busy for {waited:.1} s")?,
+        }
+        write!(f, "; try again in {} s", self.retry_after.as_secs().max(1))
+    }
+}

@@ -1,0 +1,245 @@
+//! The catalog: everything a request needs to know, checked as a whole, immutable once built.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::check;
+use crate::config::{AuthMethod, GatewayConfig, HttpConfig, PoolingMode, PostgresConfig, ServerTls};
+use crate::diagnostic::Diagnostics;
+use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
+use crate::units::{Endpoint, Secret};
+use crate::{Secrets, SourceSet};
+
+/// Quotas of one tenant on one pool or cluster, with defaults filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlaneQuota {
+    /// Slots guaranteed.
+    pub reserved: u32,
+    /// Slots never exceeded.
+    pub limit: u32,
+    /// Work that may wait.
+    pub queue: u32,
+    /// Longest wait for a slot.
+    pub max_wait: Duration,
+}
+
+/// A plan with defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Its name.
+    pub name: PlanName,
+    /// Share under contention.
+    pub weight: u32,
+    /// Quotas on the pool. `limit` is `u32::MAX` when the plan sets none.
+    pub http: PlaneQuota,
+    /// Quotas on the cluster. `limit` is `u32::MAX` when the plan sets none.
+    pub postgres: PlaneQuota,
+    /// Largest request body, in bytes.
+    pub max_body: u64,
+    /// PostgreSQL client connections at once.
+    pub max_clients: u32,
+    /// WebSockets at once.
+    pub max_websockets: u32,
+    /// Longest idle time inside a transaction.
+    pub idle_in_transaction_timeout: Duration,
+}
+
+/// A PostgreSQL role and its password, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The role.
+    pub role: String,
+    /// Its password.
+    pub password: Secret,
+}
+
+/// One tenant.
+#[derive(Debug)]
+pub struct Tenant {
+    /// Its number in this process, stable across reloads.
+    pub id: TenantId,
+    /// Its name.
+    pub slug: Slug,
+    /// The hosts under which it is reached.
+    pub hosts: Vec<HostName>,
+    /// Its database.
+    pub database: Option<DatabaseName>,
+    /// Its pool.
+    pub pool: Option<Arc<Pool>>,
+    /// Its cluster.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Its plan.
+    pub plan: Arc<Plan>,
+    /// Its own login, beside that of its pool.
+    pub login: Option<Login>,
+    /// When server connections change hands.
+    pub pooling: PoolingMode,
+}
+
+impl Tenant {
+    /// The login with this role that may open the tenant's database: its own or its pool's.
+    pub fn login(&self, role: &str) -> Option<&Login> {
+        let pool = self.pool.as_ref().and_then(|p| p.login.as_ref());
+        self.login.iter().chain(pool).find(|l| l.role == role)
+    }
+}
+
+/// One Odoo server of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The HTTP port of the prefork workers.
+    pub address: Endpoint,
+    /// The gevent port.
+    pub gevent: Option<Endpoint>,
+}
+
+/// A group of Odoo servers that share workers.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name.
+    pub name: PoolName,
+    /// Its servers.
+    pub servers: Vec<Server>,
+    /// Requests in flight at once.
+    pub slots: u32,
+    /// Most slots that expensive work may hold.
+    pub expensive_slots: u32,
+    /// Time to connect to a server.
+    pub connect_timeout: Duration,
+    /// Time until a server must have begun its answer.
+    pub response_timeout: Duration,
+    /// Time without a byte inside an answer.
+    pub read_timeout: Duration,
+    /// Time without a byte on a WebSocket.
+    pub websocket_timeout: Duration,
+    /// The PostgreSQL login of its workers.
+    pub login: Option<Login>,
+    /// The cluster on which that login may open the maintenance database.
+    pub maintenance: Option<Arc<Cluster>>,
+    /// The account that work on the maintenance database is charged to.
+    pub account: TenantId,
+}
+
+/// One PostgreSQL server.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: ClusterName,
+    /// Where it listens.
+    pub address: Endpoint,
+    /// Transactions that run at once.
+    pub slots: u32,
+    /// Most slots that expensive work may hold.
+    pub expensive_slots: u32,
+    /// Open server connections at most.
+    pub connections: u32,
+    /// TLS towards the server.
+    pub tls: ServerTls,
+    /// The certificate authorities, as PEM text, for `verify-full`.
+    pub tls_ca: Option<String>,
+    /// Time to connect and log in.
+    pub connect_timeout: Duration,
+    /// Time after which an idle server connection is closed.
+    pub idle_timeout: Duration,
+}
+
+/// Certificate and key of a listener, as PEM text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The chain, leaf first.
+    pub certificate: String,
+    /// The private key.
+    pub key: Secret,
+}
+
+/// Listener settings of the PostgreSQL plane that a reload may change.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PostgresFront {
+    /// How clients prove their password.
+    pub auth: AuthMethod,
+    /// Certificate for clients.
+    pub tls: Option<TlsFiles>,
+    /// The settings as written.
+    pub config: PostgresConfig,
+}
+
+/// Everything a request needs to know, checked as a whole and immutable.
+///
+/// A request reads one catalog and keeps it until it ends.
+#[derive(Debug)]
+pub struct Catalog {
+    pub(crate) tenants: Vec<Arc<Tenant>>,
+    pub(crate) by_host: HashMap<HostName, Arc<Tenant>>,
+    pub(crate) by_database: HashMap<DatabaseName, Arc<Tenant>>,
+    pub(crate) by_slug: HashMap<Slug, Arc<Tenant>>,
+    /// Pools by name.
+    pub pools: BTreeMap<PoolName, Arc<Pool>>,
+    /// Clusters by name.
+    pub clusters: BTreeMap<ClusterName, Arc<Cluster>>,
+    /// Plans by name.
+    pub plans: BTreeMap<PlanName, Arc<Plan>>,
+    /// HTTP listener settings.
+    pub http: Option<HttpConfig>,
+    /// PostgreSQL listener settings.
+    pub postgres: Option<PostgresFront>,
+    /// Where the admin listener listens.
+    pub admin: Option<SocketAddr>,
+    /// The admin bearer token.
+    pub admin_token: Option<Secret>,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+    /// The directory of tenant files, as written.
+    pub tenants_directory: PathBuf,
+    /// Numbers given to names so far: a tenant that comes back gets its old number, and with it its ledger.
+    pub(crate) numbers: Arc<HashMap<String, TenantId>>,
+}
+
+impl Catalog {
+    /// The name of the database that the pools' logins use for maintenance.
+    pub const MAINTENANCE_DATABASE: &'static str = "postgres";
+
+    /// Builds a catalog, or says everything that stands in its way.
+    ///
+    /// `previous` is the catalog it will replace: tenants keep their numbers.
+    pub fn build(set: &SourceSet, secrets: &dyn Secrets, previous: Option<&Self>) -> Result<Self, Diagnostics> {
+        check::build(set, secrets, previous)
+    }
+
+    /// The main file alone, decoded but not yet checked against anything: enough to learn where the tenants are.
+    pub fn read_main(source: &crate::Source) -> Result<GatewayConfig, Diagnostics> {
+        check::read_main(source).map(|(config, _)| config)
+    }
+
+    /// The tenant of a host; the host in any case, without port.
+    pub fn by_host(&self, host: &str) -> Option<&Arc<Tenant>> {
+        let host = crate::ids::normalize_host(host)?;
+        self.by_host.get(host.as_ref())
+    }
+
+    /// The tenant that owns a database.
+    pub fn by_database(&self, database: &str) -> Option<&Arc<Tenant>> {
+        self.by_database.get(database)
+    }
+
+    /// The tenant with a name.
+    pub fn by_slug(&self, slug: &str) -> Option<&Arc<Tenant>> {
+        self.by_slug.get(slug)
+    }
+
+    /// All tenants, in the order of their names.
+    pub fn tenants(&self) -> &[Arc<Tenant>] {
+        &self.tenants
+    }
+
+    /// The pool whose login has this role and which may open the maintenance database.
+    pub fn maintenance(&self, role: &str) -> Option<(&Arc<Pool>, &Login, &Arc<Cluster>)> {
+        self.pools.values().find_map(|pool| {
+            let login = pool.login.as_ref().filter(|l| l.role == role)?;
+            Some((pool, login, pool.maintenance.as_ref()?))
+        })
+    }
+}

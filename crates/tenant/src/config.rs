@@ -1,0 +1,398 @@
+//! The shape of the files: what `cofferdam.yaml` and a tenant's file may say. The JSON Schemas are made from here.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug};
+use crate::units::{ByteSize, Endpoint, HumanDuration, Secret};
+
+/// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// The HTTP plane; absent: no HTTP listener.
+    pub http: Option<HttpConfig>,
+    /// The PostgreSQL plane; absent: no PostgreSQL listener.
+    pub postgres: Option<PostgresConfig>,
+    /// The admin listener; absent: none.
+    pub admin: Option<AdminConfig>,
+    /// The directory with one YAML file per tenant, relative to this file.
+    #[serde(default = "default_tenants")]
+    pub tenants: PathBuf,
+    /// Groups of Odoo servers that share workers, by name.
+    #[serde(default)]
+    pub pools: BTreeMap<PoolName, PoolConfig>,
+    /// PostgreSQL servers, by name.
+    #[serde(default)]
+    pub clusters: BTreeMap<ClusterName, ClusterConfig>,
+    /// Named sets of quotas.
+    #[serde(default)]
+    pub plans: BTreeMap<PlanName, PlanConfig>,
+    /// How long a drain may take after SIGTERM before connections are cut.
+    #[serde(default = "default_drain")]
+    pub drain_timeout: HumanDuration,
+}
+
+/// The HTTP plane.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Addresses to listen on.
+    #[schemars(with = "Vec<String>")]
+    #[serde(deserialize_with = "socket_addresses")]
+    pub listen: Vec<SocketAddr>,
+    /// The scheme that clients use to reach this listener, told to Odoo as X-Forwarded-Proto: `https` when TLS ends in front of the gateway.
+    #[serde(default = "default_scheme")]
+    pub public_scheme: Scheme,
+    /// Time a client may take for a whole request header.
+    #[serde(default = "seconds::<15>")]
+    pub header_timeout: HumanDuration,
+    /// Time without a byte while a request body is read.
+    #[serde(default = "seconds::<30>")]
+    pub body_timeout: HumanDuration,
+    /// Time an idle keep-alive connection stays open.
+    #[serde(default = "seconds::<75>")]
+    pub keepalive_timeout: HumanDuration,
+    /// Time a client may go without taking a byte of its answer.
+    #[serde(default = "seconds::<60>")]
+    pub write_timeout: HumanDuration,
+    /// Request bodies up to this size are held in memory, larger ones in a temporary file.
+    #[serde(default = "default_spool")]
+    pub spool_threshold: ByteSize,
+    /// Most client connections at once.
+    #[serde(default = "default_connections")]
+    pub max_connections: u32,
+    /// Where large request bodies wait for a worker; absent: the system's temporary directory.
+    pub spool_directory: Option<PathBuf>,
+}
+
+/// A URL scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plain HTTP.
+    Http,
+    /// HTTP over TLS.
+    Https,
+}
+
+/// The PostgreSQL plane.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// Addresses to listen on.
+    #[schemars(with = "Vec<String>")]
+    #[serde(deserialize_with = "socket_addresses")]
+    pub listen: Vec<SocketAddr>,
+    /// How clients prove their password.
+    #[serde(default)]
+    pub auth: AuthMethod,
+    /// Certificate and key for clients; absent: SSLRequest is answered with `N`.
+    pub tls: Option<TlsConfig>,
+    /// Whether clients without TLS are refused.
+    #[serde(default)]
+    pub require_tls: bool,
+    /// Time a client may take from connect to the end of authentication.
+    #[serde(default = "seconds::<15>")]
+    pub login_timeout: HumanDuration,
+    /// Most client connections at once.
+    #[serde(default = "default_connections")]
+    pub max_connections: u32,
+    /// Most connections that have not authenticated yet, all together.
+    #[serde(default = "default_unauthenticated")]
+    pub max_unauthenticated: u32,
+}
+
+/// How clients prove their password to the gateway.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AuthMethod {
+    /// SCRAM-SHA-256, the default.
+    #[default]
+    ScramSha256,
+    /// MD5, for old drivers only.
+    Md5,
+}
+
+/// A certificate chain and its private key, as PEM files.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// PEM file with the certificate chain, leaf first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// The admin listener.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Address to listen on. Anything but loopback needs a token.
+    #[serde(default = "default_admin_listen", deserialize_with = "socket_address")]
+    #[schemars(with = "String")]
+    pub listen: SocketAddr,
+    /// Bearer token, in plain text.
+    pub token: Option<Secret>,
+    /// File with the bearer token.
+    pub token_file: Option<PathBuf>,
+    /// Environment variable with the bearer token.
+    pub token_env: Option<String>,
+}
+
+/// A group of Odoo servers that share workers.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolConfig {
+    /// The servers.
+    pub servers: Vec<ServerConfig>,
+    /// Workers of all servers together: requests in flight at once.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub slots: u32,
+    /// Most slots that expensive work may hold, all tenants together; the rest stays for short work. Default: three quarters.
+    #[schemars(range(min = 1))]
+    pub expensive_slots: Option<u32>,
+    /// Time to connect to a server.
+    #[serde(default = "seconds::<5>")]
+    pub connect_timeout: HumanDuration,
+    /// Time until a server must have begun its answer.
+    #[serde(default = "seconds::<300>")]
+    pub response_timeout: HumanDuration,
+    /// Time without a byte from a server inside an answer.
+    #[serde(default = "seconds::<60>")]
+    pub read_timeout: HumanDuration,
+    /// Time without a byte in either direction on a WebSocket.
+    #[serde(default = "seconds::<3600>")]
+    pub websocket_timeout: HumanDuration,
+    /// The PostgreSQL login of this pool's workers: it opens every database of the tenants placed in the pool.
+    pub login: Option<LoginConfig>,
+    /// The cluster on which the pool's login may open the maintenance database `postgres`.
+    pub maintenance: Option<ClusterName>,
+}
+
+/// One Odoo server of a pool.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// The HTTP port of the prefork workers.
+    pub address: Endpoint,
+    /// The gevent port for `/websocket`; absent: WebSockets are answered with 503.
+    pub gevent: Option<Endpoint>,
+}
+
+/// One PostgreSQL server.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// Where it listens.
+    pub address: Endpoint,
+    /// Transactions that run at once, all tenants together. About 1.5 to 2 per core is a good start.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub slots: u32,
+    /// Most slots that expensive work may hold, all tenants together. Default: three quarters.
+    #[schemars(range(min = 1))]
+    pub expensive_slots: Option<u32>,
+    /// Open server connections at most: executing, pinned and idle. Default: four times the slots plus 20.
+    #[schemars(range(min = 1))]
+    pub connections: Option<u32>,
+    /// TLS towards the server.
+    #[serde(default)]
+    pub tls: ServerTls,
+    /// PEM file with the certificate authorities, for `verify-full`.
+    pub tls_ca: Option<PathBuf>,
+    /// Time to connect and log in.
+    #[serde(default = "seconds::<5>")]
+    pub connect_timeout: HumanDuration,
+    /// Time after which an idle server connection is closed.
+    #[serde(default = "seconds::<600>")]
+    pub idle_timeout: HumanDuration,
+}
+
+/// TLS towards a PostgreSQL server, named as in libpq.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServerTls {
+    /// Never.
+    #[default]
+    Disable,
+    /// If the server offers it; its certificate is not checked.
+    Prefer,
+    /// Always; its certificate is not checked.
+    Require,
+    /// Always; certificate and host name are checked against `tls_ca`.
+    VerifyFull,
+}
+
+/// A PostgreSQL role and its password.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginConfig {
+    /// The role.
+    pub role: String,
+    /// Its password, in plain text.
+    pub password: Option<Secret>,
+    /// File with the password.
+    pub password_file: Option<PathBuf>,
+    /// Environment variable with the password.
+    pub password_env: Option<String>,
+}
+
+/// A named set of quotas.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlanConfig {
+    /// Share under contention, relative to the other tenants.
+    #[serde(default = "default_weight")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub weight: Option<u32>,
+    /// Quotas on the pool.
+    #[serde(default)]
+    pub http: QuotaConfig,
+    /// Quotas on the cluster.
+    #[serde(default)]
+    pub postgres: QuotaConfig,
+    /// Largest request body.
+    pub max_body: Option<ByteSize>,
+    /// PostgreSQL client connections at once.
+    #[schemars(range(min = 1))]
+    pub max_clients: Option<u32>,
+    /// HTTP WebSockets at once.
+    #[schemars(range(min = 1))]
+    pub max_websockets: Option<u32>,
+    /// Time a transaction may stay idle before the gateway ends it: it holds a slot and locks.
+    pub idle_in_transaction_timeout: Option<HumanDuration>,
+}
+
+/// Quotas of one tenant on one pool or cluster.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QuotaConfig {
+    /// Slots guaranteed. Default 0.
+    #[serde(default)]
+    pub reserved: u32,
+    /// Slots never exceeded. Default: all of them.
+    #[schemars(range(min = 1))]
+    pub limit: Option<u32>,
+    /// Work that may wait. Default 200.
+    pub queue: Option<u32>,
+    /// Longest wait for a slot. Default 30s.
+    pub max_wait: Option<HumanDuration>,
+}
+
+/// A tenant's file.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantFile {
+    /// The tenant's name.
+    pub tenant: Slug,
+    /// The hosts under which it is reached.
+    #[serde(default)]
+    pub hosts: Vec<HostName>,
+    /// Its database.
+    pub database: Option<DatabaseName>,
+    /// Where it lives: its pool and its cluster.
+    pub placement: Placement,
+    /// The plan that gives its quotas.
+    pub plan: PlanName,
+    /// Its own PostgreSQL login, beside that of its pool.
+    pub login: Option<LoginConfig>,
+    /// When server connections change hands. Default: `transaction`.
+    #[serde(default)]
+    pub pooling: PoolingMode,
+}
+
+/// Which pool and which cluster a tenant uses.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Placement {
+    /// The pool of Odoo servers; needed for `hosts`.
+    pub pool: Option<PoolName>,
+    /// The PostgreSQL cluster; needed for `database` to be reachable through the gateway.
+    pub cluster: Option<ClusterName>,
+}
+
+/// When a server connection may serve another client.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PoolingMode {
+    /// After each transaction, unless the session holds state.
+    #[default]
+    Transaction,
+    /// When the client leaves.
+    Session,
+}
+
+impl PoolingMode {
+    /// The name used in configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Transaction => "transaction",
+            Self::Session => "session",
+        }
+    }
+}
+
+impl Scheme {
+    /// The name used in URLs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+fn default_tenants() -> PathBuf {
+    "tenants".into()
+}
+fn default_drain() -> HumanDuration {
+    HumanDuration(Duration::from_secs(60))
+}
+fn default_scheme() -> Scheme {
+    Scheme::Http
+}
+fn seconds<const N: u64>() -> HumanDuration {
+    HumanDuration(Duration::from_secs(N))
+}
+fn default_spool() -> ByteSize {
+    ByteSize(256 << 10)
+}
+fn default_connections() -> u32 {
+    20_000
+}
+fn default_unauthenticated() -> u32 {
+    500
+}
+fn default_admin_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9180))
+}
+#[allow(clippy::unnecessary_wraps)] // the shape serde wants for an optional field
+fn default_weight() -> Option<u32> {
+    Some(1)
+}
+
+const LISTEN: &str = "an address and port to listen on, such as `127.0.0.1:8069`, `[::]:5432` or `0.0.0.0:0`";
+
+struct ListenAddress(SocketAddr);
+
+impl<'de> Deserialize<'de> for ListenAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse()
+            .map(ListenAddress)
+            .map_err(|_| serde::de::Error::invalid_value(serde::de::Unexpected::Str(&text), &LISTEN))
+    }
+}
+
+fn socket_address<'de, D: serde::Deserializer<'de>>(d: D) -> Result<SocketAddr, D::Error> {
+    ListenAddress::deserialize(d).map(|a| a.0)
+}
+
+fn socket_addresses<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Vec<SocketAddr>, D::Error> {
+    Ok(Vec::<ListenAddress>::deserialize(d)?.into_iter().map(|a| a.0).collect())
+}
