@@ -1,1 +1,128 @@
-//! placeholder
+//! The admin listener: `/livez`, `/readyz`, `/metrics` and the REST API under `/api/v1`.
+//!
+//! What it needs of the running gateway reaches it through [`GatewayView`]; it knows neither plane.
+//!
+//! | route | what |
+//! |---|---|
+//! | `GET /livez` | 200 while the process serves; open to everybody |
+//! | `GET /readyz` | 200 when traffic is welcome, 503 while draining; open to everybody |
+//! | `GET /metrics` | Prometheus text format |
+//! | `GET /api/v1/status` | generation, last reload, its errors |
+//! | `GET /api/v1/tenants`, `GET /api/v1/tenants/{slug}` | tenants with their live usage |
+//! | `GET /api/v1/gates` | gates with their slots |
+//! | `POST /api/v1/reload` | reads the configuration again; 200, or 422 with every error |
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod metrics;
+mod view;
+
+pub use view::{
+    ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, StatusView, TenantView, TotalsView,
+};
+
+use std::io;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::{get, post};
+use serde_json::json;
+use subtle::ConstantTimeEq;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+type View = Arc<dyn GatewayView>;
+
+/// Serves the admin listener until `stop`; requests in flight finish.
+///
+/// When the view has a token, everything but `/livez` and `/readyz` wants it as `Authorization: Bearer …`.
+pub async fn serve(listener: TcpListener, view: Arc<dyn GatewayView>, stop: CancellationToken) -> io::Result<()> {
+    axum::serve(listener, router(view)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn router(view: View) -> Router {
+    let guarded = Router::new()
+        .route("/metrics", get(prometheus))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/tenants", get(tenants))
+        .route("/api/v1/tenants/{slug}", get(tenant))
+        .route("/api/v1/gates", get(gates))
+        .route("/api/v1/reload", post(reload))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&view), authorize));
+    Router::new()
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .merge(guarded)
+        .fallback(|| async { problem(StatusCode::NOT_FOUND, "no such resource") })
+        .with_state(view)
+}
+
+async fn authorize(State(view): State<View>, request: Request, next: Next) -> Response {
+    if let Some(token) = view.token() {
+        let given = request
+            .headers()
+            .get(header::AUTHORIZATION)
+            .and_then(|v| v.to_str().ok())
+            .and_then(|v| v.strip_prefix("Bearer "))
+            .unwrap_or_default();
+        if !bool::from(given.as_bytes().ct_eq(token.as_bytes())) {
+            let mut refusal = problem(StatusCode::UNAUTHORIZED, "a bearer token is needed");
+            refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            return refusal;
+        }
+    }
+    next.run(request).await
+}
+
+async fn ready(State(view): State<View>) -> Response {
+    if view.is_ready() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response()
+    }
+}
+
+async fn prometheus(State(view): State<View>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&*view)).into_response()
+}
+
+async fn status(State(view): State<View>) -> Json<StatusView> {
+    Json(view.status())
+}
+
+async fn tenants(State(view): State<View>) -> Json<Vec<TenantView>> {
+    Json(view.tenants())
+}
+
+async fn tenant(State(view): State<View>, Path(slug): Path<String>) -> Response {
+    match view.tenant(&slug) {
+        Some(tenant) => Json(tenant).into_response(),
+        None => problem(StatusCode::NOT_FOUND, "no such tenant"),
+    }
+}
+
+async fn gates(State(view): State<View>) -> Json<Vec<GateView>> {
+    Json(view.gates())
+}
+
+async fn reload(State(view): State<View>) -> Response {
+    match view.reload().await {
+        Ok(status) => Json(status).into_response(),
+        Err(ReloadFailed { errors }) => {
+            let body = json!({
+                "title": "the configuration has errors; the running one is unchanged",
+                "status": 422,
+                "errors": errors,
+            });
+            (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+        }
+    }
+}
+
+fn problem(status: StatusCode, title: &str) -> Response {
+    (status, Json(json!({ "title": title, "status": status.as_u16() }))).into_response()
+}

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use cofferdam_tenant::{PlaneQuota, TenantId};
+use cofferdam_tenant::{PlaneQuota, Scheduling, TenantId};
 
 /// What kind of work a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,6 +84,15 @@ pub enum Policy {
     Fair,
     /// First come, first served, without limits per tenant: what other gateways do, for comparison.
     Fifo,
+}
+
+impl From<Scheduling> for Policy {
+    fn from(scheduling: Scheduling) -> Self {
+        match scheduling {
+            Scheduling::Fair => Self::Fair,
+            Scheduling::Fifo => Self::Fifo,
+        }
+    }
 }
 
 /// The slots of one gate.

@@ -1,1 +1,42 @@
-//! placeholder
+//! The HTTP plane: host → tenant → pool → server, Odoo-aware, on pingora's HTTP engine.
+//!
+//! Odoo's prefork workers serve one request each and are blocked by whoever is slow. So the plane takes work away from
+//! them: it reads the whole request before it asks for a worker, asks the pool's fair
+//! [`Gate`](cofferdam_fairness::Gate) for a slot, sends one request per connection, and gives the slot back when the
+//! server has finished its answer.
+//!
+//! pingora does HTTP: parsing, framing, keep-alive, upgrades. The sockets, the runtime and the order of steps are ours
+//! (`docs/decisions/0003-pingora-core.md`). No pingora type appears in this crate's public interface.
+//!
+//! # Manual
+//!
+//! - **Boundary.** A host belongs to one tenant; an unknown host is answered with 421 and no server hears of it.
+//!   `X-Forwarded-*`, `Forwarded`, `X-Real-IP` and `X-Odoo-*` of clients are dropped, ours are set; hop-by-hop headers end
+//!   here; `X-Sendfile` and `X-Accel-Redirect` never leave. Database manager and other internal routes are closed.
+//! - **Refusals.** Over the tenant's own quota: 429. Pool overloaded: 503. Both with `Retry-After` and a body that names
+//!   limit and wait.
+//! - **WebSocket.** `/websocket` goes to the gevent port, holds no worker slot, and is counted per tenant.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod connection;
+mod exchange;
+mod headers;
+mod plane;
+mod reply;
+mod route;
+mod socket;
+mod spool;
+mod websocket;
+
+pub use plane::{HttpPlane, HttpUsage};
+pub use route::{Route, route};
+
+/// The plane cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HttpError {
+    /// The configuration has no `http` section.
+    #[error("the configuration has no `http` section")]
+    NotConfigured,
+}

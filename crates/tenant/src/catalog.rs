@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::check;
-use crate::config::{AuthMethod, GatewayConfig, HttpConfig, PoolingMode, PostgresConfig, ServerTls};
+use crate::config::{AuthMethod, GatewayConfig, HttpConfig, PoolingMode, PostgresConfig, Scheduling, ServerTls};
 use crate::diagnostic::Diagnostics;
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
 use crate::units::{Endpoint, Secret};
@@ -48,7 +48,7 @@ pub struct Plan {
 }
 
 /// A PostgreSQL role and its password, resolved.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Login {
     /// The role.
     pub role: String,
@@ -107,6 +107,8 @@ pub struct Pool {
     pub slots: u32,
     /// Most slots that expensive work may hold.
     pub expensive_slots: u32,
+    /// The order in which waiting requests are served.
+    pub scheduling: Scheduling,
     /// Time to connect to a server.
     pub connect_timeout: Duration,
     /// Time until a server must have begun its answer.
@@ -136,6 +138,8 @@ pub struct Cluster {
     pub expensive_slots: u32,
     /// Open server connections at most.
     pub connections: u32,
+    /// The order in which waiting transactions are served.
+    pub scheduling: Scheduling,
     /// TLS towards the server.
     pub tls: ServerTls,
     /// The certificate authorities, as PEM text, for `verify-full`.
@@ -176,6 +180,7 @@ pub struct Catalog {
     pub(crate) by_host: HashMap<HostName, Arc<Tenant>>,
     pub(crate) by_database: HashMap<DatabaseName, Arc<Tenant>>,
     pub(crate) by_slug: HashMap<Slug, Arc<Tenant>>,
+    pub(crate) by_role: HashMap<String, Arc<Tenant>>,
     /// Pools by name.
     pub pools: BTreeMap<PoolName, Arc<Pool>>,
     /// Clusters by name.
@@ -233,6 +238,12 @@ impl Catalog {
     /// All tenants, in the order of their names.
     pub fn tenants(&self) -> &[Arc<Tenant>] {
         &self.tenants
+    }
+
+    /// Any login with this role, of whatever tenant or pool.
+    pub fn any_login(&self, role: &str) -> Option<&Login> {
+        let of_pools = self.pools.values().filter_map(|p| p.login.as_ref()).find(|l| l.role == role);
+        of_pools.or_else(|| self.by_role.get(role)?.login.as_ref())
     }
 
     /// The pool whose login has this role and which may open the maintenance database.

@@ -125,6 +125,7 @@ impl Check<'_> {
             by_host: HashMap::with_capacity(files.len()),
             by_database: HashMap::with_capacity(files.len()),
             by_slug: HashMap::with_capacity(files.len()),
+            by_role: HashMap::new(),
             pools,
             clusters,
             plans,
@@ -435,6 +436,9 @@ impl Check<'_> {
         if let Some(database) = &tenant.database {
             catalog.by_database.insert(database.clone(), Arc::clone(&tenant));
         }
+        if let Some(login) = &tenant.login {
+            catalog.by_role.insert(login.role.clone(), Arc::clone(&tenant));
+        }
         catalog.by_slug.insert(slug.clone(), Arc::clone(&tenant));
         catalog.tenants.push(tenant);
     }
@@ -616,6 +620,7 @@ fn resolve_cluster(name: &ClusterName, cluster: &ClusterConfig, connections: u32
         slots: cluster.slots,
         expensive_slots: cluster.expensive_slots.unwrap_or_else(|| default_expensive(cluster.slots)),
         connections,
+        scheduling: cluster.scheduling,
         tls: cluster.tls,
         tls_ca,
         connect_timeout: cluster.connect_timeout.0,
@@ -635,6 +640,7 @@ fn resolve_pool(
         servers: pool.servers.iter().map(|s| Server { address: s.address.clone(), gevent: s.gevent.clone() }).collect(),
         slots: pool.slots,
         expensive_slots: pool.expensive_slots.unwrap_or_else(|| default_expensive(pool.slots)),
+        scheduling: pool.scheduling,
         connect_timeout: pool.connect_timeout.0,
         response_timeout: pool.response_timeout.0,
         read_timeout: pool.read_timeout.0,

@@ -157,6 +157,9 @@ pub struct PoolConfig {
     /// Most slots that expensive work may hold, all tenants together; the rest stays for short work. Default: three quarters.
     #[schemars(range(min = 1))]
     pub expensive_slots: Option<u32>,
+    /// The order in which waiting requests are served.
+    #[serde(default)]
+    pub scheduling: Scheduling,
     /// Time to connect to a server.
     #[serde(default = "seconds::<5>")]
     pub connect_timeout: HumanDuration,
@@ -200,6 +203,9 @@ pub struct ClusterConfig {
     /// Open server connections at most: executing, pinned and idle. Default: four times the slots plus 20.
     #[schemars(range(min = 1))]
     pub connections: Option<u32>,
+    /// The order in which waiting transactions are served.
+    #[serde(default)]
+    pub scheduling: Scheduling,
     /// TLS towards the server.
     #[serde(default)]
     pub tls: ServerTls,
@@ -211,6 +217,17 @@ pub struct ClusterConfig {
     /// Time after which an idle server connection is closed.
     #[serde(default = "seconds::<600>")]
     pub idle_timeout: HumanDuration,
+}
+
+/// The order in which waiting work is served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduling {
+    /// Fair between tenants by measured work, with the limits of their plans.
+    #[default]
+    Fair,
+    /// First come, first served, without limits per tenant; for comparison only.
+    Fifo,
 }
 
 /// TLS towards a PostgreSQL server, named as in libpq.

@@ -1,0 +1,114 @@
+//! Prometheus metrics, collected when they are asked for: nothing of this is on a request path.
+//!
+//! A recorder is made per scrape and never installed globally, so that an embedding program keeps its own.
+
+use metrics::{Key, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+
+use crate::view::{GatewayView, PlaneUsage};
+
+/// Tenants with series of their own; the others are summed up as `other`.
+const TENANT_SERIES: usize = 100;
+
+const METADATA: Metadata<'static> = Metadata::new("cofferdam", Level::INFO, None);
+
+/// The metrics of a gateway in the Prometheus text format.
+pub(crate) fn render(view: &dyn GatewayView) -> String {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let out = Out(&recorder);
+    let status = view.status();
+    out.gauge("cofferdam_info", &[("version", status.version)], 1.0);
+    out.gauge("cofferdam_ready", &[], f64::from(u8::from(view.is_ready())));
+    out.gauge("cofferdam_catalog_generation", &[], status.generation as f64);
+    out.gauge("cofferdam_catalog_tenants", &[], status.tenants as f64);
+    out.counter("cofferdam_reloads_total", &[("result", "ok")], status.reloads);
+    out.counter("cofferdam_reloads_total", &[("result", "failed")], status.failed_reloads);
+    out.gauge("cofferdam_config_errors", &[], status.last_errors.len() as f64);
+    totals(&out, view);
+    for gate in view.gates() {
+        let labels = [("plane", gate.plane), ("gate", gate.name.as_str())];
+        out.gauge("cofferdam_gate_slots", &labels, gate.slots.into());
+        out.gauge("cofferdam_gate_running", &labels, gate.running.into());
+        out.gauge("cofferdam_gate_expensive", &labels, gate.expensive.into());
+        out.gauge("cofferdam_gate_waiting", &labels, gate.waiting.into());
+    }
+    for cluster in view.clusters() {
+        for (state, n) in [("idle", cluster.idle), ("busy", cluster.open - cluster.idle.min(cluster.open))] {
+            let labels = [("cluster", cluster.name.as_str()), ("state", state)];
+            out.gauge("cofferdam_postgres_server_connections", &labels, n.into());
+        }
+    }
+    tenants(&out, view);
+    recorder.handle().render()
+}
+
+fn totals(out: &Out<'_>, view: &dyn GatewayView) {
+    let t = view.totals();
+    out.counter("cofferdam_http_requests_total", &[], t.http_requests);
+    out.counter("cofferdam_http_unknown_host_total", &[], t.http_unknown_host);
+    out.counter("cofferdam_http_refused_total", &[], t.http_refused);
+    out.counter("cofferdam_http_failed_total", &[], t.http_failed);
+    out.gauge("cofferdam_http_websockets", &[], t.http_websockets as f64);
+    out.counter("cofferdam_postgres_logins_total", &[("result", "ok")], t.postgres_logins);
+    out.counter("cofferdam_postgres_logins_total", &[("result", "failed")], t.postgres_login_failures);
+    out.counter("cofferdam_postgres_transactions_total", &[], t.postgres_transactions);
+    out.counter("cofferdam_postgres_refused_total", &[], t.postgres_refused);
+    out.counter("cofferdam_postgres_cancels_total", &[], t.postgres_cancels);
+    out.gauge("cofferdam_postgres_clients", &[], t.postgres_clients as f64);
+}
+
+fn tenants(out: &Out<'_>, view: &dyn GatewayView) {
+    let mut tenants = view.tenants();
+    let work =
+        |t: &crate::TenantView| t.http.map_or(0.0, |u| u.slot_seconds) + t.postgres.map_or(0.0, |u| u.slot_seconds);
+    tenants.sort_by(|a, b| work(b).total_cmp(&work(a)));
+    let mut other: [Option<PlaneUsage>; 2] = [None, None];
+    for (i, tenant) in tenants.iter().enumerate() {
+        for (n, (plane, usage)) in [("http", &tenant.http), ("postgres", &tenant.postgres)].into_iter().enumerate() {
+            let Some(usage) = usage else { continue };
+            if i < TENANT_SERIES {
+                tenant_plane(out, &tenant.tenant, plane, usage);
+            } else {
+                let sum = other[n].get_or_insert_default();
+                sum.running += usage.running;
+                sum.waiting += usage.waiting;
+                sum.slot_seconds += usage.slot_seconds;
+                sum.wait_seconds += usage.wait_seconds;
+                sum.granted += usage.granted;
+                sum.rejected += usage.rejected;
+            }
+        }
+    }
+    for (plane, usage) in ["http", "postgres"].into_iter().zip(&other) {
+        if let Some(usage) = usage {
+            tenant_plane(out, "other", plane, usage);
+        }
+    }
+}
+
+fn tenant_plane(out: &Out<'_>, tenant: &str, plane: &str, usage: &PlaneUsage) {
+    let labels = [("tenant", tenant), ("plane", plane)];
+    out.gauge("cofferdam_tenant_running", &labels, usage.running.into());
+    out.gauge("cofferdam_tenant_waiting", &labels, usage.waiting.into());
+    // Seconds are no whole numbers, which the recorder's counters want: they are gauges that only rise.
+    out.gauge("cofferdam_tenant_slot_seconds_total", &labels, usage.slot_seconds);
+    out.gauge("cofferdam_tenant_wait_seconds_total", &labels, usage.wait_seconds);
+    out.counter("cofferdam_tenant_granted_total", &labels, usage.granted);
+    out.counter("cofferdam_tenant_rejected_total", &labels, usage.rejected);
+}
+
+struct Out<'a>(&'a PrometheusRecorder);
+
+impl Out<'_> {
+    fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        self.0.register_gauge(&key(name, labels), &METADATA).set(value);
+    }
+
+    fn counter(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
+        self.0.register_counter(&key(name, labels), &METADATA).absolute(value);
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    Key::from_parts(name, labels.iter().map(|(k, v)| Label::new(*k, (*v).to_owned())).collect::<Vec<_>>())
+}

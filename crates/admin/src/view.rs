@@ -1,0 +1,171 @@
+//! What the admin surface needs to know of a gateway, and how it is shown.
+
+use async_trait::async_trait;
+use serde::Serialize;
+
+/// A running gateway, as the admin surface sees it.
+#[async_trait]
+pub trait GatewayView: Send + Sync + 'static {
+    /// The bearer token, when one is demanded.
+    fn token(&self) -> Option<String>;
+    /// Whether traffic is welcome.
+    fn is_ready(&self) -> bool;
+    /// Generation and last reload.
+    fn status(&self) -> StatusView;
+    /// All tenants, by name.
+    fn tenants(&self) -> Vec<TenantView>;
+    /// One tenant.
+    fn tenant(&self, slug: &str) -> Option<TenantView>;
+    /// All gates, by plane and name.
+    fn gates(&self) -> Vec<GateView>;
+    /// Server connections by cluster.
+    fn clusters(&self) -> Vec<ClusterView>;
+    /// Counts of the whole gateway.
+    fn totals(&self) -> TotalsView;
+    /// Reads the configuration again.
+    async fn reload(&self) -> Result<StatusView, ReloadFailed>;
+}
+
+/// A reload that changed nothing because the configuration has errors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReloadFailed {
+    /// Every error.
+    pub errors: Vec<Fault>,
+}
+
+/// One error of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// The file.
+    pub file: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column, from 1.
+    pub column: usize,
+    /// The field.
+    pub field: String,
+    /// What was found.
+    pub found: String,
+    /// What was expected.
+    pub expected: String,
+}
+
+/// What is being served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StatusView {
+    /// The version of the gateway.
+    pub version: &'static str,
+    /// Counts reloads that took effect, from 1.
+    pub generation: u64,
+    /// Tenants in the catalog.
+    pub tenants: usize,
+    /// Reloads that took effect since the start.
+    pub reloads: u64,
+    /// Reloads that failed since the start.
+    pub failed_reloads: u64,
+    /// Errors of the last reload, if it failed.
+    pub last_errors: Vec<Fault>,
+    /// Whether the gateway drains.
+    pub draining: bool,
+}
+
+/// Counts since the start, and what is open now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct TotalsView {
+    /// HTTP requests answered.
+    pub http_requests: u64,
+    /// HTTP requests for hosts that nobody has.
+    pub http_unknown_host: u64,
+    /// HTTP requests refused for want of a slot.
+    pub http_refused: u64,
+    /// HTTP requests that failed at the server.
+    pub http_failed: u64,
+    /// WebSockets open.
+    pub http_websockets: u64,
+    /// PostgreSQL logins.
+    pub postgres_logins: u64,
+    /// PostgreSQL logins that failed.
+    pub postgres_login_failures: u64,
+    /// Transactions finished.
+    pub postgres_transactions: u64,
+    /// Statements refused for want of a slot or connection.
+    pub postgres_refused: u64,
+    /// Cancel requests.
+    pub postgres_cancels: u64,
+    /// PostgreSQL clients connected.
+    pub postgres_clients: u64,
+}
+
+/// A tenant and what it uses.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TenantView {
+    /// Its name.
+    pub tenant: String,
+    /// Its hosts.
+    pub hosts: Vec<String>,
+    /// Its database.
+    pub database: Option<String>,
+    /// Its pool.
+    pub pool: Option<String>,
+    /// Its cluster.
+    pub cluster: Option<String>,
+    /// Its plan.
+    pub plan: String,
+    /// What it uses of its pool.
+    pub http: Option<PlaneUsage>,
+    /// What it uses of its cluster.
+    pub postgres: Option<PlaneUsage>,
+    /// PostgreSQL clients connected.
+    pub postgres_clients: u32,
+}
+
+/// A tenant's use of one gate.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct PlaneUsage {
+    /// Slots held.
+    pub running: u32,
+    /// Slots never exceeded; absent: no limit of its own.
+    pub limit: Option<u32>,
+    /// Slots guaranteed.
+    pub reserved: u32,
+    /// Work waiting.
+    pub waiting: u32,
+    /// Work that may wait.
+    pub queue: u32,
+    /// Work so far, in slot-seconds.
+    pub slot_seconds: f64,
+    /// Seconds that granted work had waited, summed.
+    pub wait_seconds: f64,
+    /// Slots granted so far.
+    pub granted: u64,
+    /// Work turned away so far.
+    pub rejected: u64,
+}
+
+/// A gate and its slots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GateView {
+    /// `http` or `postgres`.
+    pub plane: &'static str,
+    /// The pool or cluster.
+    pub name: String,
+    /// Slots in all.
+    pub slots: u32,
+    /// Slots held.
+    pub running: u32,
+    /// Of these, by expensive work.
+    pub expensive: u32,
+    /// Work waiting.
+    pub waiting: u32,
+}
+
+/// Server connections of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClusterView {
+    /// The cluster.
+    pub name: String,
+    /// Open connections, idle ones included.
+    pub open: u32,
+    /// Idle ones.
+    pub idle: u32,
+}

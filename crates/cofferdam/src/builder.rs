@@ -1,0 +1,285 @@
+//! From options to a running gateway.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cofferdam_fairness::{Clock, MonotonicClock};
+use cofferdam_http::{HttpError, HttpPlane};
+use cofferdam_postgres::{PostgresError, PostgresPlane};
+use cofferdam_tenant::{Catalog, Diagnostics, NoSecrets, Secrets, SourceSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::files::{SystemSecrets, load_sources};
+use crate::gateway::{Gateway, Inner, Origin};
+use crate::listeners::Listening;
+use crate::{view, watch};
+
+/// Why a gateway could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration has errors; all of them.
+    #[error("{0}")]
+    Config(#[from] Diagnostics),
+    /// Neither a file nor sources were given.
+    #[error("no configuration was given: call `config_file` or `sources`")]
+    NoConfig,
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {error}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        error: io::Error,
+    },
+    /// The HTTP plane cannot be set up.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// The PostgreSQL plane cannot be set up.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
+    /// A runtime of its own could not be started.
+    #[error("cannot start a runtime: {0}")]
+    Runtime(io::Error),
+}
+
+/// Where the planes run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Runtimes {
+    /// On the runtime that calls [`Builder::start`].
+    #[default]
+    Callers,
+    /// On this many threads of the gateway's own, each with a single-threaded runtime and sockets of its own: a
+    /// connection is served by one core from beginning to end. What the binary does.
+    PerCore(usize),
+}
+
+/// Options of a gateway.
+#[derive(Default)]
+#[must_use = "a builder does nothing until `start`"]
+pub struct Builder {
+    origin: Option<Origin>,
+    secrets: Option<Arc<dyn Secrets + Send + Sync>>,
+    http_listeners: Vec<TcpListener>,
+    postgres_listeners: Vec<TcpListener>,
+    admin_listener: Option<TcpListener>,
+    runtimes: Runtimes,
+    watch: bool,
+}
+
+impl Builder {
+    /// Reads `cofferdam.yaml` and its tenants from files; [`Gateway::reload`] reads them again.
+    pub fn config_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.origin = Some(Origin::File(path.into()));
+        self
+    }
+
+    /// Takes the configuration as text; [`Gateway::reload_from`] replaces it.
+    pub fn sources(mut self, sources: SourceSet) -> Self {
+        self.origin = Some(Origin::Given(Box::new(sources)));
+        self
+    }
+
+    /// How secrets that the configuration points at are read. Default: files and environment variables for
+    /// [`config_file`](Self::config_file), none for [`sources`](Self::sources).
+    pub fn secrets(mut self, secrets: Arc<dyn Secrets + Send + Sync>) -> Self {
+        self.secrets = Some(secrets);
+        self
+    }
+
+    /// Serves HTTP on a socket of the caller's instead of the configured addresses.
+    pub fn http_listener(mut self, listener: TcpListener) -> Self {
+        self.http_listeners.push(listener);
+        self
+    }
+
+    /// Serves PostgreSQL on a socket of the caller's instead of the configured addresses.
+    pub fn postgres_listener(mut self, listener: TcpListener) -> Self {
+        self.postgres_listeners.push(listener);
+        self
+    }
+
+    /// Serves the admin surface on a socket of the caller's instead of the configured address.
+    pub fn admin_listener(mut self, listener: TcpListener) -> Self {
+        self.admin_listener = Some(listener);
+        self
+    }
+
+    /// Where the planes run. Default: on the caller's runtime.
+    pub fn runtimes(mut self, runtimes: Runtimes) -> Self {
+        self.runtimes = runtimes;
+        self
+    }
+
+    /// Reloads by itself when a configuration file changes. Default: no.
+    pub fn watch(mut self, watch: bool) -> Self {
+        self.watch = watch;
+        self
+    }
+
+    /// Starts the gateway; it serves when this returns.
+    ///
+    /// Must be called inside a tokio runtime with time and I/O enabled. Not cancel-safe: a start that is dropped
+    /// half-way may leave listeners open until the runtime ends.
+    pub async fn start(self) -> Result<Gateway, StartError> {
+        let origin = self.origin.ok_or(StartError::NoConfig)?;
+        let secrets: Arc<dyn Secrets + Send + Sync> = match (self.secrets, &origin) {
+            (Some(secrets), _) => secrets,
+            (None, Origin::File(path)) => Arc::new(SystemSecrets::beside(path)),
+            (None, Origin::Given(_)) => Arc::new(NoSecrets),
+        };
+        let catalog = Arc::new(read_catalog(origin.clone(), Arc::clone(&secrets), None).await?);
+        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::since(Instant::now()));
+        let http = catalog.http.is_some().then(|| HttpPlane::new(&catalog, Arc::clone(&clock))).transpose()?;
+        let postgres = catalog.postgres.is_some().then(|| PostgresPlane::new(&catalog, clock)).transpose()?;
+
+        let count = match self.runtimes {
+            Runtimes::Callers => 1,
+            Runtimes::PerCore(n) => n.max(1),
+        };
+        let http_addresses = catalog.http.as_ref().map(|c| c.listen.clone()).unwrap_or_default();
+        let http_listening = listen(self.http_listeners, &http_addresses, http.is_some(), count)?;
+        let postgres_addresses = catalog.postgres.as_ref().map(|c| c.config.listen.clone()).unwrap_or_default();
+        let postgres_listening = listen(self.postgres_listeners, &postgres_addresses, postgres.is_some(), count)?;
+        let admin = match self.admin_listener {
+            Some(listener) => Some(Listening::given(listener, 1).map_err(|e| cannot_listen("the admin listener", e))?),
+            None => catalog.admin.map(|a| Listening::bind(a, 1).map_err(|e| cannot_listen(a, e))).transpose()?,
+        };
+
+        let inner = Arc::new(Inner::new(origin, secrets, catalog, http, postgres));
+        let addresses = |listening: &[Listening]| listening.iter().map(|l| l.address).collect::<Vec<_>>();
+        let gateway = Gateway {
+            http: addresses(&http_listening),
+            postgres: addresses(&postgres_listening),
+            admin: admin.as_ref().map(|l| l.address),
+            inner: Arc::clone(&inner),
+        };
+        match self.runtimes {
+            Runtimes::Callers => serve_here(&inner, http_listening, postgres_listening)?,
+            Runtimes::PerCore(_) => serve_on_threads(&inner, count, http_listening, postgres_listening)?,
+        }
+        if let Some(admin) = admin {
+            for socket in admin.sockets {
+                let listener =
+                    tokio::net::TcpListener::from_std(socket).map_err(|e| cannot_listen(admin.address, e))?;
+                let view = Arc::new(view::View(Arc::clone(&inner)));
+                let stop = inner.stopped.clone();
+                inner.tasks.spawn(async move {
+                    if let Err(error) = cofferdam_admin::serve(listener, view, stop).await {
+                        tracing::error!(%error, "the admin listener has failed");
+                    }
+                });
+            }
+        }
+        if let Some(plane) = &inner.postgres {
+            inner.tasks.spawn(Arc::clone(plane).housekeeping());
+        }
+        if self.watch {
+            watch::start(&inner);
+        }
+        Ok(gateway)
+    }
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder").field("runtimes", &self.runtimes).finish_non_exhaustive()
+    }
+}
+
+/// Reads and checks a configuration, away from the runtime's threads.
+pub(crate) async fn read_catalog(
+    origin: Origin,
+    secrets: Arc<dyn Secrets + Send + Sync>,
+    previous: Option<Arc<Catalog>>,
+) -> Result<Catalog, Diagnostics> {
+    let work = move || {
+        let sources = match origin {
+            Origin::File(path) => load_sources(&path)?,
+            Origin::Given(sources) => *sources,
+        };
+        Catalog::build(&sources, &*secrets, previous.as_deref())
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn listen(
+    given: Vec<TcpListener>,
+    configured: &[SocketAddr],
+    wanted: bool,
+    runtimes: usize,
+) -> Result<Vec<Listening>, StartError> {
+    if !wanted {
+        return Ok(Vec::new());
+    }
+    if given.is_empty() {
+        return configured.iter().map(|a| Listening::bind(*a, runtimes).map_err(|e| cannot_listen(a, e))).collect();
+    }
+    given.into_iter().map(|l| Listening::given(l, runtimes).map_err(|e| cannot_listen("a given socket", e))).collect()
+}
+
+fn cannot_listen(address: impl ToString, error: io::Error) -> StartError {
+    StartError::Listen { address: address.to_string(), error }
+}
+
+fn serve_here(inner: &Arc<Inner>, http: Vec<Listening>, postgres: Vec<Listening>) -> Result<(), StartError> {
+    let sockets = |l: Vec<Listening>| l.into_iter().flat_map(|l| l.sockets).collect::<Vec<_>>();
+    serve(inner, &inner.tasks, sockets(http), sockets(postgres)).map_err(StartError::Runtime)
+}
+
+fn serve(inner: &Inner, tasks: &TaskTracker, http: Vec<TcpListener>, postgres: Vec<TcpListener>) -> io::Result<()> {
+    if let Some(plane) = &inner.http {
+        for socket in http {
+            tasks.spawn(logged("HTTP", Arc::clone(plane).serve(tokio::net::TcpListener::from_std(socket)?)));
+        }
+    }
+    if let Some(plane) = &inner.postgres {
+        for socket in postgres {
+            tasks.spawn(logged("PostgreSQL", Arc::clone(plane).serve(tokio::net::TcpListener::from_std(socket)?)));
+        }
+    }
+    Ok(())
+}
+
+async fn logged(plane: &'static str, serving: impl Future<Output = io::Result<()>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(plane, %error, "a listener has failed");
+    }
+}
+
+/// One thread and one runtime per core; each ends when the gateway has stopped.
+fn serve_on_threads(
+    inner: &Arc<Inner>,
+    count: usize,
+    mut http: Vec<Listening>,
+    mut postgres: Vec<Listening>,
+) -> Result<(), StartError> {
+    for n in 0..count {
+        let take = |listening: &mut Vec<Listening>| listening.iter_mut().filter_map(|l| l.sockets.pop()).collect();
+        let (http, postgres): (Vec<_>, Vec<_>) = (take(&mut http), take(&mut postgres));
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
+        let (worker, stopped): (Arc<Inner>, CancellationToken) = (Arc::clone(inner), inner.stopped.clone());
+        let (report, started) = std::sync::mpsc::sync_channel(1);
+        std::thread::Builder::new()
+            .name(format!("cofferdam-{n}"))
+            .spawn(move || {
+                runtime.block_on(async move {
+                    let tasks = TaskTracker::new();
+                    let _ = report.send(serve(&worker, &tasks, http, postgres));
+                    drop(worker);
+                    stopped.cancelled().await;
+                });
+            })
+            .map_err(StartError::Runtime)?;
+        started.recv().map_err(io::Error::other).and_then(|r| r).map_err(StartError::Runtime)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! One client connection: request after request, with a deadline for each step.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::v1::server::HttpSession;
+use tokio::net::TcpStream;
+
+use crate::exchange::{self, Outcome};
+use crate::plane::HttpPlane;
+use crate::reply::Refusal;
+use crate::socket::Socket;
+
+/// Serves a connection until one side ends it.
+pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAddr) {
+    let mut stream: Stream = Box::new(Socket::new(tcp, peer));
+    let mut prefix: Option<BytesMut> = None;
+    loop {
+        let snapshot = plane.snapshot();
+        let timeouts = snapshot.timeouts;
+        if prefix.is_none() {
+            let Some(socket) = (*stream).as_any().downcast_ref::<Socket>() else { return };
+            tokio::select! {
+                ready = tokio::time::timeout(timeouts.keepalive, socket.readable()) => {
+                    if !matches!(ready, Ok(Ok(()))) {
+                        return;
+                    }
+                }
+                () = plane.draining.cancelled() => return,
+            }
+        }
+        let mut session = HttpSession::new(stream);
+        session.set_pipelining_enabled(true);
+        if let Some(prefix) = prefix.take() {
+            session.set_pipelined_prefix(prefix);
+        }
+        session.set_read_timeout(Some(timeouts.body));
+        session.set_write_timeout(Some(timeouts.write));
+        session.set_total_drain_timeout(Some(timeouts.body));
+        // pingora bounds each read; the whole header needs a deadline too, or one byte a second keeps a connection.
+        let request_id = plane.request_id();
+        match tokio::time::timeout(timeouts.header, session.read_request()).await {
+            Ok(Ok(Some(_))) => {}
+            Ok(Ok(None)) => return,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "malformed request");
+                if session.get_headers_raw_bytes().is_empty() {
+                    // Nothing could be parsed: a raw answer, because there is no request to answer.
+                    bad_request(session).await;
+                } else {
+                    let refusal = Refusal::new(400, "Bad request", "the request is malformed").closing();
+                    refusal.send(&mut session, &request_id).await;
+                    session.shutdown().await;
+                }
+                return;
+            }
+            Err(_) => return,
+        }
+        if plane.draining.is_cancelled() {
+            session.set_server_keepalive(None);
+        }
+        match exchange::serve(plane, &snapshot, &mut session, peer, request_id).await {
+            Outcome::Done => {}
+            Outcome::Close => {
+                session.shutdown().await;
+                return;
+            }
+        }
+        match session.reuse().await {
+            Ok(Some(reusable)) => {
+                let (next, pipelined) = reusable.into_parts();
+                stream = next;
+                prefix = pipelined;
+            }
+            Ok(None) | Err(_) => return,
+        }
+    }
+}
+
+async fn bad_request(session: HttpSession) {
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 26\r\nConnection: close\r\n\r\nthe request is malformed.\n";
+    use tokio::io::AsyncWriteExt;
+    let mut stream = session.into_inner();
+    let _ = stream.write_all(ANSWER).await;
+    let _ = stream.flush().await;
+    let _ = stream.shutdown().await;
+}

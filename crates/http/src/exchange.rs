@@ -1,0 +1,346 @@
+//! One request: judge it, read its body, wait for a slot, ask a server, pass the answer on.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use cofferdam_fairness::{Class, Permit};
+use cofferdam_tenant::{Endpoint, Tenant};
+use http::{Method, header};
+use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
+use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
+use tokio::net::TcpStream;
+
+use crate::headers::{self, Forwarded};
+use crate::plane::{HttpPlane, PoolAccess, Snapshot};
+use crate::reply::Refusal;
+use crate::route::{Route, route};
+use crate::socket::Socket;
+use crate::spool::Spool;
+use crate::websocket;
+
+/// Bytes of a request's header that are accepted.
+const MAX_HEADER: usize = 64 << 10;
+
+/// What becomes of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The answer is complete; the connection may serve another request if both sides want.
+    Done,
+    /// The connection is over.
+    Close,
+}
+
+/// Why an exchange ends early.
+pub(crate) enum Failure {
+    /// The client is told.
+    Refused(Refusal),
+    /// There is nobody left to tell, or the answer is already on its way and cannot be taken back.
+    Broken,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Box<pingora_error::Error>> for Failure {
+    fn from(_: Box<pingora_error::Error>) -> Self {
+        Self::Broken
+    }
+}
+
+/// A judged request.
+pub(crate) struct Request<'a> {
+    pub(crate) plane: &'a Arc<HttpPlane>,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) tenant: &'a Arc<Tenant>,
+    pub(crate) access: &'a Arc<PoolAccess>,
+    pub(crate) client: SocketAddr,
+    pub(crate) host: String,
+    pub(crate) id: String,
+}
+
+/// Serves one request.
+pub(crate) async fn serve(
+    plane: &Arc<HttpPlane>,
+    snapshot: &Snapshot,
+    session: &mut ClientSession,
+    peer: SocketAddr,
+    id: String,
+) -> Outcome {
+    let begun = Instant::now();
+    plane.counters.requests.fetch_add(1, Ordering::Relaxed);
+    let outcome = match judge(plane, snapshot, session, peer, &id) {
+        Err(refusal) => refuse(session, &refusal, &id).await,
+        Ok((request, Route::Websocket)) => end(websocket::serve(&request, session).await, session, &id).await,
+        Ok((_, Route::Closed)) => refuse(session, &Refusal::new(404, "Not found", "there is no such page"), &id).await,
+        Ok((request, Route::Worker(class))) => end(ask_worker(&request, class, session).await, session, &id).await,
+    };
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        let head = session.req_header();
+        tracing::debug!(
+            target: "cofferdam::access",
+            request_id = %id,
+            method = %head.method,
+            path = %String::from_utf8_lossy(head.raw_path()),
+            status = session.response_written().map_or(0, |r| r.status.as_u16()),
+            bytes = session.body_bytes_sent(),
+            seconds = begun.elapsed().as_secs_f64(),
+            "request",
+        );
+    }
+    outcome
+}
+
+async fn end(result: Result<Outcome, Failure>, session: &mut ClientSession, id: &str) -> Outcome {
+    match result {
+        Ok(outcome) => outcome,
+        Err(Failure::Refused(refusal)) => refuse(session, &refusal, id).await,
+        Err(Failure::Broken) => Outcome::Close,
+    }
+}
+
+async fn refuse(session: &mut ClientSession, refusal: &Refusal, id: &str) -> Outcome {
+    if refusal.send(session, id).await && !refusal.close { Outcome::Done } else { Outcome::Close }
+}
+
+/// Everything that can be said about a request from its head alone.
+fn judge<'a>(
+    plane: &'a Arc<HttpPlane>,
+    snapshot: &'a Snapshot,
+    session: &mut ClientSession,
+    peer: SocketAddr,
+    id: &str,
+) -> Result<(Request<'a>, Route), Refusal> {
+    let raw = session.get_headers_raw_bytes();
+    if raw.len() > MAX_HEADER {
+        let detail = format!("the request header has more than {MAX_HEADER} bytes");
+        return Err(Refusal::new(431, "Request header too large", detail).closing());
+    }
+    headers::check_raw(&raw).map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
+    let head = session.req_header_mut();
+    if head.method == Method::CONNECT || head.method == Method::TRACE {
+        return Err(Refusal::new(405, "Method not allowed", "this method is not served here").closing());
+    }
+    let host_header = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned();
+    let Some(host) = headers::host_of(&host_header) else {
+        return Err(Refusal::new(400, "Bad request", "the Host header is missing or malformed").closing());
+    };
+    if !head.raw_path().starts_with(b"/") {
+        // The absolute form, whose authority pingora has compared with Host. Servers get the usual form.
+        let path = head.uri.path_and_query().cloned().filter(|p| p.as_str().starts_with('/'));
+        let (Some(path), true) = (path, head.uri.authority().is_some()) else {
+            return Err(Refusal::new(400, "Bad request", "the request target is not a path").closing());
+        };
+        head.set_uri(path.into());
+    }
+    let Some(tenant) = snapshot.catalog.by_host(host) else {
+        plane.counters.unknown_host.fetch_add(1, Ordering::Relaxed);
+        return Err(Refusal::new(421, "Misdirected request", "no site is served under this name here"));
+    };
+    let Some(access) = snapshot.pool(tenant) else {
+        return Err(Refusal::new(503, "Service unavailable", "this site has no servers"));
+    };
+    let path = String::from_utf8_lossy(head.raw_path());
+    let route = route(&path);
+    let request =
+        Request { plane, snapshot, tenant, access, client: peer, host: host_header.clone(), id: id.to_owned() };
+    Ok((request, route))
+}
+
+async fn ask_worker(request: &Request<'_>, class: Class, session: &mut ClientSession) -> Result<Outcome, Failure> {
+    let mut body = read_body(request, session).await?;
+    let permit = slot(request, class, session).await?;
+    let server = send(request, session, &mut body).await;
+    let (server, _in_flight) = match server {
+        Ok(pair) => pair,
+        Err(failure) => {
+            request.plane.counters.failed.fetch_add(1, Ordering::Relaxed);
+            return Err(failure);
+        }
+    };
+    answer(request, session, server, permit).await
+}
+
+/// Reads the whole body before a worker is asked for, so that a slow sender costs nobody a worker.
+async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result<Option<Spool>, Failure> {
+    if session.is_body_empty() && !session.req_header().headers.contains_key(header::CONTENT_LENGTH) {
+        return Ok(None);
+    }
+    let limit = request.tenant.plan.max_body;
+    let too_large = || {
+        let detail = format!("the request body is larger than this site's limit of {limit} bytes");
+        Failure::from(Refusal::new(413, "Content too large", detail).closing())
+    };
+    let announced =
+        session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    if announced.is_some_and(|n| n > limit) {
+        return Err(too_large());
+    }
+    if session.get_header_bytes(header::EXPECT).eq_ignore_ascii_case(b"100-continue") {
+        session.write_continue_response().await?;
+    }
+    let snapshot = request.snapshot;
+    let mut spool = Spool::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
+    loop {
+        let chunk = session.read_body_bytes().await.map_err(|error| match error.etype() {
+            pingora_error::ErrorType::ReadTimedout => {
+                Failure::from(Refusal::new(408, "Request timeout", "the request body did not arrive in time").closing())
+            }
+            pingora_error::ErrorType::InvalidHTTPHeader | pingora_error::ErrorType::InternalError => {
+                Refusal::new(400, "Bad request", "the request body is malformed").closing().into()
+            }
+            _ => Failure::Broken,
+        })?;
+        let Some(chunk) = chunk else { break };
+        if spool.len() + chunk.len() as u64 > limit {
+            return Err(too_large());
+        }
+        spool.push(&chunk).await.map_err(|error| spool_failed(&error))?;
+    }
+    spool.rewind().await.map_err(|error| spool_failed(&error))?;
+    Ok(Some(spool))
+}
+
+fn spool_failed(error: &std::io::Error) -> Failure {
+    tracing::error!(%error, "a request body could not be spooled");
+    Refusal::new(500, "Internal error", "the request body could not be stored while it waited").closing().into()
+}
+
+/// Waits for a worker slot, and notices when the client leaves meanwhile.
+async fn slot(request: &Request<'_>, class: Class, session: &mut ClientSession) -> Result<Permit, Failure> {
+    let tenant = request.tenant;
+    let max_wait = tenant.plan.http.max_wait;
+    let mut acquire = request.access.gate.acquire(tenant.id, class, max_wait);
+    let mut timer = pin!(tokio::time::sleep(max_wait));
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut acquire => outcome,
+        () = &mut timer => acquire.give_up(),
+        _ = session.read_body_or_idle(true) => return Err(Failure::Broken),
+    };
+    outcome.map_err(|rejection| {
+        request.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(tenant = %tenant.slug, %rejection, "request refused");
+        Refusal::no_slot(tenant.slug.as_str(), &rejection).into()
+    })
+}
+
+/// Connects to a server, sends the request and reads the head of the answer.
+async fn send<'a>(
+    request: &'a Request<'_>,
+    session: &mut ClientSession,
+    body: &mut Option<Spool>,
+) -> Result<(ServerSession, crate::plane::InFlight<'a>), Failure> {
+    let pool = &request.access.pool;
+    let mut connected = None;
+    // Nothing has been sent yet, so trying the next server is safe whatever the method.
+    for load in request.access.order(request.tenant.slug.as_str()) {
+        match connect(&load.server.address, pool.connect_timeout).await {
+            Ok(server) => {
+                connected = Some((server, load.begin()));
+                break;
+            }
+            Err(error) => tracing::warn!(pool = %pool.name, server = %load.server.address, %error, "cannot connect"),
+        }
+    }
+    let Some((mut server, in_flight)) = connected else {
+        let mut refusal = Refusal::new(502, "Bad gateway", "no server of this site can be reached");
+        refusal.retry_after = Some(Duration::from_secs(5));
+        return Err(refusal.into());
+    };
+    let about = Forwarded {
+        client: request.client.ip(),
+        scheme: request.snapshot.scheme,
+        host: &request.host,
+        request_id: &request.id,
+        length: body.as_ref().map(Spool::len),
+        upgrade: false,
+    };
+    let head = headers::to_server(session.req_header(), &about)?;
+    let exchange = async {
+        server.write_request_header(Box::new(head)).await?;
+        if let Some(body) = body {
+            loop {
+                let chunk = body.next().await.map_err(|e| spool_failed(&e))?;
+                if chunk.is_empty() {
+                    break;
+                }
+                if server.write_body(&chunk).await.is_err() {
+                    break; // it may have answered without reading everything
+                }
+            }
+            let _ = server.finish_body().await;
+        }
+        loop {
+            server.read_response().await?;
+            let informational = server.get_status().is_some_and(|s| s.is_informational());
+            if !informational {
+                return Ok::<(), Failure>(());
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        biased;
+        outcome = tokio::time::timeout(pool.response_timeout, exchange) => outcome,
+        // Closing the server's connection is all that can be done for a client that has left.
+        _ = session.read_body_or_idle(true) => return Err(Failure::Broken),
+    };
+    match outcome {
+        Ok(Ok(())) => Ok((server, in_flight)),
+        Ok(Err(Failure::Refused(refusal))) => Err(refusal.into()),
+        Ok(Err(Failure::Broken)) => {
+            Err(Refusal::new(502, "Bad gateway", "the server closed the connection without an answer").into())
+        }
+        Err(_) => {
+            let limit = pool.response_timeout.as_secs();
+            Err(Refusal::new(504, "Gateway timeout", format!("the server did not answer within {limit} s")).into())
+        }
+    }
+}
+
+/// Passes the answer on as it comes; the slot is free when the server has finished.
+async fn answer(
+    request: &Request<'_>,
+    session: &mut ClientSession,
+    mut server: ServerSession,
+    permit: Permit,
+) -> Result<Outcome, Failure> {
+    let read_timeout = request.access.pool.read_timeout;
+    let (version, head_only) = {
+        let head = session.req_header();
+        (head.version, head.method == Method::HEAD)
+    };
+    let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
+    let mut head = headers::to_client(head, version, head_only)?;
+    head.insert_header("X-Request-Id", request.id.as_str())?;
+    if request.plane.draining.is_cancelled() {
+        session.set_server_keepalive(None);
+    }
+    session.write_response_header(Box::new(head)).await?;
+    loop {
+        let chunk =
+            tokio::time::timeout(read_timeout, server.read_body_bytes()).await.map_err(|_| Failure::Broken)??;
+        let Some(chunk) = chunk else { break };
+        if !chunk.is_empty() {
+            session.write_body(&chunk).await?;
+        }
+    }
+    drop(server);
+    drop(permit);
+    session.finish_body().await?;
+    Ok(Outcome::Done)
+}
+
+/// A fresh connection: Odoo's workers serve one request per connection.
+pub(crate) async fn connect(address: &Endpoint, limit: Duration) -> std::io::Result<ServerSession> {
+    let dial = TcpStream::connect((address.host.as_str(), address.port));
+    let tcp =
+        tokio::time::timeout(limit, dial).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
+    let peer = tcp.peer_addr()?;
+    Ok(ServerSession::new(Box::new(Socket::new(tcp, peer))))
+}

@@ -1,0 +1,273 @@
+//! Headers at the boundary: what clients may not say, what servers may not say, and what we say ourselves.
+
+use std::net::IpAddr;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use pingora_error::Result;
+use pingora_http::{RequestHeader, ResponseHeader};
+
+/// Headers that describe one connection and end at each hop (RFC 9110, 7.6.1).
+const HOP_BY_HOP: [&str; 9] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Headers by which a client could claim to be somebody else, or to be asking somebody else.
+const NEVER_FROM_CLIENTS: [&str; 5] = ["forwarded", "x-real-ip", "x-openerp-session-id", "x-request-id", "via"];
+const NEVER_FROM_CLIENTS_PREFIXES: [&str; 4] = ["x-forwarded-", "x-odoo-", "x-sendfile", "x-accel-"];
+
+/// Headers by which a server asks the gateway for something; a client must never see them.
+const NEVER_FROM_SERVERS: [&str; 3] = ["x-sendfile", "x-accel-redirect", "x-accel-buffering"];
+
+/// What we tell a server about the client.
+pub(crate) struct Forwarded<'a> {
+    pub(crate) client: IpAddr,
+    pub(crate) scheme: &'a str,
+    /// The Host header as it came, which has been checked.
+    pub(crate) host: &'a str,
+    pub(crate) request_id: &'a str,
+    /// The body's length, when there is a body.
+    pub(crate) length: Option<u64>,
+    /// Whether this is a WebSocket handshake.
+    pub(crate) upgrade: bool,
+}
+
+/// Why a request's head is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Malformed(pub(crate) &'static str);
+
+/// Checks what pingora lets through: a bare line feed, Content-Length beside Transfer-Encoding, no Host.
+pub(crate) fn check_raw(raw: &[u8]) -> Result<(), Malformed> {
+    let (mut length, mut encoding) = (0, 0);
+    let mut rest = raw;
+    let mut first = true;
+    while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+        let line = &rest[..end];
+        let Some(line) = line.strip_suffix(b"\r") else { return Err(Malformed("a line ends with a bare line feed")) };
+        if line.iter().any(|b| *b == b'\r' || *b == 0) {
+            return Err(Malformed("a carriage return or NUL inside a line"));
+        }
+        if !first {
+            let name = line.split(|b| *b == b':').next().unwrap_or_default();
+            length += usize::from(name.eq_ignore_ascii_case(b"content-length"));
+            encoding += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
+        }
+        first = false;
+        rest = &rest[end + 1..];
+    }
+    if length > 0 && encoding > 0 {
+        return Err(Malformed("both Content-Length and Transfer-Encoding"));
+    }
+    if length > 1 || encoding > 1 {
+        return Err(Malformed("Content-Length or Transfer-Encoding twice"));
+    }
+    Ok(())
+}
+
+/// The host of a Host header, without its port.
+pub(crate) fn host_of(value: &str) -> Option<&str> {
+    let (host, port) = match value.strip_prefix('[') {
+        Some(rest) => {
+            let end = rest.find(']')? + 2;
+            (&value[..end], &value[end..])
+        }
+        None => value.split_at(value.find(':').unwrap_or(value.len())),
+    };
+    let port_ok = port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()));
+    (port_ok && !host.is_empty()).then_some(host)
+}
+
+/// The head that goes to the server.
+pub(crate) fn to_server(client: &RequestHeader, about: &Forwarded<'_>) -> Result<RequestHeader> {
+    let mut head = client.clone();
+    for name in doomed(&head.headers, |name| {
+        HOP_BY_HOP.contains(&name)
+            || NEVER_FROM_CLIENTS.contains(&name)
+            || NEVER_FROM_CLIENTS_PREFIXES.iter().any(|p| name.starts_with(p))
+            || matches!(name, "expect" | "content-length")
+    }) {
+        head.remove_header(&name);
+    }
+    // One value each: Odoo takes the last one of a list.
+    head.insert_header("X-Forwarded-For", about.client.to_string())?;
+    head.insert_header("X-Real-IP", about.client.to_string())?;
+    head.insert_header("X-Forwarded-Proto", about.scheme)?;
+    head.insert_header("X-Forwarded-Host", about.host)?;
+    head.insert_header("X-Request-Id", about.request_id)?;
+    if let Some(length) = about.length {
+        head.insert_header(header::CONTENT_LENGTH, length)?;
+    }
+    if about.upgrade {
+        head.insert_header(header::CONNECTION, "Upgrade")?;
+        head.insert_header(header::UPGRADE, "websocket")?;
+    } else {
+        head.insert_header(header::CONNECTION, "close")?;
+    }
+    head.set_version(http::Version::HTTP_11);
+    Ok(head)
+}
+
+/// The head that goes to the client.
+pub(crate) fn to_client(
+    server: &ResponseHeader,
+    client_version: http::Version,
+    head_only: bool,
+) -> Result<ResponseHeader> {
+    let mut head = server.clone();
+    let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
+    let upgraded = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    for name in doomed(&head.headers, |name| {
+        (HOP_BY_HOP.contains(&name) && !(upgraded && matches!(name, "connection" | "upgrade")))
+            || NEVER_FROM_SERVERS.contains(&name)
+    }) {
+        head.remove_header(&name);
+    }
+    let bodiless =
+        head_only || upgraded || matches!(head.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
+    if chunked {
+        head.remove_header(&header::CONTENT_LENGTH);
+    }
+    let length_known = head.headers.contains_key(header::CONTENT_LENGTH);
+    if !bodiless && !length_known && client_version >= http::Version::HTTP_11 {
+        // An answer that ended with its connection gets an end of its own.
+        head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+    }
+    head.set_version(http::Version::HTTP_11);
+    Ok(head)
+}
+
+/// Names to remove: those that match, and those that Connection names.
+fn doomed(headers: &HeaderMap, matches: impl Fn(&str) -> bool) -> Vec<HeaderName> {
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .map(|t| t.trim().to_ascii_lowercase())
+        // A client that names an end-to-end header which we or the framing need does not get it removed.
+        .filter(|t| !matches!(t.as_str(), "host" | "cookie" | "authorization" | "content-type" | "close" | "upgrade"))
+        .collect();
+    let mut out: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| matches(name.as_str()) || named.iter().any(|n| n == name.as_str()))
+        .cloned()
+        .collect();
+    out.dedup();
+    out
+}
+
+/// Whether a request asks for a WebSocket.
+pub(crate) fn wants_websocket(head: &RequestHeader) -> bool {
+    let is = |v: &HeaderValue, token: &str| {
+        v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case(token)))
+    };
+    head.method == http::Method::GET
+        && head.headers.get(header::UPGRADE).is_some_and(|v| is(v, "websocket"))
+        && head.headers.get_all(header::CONNECTION).iter().any(|v| is(v, "upgrade"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about() -> Forwarded<'static> {
+        Forwarded {
+            client: IpAddr::from([192, 0, 2, 7]),
+            scheme: "https",
+            host: "acme.example.com",
+            request_id: "r1",
+            length: Some(5),
+            upgrade: false,
+        }
+    }
+
+    #[test]
+    fn what_a_client_claims_about_itself_is_replaced() {
+        let mut client = RequestHeader::build("POST", b"/x", None).unwrap();
+        for (name, value) in [
+            ("Host", "acme.example.com"),
+            ("X-Forwarded-Host", "victim.example.com"),
+            ("X-Forwarded-For", "10.0.0.1"),
+            ("X-FORWARDED-PROTO", "http"),
+            ("X-Forwarded-Anything", "x"),
+            ("Forwarded", "host=victim"),
+            ("X-Odoo-Database", "victim"),
+            ("X-Real-IP", "10.0.0.1"),
+            ("X-Openerp-Session-Id", "stolen"),
+            ("X-Sendfile-Type", "X-Accel-Redirect"),
+            ("Connection", "close, X-Private"),
+            ("X-Private", "1"),
+            ("Cookie", "session_id=1"),
+        ] {
+            client.append_header(name, value).unwrap();
+        }
+        let head = to_server(&client, &about()).unwrap();
+        let all: Vec<_> = head.headers.iter().map(|(k, v)| format!("{k}: {}", v.to_str().unwrap())).collect();
+        let all = all.join("\n");
+        assert!(!all.contains("victim") && !all.contains("10.0.0.1") && !all.contains("stolen"), "{all}");
+        assert!(!all.contains("x-private") && !all.contains("x-odoo") && !all.contains("x-sendfile"), "{all}");
+        assert_eq!(head.headers["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(head.headers["x-forwarded-host"], "acme.example.com");
+        assert_eq!(head.headers["x-forwarded-proto"], "https");
+        assert_eq!(head.headers["connection"], "close");
+        assert_eq!(head.headers["cookie"], "session_id=1");
+        assert_eq!(head.headers["content-length"], "5");
+    }
+
+    #[test]
+    fn what_a_server_asks_of_the_gateway_never_reaches_a_client() {
+        let mut server = ResponseHeader::build(200, None).unwrap();
+        for (name, value) in [
+            ("X-Sendfile", "/data/filestore/acme/ab/abc"),
+            ("X-Accel-Redirect", "/web/filestore/acme/ab/abc"),
+            ("Connection", "close"),
+            ("Keep-Alive", "x"),
+            ("Content-Type", "text/html"),
+        ] {
+            server.append_header(name, value).unwrap();
+        }
+        let head = to_client(&server, http::Version::HTTP_11, false).unwrap();
+        let names: Vec<_> = head.headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["content-type", "transfer-encoding"]);
+        let old = to_client(&server, http::Version::HTTP_10, false).unwrap();
+        assert!(!old.headers.contains_key("transfer-encoding"));
+    }
+
+    #[test]
+    fn framing_that_two_parsers_could_read_differently_is_refused() {
+        for bad in [
+            "GET / HTTP/1.1\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\ncontent-length: 1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n",
+        ] {
+            assert!(check_raw(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert!(check_raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
+    }
+
+    #[test]
+    fn a_host_is_cut_from_its_port_and_nothing_else() {
+        for (value, host) in [
+            ("acme.example.com", Some("acme.example.com")),
+            ("acme.example.com:8080", Some("acme.example.com")),
+            ("[::1]:80", Some("[::1]")),
+            ("[::1]", Some("[::1]")),
+            ("acme.example.com:80:90", None),
+            ("acme.example.com:http", None),
+            (":80", None),
+            ("[::1", None),
+            ("", None),
+        ] {
+            assert_eq!(host_of(value), host, "{value}");
+        }
+    }
+}

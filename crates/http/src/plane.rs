@@ -1,0 +1,298 @@
+//! The plane as a whole: what all connections share, how it is reloaded, and how it is drained.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use cofferdam_fairness::{Clock, Gate, GateConfig, GateSet, GateSpec, Share};
+use cofferdam_tenant::{Catalog, Endpoint, HttpConfig, Pool, PoolName, Server, Tenant, TenantId};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::HttpError;
+use crate::connection;
+
+/// The expected or measured request time from which on work counts as expensive on this plane.
+const EXPENSIVE_FROM: Duration = Duration::from_millis(500);
+
+/// The HTTP plane.
+///
+/// Serves on the caller's runtime, and on as many runtimes at once as the caller likes: each calls
+/// [`serve`](Self::serve) with a listener of its own.
+pub struct HttpPlane {
+    snapshot: ArcSwap<Snapshot>,
+    gates: GateSet,
+    pub(crate) counters: Counters,
+    pub(crate) websockets: Mutex<HashMap<TenantId, u32>>,
+    pub(crate) draining: CancellationToken,
+    connections: Semaphore,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+    /// Makes request ids of different runs different.
+    run: u64,
+    next_request: AtomicU64,
+}
+
+/// Counts since the plane was made.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) unknown_host: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) failed: AtomicU64,
+}
+
+/// One consistent view for everything that a request needs to know.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) catalog: Arc<Catalog>,
+    pools: HashMap<PoolName, Arc<PoolAccess>>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) scheme: &'static str,
+    pub(crate) spool_threshold: u64,
+    pub(crate) spool_directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timeouts {
+    pub(crate) header: Duration,
+    pub(crate) body: Duration,
+    pub(crate) keepalive: Duration,
+    pub(crate) write: Duration,
+}
+
+/// A pool, its gate and its servers.
+#[derive(Debug)]
+pub(crate) struct PoolAccess {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) gate: Arc<Gate>,
+    servers: Vec<ServerLoad>,
+}
+
+#[derive(Debug)]
+pub(crate) struct ServerLoad {
+    pub(crate) server: Server,
+    in_flight: AtomicU32,
+}
+
+/// What the plane is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct HttpUsage {
+    /// WebSockets open, by tenant number.
+    pub websockets: HashMap<TenantId, u32>,
+    /// Requests answered so far.
+    pub requests: u64,
+    /// Requests for hosts that nobody has so far.
+    pub unknown_host: u64,
+    /// Requests refused for want of a slot so far.
+    pub refused: u64,
+    /// Requests that failed at the server so far.
+    pub failed: u64,
+}
+
+impl HttpPlane {
+    /// A plane that serves a catalog. Must have an `http` section.
+    pub fn new(catalog: &Arc<Catalog>, clock: Arc<dyn Clock>) -> Result<Arc<Self>, HttpError> {
+        let config = catalog.http.as_ref().ok_or(HttpError::NotConfigured)?;
+        let mut run = [0; 8];
+        // Request ids only tell requests apart: a zero here would merely make two runs look alike.
+        let _ = getrandom::fill(&mut run);
+        let plane = Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(Snapshot::new(Arc::clone(catalog), config)),
+            gates: GateSet::new(clock),
+            counters: Counters::default(),
+            websockets: Mutex::default(),
+            draining: CancellationToken::new(),
+            connections: Semaphore::new(config.max_connections as usize),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            run: u64::from_le_bytes(run),
+            next_request: AtomicU64::new(0),
+        });
+        plane.reload(catalog)?;
+        Ok(plane)
+    }
+
+    /// Serves another catalog from the next request on. Requests that run keep the one they began with.
+    pub fn reload(&self, catalog: &Arc<Catalog>) -> Result<(), HttpError> {
+        let config = catalog.http.as_ref().ok_or(HttpError::NotConfigured)?;
+        self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
+        let mut snapshot = Snapshot::new(Arc::clone(catalog), config);
+        snapshot.pools = catalog
+            .pools
+            .iter()
+            .filter_map(|(name, pool)| {
+                let gate = self.gates.get(name.as_str())?;
+                let servers = pool
+                    .servers
+                    .iter()
+                    .map(|s| ServerLoad { server: s.clone(), in_flight: AtomicU32::new(0) })
+                    .collect();
+                Some((name.clone(), Arc::new(PoolAccess { pool: Arc::clone(pool), gate, servers })))
+            })
+            .collect();
+        self.snapshot.store(Arc::new(snapshot));
+        Ok(())
+    }
+
+    /// Accepts clients until the plane drains.
+    ///
+    /// Cancel-safe: dropping the future stops accepting; connections that are open go on.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.draining.cancelled() => return Ok(()),
+            };
+            match accepted {
+                Ok((tcp, peer)) => {
+                    let plane = Arc::clone(&self);
+                    let cut = self.cut.clone();
+                    self.tasks.spawn(async move {
+                        // Beyond the limit a connection is closed at once, which a load balancer understands.
+                        let Ok(_connection) = plane.connections.try_acquire() else { return };
+                        tokio::select! {
+                            () = connection::serve(&plane, tcp, peer) => {}
+                            () = cut.cancelled() => {}
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept an HTTP client");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Stops accepting. Idle connections are closed, requests finish, WebSockets are told to come again.
+    pub fn drain(&self) {
+        self.draining.cancel();
+        self.tasks.close();
+    }
+
+    /// Waits until every connection is gone; at the deadline those that are left are cut off. True when none was.
+    pub async fn drained(&self, limit: Duration) -> bool {
+        self.drain();
+        let finished = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
+        if !finished {
+            self.cut.cancel();
+            self.tasks.wait().await;
+        }
+        finished
+    }
+
+    /// The gates by pool.
+    pub fn gates(&self) -> &GateSet {
+        &self.gates
+    }
+
+    /// What the plane is doing.
+    pub fn usage(&self) -> HttpUsage {
+        let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        HttpUsage {
+            websockets: self.websockets.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            requests: count(&self.counters.requests),
+            unknown_host: count(&self.counters.unknown_host),
+            refused: count(&self.counters.refused),
+            failed: count(&self.counters.failed),
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    pub(crate) fn request_id(&self) -> String {
+        let n = self.next_request.fetch_add(1, Ordering::Relaxed);
+        format!("{:016x}", self.run.wrapping_add(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+    }
+}
+
+impl fmt::Debug for HttpPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpPlane").field("gates", &self.gates).finish_non_exhaustive()
+    }
+}
+
+impl Snapshot {
+    fn new(catalog: Arc<Catalog>, config: &HttpConfig) -> Self {
+        Self {
+            catalog,
+            pools: HashMap::new(),
+            timeouts: Timeouts {
+                header: config.header_timeout.0,
+                body: config.body_timeout.0,
+                keepalive: config.keepalive_timeout.0,
+                write: config.write_timeout.0,
+            },
+            scheme: config.public_scheme.as_str(),
+            spool_threshold: config.spool_threshold.0,
+            spool_directory: config.spool_directory.clone(),
+        }
+    }
+
+    /// The pool of a tenant.
+    pub(crate) fn pool(&self, tenant: &Tenant) -> Option<&Arc<PoolAccess>> {
+        self.pools.get(&tenant.pool.as_ref()?.name)
+    }
+}
+
+impl PoolAccess {
+    /// The servers in the order in which a tenant's request should try them: its own first, because a worker that has
+    /// its registry loaded answers faster; a full one last.
+    pub(crate) fn order(&self, slug: &str) -> Vec<&ServerLoad> {
+        let capacity = self.pool.slots.div_ceil(self.servers.len().max(1) as u32);
+        let mut order: Vec<&ServerLoad> = self.servers.iter().collect();
+        order.sort_by_key(|s| {
+            let full = s.in_flight.load(Ordering::Relaxed) >= capacity;
+            (full, std::cmp::Reverse(affinity(slug, &s.server.address)))
+        });
+        order
+    }
+}
+
+impl ServerLoad {
+    /// Counts a request as in flight as long as the guard lives.
+    pub(crate) fn begin(&self) -> InFlight<'_> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(&self.in_flight)
+    }
+}
+
+pub(crate) struct InFlight<'a>(&'a AtomicU32);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Rendezvous hashing (Thaler, Ravishankar 1998): a server that comes or goes moves only its own tenants.
+fn affinity(slug: &str, server: &Endpoint) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
+    for byte in slug.bytes().chain([0]).chain(server.host.bytes()).chain(server.port.to_le_bytes()) {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash ^ (hash >> 29)
+}
+
+fn gate_spec(catalog: &Catalog, pool: &Arc<Pool>) -> GateSpec {
+    let config = GateConfig {
+        expensive_slots: pool.expensive_slots,
+        expensive_from: EXPENSIVE_FROM,
+        policy: pool.scheduling.into(),
+        ..GateConfig::slots(pool.slots)
+    };
+    let placed = catalog.tenants().iter().filter(|t| t.pool.as_ref().is_some_and(|p| p.name == pool.name));
+    let shares = placed.map(|t| (t.id, Share::from_quota(t.plan.weight, &t.plan.http))).collect();
+    GateSpec { name: pool.name.as_str().to_owned(), config, shares }
+}

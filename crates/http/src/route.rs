@@ -1,0 +1,164 @@
+//! What kind of work a path is, as Odoo 16 to 19 route it. A hint for scheduling; and what is closed from outside.
+
+use cofferdam_fairness::Class;
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To a worker, as work of a class.
+    Worker(Class),
+    /// To the gevent port.
+    Websocket,
+    /// To nobody: internal or administrative.
+    Closed,
+}
+
+/// Routes that only operators need; Odoo guards some of them badly and others not at all.
+const CLOSED: [&str; 8] = [
+    "/web/database",
+    "/base_import_module/login_upload",
+    "/web/tests",
+    "/web/set_profiling",
+    "/queue_job/runjob",
+    "/web/filestore",
+    "/longpolling",
+    "/web/webclient/qweb_debug",
+];
+
+const BULK: [&str; 7] = [
+    "/web/export",
+    "/web/pivot/export_xlsx",
+    "/base_import/set_file",
+    "/web/binary/upload_attachment",
+    "/mail/attachment/upload",
+    "/documents/upload",
+    "/web/content/zip",
+];
+
+const RPC: [&str; 5] = ["/web/dataset", "/jsonrpc", "/xmlrpc", "/json", "/api"];
+
+/// The route of a path. `path` may carry a query.
+pub fn route(path: &str) -> Route {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    // What would be read differently after decoding is judged by what it decodes to.
+    let decoded = decode(path);
+    let path = decoded.as_deref().unwrap_or(path);
+    let path = path.trim_end_matches('/');
+    if CLOSED.iter().any(|p| is_below(path, p)) {
+        return Route::Closed;
+    }
+    if is_below(path, "/websocket") {
+        return Route::Websocket;
+    }
+    Route::Worker(if is_static(path) {
+        Class::Static
+    } else if is_below(path, "/report") {
+        Class::Report
+    } else if BULK.iter().any(|p| is_below(path, p)) {
+        Class::Bulk
+    } else if RPC.iter().any(|p| is_below(path, p)) {
+        Class::Rpc
+    } else {
+        Class::Interactive
+    })
+}
+
+/// `/<module>/static/…` and compiled assets.
+fn is_static(path: &str) -> bool {
+    let mut segments = path.split('/').skip(1);
+    let (first, second) = (segments.next(), segments.next());
+    second == Some("static") && segments.next().is_some() || (first, second) == (Some("web"), Some("assets"))
+}
+
+fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// The path after percent-decoding, with `//`, `/./` and `/../` resolved; `None` when that changes nothing.
+fn decode(path: &str) -> Option<String> {
+    let odd = path.contains('%') || path.contains("//") || path.contains("/.");
+    if !odd {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((&b, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (b, hex) {
+            (b'%', Some(value)) => {
+                bytes.push(value);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(b);
+                rest = after;
+            }
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in text.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => {
+                segments.pop();
+            }
+            other => segments.push(other),
+        }
+    }
+    Some(format!("/{}", segments.join("/")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn paths_are_classed_as_odoo_routes_them() {
+        for (path, expected) in [
+            ("/", Route::Worker(Class::Interactive)),
+            ("/web/login?redirect=/web", Route::Worker(Class::Interactive)),
+            ("/web/static/src/a.js", Route::Worker(Class::Static)),
+            ("/static/x", Route::Worker(Class::Interactive)),
+            ("/web/assets/1a2b/web.min.js", Route::Worker(Class::Static)),
+            ("/web/dataset/call_kw/res.partner/read", Route::Worker(Class::Rpc)),
+            ("/jsonrpc", Route::Worker(Class::Rpc)),
+            ("/xmlrpc/2/object", Route::Worker(Class::Rpc)),
+            ("/json/2/res.partner/read", Route::Worker(Class::Rpc)),
+            ("/report/pdf/account.invoice/1", Route::Worker(Class::Report)),
+            ("/reporting", Route::Worker(Class::Interactive)),
+            ("/web/export/xlsx", Route::Worker(Class::Bulk)),
+            ("/websocket?version=1", Route::Websocket),
+            ("/websocket/health", Route::Websocket),
+        ] {
+            assert_eq!(route(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn internal_routes_are_closed_however_they_are_spelt() {
+        for path in [
+            "/web/database/manager",
+            "/web/database/",
+            "/web/database",
+            "/web//database/manager",
+            "/web/%64atabase/manager",
+            "/x/../web/database/manager",
+            "/web/./database/selector",
+            "/longpolling/poll",
+            "/queue_job/runjob?db=x",
+            "/web/filestore/acme/ab/abcd",
+        ] {
+            assert_eq!(route(path), Route::Closed, "{path}");
+        }
+        assert_eq!(route("/web/databases"), Route::Worker(Class::Interactive));
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_makes_the_router_panic(path in "[/.%a-f0-9?#\\PC]{0,40}") {
+            let _ = route(&path);
+        }
+    }
+}

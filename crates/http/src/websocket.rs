@@ -1,0 +1,142 @@
+//! WebSockets: a handshake with the gevent port, then bytes in both directions. No worker slot is held.
+
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use cofferdam_tenant::TenantId;
+use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
+use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
+
+use crate::exchange::{Failure, Outcome, Request, connect};
+use crate::headers::{self, Forwarded};
+use crate::plane::HttpPlane;
+use crate::reply::Refusal;
+
+/// An unmasked Close frame with code 1001, "going away" (RFC 6455, 7.4.1): browsers come again on their own.
+const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
+
+/// Serves one WebSocket, or a plain request to the gevent port.
+pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) -> Result<Outcome, Failure> {
+    let pool = &request.access.pool;
+    let upgrade = headers::wants_websocket(session.req_header());
+    if !upgrade {
+        return Err(Refusal::new(426, "Upgrade required", "this path speaks WebSocket only").into());
+    }
+    let Some(_counted) = Counted::new(request) else {
+        let limit = request.tenant.plan.max_websockets;
+        let detail = format!("tenant {}: the limit of {limit} WebSockets is in use", request.tenant.slug);
+        let mut refusal = Refusal::new(429, "Too many requests", detail);
+        refusal.retry_after = Some(std::time::Duration::from_secs(30));
+        return Err(refusal.into());
+    };
+    let order = request.access.order(request.tenant.slug.as_str());
+    let mut server = None;
+    for gevent in order.iter().filter_map(|load| load.server.gevent.as_ref()) {
+        match connect(gevent, pool.connect_timeout).await {
+            Ok(connected) => {
+                server = Some(connected);
+                break;
+            }
+            Err(error) => tracing::warn!(pool = %pool.name, server = %gevent, %error, "cannot connect"),
+        }
+    }
+    let Some(mut server) = server else {
+        return Err(Refusal::new(503, "Service unavailable", "this site has no WebSocket server").into());
+    };
+    let about = Forwarded {
+        client: request.client.ip(),
+        scheme: request.snapshot.scheme,
+        host: &request.host,
+        request_id: &request.id,
+        length: None,
+        upgrade: true,
+    };
+    let head = headers::to_server(session.req_header(), &about)?;
+    let handshake = async {
+        server.write_request_header(Box::new(head)).await?;
+        server.read_response().await
+    };
+    let answered = tokio::time::timeout(pool.connect_timeout, handshake).await;
+    if !matches!(answered, Ok(Ok(_))) {
+        return Err(Refusal::new(502, "Bad gateway", "the WebSocket server did not answer the handshake").into());
+    }
+    let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
+    let switched = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    let head = headers::to_client(head, session.req_header().version, false)?;
+    session.write_response_header(Box::new(head)).await?;
+    if switched {
+        // Liveness is the business of both ends' pings; reads must not time out in between.
+        session.set_read_timeout(None);
+        relay(request, session, &mut server).await?;
+        return Ok(Outcome::Close);
+    }
+    while let Some(chunk) = server.read_body_bytes().await? {
+        session.write_body(&chunk).await?;
+    }
+    session.finish_body().await?;
+    Ok(Outcome::Done)
+}
+
+async fn relay(request: &Request<'_>, session: &mut ClientSession, server: &mut ServerSession) -> Result<(), Failure> {
+    enum From {
+        Client(Option<Bytes>),
+        Server(Option<Bytes>),
+        Draining,
+    }
+    server.maybe_upgrade_body_writer();
+    let limit = request.access.pool.websocket_timeout;
+    loop {
+        let event = async {
+            tokio::select! {
+                read = session.read_body_bytes() => read.map(From::Client),
+                read = server.read_body_bytes() => read.map(From::Server),
+                () = request.plane.draining.cancelled() => Ok(From::Draining),
+            }
+        };
+        match tokio::time::timeout(limit, event).await.map_err(|_| Failure::Broken)?? {
+            From::Client(Some(bytes)) => {
+                server.write_body(&bytes).await?;
+            }
+            From::Server(Some(bytes)) => {
+                session.write_body(&bytes).await?;
+            }
+            From::Client(None) | From::Server(None) => return Ok(()),
+            From::Draining => {
+                session.write_body(&GOING_AWAY).await?;
+                session.finish_body().await?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Counts one WebSocket of a tenant as long as it lives.
+struct Counted {
+    plane: Arc<HttpPlane>,
+    tenant: TenantId,
+}
+
+impl Counted {
+    fn new(request: &Request<'_>) -> Option<Self> {
+        let mut open = request.plane.websockets.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(request.tenant.id).or_default();
+        if *count >= request.tenant.plan.max_websockets {
+            return None;
+        }
+        *count += 1;
+        drop(open);
+        Some(Self { plane: Arc::clone(request.plane), tenant: request.tenant.id })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut open = self.plane.websockets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.tenant);
+            }
+        }
+    }
+}

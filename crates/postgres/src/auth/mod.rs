@@ -1,0 +1,64 @@
+//! Proving who a client is, and proving to a server who we are. Without I/O.
+
+mod md5;
+mod scram;
+
+pub use md5::{md5_matches, md5_response};
+pub use scram::{ScramError, ScramKeys, ScramServer};
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cofferdam_tenant::Login;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+/// SCRAM keys of the logins that have been used, so that the slow derivation happens once per password.
+#[derive(Debug)]
+pub struct Verifiers {
+    known: Mutex<HashMap<Login, Arc<ScramKeys>>>,
+    /// Makes the salt of a user that does not exist the same each time (rule 19).
+    mock: [u8; 32],
+}
+
+/// Old passwords are forgotten by starting over when this many have been seen.
+const MAX_KNOWN: usize = 20_000;
+
+impl Verifiers {
+    /// No keys yet; a fresh secret for mock salts.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        let mut mock = [0; 32];
+        getrandom::fill(&mut mock)?;
+        Ok(Self { known: Mutex::new(HashMap::new()), mock })
+    }
+
+    /// The keys of a login.
+    pub fn keys(&self, login: &Login) -> Result<Arc<ScramKeys>, getrandom::Error> {
+        if let Some(keys) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(login) {
+            return Ok(Arc::clone(keys));
+        }
+        let mut salt = [0; 16];
+        getrandom::fill(&mut salt)?;
+        let keys = Arc::new(ScramKeys::derive(login.password.expose(), &salt));
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        Ok(Arc::clone(known.entry(login.clone()).or_insert(keys)))
+    }
+
+    /// Keys that no password opens, with a salt that is stable per user name.
+    pub fn mock(&self, user: &str) -> ScramKeys {
+        let digest = hmac(&self.mock, user.as_bytes());
+        let mut salt = [0; 16];
+        salt.copy_from_slice(&digest[..16]);
+        ScramKeys::impossible(salt)
+    }
+}
+
+pub(crate) fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
+    // HMAC takes keys of any length; the error type exists for MACs that do not.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
+    mac.update(data);
+    mac.finalize().into_bytes().into()
+}

@@ -1,0 +1,423 @@
+//! One client from its first byte to its login; then the relay takes over.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use cofferdam_fairness::Rejection;
+use cofferdam_tenant::{AuthMethod, Catalog, Login, PoolingMode, TenantId};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::auth::{ScramKeys, ScramServer, md5_matches};
+use crate::cache::{Key, LeaseError};
+use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
+use crate::relay::Relay;
+use crate::stream::Stream;
+use crate::tls::ALPN;
+use crate::upstream::UpstreamError;
+use crate::wire::{Frame, Reply, Severity, Side, Startup, StartupParameters, TransactionStatus, cstr, frame, startup};
+
+/// Connections to the maintenance database that one pool's workers may hold.
+const MAINTENANCE_CLIENTS: u32 = 1_000;
+/// A password message longer than this is not one.
+const MAX_PASSWORD_MESSAGE: usize = 4_096;
+
+/// Where a session's work goes, and on whose account.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    /// Whom the work is charged to.
+    pub(crate) account: TenantId,
+    /// The name for messages.
+    pub(crate) name: String,
+    pub(crate) access: ClusterAccess,
+    pub(crate) key: Arc<Key>,
+    pub(crate) pooling: PoolingMode,
+    pub(crate) max_wait: Duration,
+    pub(crate) idle_in_transaction: Duration,
+    max_clients: u32,
+}
+
+/// A login that ends with an ErrorResponse, or without a word.
+enum Refusal {
+    Fatal { code: &'static str, message: String },
+    Upstream(LeaseError),
+    Gone,
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(_: std::io::Error) -> Self {
+        Self::Gone
+    }
+}
+
+fn fatal(code: &'static str, message: impl Into<String>) -> Refusal {
+    Refusal::Fatal { code, message: message.into() }
+}
+
+/// Serves one client until it leaves.
+pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) {
+    let _ = tcp.set_nodelay(true);
+    let Ok(_connection) = plane.connections.try_acquire() else {
+        say_goodbye(tcp.into(), "53300", "the gateway has no connection left (limit `postgres.max_connections`)").await;
+        return;
+    };
+    let snapshot = plane.snapshot();
+    let Ok(unauthenticated) = plane.unauthenticated.try_acquire() else {
+        say_goodbye(tcp.into(), "53300", "too many logins at once (limit `postgres.max_unauthenticated`)").await;
+        return;
+    };
+    let mut login = LoginTask { plane: &plane, snapshot: &snapshot, stream: Some(tcp.into()), buffer: BytesMut::new() };
+    let outcome = tokio::time::timeout(snapshot.login_timeout, login.run()).await;
+    let (stream, buffer) = (login.stream.take(), std::mem::take(&mut login.buffer));
+    drop(unauthenticated);
+    let established = match outcome {
+        Ok(Ok(Some(established))) => established,
+        Ok(Ok(None) | Err(Refusal::Gone)) => return,
+        Ok(Err(refusal)) => {
+            plane.counters.login_failures.fetch_add(1, Ordering::Relaxed);
+            let (code, message) = match refusal {
+                Refusal::Fatal { code, message } => (code.to_owned(), message),
+                Refusal::Upstream(error) => describe(&error),
+                Refusal::Gone => return,
+            };
+            tracing::info!(%peer, code, "PostgreSQL login refused");
+            if let Some(stream) = stream {
+                say_goodbye(stream, &code, &message).await;
+            }
+            return;
+        }
+        Err(_) => {
+            if let Some(stream) = stream {
+                say_goodbye(stream, "57P05", "the login took too long (limit `postgres.login_timeout`)").await;
+            }
+            return;
+        }
+    };
+    let Some(stream) = stream else { return };
+    plane.counters.logins.fetch_add(1, Ordering::Relaxed);
+    Relay::new(Arc::clone(&plane), snapshot, stream, buffer, established).run().await;
+}
+
+/// What a login has established.
+pub(crate) struct Established {
+    pub(crate) route: Route,
+    pub(crate) parameters: StartupParameters,
+    pub(crate) registration: crate::cancel::Registration,
+    /// Held for its `Drop`.
+    pub(crate) _counted: ClientCount,
+}
+
+struct LoginTask<'a> {
+    plane: &'a Arc<PostgresPlane>,
+    snapshot: &'a Arc<Snapshot>,
+    /// Present except while TLS takes it over.
+    stream: Option<Stream>,
+    buffer: BytesMut,
+}
+
+impl LoginTask<'_> {
+    /// `None` when the connection was only there to cancel another's query.
+    async fn run(&mut self) -> Result<Option<Established>, Refusal> {
+        let tls = self.snapshot.tls.as_ref().map(|t| t.0.clone());
+        let mut encrypted = false;
+        if let Some(acceptor) = &tls {
+            let mut first = [0];
+            if self.stream()?.socket().peek(&mut first).await? == 1 && first[0] == 0x16 {
+                self.encrypt(acceptor, true).await?;
+                encrypted = true;
+            }
+        }
+        let parameters = loop {
+            match self.startup().await? {
+                Startup::Ssl | Startup::GssEnc if !self.buffer.is_empty() => {
+                    // Whoever sends plaintext behind the request hopes that we take it for encrypted (rule 2).
+                    return Err(fatal("08P01", "received unencrypted data after the encryption request"));
+                }
+                Startup::Ssl if !encrypted && tls.is_some() => {
+                    self.send(|b| b.put_u8(b'S')).await?;
+                    if let Some(acceptor) = &tls {
+                        self.encrypt(acceptor, false).await?;
+                    }
+                    encrypted = true;
+                }
+                Startup::Ssl | Startup::GssEnc => self.send(|b| b.put_u8(b'N')).await?,
+                Startup::Cancel(key) => {
+                    self.plane.counters.cancels.fetch_add(1, Ordering::Relaxed);
+                    self.plane.cancels.cancel(&key).await;
+                    return Ok(None);
+                }
+                Startup::Session(parameters) => break parameters,
+            }
+        };
+        if self.snapshot.require_tls && !encrypted {
+            return Err(fatal("28000", "connections without TLS are not allowed"));
+        }
+        if parameters.replication.as_deref().is_some_and(|r| !matches!(r, "false" | "off" | "no" | "0")) {
+            return Err(fatal("0A000", "replication is not supported through the gateway"));
+        }
+        if parameters.minor > 0 || !parameters.protocol_options.is_empty() {
+            let options = parameters.protocol_options.clone();
+            self.send(|b| {
+                b.message(b'v', |b| {
+                    b.put_u32(196_608); // protocol 3.0
+                    b.put_u32(options.len() as u32);
+                    for option in &options {
+                        crate::wire::put_cstr(b, option);
+                    }
+                });
+            })
+            .await?;
+        }
+        self.authenticate(&parameters).await?;
+        let route = route(self.snapshot, &parameters)
+            .ok_or_else(|| fatal("3D000", format!("database \"{}\" does not exist", parameters.database)))?;
+        let counted = ClientCount::new(self.plane, &route).ok_or_else(|| {
+            fatal("53300", format!("{} has {} connections open, its limit", route.name, route.max_clients))
+        })?;
+        let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
+        let greeting = match route.access.cache.greeting(&route.key) {
+            Some(greeting) => greeting,
+            None => {
+                let cache = &route.access.cache;
+                let leased = cache
+                    .lease(&route.key, &application_name, self.snapshot.login_timeout)
+                    .await
+                    .map_err(Refusal::Upstream)?;
+                let greeting = Arc::clone(&leased.upstream.reported);
+                cache.give_back(leased);
+                greeting
+            }
+        };
+        let registration =
+            self.plane.cancels.register().map_err(|_| fatal("58000", "no randomness for a cancel key"))?;
+        let (pid, secret) = (registration.handle.pid, registration.handle.secret);
+        self.send(|b| {
+            b.authentication(0, &[]);
+            for (name, value) in greeting.iter().filter(|(n, _)| *n != "application_name") {
+                b.parameter(name, value);
+            }
+            b.parameter("application_name", &application_name);
+            b.message(b'K', |b| {
+                b.put_u32(pid);
+                b.put_slice(&secret);
+            });
+            b.ready(TransactionStatus::Idle);
+        })
+        .await?;
+        Ok(Some(Established { route, parameters, registration, _counted: counted }))
+    }
+
+    async fn startup(&mut self) -> Result<Startup, Refusal> {
+        loop {
+            match startup(&self.buffer) {
+                Ok(Some((packet, length))) => {
+                    self.buffer.advance(length);
+                    return Ok(packet);
+                }
+                Ok(None) => self.fill().await?,
+                Err(error) => return Err(fatal("08P01", error.to_string())),
+            }
+        }
+    }
+
+    async fn encrypt(&mut self, acceptor: &TlsAcceptor, direct: bool) -> Result<(), Refusal> {
+        let Some(Stream::Plain(tcp)) = self.stream.take() else { return Err(Refusal::Gone) };
+        let tls = acceptor.accept(tcp).await?;
+        if direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(Refusal::Gone);
+        }
+        self.stream = Some(Stream::Tls(Box::new(tls.into())));
+        Ok(())
+    }
+
+    /// Proves who the client is. Nothing has been told about databases before this has succeeded.
+    async fn authenticate(&mut self, parameters: &StartupParameters) -> Result<(), Refusal> {
+        let user = &parameters.user;
+        let login = login(&self.snapshot.catalog, parameters).cloned();
+        let wrong = || fatal("28P01", format!("password authentication failed for user \"{user}\""));
+        if self.snapshot.auth == AuthMethod::Md5 {
+            let mut salt = [0; 4];
+            getrandom::fill(&mut salt).map_err(|_| fatal("58000", "no randomness for a salt"))?;
+            self.send(|b| b.authentication(5, &salt)).await?;
+            let answer = self.password().await?;
+            let answer = cstr(&answer).map_or(&b""[..], |(text, _)| text);
+            return match &login {
+                Some(login) if md5_matches(answer, user, login.password.expose(), salt) => Ok(()),
+                _ => Err(wrong()),
+            };
+        }
+        let keys: Arc<ScramKeys> = match &login {
+            Some(login) => self.plane.verifiers.keys(login).map_err(|_| fatal("58000", "no randomness for a salt"))?,
+            None => Arc::new(self.plane.verifiers.mock(user)),
+        };
+        self.send(|b| b.authentication(10, b"SCRAM-SHA-256\0\0")).await?;
+        let first = self.password().await?;
+        let malformed = || fatal("08P01", "malformed SCRAM message");
+        let (mechanism, data) = cstr(&first).ok_or_else(malformed)?;
+        if mechanism != b"SCRAM-SHA-256" {
+            return Err(fatal("28000", "the client selected an authentication method that was not offered"));
+        }
+        let data = match data.split_first_chunk::<4>() {
+            Some((length, data)) if u32::from_be_bytes(*length) as usize == data.len() => data,
+            _ => return Err(malformed()),
+        };
+        let mut random = [0; 18];
+        getrandom::fill(&mut random).map_err(|_| fatal("58000", "no randomness for a nonce"))?;
+        let nonce = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, random);
+        let exchange = ScramServer::begin(&keys, data, &nonce).map_err(|e| fatal("08P01", e.to_string()))?;
+        let challenge = exchange.challenge().to_owned();
+        self.send(|b| b.authentication(11, challenge.as_bytes())).await?;
+        let last = self.password().await?;
+        let signature = exchange.finish(&last).map_err(|e| match e {
+            crate::auth::ScramError::WrongProof => wrong(),
+            other => fatal("08P01", other.to_string()),
+        })?;
+        self.send(|b| b.authentication(12, signature.as_bytes())).await
+    }
+
+    async fn password(&mut self) -> Result<BytesMut, Refusal> {
+        loop {
+            match frame(Side::Client, &self.buffer) {
+                Ok(Some(f)) if f.kind != b'p' || f.total > MAX_PASSWORD_MESSAGE => {
+                    return Err(fatal("08P01", "expected a password response"));
+                }
+                Ok(Some(f)) if self.buffer.len() >= f.total => {
+                    let mut whole = self.buffer.split_to(f.total);
+                    whole.advance(Frame::HEADER);
+                    return Ok(whole);
+                }
+                Ok(_) => self.fill().await?,
+                Err(error) => return Err(fatal("08P01", error.to_string())),
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> Result<(), Refusal> {
+        let stream = self.stream.as_mut().ok_or(Refusal::Gone)?;
+        if stream.fill(&mut self.buffer).await? == 0 { Err(Refusal::Gone) } else { Ok(()) }
+    }
+
+    async fn send(&mut self, write: impl FnOnce(&mut BytesMut)) -> Result<(), Refusal> {
+        let mut out = BytesMut::new();
+        write(&mut out);
+        self.stream.as_mut().ok_or(Refusal::Gone)?.drain(&mut out).await?;
+        Ok(())
+    }
+
+    fn stream(&self) -> Result<&Stream, Refusal> {
+        self.stream.as_ref().ok_or(Refusal::Gone)
+    }
+}
+
+/// The login that the client claims: one that may open this database. For a database that does not exist, any login
+/// with the role, so that only who has a password learns that it does not.
+fn login<'a>(catalog: &'a Catalog, parameters: &StartupParameters) -> Option<&'a Login> {
+    let role = parameters.user.as_str();
+    if parameters.database == Catalog::MAINTENANCE_DATABASE {
+        return catalog.maintenance(role).map(|(_, login, _)| login);
+    }
+    match catalog.by_database(&parameters.database).filter(|t| t.cluster.is_some()) {
+        Some(tenant) => tenant.login(role),
+        None => catalog.any_login(role),
+    }
+}
+
+/// Where a session goes. `None` when its database is not known here, or the role may not open it any more.
+pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Option<Route> {
+    let catalog = &snapshot.catalog;
+    let role = parameters.user.as_str();
+    let mut settings: BTreeMap<String, String> = parameters.settings.clone();
+    settings.remove("application_name");
+    let key = |login: &Login| {
+        Arc::new(Key { database: parameters.database.clone(), login: login.clone(), settings: settings.clone() })
+    };
+    if parameters.database == Catalog::MAINTENANCE_DATABASE {
+        let (pool, login, cluster) = catalog.maintenance(role)?;
+        return Some(Route {
+            account: pool.account,
+            name: format!("pool {}", pool.name),
+            access: snapshot.clusters.get(&cluster.name)?.clone(),
+            key: key(login),
+            pooling: PoolingMode::Transaction,
+            max_wait: Duration::from_secs(30),
+            idle_in_transaction: Duration::from_secs(600),
+            max_clients: MAINTENANCE_CLIENTS,
+        });
+    }
+    let tenant = catalog.by_database(&parameters.database)?;
+    let login = tenant.login(role)?;
+    let cluster = tenant.cluster.as_ref()?;
+    Some(Route {
+        account: tenant.id,
+        name: format!("tenant {}", tenant.slug),
+        access: snapshot.clusters.get(&cluster.name)?.clone(),
+        key: key(login),
+        pooling: tenant.pooling,
+        max_wait: tenant.plan.postgres.max_wait,
+        idle_in_transaction: tenant.plan.idle_in_transaction_timeout,
+        max_clients: tenant.plan.max_clients,
+    })
+}
+
+impl Route {
+    /// What a client is told when it gets no slot: tenant, limit and wait (never another tenant's name).
+    pub(crate) fn refusal(&self, rejection: &Rejection) -> String {
+        format!("cofferdam: {}: {rejection}", self.name)
+    }
+}
+
+/// Counts one client of a tenant as long as it lives.
+#[derive(Debug)]
+pub(crate) struct ClientCount {
+    plane: Arc<PostgresPlane>,
+    account: TenantId,
+}
+
+impl ClientCount {
+    fn new(plane: &Arc<PostgresPlane>, route: &Route) -> Option<Self> {
+        let mut clients = plane.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = clients.entry(route.account).or_default();
+        if *count >= route.max_clients {
+            return None;
+        }
+        *count += 1;
+        drop(clients);
+        Some(Self { plane: Arc::clone(plane), account: route.account })
+    }
+}
+
+impl Drop for ClientCount {
+    fn drop(&mut self) {
+        let mut clients = self.plane.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = clients.get_mut(&self.account) {
+            *count -= 1;
+            if *count == 0 {
+                clients.remove(&self.account);
+            }
+        }
+    }
+}
+
+/// What a client may see of a failure towards the server: what the server said about the client's own database, but
+/// no addresses of ours.
+pub(crate) fn describe(error: &LeaseError) -> (String, String) {
+    match error {
+        LeaseError::Upstream(UpstreamError::Refused { code, message }) => (code.clone(), message.clone()),
+        LeaseError::Upstream(UpstreamError::Io(cause)) => {
+            tracing::warn!(error = %cause, "cannot reach a database server");
+            ("08006".into(), "cofferdam: the database server cannot be reached; try again".into())
+        }
+        LeaseError::Upstream(other) => ("08006".into(), format!("cofferdam: {other}")),
+        LeaseError::Exhausted { .. } => ("XX000".into(), format!("cofferdam: {error}")),
+    }
+}
+
+async fn say_goodbye(mut stream: Stream, code: &str, message: &str) {
+    let mut out = BytesMut::new();
+    out.error(Severity::Fatal, code, message, None);
+    let _ = tokio::time::timeout(Duration::from_secs(1), stream.drain(&mut out)).await;
+}

@@ -1,0 +1,316 @@
+//! The plane as a whole: what all clients share, how it is reloaded, and how it is drained.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use cofferdam_fairness::{Clock, Gate, GateConfig, GateSet, GateSpec, Share};
+use cofferdam_tenant::{AuthMethod, Catalog, Cluster, ClusterName, TenantId};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::PostgresError;
+use crate::auth::Verifiers;
+use crate::cache::{CacheUsage, ConnectionCache};
+use crate::cancel::CancelRegistry;
+use crate::client;
+use crate::tls::server_config;
+
+/// The expected or measured transaction time from which on work counts as expensive on this plane.
+const EXPENSIVE_FROM: Duration = Duration::from_millis(200);
+/// How often idle server connections are looked through.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
+
+/// The PostgreSQL plane.
+///
+/// Serves on the caller's runtime, and on as many runtimes at once as the caller likes: each calls
+/// [`serve`](Self::serve) with a listener of its own.
+pub struct PostgresPlane {
+    snapshot: ArcSwap<Snapshot>,
+    gates: GateSet,
+    pub(crate) cancels: Arc<CancelRegistry>,
+    pub(crate) verifiers: Verifiers,
+    pub(crate) connections: Semaphore,
+    pub(crate) unauthenticated: Semaphore,
+    pub(crate) clients: Mutex<HashMap<TenantId, u32>>,
+    pub(crate) counters: Counters,
+    pub(crate) draining: CancellationToken,
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Counts since the plane was made.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) logins: AtomicU64,
+    pub(crate) login_failures: AtomicU64,
+    pub(crate) transactions: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) cancels: AtomicU64,
+}
+
+/// One consistent view for everything that a transaction needs to know.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) clusters: HashMap<ClusterName, ClusterAccess>,
+    pub(crate) tls: Option<TlsAcceptorBox>,
+    pub(crate) auth: AuthMethod,
+    pub(crate) require_tls: bool,
+    pub(crate) login_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterAccess {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) cache: Arc<ConnectionCache>,
+}
+
+#[derive(Clone)]
+pub(crate) struct TlsAcceptorBox(pub(crate) TlsAcceptor);
+
+impl fmt::Debug for TlsAcceptorBox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TlsAcceptor")
+    }
+}
+
+/// A catalog that this plane can serve: everything that could fail has been done.
+#[derive(Debug)]
+pub struct Prepared {
+    catalog: Arc<Catalog>,
+    tls: Option<TlsAcceptorBox>,
+    caches: BTreeMap<ClusterName, Arc<ConnectionCache>>,
+}
+
+/// What the plane is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct PostgresUsage {
+    /// Clients connected, by tenant number.
+    pub clients: HashMap<TenantId, u32>,
+    /// Server connections by cluster.
+    pub connections: BTreeMap<String, CacheUsage>,
+    /// Logins that succeeded so far.
+    pub logins: u64,
+    /// Logins that failed so far.
+    pub login_failures: u64,
+    /// Transactions finished so far.
+    pub transactions: u64,
+    /// Statements refused for want of a slot or connection so far.
+    pub refused: u64,
+    /// Cancel requests so far.
+    pub cancels: u64,
+}
+
+impl PostgresPlane {
+    /// A plane that serves a catalog. Must have a `postgres` section.
+    pub fn new(catalog: &Arc<Catalog>, clock: Arc<dyn Clock>) -> Result<Arc<Self>, PostgresError> {
+        let front = catalog.postgres.as_ref().ok_or(PostgresError::NotConfigured)?;
+        let plane = Arc::new(Self {
+            snapshot: ArcSwap::from_pointee(Snapshot::empty(Arc::clone(catalog))),
+            gates: GateSet::new(clock),
+            cancels: Arc::default(),
+            verifiers: Verifiers::new()?,
+            connections: Semaphore::new(front.config.max_connections as usize),
+            unauthenticated: Semaphore::new(front.config.max_unauthenticated as usize),
+            clients: Mutex::default(),
+            counters: Counters::default(),
+            draining: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let prepared = plane.prepare(Arc::clone(catalog))?;
+        plane.commit(prepared);
+        Ok(plane)
+    }
+
+    /// Does everything about a new catalog that can fail, and changes nothing.
+    pub fn prepare(&self, catalog: Arc<Catalog>) -> Result<Prepared, PostgresError> {
+        let front = catalog.postgres.as_ref().ok_or(PostgresError::NotConfigured)?;
+        let tls = match &front.tls {
+            None => None,
+            Some(files) => {
+                let place = "postgres.tls".to_owned();
+                let config = server_config(files).map_err(|error| PostgresError::Tls { place, error })?;
+                Some(TlsAcceptorBox(TlsAcceptor::from(config)))
+            }
+        };
+        let old = self.snapshot.load();
+        let mut caches = BTreeMap::new();
+        for (name, cluster) in &catalog.clusters {
+            let kept = old.clusters.get(name).filter(|a| a.cache.cluster() == cluster);
+            let cache = match kept {
+                Some(access) => Arc::clone(&access.cache),
+                None => ConnectionCache::new(Arc::clone(cluster))
+                    .map_err(|error| PostgresError::Tls { place: format!("clusters.{name}"), error })?,
+            };
+            caches.insert(name.clone(), cache);
+        }
+        Ok(Prepared { catalog, tls, caches })
+    }
+
+    /// Serves a prepared catalog from the next transaction on.
+    pub fn commit(&self, prepared: Prepared) {
+        let Prepared { catalog, tls, caches } = prepared;
+        self.gates.reconcile(catalog.clusters.values().map(|cluster| gate_spec(&catalog, cluster)));
+        let clusters = caches
+            .into_iter()
+            .filter_map(|(name, cache)| {
+                let gate = self.gates.get(name.as_str())?;
+                Some((name, ClusterAccess { gate, cache }))
+            })
+            .collect();
+        let mut snapshot = Snapshot { clusters, tls, ..Snapshot::empty(Arc::clone(&catalog)) };
+        if let Some(front) = &catalog.postgres {
+            snapshot.auth = front.auth;
+            snapshot.require_tls = front.config.require_tls;
+            snapshot.login_timeout = front.config.login_timeout.0;
+        }
+        let old = self.snapshot.swap(Arc::new(snapshot));
+        let new = self.snapshot.load();
+        for (name, access) in &old.clusters {
+            if !new.clusters.get(name).is_some_and(|a| Arc::ptr_eq(&a.cache, &access.cache)) {
+                access.cache.close();
+            }
+        }
+    }
+
+    /// Accepts clients until the plane drains.
+    ///
+    /// Cancel-safe: dropping the future stops accepting; clients that are connected go on.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = self.draining.cancelled() => return Ok(()),
+            };
+            match accepted {
+                Ok((tcp, peer)) => {
+                    let plane = Arc::clone(&self);
+                    let cut = self.cut.clone();
+                    self.tasks.spawn(async move {
+                        tokio::select! {
+                            () = client::serve(plane, tcp, peer) => {}
+                            () = cut.cancelled() => {}
+                        }
+                    });
+                }
+                // Local pressure (no file descriptors, say) is no reason to stop (rule 24).
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a PostgreSQL client");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// Closes server connections that are idle for too long; runs until the plane drains.
+    pub async fn housekeeping(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(HOUSEKEEPING);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.draining.cancelled() => return,
+            }
+            let snapshot = self.snapshot.load_full();
+            for access in snapshot.clusters.values() {
+                access.cache.close_idle(Instant::now());
+            }
+        }
+    }
+
+    /// Stops accepting. Idle clients are told goodbye, transactions finish.
+    pub fn drain(&self) {
+        self.draining.cancel();
+        self.tasks.close();
+    }
+
+    /// Waits until every client is gone; at the deadline those that are left are cut off. True when none was.
+    pub async fn drained(&self, limit: Duration) -> bool {
+        self.drain();
+        let finished = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
+        if !finished {
+            self.cut.cancel();
+            self.tasks.wait().await;
+        }
+        for access in self.snapshot.load().clusters.values() {
+            access.cache.close();
+        }
+        finished
+    }
+
+    /// The gates by cluster.
+    pub fn gates(&self) -> &GateSet {
+        &self.gates
+    }
+
+    /// What the plane is doing.
+    pub fn usage(&self) -> PostgresUsage {
+        let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        PostgresUsage {
+            clients: self.clients.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            connections: self
+                .snapshot
+                .load()
+                .clusters
+                .iter()
+                .map(|(name, access)| (name.as_str().to_owned(), access.cache.usage()))
+                .collect(),
+            logins: count(&self.counters.logins),
+            login_failures: count(&self.counters.login_failures),
+            transactions: count(&self.counters.transactions),
+            refused: count(&self.counters.refused),
+            cancels: count(&self.counters.cancels),
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Whether a snapshot is still the current one.
+    pub(crate) fn is_current(&self, snapshot: &Arc<Snapshot>) -> bool {
+        Arc::ptr_eq(&self.snapshot.load(), snapshot)
+    }
+}
+
+impl fmt::Debug for PostgresPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresPlane").field("gates", &self.gates).finish_non_exhaustive()
+    }
+}
+
+impl Snapshot {
+    fn empty(catalog: Arc<Catalog>) -> Self {
+        Self {
+            catalog,
+            clusters: HashMap::new(),
+            tls: None,
+            auth: AuthMethod::ScramSha256,
+            require_tls: false,
+            login_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+fn gate_spec(catalog: &Catalog, cluster: &Arc<Cluster>) -> GateSpec {
+    let config = GateConfig {
+        expensive_slots: cluster.expensive_slots,
+        expensive_from: EXPENSIVE_FROM,
+        policy: cluster.scheduling.into(),
+        ..GateConfig::slots(cluster.slots)
+    };
+    let placed = catalog.tenants().iter().filter(|t| t.cluster.as_ref().is_some_and(|c| c.name == cluster.name));
+    let tenants = placed.map(|t| (t.id, Share::from_quota(t.plan.weight, &t.plan.postgres)));
+    let maintained = catalog.pools.values().filter(|p| p.maintenance.as_ref().is_some_and(|c| c.name == cluster.name));
+    let pools = maintained.map(|p| (p.account, Share::default()));
+    GateSpec { name: cluster.name.as_str().to_owned(), config, shares: tenants.chain(pools).collect() }
+}

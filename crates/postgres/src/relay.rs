@@ -1,0 +1,528 @@
+//! Between a logged-in client and the server connections it borrows: one task, both sockets.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use cofferdam_fairness::{Class, Permit};
+use cofferdam_tenant::PoolingMode;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::cache::Leased;
+use crate::client::{Established, Route, describe, route};
+use crate::plane::{PostgresPlane, Snapshot};
+use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
+use crate::stream::Stream;
+use crate::wire::{Frame, Reply, Severity, Side, TransactionStatus, frame};
+
+/// Above this, no more is read for a side that does not take what it has got (rule 8).
+const HIGH_WATER: usize = 256 << 10;
+/// Bytes of a client that are read ahead while it waits for a slot.
+const READ_AHEAD: usize = 64 << 10;
+/// A client that takes nothing for this long while a slot is held for it is gone.
+const SLOW_READER: Duration = Duration::from_secs(60);
+/// Time for `DISCARD ALL` before a connection is thrown away instead.
+const RESET_LIMIT: Duration = Duration::from_secs(5);
+
+/// One client's relay.
+pub(crate) struct Relay {
+    plane: Arc<PostgresPlane>,
+    snapshot: Arc<Snapshot>,
+    client: Stream,
+    /// From the client, not judged yet.
+    inbound: BytesMut,
+    /// To the client, not written yet.
+    outbound: BytesMut,
+    session: Session,
+    lease: Option<Leased>,
+    permit: Option<Permit>,
+    established: Established,
+    application_name: String,
+    /// What is left of the client's current message, and of the server's.
+    passing: Passing,
+    server_passing: Passing,
+    /// The server has said why it ends the connection.
+    farewell_seen: bool,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// A message that has been judged and whose bytes still come.
+#[derive(Debug, Clone, Copy, Default)]
+struct Passing {
+    remaining: usize,
+    forward: bool,
+}
+
+enum Event {
+    Client,
+    Server,
+    Draining,
+}
+
+/// Why the relay ends.
+enum End {
+    /// The client has left, or cannot be written to.
+    ClientGone,
+    /// The client is told why.
+    Fatal { code: &'static str, message: String },
+    /// The server connection is lost; the client is told unless the server did.
+    ServerGone,
+}
+
+impl From<Violation> for End {
+    fn from(v: Violation) -> Self {
+        Self::Fatal { code: v.code, message: v.message }
+    }
+}
+
+enum Pump {
+    Wait,
+    NeedServer { kind: u8 },
+}
+
+impl Relay {
+    pub(crate) fn new(
+        plane: Arc<PostgresPlane>,
+        snapshot: Arc<Snapshot>,
+        client: Stream,
+        inbound: BytesMut,
+        established: Established,
+    ) -> Self {
+        let draining = Box::pin(plane.draining.clone().cancelled_owned());
+        Self {
+            session: Session::new(established.route.access.cache.statements(&established.route.key)),
+            application_name: established.parameters.settings.get("application_name").cloned().unwrap_or_default(),
+            plane,
+            snapshot,
+            client,
+            inbound,
+            outbound: BytesMut::new(),
+            lease: None,
+            permit: None,
+            established,
+            passing: Passing::default(),
+            server_passing: Passing::default(),
+            farewell_seen: false,
+            draining,
+        }
+    }
+
+    /// Serves the client until it leaves; then leaves the server connection fit for others, or closes it.
+    pub(crate) async fn run(mut self) {
+        let end = match self.serve().await {
+            Ok(()) => End::ClientGone,
+            Err(end) => end,
+        };
+        let server_lost = matches!(end, End::ServerGone);
+        let farewell = match end {
+            End::ClientGone => None,
+            End::Fatal { code, message } => Some((code, message)),
+            End::ServerGone if self.farewell_seen => None,
+            End::ServerGone => {
+                Some(("08006", "cofferdam: the database server closed the connection unexpectedly".to_owned()))
+            }
+        };
+        if let Some((code, message)) = farewell {
+            self.outbound.error(Severity::Fatal, code, &message, None);
+        }
+        if !self.outbound.is_empty() {
+            let goodbye = self.client.drain(&mut self.outbound);
+            let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+        }
+        if server_lost {
+            self.lease = None;
+        }
+        self.abandon().await;
+    }
+
+    async fn serve(&mut self) -> Result<(), End> {
+        loop {
+            match self.pump_client()? {
+                Some(Pump::NeedServer { kind }) => {
+                    self.acquire(kind).await?;
+                    continue;
+                }
+                Some(Pump::Wait) => {}
+                None => return Ok(()),
+            }
+            match self.wait().await? {
+                Event::Client => {}
+                Event::Server => {
+                    self.pump_server()?;
+                    // Before the client's next message is looked at: it has to queue like everybody's.
+                    if self.permit.is_some() && self.session.is_at_rest() && self.passing.remaining == 0 {
+                        self.release().await;
+                    }
+                }
+                Event::Draining => {
+                    let message = "terminating connection: the gateway is shutting down".to_owned();
+                    return Err(End::Fatal { code: "57P01", message });
+                }
+            }
+        }
+    }
+
+    /// Judges what the client has sent so far. `None` when it said goodbye.
+    fn pump_client(&mut self) -> Result<Option<Pump>, End> {
+        loop {
+            let mut upstream = self.lease.as_mut().map(|l| &mut l.upstream);
+            if self.passing.remaining > 0 {
+                let n = self.passing.remaining.min(self.inbound.len());
+                if self.passing.forward {
+                    let Some(upstream) = upstream else { return Err(End::ServerGone) };
+                    if upstream.outbound.len() >= HIGH_WATER {
+                        return Ok(Some(Pump::Wait));
+                    }
+                    upstream.outbound.extend_from_slice(&self.inbound[..n]);
+                }
+                self.inbound.advance(n);
+                self.passing.remaining -= n;
+                if self.passing.remaining > 0 {
+                    return Ok(Some(Pump::Wait));
+                }
+                continue;
+            }
+            if upstream.as_ref().is_some_and(|u| u.outbound.len() >= HIGH_WATER) {
+                return Ok(Some(Pump::Wait));
+            }
+            let header =
+                frame(Side::Client, &self.inbound).map_err(|e| End::Fatal { code: "08P01", message: e.to_string() })?;
+            let Some(header) = header else { return Ok(Some(Pump::Wait)) };
+            let needs = Session::client_needs(header);
+            if self.inbound.len() < needs {
+                self.inbound.reserve(needs - self.inbound.len());
+                return Ok(Some(Pump::Wait));
+            }
+            let seen = self.inbound.len().min(header.total);
+            // A pinned connection without a slot does not count: its client has to queue like everybody.
+            let mut nowhere = BytesMut::new();
+            let (backend, to_server) = match upstream.as_mut().filter(|_| self.permit.is_some()) {
+                Some(u) => (Some(&mut u.backend), &mut u.outbound),
+                None => (None, &mut nowhere),
+            };
+            let bytes = &self.inbound[..seen];
+            match self.session.on_client(header, bytes, backend, to_server, &mut self.outbound)? {
+                ClientStep::Forward { consumed } => {
+                    to_server.extend_from_slice(&self.inbound[consumed.min(seen)..seen]);
+                    self.passing = Passing { remaining: header.total - seen, forward: true };
+                }
+                ClientStep::Drop => self.passing = Passing { remaining: header.total - seen, forward: false },
+                ClientStep::NeedServer => return Ok(Some(Pump::NeedServer { kind: header.kind })),
+                ClientStep::Terminate => return Ok(None),
+            }
+            self.inbound.advance(seen);
+        }
+    }
+
+    /// Judges what the server has sent so far, and appends what the client shall see to `outbound`.
+    fn pump_server(&mut self) -> Result<(), End> {
+        let Some(lease) = self.lease.as_mut() else { return Ok(()) };
+        let upstream = &mut lease.upstream;
+        let mut after = BytesMut::new();
+        // `run..at` are judged bytes that go to the client and are not copied yet.
+        let (mut run, mut at) = (0, 0);
+        let bytes = &upstream.inbound;
+        let outcome = loop {
+            if self.server_passing.remaining > 0 {
+                let n = self.server_passing.remaining.min(bytes.len() - at);
+                if !self.server_passing.forward {
+                    self.outbound.extend_from_slice(&bytes[run..at]);
+                    run = at + n;
+                }
+                at += n;
+                self.server_passing.remaining -= n;
+                if self.server_passing.remaining > 0 {
+                    break Ok(());
+                }
+            }
+            let rest = &bytes[at..];
+            let header = match frame(Side::Server, rest) {
+                Ok(Some(header)) => header,
+                Ok(None) => break Ok(()),
+                Err(_) => break Err(End::ServerGone),
+            };
+            if rest.len() < Session::server_needs(header) {
+                break Ok(());
+            }
+            let seen = rest.len().min(header.total);
+            if header.kind == b'E' && is_fatal(&rest[..seen]) {
+                self.farewell_seen = true;
+            }
+            let step = match self.session.on_server(header, &rest[..seen], &mut upstream.backend, &mut after) {
+                Ok(step) => step,
+                Err(violation) => break Err(violation.into()),
+            };
+            if step == ServerStep::Drop {
+                self.outbound.extend_from_slice(&bytes[run..at]);
+                run = at + seen;
+            }
+            at += seen;
+            self.server_passing = Passing { remaining: header.total - seen, forward: step == ServerStep::Forward };
+            if !after.is_empty() {
+                self.outbound.extend_from_slice(&bytes[run..at]);
+                run = at;
+                self.outbound.extend_from_slice(&after);
+                after.clear();
+            }
+        };
+        self.outbound.extend_from_slice(&bytes[run..at]);
+        upstream.inbound.advance(at);
+        if let Ok(Some(header)) = frame(Side::Server, &upstream.inbound) {
+            let missing = Session::server_needs(header).saturating_sub(upstream.inbound.len());
+            upstream.inbound.reserve(missing);
+        }
+        outcome
+    }
+
+    /// Waits until a socket has something, while writing what is to be written.
+    async fn wait(&mut self) -> Result<Event, End> {
+        loop {
+            if !self.outbound.is_empty() {
+                // The usual case: the socket takes everything, and what is waited for next is the other side.
+                let written = std::future::poll_fn(|cx| Poll::Ready(self.client.poll_drain(cx, &mut self.outbound)));
+                if let Poll::Ready(Err(_)) = written.await {
+                    return Err(End::ClientGone);
+                }
+            }
+            let unwritten = !self.outbound.is_empty();
+            let idle_in_transaction =
+                self.session.status() != TransactionStatus::Idle && !self.session.is_waiting_for_server();
+            let limit = match (unwritten, idle_in_transaction) {
+                (true, _) => SLOW_READER,
+                (false, true) => self.established.route.idle_in_transaction,
+                (false, false) => return self.next_event().await,
+            };
+            match tokio::time::timeout(limit, self.next_event()).await {
+                Ok(event) => return event,
+                Err(_) if !unwritten => {
+                    let message = format!(
+                        "terminating connection due to idle-in-transaction timeout ({:?}, from the plan of {})",
+                        limit, self.established.route.name
+                    );
+                    return Err(End::Fatal { code: "25P03", message });
+                }
+                Err(_) if !self.outbound.is_empty() => return Err(End::ClientGone),
+                // It was written meanwhile: what is waited for is something else now.
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Result<Event, End> {
+        let may_drain = self.permit.is_none() && self.session.is_at_rest();
+        std::future::poll_fn(|cx| {
+            if !self.outbound.is_empty() {
+                if let Poll::Ready(Err(_)) = self.client.poll_drain(cx, &mut self.outbound) {
+                    return Poll::Ready(Err(End::ClientGone));
+                }
+                if self.outbound.is_empty() && self.permit.is_none() {
+                    self.outbound = BytesMut::new();
+                }
+            }
+            let mut server_full = false;
+            if let Some(lease) = &mut self.lease {
+                let upstream = &mut lease.upstream;
+                if !upstream.outbound.is_empty() {
+                    if let Poll::Ready(Err(_)) = upstream.stream.poll_drain(cx, &mut upstream.outbound) {
+                        // What the server said before it closed is still to be read.
+                        upstream.outbound.clear();
+                    }
+                }
+                server_full = upstream.outbound.len() >= HIGH_WATER;
+                if self.outbound.len() < HIGH_WATER {
+                    match upstream.stream.poll_fill(cx, &mut upstream.inbound) {
+                        Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ServerGone)),
+                        Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Event::Server)),
+                        Poll::Pending => {}
+                    }
+                }
+            }
+            if !server_full && self.inbound.len() < INSPECT + HIGH_WATER {
+                match self.client.poll_fill(cx, &mut self.inbound) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ClientGone)),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Event::Client)),
+                    Poll::Pending => {}
+                }
+            }
+            if may_drain && self.draining.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(Event::Draining));
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
+    async fn acquire(&mut self, kind: u8) -> Result<(), End> {
+        if self.lease.is_none() && !self.plane.is_current(&self.snapshot) {
+            self.follow_catalog()?;
+        }
+        // Rule 22: the slot first, just before use; a connection that had to be opened is opened with it.
+        match self.slot().await? {
+            Ok(permit) => self.permit = Some(permit),
+            Err((code, message)) => {
+                self.refuse(kind, &code, &message);
+                return Ok(());
+            }
+        }
+        if self.lease.is_none() {
+            let Route { access, key, max_wait, .. } = &self.established.route;
+            match access.cache.lease(key, &self.application_name, *max_wait).await {
+                Ok(leased) => self.take_over(leased),
+                Err(error) => {
+                    let (code, message) = describe(&error);
+                    self.permit = None;
+                    self.refuse(kind, &code, &message);
+                }
+            }
+        } else if let Some(lease) = &self.lease {
+            self.established.registration.handle.owns(&lease.upstream.target);
+        }
+        Ok(())
+    }
+
+    fn take_over(&mut self, mut leased: Leased) {
+        self.session.leased();
+        self.server_passing = Passing::default();
+        self.farewell_seen = false;
+        self.established.registration.handle.owns(&leased.upstream.target);
+        let upstream = &mut leased.upstream;
+        if upstream.backend.application_name != self.application_name {
+            // Rule 12: in the same write as the first query.
+            let quoted = self.application_name.replace('\\', "\\\\").replace('\'', "''");
+            let sql = format!("SET application_name TO E'{quoted}'");
+            self.session.inject(&sql, &mut upstream.outbound, &mut self.outbound);
+            upstream.backend.application_name.clone_from(&self.application_name);
+        }
+        self.lease = Some(leased);
+    }
+
+    /// A slot, or the error for the client. Ends early when the client leaves or cancels.
+    async fn slot(&mut self) -> Result<Result<Permit, (String, String)>, End> {
+        let route = &self.established.route;
+        let handle = Arc::clone(&self.established.registration.handle);
+        let mut acquire = route.access.gate.acquire(route.account, Class::Rpc, route.max_wait);
+        // The usual case: a slot is free.
+        let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut acquire).poll(cx))).await;
+        let outcome = match first {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => {
+                handle.waits(true);
+                let _waiting = Waiting(&handle);
+                let mut timer = pin!(tokio::time::sleep(route.max_wait));
+                loop {
+                    let read_ahead = self.inbound.len() < READ_AHEAD;
+                    tokio::select! {
+                        biased;
+                        outcome = &mut acquire => break outcome,
+                        () = handle.waiting_cancelled.notified() => {
+                            let message = "canceling statement due to user request, while waiting for a slot";
+                            return Ok(Err(("57014".into(), message.into())));
+                        }
+                        read = self.client.fill(&mut self.inbound), if read_ahead => match read {
+                            Ok(0) | Err(_) => return Err(End::ClientGone),
+                            Ok(_) => {}
+                        },
+                        () = &mut timer => break acquire.give_up(),
+                    }
+                }
+            }
+        };
+        Ok(outcome.map_err(|rejection| ("XX000".into(), route.refusal(&rejection))))
+    }
+
+    fn refuse(&mut self, kind: u8, code: &str, message: &str) {
+        self.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(account = %self.established.route.name, code, "statement refused");
+        self.session.refuse(kind, code, message, &mut self.outbound);
+        if let Ok(Some(header)) = frame(Side::Client, &self.inbound) {
+            self.passing = Passing { remaining: header.total, forward: false };
+        }
+    }
+
+    /// The catalog has changed: the session goes on where its tenant is now.
+    fn follow_catalog(&mut self) -> Result<(), End> {
+        self.snapshot = self.plane.snapshot();
+        match route(&self.snapshot, &self.established.parameters) {
+            Some(route) => {
+                if route.key != self.established.route.key {
+                    // The password has changed; who logged in with the old one stays, with the new one at the server.
+                    tracing::debug!(account = %route.name, "login changed");
+                }
+                self.established.route = route;
+                Ok(())
+            }
+            None => {
+                let message = "terminating connection: the database is not served here any more".to_owned();
+                Err(End::Fatal { code: "57P01", message })
+            }
+        }
+    }
+
+    /// The transaction is over: gives the slot back, and the connection unless the client has state on it.
+    async fn release(&mut self) {
+        self.plane.counters.transactions.fetch_add(1, Ordering::Relaxed);
+        let keeps = self.session.is_pinned() || self.established.route.pooling == PoolingMode::Session;
+        if keeps {
+            self.permit = None;
+            return;
+        }
+        let Some(mut leased) = self.lease.take() else { return };
+        self.established.registration.handle.disowns().await;
+        let clean = leased.upstream.inbound.is_empty() && leased.upstream.outbound.is_empty();
+        if self.session.needs_reset() && clean {
+            if leased.upstream.reset(RESET_LIMIT).await.is_ok() {
+                self.established.route.access.cache.give_back(leased);
+            }
+        } else if clean {
+            self.established.route.access.cache.give_back(leased);
+        }
+        self.session.released();
+        self.permit = None;
+    }
+
+    /// The client is gone: whatever it was doing is stopped, and the connection is reset or closed.
+    async fn abandon(mut self) {
+        let Some(mut leased) = self.lease.take() else { return };
+        self.established.registration.handle.disowns().await;
+        if self.session.is_at_rest() && self.passing.remaining == 0 && leased.upstream.inbound.is_empty() {
+            if leased.upstream.reset(RESET_LIMIT).await.is_ok() {
+                self.established.route.access.cache.give_back(leased);
+            }
+            return;
+        }
+        if self.session.is_waiting_for_server() {
+            // The server would only notice at its next write. The slot is held until it has been told.
+            if let Err(error) = leased.upstream.target.cancel().await {
+                tracing::debug!(%error, "the query of a lost client could not be cancelled");
+            }
+        }
+        drop(leased); // closing the connection rolls back
+        drop(self.permit.take());
+    }
+}
+
+/// Resets the "waiting for a slot" mark however the wait ends.
+struct Waiting<'a>(&'a crate::cancel::CancelHandle);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waits(false);
+    }
+}
+
+/// Whether an ErrorResponse ends the connection. Its severity stands in the first fields.
+fn is_fatal(message: &[u8]) -> bool {
+    let head = &message[Frame::HEADER..message.len().min(64)];
+    [&b"FATAL\0"[..], b"PANIC\0"].iter().any(|s| head.windows(s.len()).any(|w| w == *s))
+}
+
+impl From<io::Error> for End {
+    fn from(_: io::Error) -> Self {
+        Self::ClientGone
+    }
+}

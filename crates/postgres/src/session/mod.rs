@@ -1,0 +1,593 @@
+//! One client's session in front of changing server connections, without I/O.
+//!
+//! [`Session`] is fed the messages of both sides and writes what each side shall receive. It knows which replies are
+//! still owed, which prepared statements exist where, and whether the client has left state behind that keeps the
+//! server connection with it. The same machine is driven by sockets, by property tests and by the fuzzer.
+
+mod pipeline;
+mod statements;
+
+pub use pipeline::{Owed, Pipeline};
+pub use statements::{Backend, Statement, StatementRegistry};
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::sql::{self, Only};
+use crate::wire::{Frame, Reply, Severity, TransactionStatus, cstr};
+use statements::server_name;
+
+/// A message up to this size is read whole when its content matters.
+pub const INSPECT: usize = 1 << 20;
+/// Named prepared statements one client may hold.
+const MAX_STATEMENTS: usize = 10_000;
+
+/// What becomes of a client's message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientStep {
+    /// The first `consumed` bytes have been dealt with; the rest of the message goes to the server unchanged.
+    Forward {
+        /// Bytes of the message, header included, that are already done.
+        consumed: usize,
+    },
+    /// The message is done with, or to be skipped unread.
+    Drop,
+    /// The message needs a server connection: get one, and offer the message again.
+    NeedServer,
+    /// The client says goodbye.
+    Terminate,
+}
+
+/// What becomes of a server's message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerStep {
+    /// It goes to the client.
+    Forward,
+    /// It answers something the client did not ask.
+    Drop,
+}
+
+/// A message that ends the connection.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Violation {
+    /// The SQLSTATE.
+    pub code: &'static str,
+    /// What was wrong.
+    pub message: String,
+}
+
+impl Violation {
+    fn new(message: impl Into<String>) -> Self {
+        Self { code: "08P01", message: message.into() }
+    }
+}
+
+/// One client's session.
+#[derive(Debug)]
+pub struct Session {
+    registry: Arc<StatementRegistry>,
+    statements: HashMap<Bytes, Arc<Statement>>,
+    /// The body of the last Parse without a name, when it may be needed on another connection.
+    unnamed: Option<Vec<u8>>,
+    unnamed_effect: sql::Effect,
+    /// Whether the leased connection has the client's unnamed statement.
+    unnamed_here: bool,
+    pipeline: Pipeline,
+    status: TransactionStatus,
+    pinned: bool,
+    dirty: bool,
+    /// Told the client an error of our own inside a batch: skip its messages until Sync, which we answer.
+    refused: bool,
+}
+
+impl Session {
+    /// A fresh session. Statements are shared through the registry with sessions of the same database and role.
+    pub fn new(registry: Arc<StatementRegistry>) -> Self {
+        Self {
+            registry,
+            statements: HashMap::new(),
+            unnamed: None,
+            unnamed_effect: sql::Effect::default(),
+            unnamed_here: false,
+            pipeline: Pipeline::default(),
+            status: TransactionStatus::Idle,
+            pinned: false,
+            dirty: false,
+            refused: false,
+        }
+    }
+
+    /// How many bytes of a message must have arrived before [`Self::on_client`] can judge it.
+    pub fn client_needs(frame: Frame) -> usize {
+        match frame.kind {
+            // Names stand at the front; a name that does not fit is refused.
+            b'B' | b'D' | b'E' | b'C' => frame.total.min(4096),
+            b'Q' | b'P' => frame.total.min(INSPECT),
+            _ => Frame::HEADER,
+        }
+    }
+
+    /// How many bytes of a server's message must have arrived before [`Self::on_server`] can judge it.
+    pub fn server_needs(frame: Frame) -> usize {
+        match frame.kind {
+            b'Z' | b'S' | b'C' => frame.total.min(INSPECT),
+            _ => Frame::HEADER,
+        }
+    }
+
+    /// Judges a client's message. `seen` begins with the header and holds at least [`Self::client_needs`] bytes.
+    ///
+    /// Writes to `to_server` and `to_client` what must be said beyond the message itself.
+    pub fn on_client(
+        &mut self,
+        frame: Frame,
+        seen: &[u8],
+        backend: Option<&mut Backend>,
+        to_server: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) -> Result<ClientStep, Violation> {
+        let body = &seen[Frame::HEADER..];
+        if frame.kind == b'X' {
+            return Ok(ClientStep::Terminate);
+        }
+        if self.refused {
+            if frame.kind == b'S' {
+                self.refused = false;
+                to_client.ready(self.status);
+            }
+            return Ok(ClientStep::Drop);
+        }
+        match frame.kind {
+            b'd' | b'c' | b'f' => {
+                // Outside of COPY, PostgreSQL ignores these too: what is left of a copy that failed (rule 6).
+                let live = backend.is_some() && self.pipeline.copying_in();
+                if live && frame.kind != b'd' {
+                    self.pipeline.copy_done();
+                }
+                return Ok(if live { ClientStep::Forward { consumed: 0 } } else { ClientStep::Drop });
+            }
+            // Inside COPY, PostgreSQL ignores Sync and Flush, and fails the copy for anything else.
+            b'S' | b'H' if self.pipeline.copying_in() => return Ok(ClientStep::Drop),
+            _ if self.pipeline.copying_in() => return Ok(ClientStep::Forward { consumed: 0 }),
+            b'S' if self.pipeline.skipping() => {
+                self.pipeline.stop_skipping();
+                self.pipeline.owe(Owed::Sync, to_client);
+                return Ok(ClientStep::Forward { consumed: 0 });
+            }
+            _ if self.pipeline.skipping() => return Ok(ClientStep::Drop),
+            b'S' if backend.is_none() => {
+                to_client.ready(TransactionStatus::Idle);
+                return Ok(ClientStep::Drop);
+            }
+            b'H' if backend.is_none() => return Ok(ClientStep::Drop),
+            b'p' => return Err(Violation::new("unexpected password message after authentication")),
+            _ => {}
+        }
+        match frame.kind {
+            b'Q' => self.query(frame, body, backend, to_client),
+            b'P' => self.parse(frame, body, backend, to_server, to_client),
+            b'B' => self.bind(frame, body, backend, to_server, to_client),
+            b'D' => self.describe(frame, body, backend, to_server, to_client),
+            b'C' => self.close(frame, body, backend, to_client),
+            b'E' => self.simple_owe(Owed::Execute, backend, to_client),
+            b'F' => self.simple_owe(Owed::FunctionCall, backend, to_client),
+            b'S' => self.simple_owe(Owed::Sync, backend, to_client),
+            b'H' => Ok(ClientStep::Forward { consumed: 0 }),
+            other => Err(Violation::new(format!("invalid frontend message type {other}"))),
+        }
+    }
+
+    fn simple_owe(
+        &mut self,
+        owed: Owed,
+        backend: Option<&mut Backend>,
+        to_client: &mut BytesMut,
+    ) -> Result<ClientStep, Violation> {
+        if backend.is_none() {
+            return Ok(ClientStep::NeedServer);
+        }
+        self.pipeline.owe(owed, to_client);
+        Ok(ClientStep::Forward { consumed: 0 })
+    }
+
+    fn query(
+        &mut self,
+        frame: Frame,
+        body: &[u8],
+        backend: Option<&mut Backend>,
+        to_client: &mut BytesMut,
+    ) -> Result<ClientStep, Violation> {
+        let mut effect = sql::effect(body);
+        effect.opaque |= Frame::HEADER + body.len() < frame.total;
+        if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset()) {
+            // The session is clean: there is nothing to discard but what we keep ourselves.
+            if matches!(only, Only::DiscardAll | Only::DeallocateAll) {
+                self.forget_statements();
+            }
+            to_client.complete(only.tag());
+            to_client.ready(TransactionStatus::Idle);
+            return Ok(ClientStep::Drop);
+        }
+        if backend.is_none() {
+            return Ok(ClientStep::NeedServer);
+        }
+        self.unnamed = None;
+        self.apply(effect);
+        self.pipeline.owe(Owed::Query, to_client);
+        Ok(ClientStep::Forward { consumed: 0 })
+    }
+
+    fn parse(
+        &mut self,
+        frame: Frame,
+        body: &[u8],
+        backend: Option<&mut Backend>,
+        to_server: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) -> Result<ClientStep, Violation> {
+        let Some((name, rest)) = cstr(body) else { return Err(Violation::new("invalid string in message")) };
+        let whole = Frame::HEADER + body.len() == frame.total;
+        let Some(backend) = backend else {
+            // Known to be good: the client need not wait for a slot to prepare it. It is prepared where it is used.
+            if whole && !name.is_empty() && !self.statements.contains_key(name) && self.has_room() {
+                if let Some(statement) = self.registry.accepted(rest) {
+                    self.statements.insert(Bytes::copy_from_slice(name), statement);
+                    to_client.message(b'1', |_| {});
+                    return Ok(ClientStep::Drop);
+                }
+            }
+            return Ok(ClientStep::NeedServer);
+        };
+        let mut effect = sql::effect(cstr(rest).map_or(rest, |(text, _)| text));
+        effect.opaque |= !whole;
+        if name.is_empty() {
+            self.apply(effect);
+            self.unnamed_effect = effect;
+            self.unnamed_here = true;
+            if whole {
+                let kept = self.unnamed.get_or_insert_default();
+                kept.clear();
+                kept.extend_from_slice(rest);
+            } else {
+                self.unnamed = None;
+            }
+            self.pipeline.owe(Owed::Parse(None), to_client);
+            return Ok(ClientStep::Forward { consumed: 0 });
+        }
+        if !whole || !self.has_room() {
+            return Err(Violation {
+                code: "54000",
+                message: format!(
+                    "a named prepared statement must be shorter than {INSPECT} bytes, and a client may hold {MAX_STATEMENTS}"
+                ),
+            });
+        }
+        if let Some(existing) = self.statements.get(name).cloned() {
+            // PostgreSQL refuses to prepare a name twice: let it say so, under the name it knows.
+            self.ensure_prepared(&existing, backend, to_server, to_client);
+            write_parse(to_server, &server_name(existing.id), rest);
+            self.pipeline.owe(Owed::Parse(None), to_client);
+            return Ok(ClientStep::Drop);
+        }
+        let statement = self.registry.intern(rest, effect);
+        self.apply(effect);
+        let name = Bytes::copy_from_slice(name);
+        self.statements.insert(name.clone(), Arc::clone(&statement));
+        if backend.has(statement.id) {
+            self.pipeline.owe(Owed::LocalParse(name), to_client);
+        } else {
+            backend.add(statement.id, to_server, &mut self.pipeline, to_client);
+            write_parse(to_server, &server_name(statement.id), rest);
+            self.pipeline.owe(Owed::Parse(Some((name, statement))), to_client);
+        }
+        Ok(ClientStep::Drop)
+    }
+
+    fn bind(
+        &mut self,
+        frame: Frame,
+        body: &[u8],
+        backend: Option<&mut Backend>,
+        to_server: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) -> Result<ClientStep, Violation> {
+        let Some((portal, after)) = cstr(body) else { return Err(Violation::new("a portal name is too long")) };
+        let Some((name, after)) = cstr(after) else { return Err(Violation::new("a statement name is too long")) };
+        let consumed = seen_until(body, after);
+        let Some(backend) = backend else { return Ok(ClientStep::NeedServer) };
+        let renamed = self.renamed(name, backend, to_server, to_client);
+        let rest = frame.total - consumed;
+        to_server.put_u8(b'B');
+        to_server.put_u32((4 + portal.len() + 1 + renamed.len() + 1 + rest) as u32);
+        to_server.put_slice(portal);
+        to_server.put_u8(0);
+        to_server.put_slice(&renamed);
+        to_server.put_u8(0);
+        self.pipeline.owe(Owed::Bind, to_client);
+        Ok(ClientStep::Forward { consumed })
+    }
+
+    fn describe(
+        &mut self,
+        frame: Frame,
+        body: &[u8],
+        backend: Option<&mut Backend>,
+        to_server: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) -> Result<ClientStep, Violation> {
+        let Some(backend) = backend else { return Ok(ClientStep::NeedServer) };
+        if let Some((b'S', name)) = body.split_first() {
+            let Some((name, _)) = cstr(name) else { return Err(Violation::new("a statement name is too long")) };
+            let renamed = self.renamed(name, backend, to_server, to_client);
+            to_server.message(b'D', |b| {
+                b.put_u8(b'S');
+                b.put_slice(&renamed);
+                b.put_u8(0);
+            });
+            self.pipeline.owe(Owed::Describe, to_client);
+            return Ok(ClientStep::Drop);
+        }
+        debug_assert!(frame.kind == b'D');
+        self.pipeline.owe(Owed::Describe, to_client);
+        Ok(ClientStep::Forward { consumed: 0 })
+    }
+
+    fn close(
+        &mut self,
+        frame: Frame,
+        body: &[u8],
+        backend: Option<&mut Backend>,
+        to_client: &mut BytesMut,
+    ) -> Result<ClientStep, Violation> {
+        debug_assert!(frame.kind == b'C');
+        if backend.is_none() {
+            return Ok(ClientStep::NeedServer);
+        }
+        if let Some((b'S', name)) = body.split_first() {
+            let Some((name, _)) = cstr(name) else { return Err(Violation::new("a statement name is too long")) };
+            if !name.is_empty() {
+                // The statement stays on the server for the next client that prepares the same text.
+                let closed = self.statements.remove(name);
+                self.pipeline.owe(Owed::LocalClose(closed.map(|s| (Bytes::copy_from_slice(name), s))), to_client);
+                return Ok(ClientStep::Drop);
+            }
+            self.unnamed = None;
+        }
+        self.pipeline.owe(Owed::Close, to_client);
+        Ok(ClientStep::Forward { consumed: 0 })
+    }
+
+    /// The name under which the leased server connection knows a client's statement, which is made to exist there.
+    fn renamed(
+        &mut self,
+        name: &[u8],
+        backend: &mut Backend,
+        to_server: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) -> Vec<u8> {
+        if name.is_empty() {
+            if !self.unnamed_here {
+                if let Some(body) = &self.unnamed {
+                    // Parsed in an earlier transaction, on a connection that may have been another one.
+                    write_parse(to_server, b"", body);
+                    self.pipeline.owe(Owed::Injected, to_client);
+                    self.unnamed_here = true;
+                    let effect = self.unnamed_effect;
+                    self.apply(effect);
+                }
+            }
+            return Vec::new();
+        }
+        match self.statements.get(name).cloned() {
+            Some(statement) => {
+                self.ensure_prepared(&statement, backend, to_server, to_client);
+                self.apply(statement.effect);
+                server_name(statement.id)
+            }
+            // PostgreSQL will say that it does not exist; a name that looks like one of ours must not exist either.
+            None if name.starts_with(statements::PREFIX) => [b"?".as_slice(), name].concat(),
+            None => name.to_vec(),
+        }
+    }
+
+    fn ensure_prepared(
+        &mut self,
+        statement: &Statement,
+        backend: &mut Backend,
+        to_server: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) {
+        if backend.touch(statement.id) {
+            return;
+        }
+        backend.add(statement.id, to_server, &mut self.pipeline, to_client);
+        write_parse(to_server, &server_name(statement.id), &statement.body);
+        self.pipeline.owe(Owed::InjectedParse(statement.id), to_client);
+    }
+
+    /// Judges a server's message. `seen` begins with the header and holds at least [`Self::server_needs`] bytes.
+    ///
+    /// Writes to `after` what the client shall receive after the message.
+    pub fn on_server(
+        &mut self,
+        frame: Frame,
+        seen: &[u8],
+        backend: &mut Backend,
+        after: &mut BytesMut,
+    ) -> Result<ServerStep, Violation> {
+        let body = &seen[Frame::HEADER..];
+        let injected = self.pipeline.front_is_injected_query();
+        let forward = if injected { ServerStep::Drop } else { ServerStep::Forward };
+        match frame.kind {
+            b'D' | b'd' | b'T' | b't' | b'N' | b'A' | b'V' | b'c' => {
+                if frame.kind == b'T' {
+                    self.pipeline.paid(b'T', after);
+                }
+                if matches!(frame.kind, b'N' | b'A') {
+                    return Ok(ServerStep::Forward); // may come at any time (rule 9)
+                }
+                Ok(forward)
+            }
+            b'S' => {
+                if injected {
+                    return Ok(ServerStep::Drop);
+                }
+                if let Some((name, value)) = cstr(body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
+                    // Something changed a setting that is reported: the client's session is not a fresh one any more.
+                    if backend.report(name, value) {
+                        self.pinned = true;
+                    }
+                }
+                Ok(ServerStep::Forward)
+            }
+            b'C' => {
+                if !injected {
+                    match cstr(body).map_or(body, |(tag, _)| tag) {
+                        b"DISCARD ALL" => {
+                            self.forget_statements();
+                            backend.discarded();
+                            self.pinned = false;
+                            self.dirty = false;
+                        }
+                        b"DEALLOCATE ALL" => {
+                            self.forget_statements();
+                            backend.forget_statements();
+                        }
+                        _ => {}
+                    }
+                }
+                self.pipeline.paid(b'C', after);
+                Ok(forward)
+            }
+            b'1' | b'2' | b'3' | b'n' | b'I' | b's' => {
+                Ok(if self.pipeline.paid(frame.kind, after) { ServerStep::Forward } else { ServerStep::Drop })
+            }
+            b'G' => {
+                self.pipeline.copy_in_begins();
+                Ok(forward)
+            }
+            b'H' => Ok(forward),
+            b'E' => {
+                let statements = &mut self.statements;
+                let unnamed = &mut self.unnamed;
+                self.pipeline.failed(|lost| match lost {
+                    Owed::Parse(None) => *unnamed = None,
+                    Owed::Parse(Some((name, statement))) => {
+                        statements.remove(name);
+                        backend.remove(statement.id);
+                    }
+                    Owed::LocalParse(name) => {
+                        statements.remove(name);
+                    }
+                    Owed::InjectedParse(id) => backend.remove(*id),
+                    Owed::LocalClose(Some((name, statement))) => {
+                        statements.insert(name.clone(), Arc::clone(statement));
+                    }
+                    _ => {}
+                });
+                Ok(forward)
+            }
+            b'Z' => {
+                let Some(status) = body.first().copied().and_then(TransactionStatus::from_byte) else {
+                    return Err(Violation::new("the server sent an invalid transaction status"));
+                };
+                if !injected {
+                    self.status = status;
+                }
+                if !self.pipeline.ready(after) {
+                    return Err(Violation::new("the server sent ReadyForQuery that nobody asked for"));
+                }
+                Ok(forward)
+            }
+            b'W' => {
+                Err(Violation { code: "0A000", message: "replication is not supported through the gateway".into() })
+            }
+            b'R' | b'K' => Err(Violation::new("the server asked for authentication a second time")),
+            other => Err(Violation::new(format!("the server sent a message of unknown type {other}"))),
+        }
+    }
+
+    /// A statement of the gateway's own, sent before what the client sends; its replies are swallowed.
+    pub fn inject(&mut self, sql: &str, to_server: &mut BytesMut, to_client: &mut BytesMut) {
+        to_server.query(sql);
+        self.pipeline.owe(Owed::InjectedQuery, to_client);
+    }
+
+    /// Refuses the message of type `kind` for which no server connection could be had: the error goes to the client,
+    /// who keeps its session.
+    pub fn refuse(&mut self, kind: u8, code: &str, message: &str, to_client: &mut BytesMut) {
+        to_client.error(Severity::Error, code, message, None);
+        if matches!(kind, b'Q' | b'F') {
+            to_client.ready(TransactionStatus::Idle);
+        } else {
+            self.refused = true;
+        }
+    }
+
+    /// To be called when a server connection has been leased for this session.
+    pub fn leased(&mut self) {
+        self.unnamed_here = false;
+        self.status = TransactionStatus::Idle;
+    }
+
+    /// Whether every reply has arrived and no transaction is open: the slot can be given back.
+    pub fn is_at_rest(&self) -> bool {
+        self.status == TransactionStatus::Idle && self.pipeline.is_empty() && !self.pipeline.skipping()
+    }
+
+    /// Whether replies are owed.
+    pub fn is_waiting_for_server(&self) -> bool {
+        !self.pipeline.is_empty()
+    }
+
+    /// Whether the client holds state on its server connection.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// Whether the server connection must be reset before it serves somebody else.
+    pub fn needs_reset(&self) -> bool {
+        self.pinned || self.dirty
+    }
+
+    /// To be called when the server connection has been given back or reset.
+    pub fn released(&mut self) {
+        self.pinned = false;
+        self.dirty = false;
+    }
+
+    /// The transaction status last reported.
+    pub fn status(&self) -> TransactionStatus {
+        self.status
+    }
+
+    fn apply(&mut self, effect: sql::Effect) {
+        self.pinned |= effect.pins;
+        self.dirty |= effect.opaque;
+    }
+
+    fn has_room(&self) -> bool {
+        self.statements.len() < MAX_STATEMENTS
+    }
+
+    fn forget_statements(&mut self) {
+        self.statements.clear();
+        self.unnamed = None;
+    }
+}
+
+/// Bytes of the message up to where `after` begins inside its body.
+fn seen_until(body: &[u8], after: &[u8]) -> usize {
+    Frame::HEADER + body.len() - after.len()
+}
+
+fn write_parse(out: &mut BytesMut, name: &[u8], rest: &[u8]) {
+    out.message(b'P', |b| {
+        b.put_slice(name);
+        b.put_u8(0);
+        b.put_slice(rest);
+    });
+}

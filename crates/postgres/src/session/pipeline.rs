@@ -1,0 +1,160 @@
+//! The queue of replies that the server still owes, in order (rules 4 and 5).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+
+use super::statements::Statement;
+use crate::wire::Reply;
+
+/// A reply that is owed, and what to do with it.
+#[derive(Debug, Clone)]
+pub enum Owed {
+    /// A simple query: ends with ReadyForQuery.
+    Query,
+    /// A simple query of the gateway's own.
+    InjectedQuery,
+    /// A function call: ends with ReadyForQuery.
+    FunctionCall,
+    /// ReadyForQuery after Sync.
+    Sync,
+    /// ParseComplete; for a named statement, what must be forgotten if it fails.
+    Parse(Option<(Bytes, Arc<Statement>)>),
+    /// ParseComplete of a statement that the gateway prepared again; swallowed.
+    InjectedParse(u64),
+    /// ParseComplete of an unnamed statement that the gateway parsed again; swallowed.
+    Injected,
+    /// ParseComplete that the gateway says itself when its turn comes.
+    LocalParse(Bytes),
+    /// BindComplete.
+    Bind,
+    /// RowDescription or NoData.
+    Describe,
+    /// CommandComplete, PortalSuspended or EmptyQueryResponse.
+    Execute,
+    /// CloseComplete.
+    Close,
+    /// CloseComplete of a statement that the gateway evicts; swallowed.
+    InjectedClose,
+    /// CloseComplete that the gateway says itself; what must come back if the batch fails first.
+    LocalClose(Option<(Bytes, Arc<Statement>)>),
+}
+
+/// The replies owed by the leased server connection.
+#[derive(Debug, Default)]
+pub struct Pipeline {
+    owed: VecDeque<Owed>,
+    copy_in: bool,
+    /// The batch has failed and its Sync has not come yet: the server ignores everything until then, so do we.
+    skipping: bool,
+}
+
+impl Pipeline {
+    /// Adds a reply. One that the gateway gives itself is given at once when nothing is owed before it.
+    pub fn owe(&mut self, owed: Owed, to_client: &mut BytesMut) {
+        self.owed.push_back(owed);
+        self.settle_local(to_client);
+    }
+
+    /// A reply of this type has arrived; true when the client shall see it.
+    pub fn paid(&mut self, kind: u8, to_client: &mut BytesMut) -> bool {
+        let (pays, forward) = match (self.owed.front(), kind) {
+            (Some(Owed::Parse(_)), b'1') => (true, true),
+            (Some(Owed::InjectedParse(_) | Owed::Injected), b'1') => (true, false),
+            (Some(Owed::Bind), b'2') => (true, true),
+            (Some(Owed::Close), b'3') => (true, true),
+            (Some(Owed::InjectedClose), b'3') => (true, false),
+            (Some(Owed::Describe), b'T' | b'n') => (true, true),
+            (Some(Owed::Execute), b'C' | b'I' | b's') => (true, true),
+            (Some(Owed::InjectedQuery), _) => (false, false),
+            _ => (false, true),
+        };
+        if pays {
+            self.copy_in = false;
+            if let Some(Owed::Parse(Some((_, statement)))) = self.owed.pop_front() {
+                statement.accept();
+            }
+            self.settle_local(to_client);
+        }
+        forward
+    }
+
+    /// ReadyForQuery has arrived; false when none was owed.
+    pub fn ready(&mut self, to_client: &mut BytesMut) -> bool {
+        self.copy_in = false;
+        match self.owed.front() {
+            Some(Owed::Query | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync) => {
+                self.owed.pop_front();
+                self.settle_local(to_client);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// ErrorResponse has arrived. In the extended protocol everything up to Sync is lost; `lost` is told what.
+    pub fn failed(&mut self, mut lost: impl FnMut(&Owed)) {
+        self.copy_in = false;
+        if matches!(self.owed.front(), Some(Owed::Query | Owed::InjectedQuery | Owed::FunctionCall)) {
+            return; // ReadyForQuery follows by itself
+        }
+        while let Some(front) = self.owed.front() {
+            if matches!(front, Owed::Sync) {
+                return;
+            }
+            lost(front);
+            self.owed.pop_front();
+        }
+        self.skipping = true;
+    }
+
+    /// CopyInResponse has arrived: a Sync that the client had already sent will be read as copy data and ignored.
+    pub fn copy_in_begins(&mut self) {
+        self.copy_in = true;
+        while matches!(self.owed.get(1), Some(Owed::Sync)) && matches!(self.owed.front(), Some(Owed::Execute)) {
+            self.owed.remove(1);
+        }
+    }
+
+    /// The client has ended its copy data.
+    pub fn copy_done(&mut self) {
+        self.copy_in = false;
+    }
+
+    /// Whether the server is reading copy data.
+    pub fn copying_in(&self) -> bool {
+        self.copy_in
+    }
+
+    /// Whether the client's messages are ignored until Sync.
+    pub fn skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// Sync has come.
+    pub fn stop_skipping(&mut self) {
+        self.skipping = false;
+    }
+
+    /// Whether what arrives now answers a query of the gateway's own.
+    pub fn front_is_injected_query(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed::InjectedQuery))
+    }
+
+    /// Whether nothing is owed.
+    pub fn is_empty(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    fn settle_local(&mut self, to_client: &mut BytesMut) {
+        while let Some(front) = self.owed.front() {
+            match front {
+                Owed::LocalParse(_) => to_client.message(b'1', |_| {}),
+                Owed::LocalClose(_) => to_client.message(b'3', |_| {}),
+                _ => return,
+            }
+            self.owed.pop_front();
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! What a statement does to the session, read from its text: just enough to know whether a server connection may serve
+//! somebody else afterwards.
+//!
+//! This is no parser. It finds where statements begin, skips comments, strings and dollar quotes, and looks at words.
+//! Where it cannot be sure, it says [`Effect::opaque`]: the connection is reset before anybody else gets it.
+
+/// What a text of one or more statements does to the session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effect {
+    /// It may leave state that the client expects to find again: the server connection stays with the client.
+    pub pins: bool,
+    /// It may have done anything: the server connection is reset before it serves somebody else.
+    pub opaque: bool,
+    /// It is this one statement and nothing else.
+    pub only: Option<Only>,
+}
+
+/// A statement that on a clean session changes nothing, so that the gateway can answer it (rule 13).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Only {
+    /// `DISCARD ALL`
+    DiscardAll,
+    /// `RESET ALL`
+    ResetAll,
+    /// `UNLISTEN *`
+    UnlistenAll,
+    /// `DEALLOCATE ALL`
+    DeallocateAll,
+}
+
+impl Only {
+    /// The tag of its CommandComplete.
+    pub fn tag(self) -> &'static str {
+        match self {
+            Self::DiscardAll => "DISCARD ALL",
+            Self::ResetAll => "RESET",
+            Self::UnlistenAll => "UNLISTEN",
+            Self::DeallocateAll => "DEALLOCATE ALL",
+        }
+    }
+}
+
+/// Reads a text of statements.
+pub fn effect(sql: &[u8]) -> Effect {
+    let mut out = Effect::default();
+    let mut lexer = Lexer { rest: sql, ambiguous: false };
+    let mut statements = 0usize;
+    let mut statement = Statement::default();
+    loop {
+        match lexer.next() {
+            Some(Token::Word(word)) => statement.word(word),
+            Some(Token::Other(symbol)) => statement.symbol(symbol),
+            end @ (Some(Token::Semicolon) | None) => {
+                if statement.tokens > 0 {
+                    statements += 1;
+                    out.pins |= statement.pins();
+                    out.opaque |= statement.opaque;
+                    out.only = statement.only();
+                }
+                statement = Statement::default();
+                if end.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+    if statements != 1 {
+        out.only = None;
+    }
+    if out.only.is_some() {
+        out.pins = false;
+    }
+    out.opaque |= lexer.ambiguous;
+    out
+}
+
+/// The words of one statement that matter.
+#[derive(Default)]
+struct Statement<'a> {
+    tokens: usize,
+    first: &'a [u8],
+    second: &'a [u8],
+    star: bool,
+    temporary: bool,
+    hold: bool,
+    function: bool,
+    opaque: bool,
+}
+
+impl<'a> Statement<'a> {
+    fn word(&mut self, word: &'a [u8]) {
+        self.tokens += 1;
+        match self.tokens {
+            1 => {
+                self.first = word;
+                self.opaque |= is(word, "do") || is(word, "call");
+            }
+            2 => self.second = word,
+            _ => {}
+        }
+        match word.first().map(u8::to_ascii_lowercase) {
+            Some(b't') => self.temporary |= is(word, "temp") || is(word, "temporary"),
+            Some(b'h') => self.hold |= is(word, "hold"),
+            Some(b's') => self.function |= is(word, "set_config") || is(word, "setseed"),
+            Some(b'd') => self.function |= is(word, "dblink_connect") || is(word, "dblink_connect_u"),
+            Some(b'p') => {
+                self.temporary |= is(word, "pg_temp");
+                self.function |= is(word, "pg_advisory_lock")
+                    || is(word, "pg_advisory_lock_shared")
+                    || is(word, "pg_try_advisory_lock")
+                    || is(word, "pg_try_advisory_lock_shared");
+            }
+            _ => {}
+        }
+    }
+
+    fn symbol(&mut self, symbol: u8) {
+        self.tokens += 1;
+        self.star |= symbol == b'*' && self.tokens == 2;
+    }
+
+    fn pins(&self) -> bool {
+        let first = |w| is(self.first, w);
+        let second = |w| is(self.second, w);
+        self.function
+            || self.temporary
+            || match self.first.first().map(u8::to_ascii_lowercase) {
+                Some(b's') => first("set") && !(second("local") || second("transaction") || second("constraints")),
+                Some(b'r') => first("reset"),
+                Some(b'l') => first("listen") || first("load"),
+                Some(b'p') => first("prepare") && !second("transaction"),
+                Some(b'd') => first("declare") && self.hold,
+                _ => false,
+            }
+    }
+
+    fn only(&self) -> Option<Only> {
+        if self.tokens != 2 {
+            return None;
+        }
+        let both = |a, b| is(self.first, a) && is(self.second, b);
+        if both("discard", "all") {
+            Some(Only::DiscardAll)
+        } else if both("reset", "all") {
+            Some(Only::ResetAll)
+        } else if both("deallocate", "all") {
+            Some(Only::DeallocateAll)
+        } else if is(self.first, "unlisten") && self.star {
+            Some(Only::UnlistenAll)
+        } else {
+            None
+        }
+    }
+}
+
+fn is(word: &[u8], lower: &str) -> bool {
+    word.eq_ignore_ascii_case(lower.as_bytes())
+}
+
+enum Token<'a> {
+    Word(&'a [u8]),
+    Semicolon,
+    Other(u8),
+}
+
+struct Lexer<'a> {
+    rest: &'a [u8],
+    /// A construct was met whose extent depends on settings, or whose name is written with escapes.
+    ambiguous: bool,
+}
+
+impl<'a> Lexer<'a> {
+    fn next(&mut self) -> Option<Token<'a>> {
+        loop {
+            let (&c, after) = self.rest.split_first()?;
+            match c {
+                b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c | 0 => self.rest = after,
+                b'-' if after.first() == Some(&b'-') => {
+                    let end = after.iter().position(|b| *b == b'\n' || *b == b'\r').unwrap_or(after.len());
+                    self.rest = &after[end..];
+                }
+                b'/' if after.first() == Some(&b'*') => self.comment(),
+                b'\'' => {
+                    self.string(false);
+                    return Some(Token::Other(b'\''));
+                }
+                b'"' => return Some(self.quoted_identifier()),
+                b'$' => {
+                    if !self.dollar_quote() {
+                        self.rest = after;
+                    }
+                    return Some(Token::Other(b'$'));
+                }
+                b';' => {
+                    self.rest = after;
+                    return Some(Token::Semicolon);
+                }
+                _ if is_word(c) && !c.is_ascii_digit() => return Some(self.word()),
+                _ => {
+                    self.rest = after;
+                    return Some(Token::Other(c));
+                }
+            }
+        }
+    }
+
+    fn word(&mut self) -> Token<'a> {
+        let end = self.rest.iter().position(|b| !is_word(*b) && *b != b'$').unwrap_or(self.rest.len());
+        let (word, after) = self.rest.split_at(end);
+        self.rest = after;
+        match (word, after.first()) {
+            (b"e" | b"E", Some(b'\'')) => {
+                self.string(true);
+                Token::Other(b'\'')
+            }
+            (b"u" | b"U", Some(b'&')) if matches!(after.get(1), Some(b'"' | b'\'')) => {
+                // Names and strings with Unicode escapes could spell anything.
+                self.ambiguous = true;
+                Token::Word(word)
+            }
+            _ => Token::Word(word),
+        }
+    }
+
+    /// Skips a string; `self.rest` begins with its quote.
+    fn string(&mut self, escapes: bool) {
+        let mut i = 1;
+        while let Some(&c) = self.rest.get(i) {
+            match c {
+                b'\\' if escapes => i += 1,
+                // With standard_conforming_strings off, this quote would not end the string.
+                b'\\' if self.rest.get(i + 1) == Some(&b'\'') => self.ambiguous = true,
+                b'\'' if self.rest.get(i + 1) == Some(&b'\'') => i += 1,
+                b'\'' => break,
+                _ => {}
+            }
+            i += 1;
+        }
+        self.rest = self.rest.get(i + 1..).unwrap_or_default();
+    }
+
+    fn quoted_identifier(&mut self) -> Token<'a> {
+        let inner = &self.rest[1..];
+        let end = inner.iter().position(|b| *b == b'"').unwrap_or(inner.len());
+        self.rest = inner.get(end + 1..).unwrap_or_default();
+        Token::Word(&inner[..end])
+    }
+
+    fn comment(&mut self) {
+        let mut depth = 0usize;
+        let mut i = 0;
+        while i < self.rest.len() {
+            match (self.rest[i], self.rest.get(i + 1)) {
+                (b'/', Some(b'*')) => {
+                    depth += 1;
+                    i += 2;
+                }
+                (b'*', Some(b'/')) => {
+                    depth -= 1;
+                    i += 2;
+                    if depth == 0 {
+                        break;
+                    }
+                }
+                _ => i += 1,
+            }
+        }
+        self.rest = self.rest.get(i..).unwrap_or_default();
+    }
+
+    /// Skips `$tag$…$tag$`; false when this dollar begins something else.
+    fn dollar_quote(&mut self) -> bool {
+        let Some(length) = self.rest[1..].iter().position(|b| *b == b'$') else { return false };
+        let tag = &self.rest[..length + 2];
+        let name = &tag[1..=length];
+        if name.first().is_some_and(u8::is_ascii_digit) || !name.iter().all(|b| is_word(*b)) {
+            return false;
+        }
+        let body = &self.rest[tag.len()..];
+        let end = body.windows(tag.len()).position(|w| w == tag).map_or(body.len(), |p| p + tag.len());
+        self.rest = &body[end..];
+        true
+    }
+}
+
+fn is_word(c: u8) -> bool {
+    c.is_ascii_alphanumeric() || c == b'_' || c >= 0x80
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn pins(sql: &str) -> bool {
+        effect(sql.as_bytes()).pins
+    }
+
+    /// Rule 10: what outlives a transaction pins the server connection.
+    #[test]
+    fn session_state_pins() {
+        for sql in [
+            "SET statement_timeout = 0",
+            "set session lock_timeout='15s'",
+            "/* a /* nested */ comment */ SET x TO 1",
+            "SELECT 1; SET x TO 1",
+            "RESET x",
+            "LISTEN imbus",
+            "PREPARE q AS SELECT 1",
+            "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+            "CREATE TEMP TABLE t (a int)",
+            "create temporary view v as select 1",
+            "CREATE TABLE pg_temp.t (a int)",
+            "SELECT 1 INTO TEMPORARY t",
+            "SELECT set_config('a.b', 'c', false)",
+            "SELECT pg_try_advisory_lock(1)",
+            "SELECT \"pg_advisory_lock\"(1)",
+            "LOAD 'x'",
+            "SET ROLE other",
+            "SELECT setseed(0.5)",
+            "-- comment\nSET x = 1",
+        ] {
+            assert!(pins(sql), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_ends_with_the_transaction_does_not_pin() {
+        for sql in [
+            "SELECT 1",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ",
+            "SET LOCAL statement_timeout = 0",
+            "SET TRANSACTION READ ONLY",
+            "UPDATE t SET a = 1",
+            "SELECT 'SET x = 1; LISTEN y'",
+            "SELECT $$; SET x = 1$$, $a$ ; LISTEN y $a$, $1",
+            "SELECT E'it\\'s; SET x = 1'",
+            "DECLARE c CURSOR FOR SELECT 1",
+            "SELECT pg_advisory_xact_lock(1)",
+            "NOTIFY imbus, 'x'",
+            "COPY t FROM STDIN",
+            "PREPARE TRANSACTION 'x'",
+            "",
+        ] {
+            assert_eq!(effect(sql.as_bytes()).pins, false, "{sql}");
+            assert_eq!(effect(sql.as_bytes()).opaque, false, "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_seen_through_is_opaque() {
+        for sql in [
+            "DO $$ BEGIN PERFORM set_config('a.b','c',false); END $$",
+            "CALL p()",
+            "SELECT U&\"\\0061\"()",
+            "SELECT 'a\\'; SET x=1 --'",
+        ] {
+            assert!(effect(sql.as_bytes()).opaque, "{sql}");
+        }
+    }
+
+    /// Rule 13.
+    #[test]
+    fn statements_that_mean_nothing_on_a_clean_session_are_recognised_alone() {
+        for (sql, only) in [
+            ("DISCARD ALL", Only::DiscardAll),
+            (" discard\tall ; ", Only::DiscardAll),
+            ("RESET ALL;", Only::ResetAll),
+            ("UNLISTEN *", Only::UnlistenAll),
+            ("DEALLOCATE ALL", Only::DeallocateAll),
+        ] {
+            let e = effect(sql.as_bytes());
+            assert_eq!((e.only, e.pins), (Some(only), false), "{sql}");
+        }
+        for sql in ["DISCARD ALL; SELECT 1", "DISCARD TEMP", "RESET allx", "UNLISTEN x", "DISCARD ALL x"] {
+            assert_eq!(effect(sql.as_bytes()).only, None, "{sql}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_reader_panic(sql in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = effect(&sql);
+        }
+
+        #[test]
+        fn no_sql_like_text_makes_the_reader_panic(sql in "[ 'a-zA-Z$\"/*\\-;\\\\\\n0-9&]{0,60}") {
+            let _ = effect(sql.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! A socket, plain or under TLS, with reads that need no buffer until bytes are there.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+use tokio_util::io::poll_read_buf;
+
+/// Bytes asked for in one read.
+const READ: usize = 16 << 10;
+
+/// A connection to a client or a server.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
+    /// Reads what is there into `buf`; 0 at the end of the stream.
+    ///
+    /// An idle plain connection holds no buffer: room is made only when the socket is readable.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<usize>> {
+        if let Self::Plain(tcp) = self {
+            ready!(tcp.poll_read_ready(cx))?;
+        }
+        if buf.capacity() - buf.len() < READ / 4 {
+            buf.reserve(READ);
+        }
+        let result = match self {
+            Self::Plain(tcp) => poll_read_buf(Pin::new(tcp), cx, buf),
+            Self::Tls(tls) => poll_read_buf(Pin::new(&mut **tls), cx, buf),
+        };
+        if result.is_pending() && buf.is_empty() {
+            *buf = BytesMut::new();
+        }
+        result
+    }
+
+    /// Writes `buf` out as far as the socket takes it; ready when it is empty.
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, buf: &mut BytesMut) -> Poll<io::Result<()>> {
+        while !buf.is_empty() {
+            let written = match self {
+                Self::Plain(tcp) => ready!(Pin::new(tcp).poll_write(cx, buf))?,
+                Self::Tls(tls) => ready!(Pin::new(&mut **tls).poll_write(cx, buf))?,
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            buf.advance(written);
+        }
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+        }
+    }
+
+    pub(crate) async fn fill(&mut self, buf: &mut BytesMut) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_fill(cx, buf)).await
+    }
+
+    pub(crate) async fn drain(&mut self, buf: &mut BytesMut) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_drain(cx, buf)).await
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(tcp: TcpStream) -> Self {
+        Self::Plain(tcp)
+    }
+}

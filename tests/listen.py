@@ -1,0 +1,20 @@
+"""LISTEN on one connection, NOTIFY on others, as Odoo's bus does."""
+import select
+
+import psycopg2
+from psycopg2.extensions import ISOLATION_LEVEL_AUTOCOMMIT
+
+listener = psycopg2.connect(dbname="postgres")
+listener.set_isolation_level(ISOLATION_LEVEL_AUTOCOMMIT)
+with listener.cursor() as cr:
+    cr.execute("LISTEN imbus")
+for n in range(3):
+    sender = psycopg2.connect(dbname="postgres")
+    with sender.cursor() as cr:
+        cr.execute("SELECT pg_notify('imbus', %s)", ["message %d" % n])
+    sender.commit()
+    sender.close()
+    assert select.select([listener], [], [], 10)[0], "no notification arrived"
+    listener.poll()
+    assert listener.notifies.pop().payload == "message %d" % n
+print("all done")

@@ -1,0 +1,398 @@
+//! The PostgreSQL plane against a real server.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::time::Duration;
+
+use cofferdam_testkit::postgres::connect;
+use cofferdam_testkit::tools::{Target, postgres_tool, python_with, run};
+use cofferdam_tests::{POOL_LOGIN, Site, SiteOptions};
+use tokio_postgres::SimpleQueryMessage;
+
+/// The first column of the first row of a simple query.
+async fn value(client: &tokio_postgres::Client, sql: &str) -> String {
+    client
+        .simple_query(sql)
+        .await
+        .unwrap()
+        .iter()
+        .find_map(|m| match m {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        })
+        .unwrap()
+}
+
+fn code(error: &tokio_postgres::Error) -> String {
+    error.code().map_or_else(|| format!("{error}"), |c| c.code().to_owned())
+}
+
+#[tokio::test]
+async fn psql_scripts_run_as_they_do_directly() {
+    let site = Site::start().await;
+    let script = r"
+        CREATE TABLE t (id int primary key, note text);
+        BEGIN; INSERT INTO t SELECT i, 'row ' || i FROM generate_series(1, 1000) i; COMMIT;
+        \copy (SELECT * FROM t ORDER BY id LIMIT 3) TO STDOUT
+        COPY t FROM STDIN;
+5000	copied
+\.
+        SELECT count(*), max(id) FROM t;
+        BEGIN; SAVEPOINT a; INSERT INTO t VALUES (1, 'twice'); ROLLBACK TO a; SELECT 'still here'; COMMIT;
+        SELECT 1/0;
+        DO $$ BEGIN RAISE NOTICE 'hello from the server'; END $$;
+        \echo :SERVER_VERSION_NUM
+        SELECT pg_sleep(0.05), repeat('x', 200000) IS NOT NULL AS big;
+    ";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), script).unwrap();
+    let mut outputs = Vec::new();
+    for port in [site.address().port(), site.cluster.port()] {
+        let target = Target { port, ..site.target("acme") };
+        let out = run(postgres_tool("psql", &target).unwrap().args(["-XAt", "-f"]).arg(file.path())).await.unwrap();
+        assert!(out.stderr.contains("division by zero") && out.stderr.contains("hello from the server"), "{out:?}");
+        outputs.push(out);
+        run(postgres_tool("psql", &target).unwrap().args(["-XAtc", "DROP TABLE t"])).await.unwrap();
+    }
+    assert_eq!(outputs[0].stdout, outputs[1].stdout);
+    assert!(outputs[0].stdout.contains("1001|5000") && outputs[0].stdout.contains("still here"));
+}
+
+#[tokio::test]
+async fn pgbench_runs_64_clients_on_4_connections_in_every_mode_without_an_error() {
+    let site = Site::start_with(SiteOptions { cluster: "    connections: 4".into(), ..SiteOptions::default() }).await;
+    let target = site.target("acme");
+    let out = run(postgres_tool("pgbench", &target).unwrap().args(["-i", "-q", "-s", "1"])).await.unwrap();
+    assert!(out.success, "{}", out.stderr);
+    for mode in ["simple", "extended", "prepared"] {
+        let out =
+            run(postgres_tool("pgbench", &target).unwrap().args(["-n", "-M", mode, "-c", "64", "-j", "2", "-t", "30"]))
+                .await
+                .unwrap();
+        assert!(out.success, "{mode}: {}", out.stderr);
+        assert!(out.stdout.contains("number of failed transactions: 0"), "{mode}: {}", out.stdout);
+        assert!(out.stdout.contains("1920/1920"), "{mode}: {}", out.stdout);
+    }
+    let open = site.gateway.postgres_plane().unwrap().usage().connections["pg"].open;
+    assert!(open <= 4, "{open} server connections");
+}
+
+#[tokio::test]
+async fn psycopg2_goes_through_the_sequence_that_odoo_uses() {
+    let site = Site::start().await;
+    let python = python_with("psycopg2").await.unwrap();
+    let mut command = tokio::process::Command::new(python);
+    command.envs(site.target("acme").environment()).arg("-c").arg(include_str!("odoo_sequence.py"));
+    let out = run(command.kill_on_drop(true)).await.unwrap();
+    assert!(out.success, "{}\n{}", out.stdout, out.stderr);
+    assert!(out.stdout.ends_with("all done\n"), "{}", out.stdout);
+}
+
+/// The gateway answers before it has spoken to any server.
+#[tokio::test]
+async fn an_unknown_database_is_fatal_3d000_without_a_server() {
+    let mut site = Site::start().await;
+    site.cluster.kill();
+    let error = connect(site.address().port(), POOL_LOGIN.0, POOL_LOGIN.1, "nobody").await.unwrap_err();
+    assert!(error.to_string().contains("3D000") || format!("{error:?}").contains("3D000"), "{error:?}");
+    assert!(format!("{error:?}").contains("database \\\"nobody\\\" does not exist"), "{error:?}");
+}
+
+#[tokio::test]
+async fn credentials_of_one_tenant_never_reach_the_database_of_another() {
+    let site = Site::start().await;
+    let port = site.address().port();
+    assert!(connect(port, "acme_role", "acme-secret", "acme_db").await.is_ok());
+    for (user, password, database) in [
+        ("acme_role", "acme-secret", "bolt_db"),
+        ("acme_role", "acme-secret", "postgres"),
+        ("acme_role", "acme-secret", "template1"),
+        ("acme_role", "bolt-secret", "acme_db"),
+        ("bolt_role", "acme-secret", "bolt_db"),
+        ("postgres", "super-secret", "acme_db"),
+        ("nobody", "", "acme_db"),
+        (POOL_LOGIN.0, "wrong", "acme_db"),
+    ] {
+        let error = connect(port, user, password, database).await.unwrap_err();
+        let text = format!("{error:?}");
+        assert!(text.contains("28P01") || text.contains("3D000"), "{user} on {database}: {text}");
+    }
+    // The server connections of one login are not given to another, although both may open the database.
+    let own = connect(port, "acme_role", "acme-secret", "acme_db").await.unwrap();
+    assert_eq!(value(&own, "SELECT current_user").await, "acme_role");
+    let pool = site.connect("acme").await;
+    assert_eq!(value(&pool, "SELECT current_user").await, "odoo");
+    assert_eq!(value(&own, "SELECT session_user").await, "acme_role");
+}
+
+#[tokio::test]
+async fn control_c_in_psql_cancels() {
+    let site = Site::start().await;
+    let mut psql = postgres_tool("psql", &site.target("acme")).unwrap();
+    let child = psql
+        .args(["-XAtc", "SELECT pg_sleep(60)"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let admin = site.cluster.admin("acme_db").await.unwrap();
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)%' AND state = 'active' \
+                   AND pid <> pg_backend_pid()";
+    eventually(|| async { value(&admin, running).await == "1" }).await;
+    let pid = child.id().unwrap().to_string();
+    tokio::process::Command::new("kill").args(["-INT", &pid]).status().await.unwrap();
+    let out = child.wait_with_output().await.unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(text.contains("canceling statement due to user request"), "{text}");
+    eventually(|| async { value(&admin, running).await == "0" }).await;
+}
+
+/// Rule 16: a cancel hits its client's query or nothing.
+#[tokio::test]
+async fn a_cancel_of_an_idle_client_does_not_hit_who_uses_the_connection_now() {
+    let site = Site::start_with(SiteOptions { cluster: "    connections: 4".into(), ..SiteOptions::default() }).await;
+    let idle = site.connect("acme").await;
+    value(&idle, "SELECT 1").await;
+    let busy = site.connect("acme").await;
+    let work = tokio::spawn(async move { value(&busy, "SELECT pg_sleep(1)::text || 'done'").await });
+    for _ in 0..20 {
+        idle.cancel_token().cancel_query(tokio_postgres::NoTls).await.unwrap();
+    }
+    assert_eq!(work.await.unwrap(), "done");
+}
+
+/// Rule 25.
+#[tokio::test]
+async fn a_killed_client_leaves_no_open_transaction_and_no_running_query() {
+    let site = Site::start().await;
+    let admin = site.cluster.admin("acme_db").await.unwrap();
+    let mut clients = Vec::new();
+    for sql in ["BEGIN; CREATE TABLE lost (a int)", "BEGIN; SELECT pg_sleep(60)", "BEGIN; SELECT 1/0"] {
+        let mut psql = postgres_tool("psql", &site.target("acme")).unwrap();
+        let mut child = psql.arg("-XAt").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        use tokio::io::AsyncWriteExt;
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(format!("{sql};\n").as_bytes()).await.unwrap();
+        clients.push((child, stdin));
+    }
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'acme_db' AND usename = 'odoo' \
+                AND state <> 'idle'";
+    eventually(|| async { value(&admin, open).await == "3" }).await;
+    for (child, _) in &mut clients {
+        child.kill().await.unwrap();
+    }
+    eventually(|| async { value(&admin, open).await == "0" }).await;
+    eventually(|| async { site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap().usage().running == 0 })
+        .await;
+    assert_eq!(value(&admin, "SELECT to_regclass('lost') IS NULL").await, "t");
+}
+
+#[tokio::test]
+async fn a_killed_server_gives_a_clear_error_and_later_connections_work() {
+    let mut site = Site::start().await;
+    let idle = site.connect("acme").await;
+    value(&idle, "SELECT 1").await;
+    let busy = site.connect("acme").await;
+    busy.simple_query("BEGIN").await.unwrap();
+    site.cluster.kill();
+    let error = busy.simple_query("SELECT 1").await.unwrap_err();
+    assert!(["57P01", "57P02", "08006"].contains(&code(&error).as_str()), "{error:?}");
+    // An idle client keeps its session and is told when it asks for something.
+    let error = idle.simple_query("SELECT 1").await.unwrap_err();
+    assert_eq!(code(&error), "08006", "{error:?}");
+    assert!(error.to_string().contains("cannot be reached") || format!("{error:?}").contains("cannot be reached"));
+    assert!(!format!("{error:?}").contains(&site.cluster.port().to_string()), "an address leaked: {error:?}");
+    site.cluster.launch().unwrap();
+    assert_eq!(value(&idle, "SELECT 42").await, "42");
+    assert_eq!(value(&site.connect("bolt").await, "SELECT 43").await, "43");
+}
+
+/// Rules 10 and 11.
+#[tokio::test]
+async fn session_state_stays_with_its_client() {
+    let site = Site::start_with(SiteOptions { cluster: "    connections: 5".into(), ..SiteOptions::default() }).await;
+    let first = site.connect("acme").await;
+    for sql in [
+        "SET statement_timeout = 12345",
+        "SELECT set_config('my.secret', 'acme only', false)",
+        "CREATE TEMP TABLE mine (a int)",
+        "SELECT pg_advisory_lock(7)",
+        "PREPARE q AS SELECT 1",
+        "LISTEN something",
+        "SET ROLE odoo",
+    ] {
+        first.simple_query(sql).await.unwrap();
+    }
+    for _ in 0..8 {
+        let other = site.connect("acme").await;
+        assert_eq!(value(&other, "SHOW statement_timeout").await, "0");
+        assert_eq!(value(&other, "SELECT coalesce(current_setting('my.secret', true), '')").await, "");
+        assert_eq!(value(&other, "SELECT to_regclass('pg_temp.mine') IS NULL").await, "t");
+        assert_eq!(value(&other, "SELECT count(*) FROM pg_prepared_statements").await, "0");
+        assert_eq!(value(&other, "SELECT pg_try_advisory_xact_lock(7)").await, "f");
+    }
+    assert_eq!(value(&first, "SHOW statement_timeout").await, "12345ms");
+    assert_eq!(value(&first, "EXECUTE q").await, "1");
+    first.simple_query("DISCARD ALL").await.unwrap();
+    assert_eq!(value(&first, "SHOW statement_timeout").await, "0");
+    let other = site.connect("acme").await;
+    assert_eq!(value(&other, "SELECT pg_try_advisory_xact_lock(7)").await, "t");
+    // A client that leaves without cleaning up leaves nothing behind either.
+    first.simple_query("SET statement_timeout = 777; SELECT pg_advisory_lock(8)").await.unwrap();
+    first.simple_query("DO $$ BEGIN PERFORM set_config('my.opaque', 'x', false); END $$").await.unwrap();
+    drop(first);
+    eventually(|| async { value(&other, "SELECT pg_try_advisory_xact_lock(8)").await == "t" }).await;
+    for _ in 0..8 {
+        let other = site.connect("acme").await;
+        assert_eq!(value(&other, "SHOW statement_timeout").await, "0");
+        assert_eq!(value(&other, "SELECT coalesce(current_setting('my.opaque', true), '')").await, "");
+    }
+}
+
+/// Rule 13.
+#[tokio::test]
+async fn discard_all_is_answered_locally_when_clean_and_fails_inside_a_transaction() {
+    let site = Site::start().await;
+    let client = site.connect("acme").await;
+    let before = site.gateway.postgres_plane().unwrap().usage().transactions;
+    for _ in 0..10 {
+        client.simple_query("DISCARD ALL").await.unwrap();
+    }
+    assert_eq!(site.gateway.postgres_plane().unwrap().usage().transactions, before);
+    client.simple_query("BEGIN").await.unwrap();
+    let error = client.simple_query("DISCARD ALL").await.unwrap_err();
+    assert_eq!(code(&error), "25001");
+    client.simple_query("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test]
+async fn application_names_follow_their_clients_over_shared_connections() {
+    let site =
+        Site::start_with(SiteOptions { slots: 1, cluster: "    connections: 1".into(), ..SiteOptions::default() })
+            .await;
+    let mut clients = Vec::new();
+    for n in 0..3 {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(site.address().port()).user("odoo").password("odoo-secret").dbname("acme_db");
+        config.application_name(format!("odoo-{n}'\\"));
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        clients.push((n, client));
+    }
+    for _ in 0..3 {
+        for (n, client) in &clients {
+            assert_eq!(value(client, "SHOW application_name").await, format!("odoo-{n}'\\"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn listen_and_notify_work_and_pin_only_the_listener() {
+    let site = Site::start().await;
+    let python = python_with("psycopg2").await.unwrap();
+    let mut command = tokio::process::Command::new(python);
+    command.envs(site.target("acme").environment()).arg("-c").arg(include_str!("listen.py"));
+    let out = run(command.kill_on_drop(true)).await.unwrap();
+    assert!(out.success, "{}\n{}", out.stdout, out.stderr);
+    // Waiting for notifications holds a connection but no slot.
+    assert_eq!(site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap().usage().running, 0);
+}
+
+#[tokio::test]
+async fn a_refusal_names_tenant_limit_and_wait_and_the_session_survives() {
+    let quotas = "{ limit: 1, queue: 1, max_wait: 300ms }".to_owned();
+    let site = Site::start_with(SiteOptions { quotas, ..SiteOptions::default() }).await;
+    let holder = site.connect("acme").await;
+    holder.simple_query("BEGIN").await.unwrap();
+    let waiting = site.connect("acme").await;
+    let error = waiting.simple_query("SELECT 1").await.unwrap_err();
+    let text = format!("{error:?}");
+    assert_eq!(code(&error), "XX000");
+    assert!(text.contains("tenant acme") && text.contains("limit of 1") && text.contains("0.3 s"), "{text}");
+    // Another tenant is not affected.
+    assert_eq!(value(&site.connect("bolt").await, "SELECT 1").await, "1");
+    // The extended protocol recovers at Sync.
+    let error = waiting.query("SELECT 1", &[]).await.unwrap_err();
+    assert_eq!(code(&error), "XX000");
+    holder.simple_query("COMMIT").await.unwrap();
+    assert_eq!(waiting.query_one("SELECT 7", &[]).await.unwrap().get::<_, i32>(0), 7);
+    assert_eq!(value(&waiting, "SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_cancel_ends_the_wait_for_a_slot() {
+    let quotas = "{ limit: 1, max_wait: 60s }".to_owned();
+    let site = Site::start_with(SiteOptions { quotas, ..SiteOptions::default() }).await;
+    let holder = site.connect("acme").await;
+    holder.simple_query("BEGIN").await.unwrap();
+    let waiting = site.connect("acme").await;
+    let token = waiting.cancel_token();
+    let wait = tokio::spawn(async move { waiting.simple_query("SELECT 1").await });
+    let gate = site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap();
+    eventually(|| async { gate.usage().waiting == 1 }).await;
+    token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+    assert_eq!(code(&wait.await.unwrap().unwrap_err()), "57014");
+    assert_eq!(gate.usage().waiting, 0);
+}
+
+#[tokio::test]
+async fn an_idle_transaction_is_ended_by_the_plan() {
+    let plan = "    idle_in_transaction_timeout: 300ms".to_owned();
+    let site = Site::start_with(SiteOptions { plan, ..SiteOptions::default() }).await;
+    let client = site.connect("acme").await;
+    client.simple_query("BEGIN").await.unwrap();
+    let gate = site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap();
+    eventually(|| async { gate.usage().running == 0 }).await;
+    assert!(client.simple_query("SELECT 1").await.is_err());
+}
+
+#[tokio::test]
+async fn session_pooling_keeps_the_connection_until_the_client_leaves() {
+    let site = Site::start_with(SiteOptions { tenant: "pooling: session".into(), ..SiteOptions::default() }).await;
+    let client = site.connect("acme").await;
+    let pid = value(&client, "SELECT pg_backend_pid()").await;
+    let other = site.connect("acme").await;
+    assert_ne!(value(&other, "SELECT pg_backend_pid()").await, pid);
+    client.simple_query("SET statement_timeout = 5000").await.unwrap();
+    assert_eq!(value(&client, "SELECT pg_backend_pid()").await, pid);
+    drop(client);
+    let usage = || site.gateway.postgres_plane().unwrap().usage();
+    eventually(|| async { usage().connections["pg"].idle == 1 }).await;
+    let third = site.connect("acme").await;
+    assert_eq!(value(&third, "SELECT pg_backend_pid()").await, pid);
+    assert_eq!(value(&third, "SHOW statement_timeout").await, "0");
+}
+
+#[tokio::test]
+async fn a_large_result_and_a_large_value_stream_through_in_flat_memory() {
+    let site = Site::start().await;
+    let before = resident();
+    let target = site.target("acme");
+    let sql = "COPY (SELECT repeat('x', 10000) FROM generate_series(1, 20000)) TO STDOUT";
+    let out = tokio::process::Command::new("sh")
+        .args(["-c", &format!("psql -XAtc \"{sql}\" | wc -c")])
+        .envs(target.environment())
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "200020000");
+    let client = site.connect("acme").await;
+    let big = "y".repeat(30_000_000);
+    let row = client.query_one("SELECT length($1::text), $1::text", &[&big]).await.unwrap();
+    assert_eq!(row.get::<_, i32>(0), 30_000_000);
+    drop((row, big));
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 250 << 20, "resident memory grew by {grown} bytes");
+}
+
+fn resident() -> u64 {
+    let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+async fn eventually<F: Future<Output = bool>>(mut check: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !check().await {
+        assert!(tokio::time::Instant::now() < deadline, "it did not happen within 20 s");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
