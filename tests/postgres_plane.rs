@@ -1,11 +1,9 @@
 //! The PostgreSQL plane against a real server.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::time::Duration;
-
 use cofferdam_testkit::postgres::connect;
 use cofferdam_testkit::tools::{Target, postgres_tool, python_with, run};
-use cofferdam_tests::{POOL_LOGIN, Site, SiteOptions};
+use cofferdam_tests::{POOL_LOGIN, Site, SiteOptions, eventually};
 use tokio_postgres::SimpleQueryMessage;
 
 /// The first column of the first row of a simple query.
@@ -387,12 +385,4 @@ async fn a_large_result_and_a_large_value_stream_through_in_flat_memory() {
 fn resident() -> u64 {
     let pages: u64 = std::fs::read_to_string("/proc/self/statm").unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     pages * 4096
-}
-
-async fn eventually<F: Future<Output = bool>>(mut check: impl FnMut() -> F) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
-    while !check().await {
-        assert!(tokio::time::Instant::now() < deadline, "it did not happen within 20 s");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }

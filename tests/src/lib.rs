@@ -2,6 +2,7 @@
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use cofferdam::{Gateway, Runtimes};
 use cofferdam_testkit::TenantDirectory;
@@ -142,4 +143,13 @@ login: {{ role: {slug}_role, password: {slug}-secret }}
 {more}
 "
     )
+}
+
+/// Waits until something is true that has no signal of its own; fails after 20 seconds.
+pub async fn eventually<F: Future<Output = bool>>(mut check: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !check().await {
+        assert!(tokio::time::Instant::now() < deadline, "it did not happen within 20 s");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

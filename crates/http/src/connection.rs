@@ -10,7 +10,6 @@ use tokio::net::TcpStream;
 
 use crate::exchange::{self, Outcome};
 use crate::plane::HttpPlane;
-use crate::reply::Refusal;
 use crate::socket::Socket;
 
 /// Serves a connection until one side ends it.
@@ -46,14 +45,8 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
             Ok(Ok(None)) => return,
             Ok(Err(error)) => {
                 tracing::debug!(%peer, %error, "malformed request");
-                if session.get_headers_raw_bytes().is_empty() {
-                    // Nothing could be parsed: a raw answer, because there is no request to answer.
-                    bad_request(session).await;
-                } else {
-                    let refusal = Refusal::new(400, "Bad request", "the request is malformed").closing();
-                    refusal.send(&mut session, &request_id).await;
-                    session.shutdown().await;
-                }
+                // There may be no parsed request to answer: a raw answer.
+                bad_request(session).await;
                 return;
             }
             Err(_) => return,

@@ -132,8 +132,10 @@ fn judge<'a>(
     };
     if !head.raw_path().starts_with(b"/") {
         // The absolute form, whose authority pingora has compared with Host. Servers get the usual form.
-        let path = head.uri.path_and_query().cloned().filter(|p| p.as_str().starts_with('/'));
-        let (Some(path), true) = (path, head.uri.authority().is_some()) else {
+        let raw = head.raw_path().to_ascii_lowercase();
+        let absolute = raw.starts_with(b"http://") || raw.starts_with(b"https://");
+        let path = head.uri.path_and_query().cloned().filter(|p| absolute && p.as_str().starts_with('/'));
+        let Some(path) = path else {
             return Err(Refusal::new(400, "Bad request", "the request target is not a path").closing());
         };
         head.set_uri(path.into());
@@ -191,10 +193,8 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
             pingora_error::ErrorType::ReadTimedout => {
                 Failure::from(Refusal::new(408, "Request timeout", "the request body did not arrive in time").closing())
             }
-            pingora_error::ErrorType::InvalidHTTPHeader | pingora_error::ErrorType::InternalError => {
-                Refusal::new(400, "Bad request", "the request body is malformed").closing().into()
-            }
-            _ => Failure::Broken,
+            pingora_error::ErrorType::ConnectionClosed | pingora_error::ErrorType::ReadError => Failure::Broken,
+            _ => Refusal::new(400, "Bad request", "the request body is malformed").closing().into(),
         })?;
         let Some(chunk) = chunk else { break };
         if spool.len() + chunk.len() as u64 > limit {
