@@ -4,6 +4,7 @@
 use cofferdam_testkit::postgres::connect;
 use cofferdam_testkit::tools::{Target, postgres_tool, python_with, run};
 use cofferdam_tests::{POOL_LOGIN, Site, SiteOptions, eventually};
+use tokio::io::AsyncWriteExt;
 use tokio_postgres::SimpleQueryMessage;
 
 /// The first column of the first row of a simple query.
@@ -167,7 +168,6 @@ async fn a_killed_client_leaves_no_open_transaction_and_no_running_query() {
     for sql in ["BEGIN; CREATE TABLE lost (a int)", "BEGIN; SELECT pg_sleep(60)", "BEGIN; SELECT 1/0"] {
         let mut psql = postgres_tool("psql", &site.target("acme")).unwrap();
         let mut child = psql.arg("-XAt").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        use tokio::io::AsyncWriteExt;
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(format!("{sql};\n").as_bytes()).await.unwrap();
         clients.push((child, stdin));

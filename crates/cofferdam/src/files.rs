@@ -81,7 +81,7 @@ impl SystemSecrets {
 impl Secrets for SystemSecrets {
     fn file(&self, path: &Path) -> io::Result<String> {
         let text = std::fs::read_to_string(self.base.join(path))?;
-        Ok(text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t)).unwrap_or(&text).to_owned())
+        Ok(text.strip_suffix('\n').map_or(text.as_str(), |t| t.strip_suffix('\r').unwrap_or(t)).to_owned())
     }
 
     fn env(&self, name: &str) -> Option<String> {

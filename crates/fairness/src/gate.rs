@@ -223,15 +223,14 @@ impl Future for Acquire {
                     }
                 }
             }
-            Stage::Waiting(ticket) => match state.waiters.get_mut(&ticket) {
-                Some(Waiter::Waiting(waker)) => {
+            Stage::Waiting(ticket) => {
+                if let Some(Waiter::Waiting(waker)) = state.waiters.get_mut(&ticket) {
                     match waker {
                         Some(w) if w.will_wake(cx.waker()) => {}
                         _ => *waker = Some(cx.waker().clone()),
                     }
                     Poll::Pending
-                }
-                _ => {
+                } else {
                     this.stage = Stage::Done;
                     match state.waiters.remove(&ticket) {
                         Some(Waiter::Granted(grant)) => {
@@ -242,7 +241,7 @@ impl Future for Acquire {
                         _ => Poll::Pending,
                     }
                 }
-            },
+            }
             Stage::Done => Poll::Pending,
         }
     }

@@ -116,7 +116,7 @@ struct Running {
 }
 
 /// The order among ready tenants: below its reservation first, then virtual time, then arrival.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Rank {
     above_reserved: bool,
     virtual_time: f64,
@@ -124,6 +124,12 @@ struct Rank {
 }
 
 impl Eq for Rank {}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 impl Ord for Rank {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {

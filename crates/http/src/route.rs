@@ -84,15 +84,12 @@ fn decode(path: &str) -> Option<String> {
     let mut rest = path.as_bytes();
     while let Some((&b, after)) = rest.split_first() {
         let hex = after.get(..2).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
-        match (b, hex) {
-            (b'%', Some(value)) => {
-                bytes.push(value);
-                rest = &after[2..];
-            }
-            _ => {
-                bytes.push(b);
-                rest = after;
-            }
+        if let (b'%', Some(value)) = (b, hex) {
+            bytes.push(value);
+            rest = &after[2..];
+        } else {
+            bytes.push(b);
+            rest = after;
         }
     }
     let text = String::from_utf8_lossy(&bytes).into_owned();

@@ -38,14 +38,13 @@ impl Spool {
             self.memory.extend_from_slice(bytes);
             return Ok(());
         }
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let file = temporary(self.directory.clone()).await?;
-                let file = self.file.insert(file);
-                file.write_all(&std::mem::take(&mut self.memory)).await?;
-                file
-            }
+        let file = if let Some(file) = &mut self.file {
+            file
+        } else {
+            let file = temporary(self.directory.clone()).await?;
+            let file = self.file.insert(file);
+            file.write_all(&std::mem::take(&mut self.memory)).await?;
+            file
         };
         file.write_all(bytes).await
     }

@@ -130,7 +130,7 @@ impl ConnectionCache {
             let freed = self.freed.notified();
             match self.take(key, application_name) {
                 Taken::Idle(leased) if leased.upstream.is_alive() => return Ok(*leased),
-                Taken::Idle(_) => continue,
+                Taken::Idle(_) => {} // it has died while it was idle: the next one
                 Taken::MayOpen(counted) => {
                     let Ok(_turn) = self.connecting.acquire().await else {
                         return Err(LeaseError::Exhausted { limit: self.cluster.connections });

@@ -179,18 +179,17 @@ impl LoginTask<'_> {
             fatal("53300", format!("{} has {} connections open, its limit", route.name, route.max_clients))
         })?;
         let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
-        let greeting = match route.access.cache.greeting(&route.key) {
-            Some(greeting) => greeting,
-            None => {
-                let cache = &route.access.cache;
-                let leased = cache
-                    .lease(&route.key, &application_name, self.snapshot.login_timeout)
-                    .await
-                    .map_err(Refusal::Upstream)?;
-                let greeting = Arc::clone(&leased.upstream.reported);
-                cache.give_back(leased);
-                greeting
-            }
+        let greeting = if let Some(greeting) = route.access.cache.greeting(&route.key) {
+            greeting
+        } else {
+            let cache = &route.access.cache;
+            let leased = cache
+                .lease(&route.key, &application_name, self.snapshot.login_timeout)
+                .await
+                .map_err(Refusal::Upstream)?;
+            let greeting = Arc::clone(&leased.upstream.reported);
+            cache.give_back(leased);
+            greeting
         };
         let registration =
             self.plane.cancels.register().map_err(|_| fatal("58000", "no randomness for a cancel key"))?;

@@ -326,11 +326,11 @@ impl Relay {
             let mut server_full = false;
             if let Some(lease) = &mut self.lease {
                 let upstream = &mut lease.upstream;
-                if !upstream.outbound.is_empty() {
-                    if let Poll::Ready(Err(_)) = upstream.stream.poll_drain(cx, &mut upstream.outbound) {
-                        // What the server said before it closed is still to be read.
-                        upstream.outbound.clear();
-                    }
+                if !upstream.outbound.is_empty()
+                    && let Poll::Ready(Err(_)) = upstream.stream.poll_drain(cx, &mut upstream.outbound)
+                {
+                    // What the server said before it closed is still to be read.
+                    upstream.outbound.clear();
                 }
                 server_full = upstream.outbound.len() >= HIGH_WATER;
                 if self.outbound.len() < HIGH_WATER {
@@ -447,19 +447,16 @@ impl Relay {
     /// The catalog has changed: the session goes on where its tenant is now.
     fn follow_catalog(&mut self) -> Result<(), End> {
         self.snapshot = self.plane.snapshot();
-        match route(&self.snapshot, &self.established.parameters) {
-            Some(route) => {
-                if route.key != self.established.route.key {
-                    // The password has changed; who logged in with the old one stays, with the new one at the server.
-                    tracing::debug!(account = %route.name, "login changed");
-                }
-                self.established.route = route;
-                Ok(())
+        if let Some(route) = route(&self.snapshot, &self.established.parameters) {
+            if route.key != self.established.route.key {
+                // The password has changed; who logged in with the old one stays, with the new one at the server.
+                tracing::debug!(account = %route.name, "login changed");
             }
-            None => {
-                let message = "terminating connection: the database is not served here any more".to_owned();
-                Err(End::Fatal { code: "57P01", message })
-            }
+            self.established.route = route;
+            Ok(())
+        } else {
+            let message = "terminating connection: the database is not served here any more".to_owned();
+            Err(End::Fatal { code: "57P01", message })
         }
     }
 

@@ -342,8 +342,8 @@ mod tests {
             "PREPARE TRANSACTION 'x'",
             "",
         ] {
-            assert_eq!(effect(sql.as_bytes()).pins, false, "{sql}");
-            assert_eq!(effect(sql.as_bytes()).opaque, false, "{sql}");
+            assert!(!effect(sql.as_bytes()).pins, "{sql}");
+            assert!(!effect(sql.as_bytes()).opaque, "{sql}");
         }
     }
 

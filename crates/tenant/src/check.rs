@@ -45,7 +45,7 @@ pub(crate) fn build(
         })
         .collect();
     let numbers = previous.map(|p| Arc::clone(&p.numbers)).unwrap_or_default();
-    let catalog = main.and_then(|(config, node)| {
+    let catalog = main.map(|(config, node)| {
         check.catalog(&Place { source: &set.main, node: &node }, &config, &tenants, (*numbers).clone())
     });
     match catalog {
@@ -112,7 +112,7 @@ impl Check<'_> {
         config: &GatewayConfig,
         files: &[TenantSource<'_>],
         mut numbers: HashMap<String, TenantId>,
-    ) -> Option<Catalog> {
+    ) -> Catalog {
         let plans = self.plans(main, config);
         let clusters = self.clusters(main, config);
         let pools = self.pools(main, config, &clusters, &mut numbers);
@@ -145,7 +145,7 @@ impl Check<'_> {
         catalog.tenants.sort_by(|a, b| a.slug.cmp(&b.slug));
         self.reserved_fits(main, &catalog);
         catalog.numbers = Arc::new(numbers);
-        Some(catalog)
+        catalog
     }
 
     fn plans(&mut self, main: &Place<'_>, config: &GatewayConfig) -> BTreeMap<PlanName, Arc<Plan>> {
@@ -362,7 +362,6 @@ impl Check<'_> {
                 format!("`{slug}`, which {} defines too", other.display()),
                 "a name of its own",
             );
-            return;
         }
         for (i, host) in file.hosts.iter().enumerate() {
             if let Some(other) = owners.hosts.insert(host.as_str().to_owned(), here.clone()) {
@@ -396,11 +395,11 @@ impl Check<'_> {
             self.fault(place, &["database"], "nothing", "the database, since the tenant is placed on a cluster");
         }
         let login = file.login.as_ref().and_then(|l| self.login(place, &["login"], l));
-        if let (Some(own), Some(Some(pool_login))) = (&login, pool.as_ref().map(|p| p.login.as_ref())) {
-            if own.role == pool_login.role {
-                let found = format!("`{}`, the role of its pool's login", own.role);
-                self.fault(place, &["login", "role"], found, "a role of the tenant's own");
-            }
+        if let (Some(own), Some(Some(pool_login))) = (&login, pool.as_ref().map(|p| p.login.as_ref()))
+            && own.role == pool_login.role
+        {
+            let found = format!("`{}`, the role of its pool's login", own.role);
+            self.fault(place, &["login", "role"], found, "a role of the tenant's own");
         }
         if file.placement.cluster.is_some()
             && file.login.is_none()

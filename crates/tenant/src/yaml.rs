@@ -67,12 +67,18 @@ impl Node {
     pub fn decode<T: DeserializeOwned>(&self, file: &Path, schema: &Json, faults: &mut Vec<Diagnostic>) -> Option<T> {
         let before = faults.len();
         let mut root = self.clone();
+        let mut whole = true;
+        let mut missing = None;
         loop {
             match T::deserialize(NodeDeserializer(&root)) {
-                Ok(value) => return (faults.len() == before).then_some(value),
+                Ok(value) if whole => return Some(value),
+                Ok(_) => break,
                 Err(fault) => {
+                    whole = false;
                     let path = fault.path();
-                    if fault.kind != FaultKind::Missing {
+                    if fault.kind == FaultKind::Missing {
+                        missing.get_or_insert_with(|| fault.into_diagnostic(file, &root, &path));
+                    } else {
                         faults.push(fault.into_diagnostic(file, &root, &path));
                     }
                     if !root.blot(&path) {
@@ -82,7 +88,10 @@ impl Node {
             }
         }
         self.missing_fields(file, schema, schema, &mut Vec::new(), faults);
-        debug_assert!(faults.len() > before, "a fault that nothing reported");
+        if faults.len() == before {
+            // The schema should have told; what serde said is the next best.
+            faults.extend(missing);
+        }
         None
     }
 
@@ -132,7 +141,9 @@ impl Node {
                 for (key, node) in entries {
                     let inner = properties
                         .and_then(|p| p.get(&key.text))
-                        .or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()));
+                        .or_else(|| schema.get("additionalProperties").filter(|s| s.is_object()))
+                        // A map whose keys have a pattern of their own.
+                        .or_else(|| schema.get("patternProperties")?.as_object()?.values().next());
                     if let Some(inner) = inner {
                         path.push(Segment::Key(key.text.clone()));
                         node.missing_fields(file, inner, root, path, faults);
@@ -209,10 +220,10 @@ fn resolve<'a>(schema: &'a Json, root: &'a Json) -> &'a Json {
         return root.pointer(reference.trim_start_matches('#')).unwrap_or(schema);
     }
     // `Option<T>` of a referenced type is written as anyOf [T, null].
-    if let Some(options) = schema.get("anyOf").and_then(Json::as_array) {
-        if let Some(first) = options.iter().find(|o| o.get("$ref").is_some()) {
-            return resolve(first, root);
-        }
+    if let Some(options) = schema.get("anyOf").and_then(Json::as_array)
+        && let Some(first) = options.iter().find(|o| o.get("$ref").is_some())
+    {
+        return resolve(first, root);
     }
     schema
 }
@@ -503,7 +514,7 @@ impl de::Error for Fault {
 #[derive(Clone, Copy)]
 struct NodeDeserializer<'a>(&'a Node);
 
-impl<'a> NodeDeserializer<'a> {
+impl NodeDeserializer<'_> {
     fn wrong(expected: &dyn fmt::Display) -> Fault {
         Fault::new(FaultKind::Value, None, expected.to_string())
     }

@@ -78,9 +78,8 @@ impl<'a> ScramServer<'a> {
         let first = std::str::from_utf8(first).map_err(|_| ScramError::Malformed)?;
         // gs2-cbind-flag "," [authzid] "," then the bare message. Without TLS binding offered, `y` is honest.
         let mut parts = first.splitn(3, ',');
-        let (flag, authzid, bare) = match (parts.next(), parts.next(), parts.next()) {
-            (Some(flag), Some(authzid), Some(bare)) => (flag, authzid, bare),
-            _ => return Err(ScramError::Malformed),
+        let (Some(flag), Some(authzid), Some(bare)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(ScramError::Malformed);
         };
         match flag {
             "n" | "y" => {}

@@ -167,30 +167,25 @@ impl Session {
             _ => {}
         }
         match frame.kind {
-            b'Q' => self.query(frame, body, backend, to_client),
+            b'Q' => Ok(self.query(frame, body, backend, to_client)),
             b'P' => self.parse(frame, body, backend, to_server, to_client),
             b'B' => self.bind(frame, body, backend, to_server, to_client),
             b'D' => self.describe(frame, body, backend, to_server, to_client),
             b'C' => self.close(frame, body, backend, to_client),
-            b'E' => self.simple_owe(Owed::Execute, backend, to_client),
-            b'F' => self.simple_owe(Owed::FunctionCall, backend, to_client),
-            b'S' => self.simple_owe(Owed::Sync, backend, to_client),
+            b'E' => Ok(self.simple_owe(Owed::Execute, backend, to_client)),
+            b'F' => Ok(self.simple_owe(Owed::FunctionCall, backend, to_client)),
+            b'S' => Ok(self.simple_owe(Owed::Sync, backend, to_client)),
             b'H' => Ok(ClientStep::Forward { consumed: 0 }),
             other => Err(Violation::new(format!("invalid frontend message type {other}"))),
         }
     }
 
-    fn simple_owe(
-        &mut self,
-        owed: Owed,
-        backend: Option<&mut Backend>,
-        to_client: &mut BytesMut,
-    ) -> Result<ClientStep, Violation> {
+    fn simple_owe(&mut self, owed: Owed, backend: Option<&mut Backend>, to_client: &mut BytesMut) -> ClientStep {
         if backend.is_none() {
-            return Ok(ClientStep::NeedServer);
+            return ClientStep::NeedServer;
         }
         self.pipeline.owe(owed, to_client);
-        Ok(ClientStep::Forward { consumed: 0 })
+        ClientStep::Forward { consumed: 0 }
     }
 
     fn query(
@@ -199,7 +194,7 @@ impl Session {
         body: &[u8],
         backend: Option<&mut Backend>,
         to_client: &mut BytesMut,
-    ) -> Result<ClientStep, Violation> {
+    ) -> ClientStep {
         let mut effect = sql::effect(body);
         effect.opaque |= Frame::HEADER + body.len() < frame.total;
         if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset()) {
@@ -209,15 +204,15 @@ impl Session {
             }
             to_client.complete(only.tag());
             to_client.ready(TransactionStatus::Idle);
-            return Ok(ClientStep::Drop);
+            return ClientStep::Drop;
         }
         if backend.is_none() {
-            return Ok(ClientStep::NeedServer);
+            return ClientStep::NeedServer;
         }
         self.unnamed = None;
         self.apply(effect);
         self.pipeline.owe(Owed::Query, to_client);
-        Ok(ClientStep::Forward { consumed: 0 })
+        ClientStep::Forward { consumed: 0 }
     }
 
     fn parse(
@@ -232,12 +227,15 @@ impl Session {
         let whole = Frame::HEADER + body.len() == frame.total;
         let Some(backend) = backend else {
             // Known to be good: the client need not wait for a slot to prepare it. It is prepared where it is used.
-            if whole && !name.is_empty() && !self.statements.contains_key(name) && self.has_room() {
-                if let Some(statement) = self.registry.accepted(rest) {
-                    self.statements.insert(Bytes::copy_from_slice(name), statement);
-                    to_client.message(b'1', |_| {});
-                    return Ok(ClientStep::Drop);
-                }
+            if whole
+                && !name.is_empty()
+                && !self.statements.contains_key(name)
+                && self.has_room()
+                && let Some(statement) = self.registry.accepted(rest)
+            {
+                self.statements.insert(Bytes::copy_from_slice(name), statement);
+                to_client.message(b'1', |_| {});
+                return Ok(ClientStep::Drop);
             }
             return Ok(ClientStep::NeedServer);
         };
@@ -369,15 +367,15 @@ impl Session {
         to_client: &mut BytesMut,
     ) -> Vec<u8> {
         if name.is_empty() {
-            if !self.unnamed_here {
-                if let Some(body) = &self.unnamed {
-                    // Parsed in an earlier transaction, on a connection that may have been another one.
-                    write_parse(to_server, b"", body);
-                    self.pipeline.owe(Owed::Injected, to_client);
-                    self.unnamed_here = true;
-                    let effect = self.unnamed_effect;
-                    self.apply(effect);
-                }
+            if !self.unnamed_here
+                && let Some(body) = &self.unnamed
+            {
+                // Parsed in an earlier transaction, on a connection that may have been another one.
+                write_parse(to_server, b"", body);
+                self.pipeline.owe(Owed::Injected, to_client);
+                self.unnamed_here = true;
+                let effect = self.unnamed_effect;
+                self.apply(effect);
             }
             return Vec::new();
         }

@@ -117,16 +117,16 @@ impl Backend {
 
     /// Notes a statement that is about to be prepared, and closes the least recently used if there are too many.
     pub(crate) fn add(&mut self, id: u64, to_server: &mut BytesMut, owed: &mut Pipeline, to_client: &mut BytesMut) {
-        if self.prepared.len() >= PER_CONNECTION {
-            if let Some((_, oldest)) = self.by_use.pop_first() {
-                self.prepared.remove(&oldest);
-                to_server.message(b'C', |b| {
-                    b.put_u8(b'S');
-                    b.put_slice(&server_name(oldest));
-                    b.put_u8(0);
-                });
-                owed.owe(Owed::InjectedClose, to_client);
-            }
+        if self.prepared.len() >= PER_CONNECTION
+            && let Some((_, oldest)) = self.by_use.pop_first()
+        {
+            self.prepared.remove(&oldest);
+            to_server.message(b'C', |b| {
+                b.put_u8(b'S');
+                b.put_slice(&server_name(oldest));
+                b.put_u8(0);
+            });
+            owed.owe(Owed::InjectedClose, to_client);
         }
         self.clock += 1;
         self.prepared.insert(id, self.clock);

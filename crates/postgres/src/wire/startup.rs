@@ -170,7 +170,7 @@ mod tests {
     /// Rule 3: newer minor versions and `_pq_.` options are negotiated down, never refused.
     #[test]
     fn a_newer_minor_version_and_unknown_protocol_options_are_accepted() {
-        let bytes = packet(196_610, b"user\0a\0_pq_.cmp\01\0\0");
+        let bytes = packet(196_610, b"user\0a\0_pq_.cmp\x001\0\0");
         let Ok(Some((Startup::Session(p), _))) = startup(&bytes) else { panic!() };
         assert_eq!((p.minor, p.protocol_options), (2, vec!["_pq_.cmp".to_owned()]));
     }

@@ -54,7 +54,7 @@ impl Databases {
         for _ in 0..statements {
             let rows = client.simple_query(&format!("SELECT current_database(), pg_sleep({seconds})")).await?;
             if let Some(SimpleQueryMessage::Row(row)) = rows.iter().find(|m| matches!(m, SimpleQueryMessage::Row(_))) {
-                answer = row.get(0).unwrap_or_default().to_owned();
+                row.get(0).unwrap_or_default().clone_into(&mut answer);
             }
         }
         client.batch_execute("COMMIT").await?;

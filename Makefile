@@ -1,0 +1,96 @@
+# Two commands: `make demo` and `make test`. Both install what is missing on a Debian machine with Rust, and run.
+# The rest is what they are made of.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+ARGS ?=
+# What a build and the tests need of Debian: a C compiler and cmake for zlib under pingora, PostgreSQL's server and
+# programs, psycopg2 and curl as clients.
+BUILD_PACKAGES := gcc libc6-dev cmake make
+DEMO_PACKAGES := $(BUILD_PACKAGES) postgresql
+TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 curl
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help demo test lint check-format clippy docs deny unit fuzz bench schemas install-demo install-test
+
+help: ## Say what there is.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+demo: install-demo ## See a noisy neighbour with and without protection. ARGS="--seconds 30" for a shorter one.
+	$(CARGO) run --release --quiet --locked --package cofferdam-cli -- demo $(ARGS)
+
+test: install-test lint unit ## Install what tests need, and run everything that CI runs.
+
+unit: ## Run all tests (what is needed must be installed).
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+		echo "$(CARGO) nextest run --workspace --locked --profile ci" && \
+		$(CARGO) nextest run --workspace --locked --profile ci; \
+	else \
+		echo "cargo-nextest is not here: $(CARGO) test" && \
+		$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads 4; \
+	fi
+	$(CARGO) test --workspace --locked --doc
+
+lint: check-format clippy docs deny ## Format, clippy, documentation, licences.
+
+check-format:
+	$(CARGO) fmt --all -- --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+
+# Licences, bans and sources always; advisories where their database can be reached.
+deny:
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) deny --offline --locked check licenses bans sources; \
+		$(CARGO) deny --offline --locked check advisories 2>/dev/null || \
+			echo "advisories: no database here, not checked"; \
+	else \
+		echo "cargo-deny is not installed (cargo install --locked cargo-deny): tests/repository.rs still checks the bans"; \
+	fi
+
+fuzz: ## Fuzz every target for SECONDS each (default 120). Needs cargo-fuzz and a nightly toolchain.
+	@cd fuzz && for target in $$($(CARGO) fuzz list); do \
+		echo "fuzzing $$target" && \
+		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$${SECONDS_EACH:-120} -rss_limit_mb=2048 || exit 1; \
+	done
+
+bench: ## Run the benchmarks in benches/.
+	$(CARGO) bench --package cofferdam-benches
+
+schemas: ## Write the JSON Schemas again after a change of the configuration's types.
+	UPDATE_SCHEMAS=1 $(CARGO) test --package cofferdam-tenant --test schemas
+
+install-demo:
+	@$(call install,$(DEMO_PACKAGES))
+
+install-test:
+	@$(call install,$(TEST_PACKAGES))
+
+# Installs the Debian packages that are missing; asks nothing, and keeps Debian from creating a cluster of its own.
+define install
+	missing=""; \
+	for package in $(1); do \
+		dpkg-query -W -f='$${Status}' "$$package" 2>/dev/null | grep -q "install ok installed" || missing="$$missing $$package"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		if ! command -v apt-get >/dev/null; then \
+			echo "please install what corresponds to:$$missing"; exit 1; \
+		fi; \
+		echo "installing$$missing"; \
+		$(SUDO) apt-get update -qq; \
+		install="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"; \
+		if [[ " $$missing " == *" postgresql "* ]]; then \
+			$$install postgresql-common >/dev/null; \
+			$(SUDO) sed -i -E 's/^#?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf; \
+		fi; \
+		$$install $$missing >/dev/null; \
+	fi
+endef
