@@ -196,6 +196,9 @@ async fn tenants_that_swap_their_hosts_in_one_reload_are_never_mixed_up() {
     let after = house.gateway.catalog();
     for slug in TENANTS {
         assert_eq!(before.by_slug(slug).unwrap().id, after.by_slug(slug).unwrap().id);
-        assert_ne!(before.by_host(&format!("{slug}.example.com")).unwrap().slug, after.by_host(&format!("{slug}.example.com")).unwrap().slug);
+        assert_ne!(
+            before.by_host(&format!("{slug}.example.com")).unwrap().slug,
+            after.by_host(&format!("{slug}.example.com")).unwrap().slug
+        );
     }
 }

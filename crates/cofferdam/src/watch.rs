@@ -22,8 +22,8 @@ pub(crate) fn start(inner: &Arc<Inner>) {
     };
     let (changed, mut changes) = mpsc::channel::<()>(1);
     let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-        // Reading a file is an event too; only what may have changed one matters.
-        if event.is_ok_and(|e| !e.kind.is_access()) {
+        // Reading a file is an event too, and the directory may hold other things than configuration.
+        if event.is_ok_and(|e| !e.kind.is_access() && e.paths.iter().any(|p| is_configuration(p))) {
             let _ = changed.try_send(());
         }
     });
@@ -53,6 +53,12 @@ pub(crate) fn start(inner: &Arc<Inner>) {
             follow(&mut watcher, &mut watched, directories(&inner, &main));
         }
     });
+}
+
+/// YAML files, directories, and the `..data` link that Kubernetes swaps when a mounted ConfigMap changes.
+fn is_configuration(path: &Path) -> bool {
+    let swapped = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(".."));
+    swapped || path.extension().is_none_or(|e| e == "yaml" || e == "yml")
 }
 
 fn directories(inner: &Inner, main: &Path) -> Vec<PathBuf> {

@@ -6,11 +6,15 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::v1::server::HttpSession;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::exchange::{self, Outcome};
 use crate::plane::HttpPlane;
 use crate::socket::Socket;
+
+/// Most request headers fit into this.
+const FIRST_READ: usize = 4 << 10;
 
 /// Serves a connection until one side ends it.
 pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAddr) {
@@ -20,15 +24,18 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
         let snapshot = plane.snapshot();
         let timeouts = snapshot.timeouts;
         if prefix.is_none() {
-            let Some(socket) = (*stream).as_any().downcast_ref::<Socket>() else { return };
+            // Between requests a connection may be idle for long; within one it may not. So the first bytes are awaited
+            // here, and the rest of the header has a deadline of its own.
+            let mut first = BytesMut::with_capacity(FIRST_READ);
             tokio::select! {
-                ready = tokio::time::timeout(timeouts.keepalive, socket.readable()) => {
-                    if !matches!(ready, Ok(Ok(()))) {
+                read = tokio::time::timeout(timeouts.keepalive, stream.read_buf(&mut first)) => {
+                    if !matches!(read, Ok(Ok(n)) if n > 0) {
                         return;
                     }
                 }
                 () = plane.draining.cancelled() => return,
             }
+            prefix = Some(first);
         }
         let mut session = HttpSession::new(stream);
         session.set_pipelining_enabled(true);
@@ -75,7 +82,6 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
 async fn bad_request(session: HttpSession) {
     const ANSWER: &[u8] =
         b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 26\r\nConnection: close\r\n\r\nthe request is malformed.\n";
-    use tokio::io::AsyncWriteExt;
     let mut stream = session.into_inner();
     let _ = stream.write_all(ANSWER).await;
     let _ = stream.flush().await;

@@ -32,11 +32,6 @@ impl Socket {
         let _ = digest.peer_addr.set(Some(pingora_core::protocols::l4::socket::SocketAddr::Inet(peer)));
         Self { io: BufWriter::with_capacity(WRITE_BUFFER, tcp), digest: Arc::new(digest) }
     }
-
-    /// Waits until there is something to read, or the end.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
-        self.io.get_ref().readable().await
-    }
 }
 
 impl AsyncRead for Socket {

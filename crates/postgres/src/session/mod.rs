@@ -151,7 +151,10 @@ impl Session {
             }
             // Inside COPY, PostgreSQL ignores Sync and Flush, and fails the copy for anything else.
             b'S' | b'H' if self.pipeline.copying_in() => return Ok(ClientStep::Drop),
-            _ if self.pipeline.copying_in() => return Ok(ClientStep::Forward { consumed: 0 }),
+            _ if self.pipeline.copying_in() => {
+                self.pipeline.copy_done();
+                return Ok(ClientStep::Forward { consumed: 0 });
+            }
             b'S' if self.pipeline.skipping() => {
                 self.pipeline.stop_skipping();
                 self.pipeline.owe(Owed::Sync, to_client);
@@ -210,6 +213,7 @@ impl Session {
             return ClientStep::NeedServer;
         }
         self.unnamed = None;
+        self.unnamed_here = false;
         self.apply(effect);
         self.pipeline.owe(Owed::Query, to_client);
         ClientStep::Forward { consumed: 0 }
@@ -274,7 +278,14 @@ impl Session {
         self.apply(effect);
         let name = Bytes::copy_from_slice(name);
         self.statements.insert(name.clone(), Arc::clone(&statement));
-        if backend.has(statement.id) {
+        if backend.has(statement.id) && self.status == TransactionStatus::Failed {
+            // In a failed transaction PostgreSQL refuses most statements already here: let it, under another name.
+            let probe = [&server_name(statement.id)[..], b"_probe"].concat();
+            write_parse(to_server, &probe, rest);
+            self.pipeline.owe(Owed::ProbeParse(name), to_client);
+            write_close(to_server, &probe);
+            self.pipeline.owe(Owed::InjectedClose, to_client);
+        } else if backend.has(statement.id) {
             self.pipeline.owe(Owed::LocalParse(name), to_client);
         } else {
             backend.add(statement.id, to_server, &mut self.pipeline, to_client);
@@ -353,6 +364,7 @@ impl Session {
                 return Ok(ClientStep::Drop);
             }
             self.unnamed = None;
+            self.unnamed_here = false;
         }
         self.pipeline.owe(Owed::Close, to_client);
         Ok(ClientStep::Forward { consumed: 0 })
@@ -367,16 +379,19 @@ impl Session {
         to_client: &mut BytesMut,
     ) -> Vec<u8> {
         if name.is_empty() {
-            if !self.unnamed_here
-                && let Some(body) = &self.unnamed
-            {
-                // Parsed in an earlier transaction, on a connection that may have been another one.
-                write_parse(to_server, b"", body);
-                self.pipeline.owe(Owed::Injected, to_client);
-                self.unnamed_here = true;
-                let effect = self.unnamed_effect;
-                self.apply(effect);
+            if self.unnamed_here {
+                return Vec::new();
             }
+            let Some(body) = &self.unnamed else {
+                // There may be one on the connection, but it is somebody else's.
+                return b"cofferdam_unnamed".to_vec();
+            };
+            // Parsed in an earlier transaction, on a connection that may have been another one.
+            write_parse(to_server, b"", body);
+            self.pipeline.owe(Owed::Injected, to_client);
+            self.unnamed_here = true;
+            let effect = self.unnamed_effect;
+            self.apply(effect);
             return Vec::new();
         }
         match self.statements.get(name).cloned() {
@@ -470,14 +485,12 @@ impl Session {
             b'H' => Ok(forward),
             b'E' => {
                 let statements = &mut self.statements;
-                let unnamed = &mut self.unnamed;
-                self.pipeline.failed(|lost| match lost {
-                    Owed::Parse(None) => *unnamed = None,
+                let batch = self.pipeline.failed(|lost| match lost {
                     Owed::Parse(Some((name, statement))) => {
                         statements.remove(name);
                         backend.remove(statement.id);
                     }
-                    Owed::LocalParse(name) => {
+                    Owed::LocalParse(name) | Owed::ProbeParse(name) => {
                         statements.remove(name);
                     }
                     Owed::InjectedParse(id) => backend.remove(*id),
@@ -486,6 +499,11 @@ impl Session {
                     }
                     _ => {}
                 });
+                if batch && !self.pipeline.owes_unnamed_parse() {
+                    // Its Parse may have been skipped or not: nobody can rely on it any more.
+                    self.unnamed = None;
+                    self.unnamed_here = false;
+                }
                 Ok(forward)
             }
             b'Z' => {
@@ -533,7 +551,7 @@ impl Session {
 
     /// Whether every reply has arrived and no transaction is open: the slot can be given back.
     pub fn is_at_rest(&self) -> bool {
-        self.status == TransactionStatus::Idle && self.pipeline.is_empty() && !self.pipeline.skipping()
+        self.status == TransactionStatus::Idle && self.pipeline.is_settled()
     }
 
     /// Whether replies are owed.
@@ -580,6 +598,14 @@ impl Session {
 /// Bytes of the message up to where `after` begins inside its body.
 fn seen_until(body: &[u8], after: &[u8]) -> usize {
     Frame::HEADER + body.len() - after.len()
+}
+
+pub(crate) fn write_close(out: &mut BytesMut, name: &[u8]) {
+    out.message(b'C', |b| {
+        b.put_u8(b'S');
+        b.put_slice(name);
+        b.put_u8(0);
+    });
 }
 
 fn write_parse(out: &mut BytesMut, name: &[u8], rest: &[u8]) {

@@ -21,6 +21,8 @@ pub enum Owed {
     Sync,
     /// ParseComplete; for a named statement, what must be forgotten if it fails.
     Parse(Option<(Bytes, Arc<Statement>)>),
+    /// ParseComplete of a named statement under a name that is closed again at once.
+    ProbeParse(Bytes),
     /// ParseComplete of a statement that the gateway prepared again; swallowed.
     InjectedParse(u64),
     /// ParseComplete of an unnamed statement that the gateway parsed again; swallowed.
@@ -46,6 +48,9 @@ pub enum Owed {
 pub struct Pipeline {
     owed: VecDeque<Owed>,
     copy_in: bool,
+    /// Extended-protocol messages have been sent whose Sync has not: the server is in the middle of a batch even when it
+    /// owes nothing.
+    batch: bool,
     /// The batch has failed and its Sync has not come yet: the server ignores everything until then, so do we.
     skipping: bool,
 }
@@ -53,6 +58,11 @@ pub struct Pipeline {
 impl Pipeline {
     /// Adds a reply. One that the gateway gives itself is given at once when nothing is owed before it.
     pub fn owe(&mut self, owed: Owed, to_client: &mut BytesMut) {
+        match owed {
+            Owed::Sync => self.batch = false,
+            Owed::Query | Owed::InjectedQuery | Owed::FunctionCall => {}
+            _ => self.batch = true,
+        }
         self.owed.push_back(owed);
         self.settle_local(to_client);
     }
@@ -60,7 +70,7 @@ impl Pipeline {
     /// A reply of this type has arrived; true when the client shall see it.
     pub fn paid(&mut self, kind: u8, to_client: &mut BytesMut) -> bool {
         let (pays, forward) = match (self.owed.front(), kind) {
-            (Some(Owed::Parse(_)), b'1') => (true, true),
+            (Some(Owed::Parse(_) | Owed::ProbeParse(_)), b'1') => (true, true),
             (Some(Owed::InjectedParse(_) | Owed::Injected), b'1') => (true, false),
             (Some(Owed::Bind), b'2') => (true, true),
             (Some(Owed::Close), b'3') => (true, true),
@@ -93,20 +103,19 @@ impl Pipeline {
         }
     }
 
-    /// ErrorResponse has arrived. In the extended protocol everything up to Sync is lost; `lost` is told what.
-    pub fn failed(&mut self, mut lost: impl FnMut(&Owed)) {
+    /// ErrorResponse has arrived. In the extended protocol everything up to Sync is lost; `lost` is told what. True when
+    /// it was in the extended protocol.
+    pub fn failed(&mut self, mut lost: impl FnMut(&Owed)) -> bool {
         self.copy_in = false;
         if matches!(self.owed.front(), Some(Owed::Query | Owed::InjectedQuery | Owed::FunctionCall)) {
-            return; // ReadyForQuery follows by itself
+            return false; // ReadyForQuery follows by itself
         }
-        while let Some(front) = self.owed.front() {
-            if matches!(front, Owed::Sync) {
-                return;
-            }
-            lost(front);
-            self.owed.pop_front();
-        }
-        self.skipping = true;
+        let sync = self.owed.iter().position(|o| matches!(o, Owed::Sync));
+        let end = sync.unwrap_or(self.owed.len());
+        // What was noted last is taken back first.
+        self.owed.drain(..end).rev().for_each(|owed| lost(&owed));
+        self.skipping = sync.is_none();
+        true
     }
 
     /// CopyInResponse has arrived: a Sync that the client had already sent will be read as copy data and ignored.
@@ -142,9 +151,19 @@ impl Pipeline {
         matches!(self.owed.front(), Some(Owed::InjectedQuery))
     }
 
+    /// Whether the unnamed statement will be replaced by what has been sent already.
+    pub fn owes_unnamed_parse(&self) -> bool {
+        self.owed.iter().any(|o| matches!(o, Owed::Parse(None) | Owed::Injected))
+    }
+
     /// Whether nothing is owed.
     pub fn is_empty(&self) -> bool {
         self.owed.is_empty()
+    }
+
+    /// Whether nothing is owed and the server is not in the middle of a batch.
+    pub fn is_settled(&self) -> bool {
+        self.owed.is_empty() && !self.batch && !self.skipping
     }
 
     fn settle_local(&mut self, to_client: &mut BytesMut) {

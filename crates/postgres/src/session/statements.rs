@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use super::pipeline::{Owed, Pipeline};
+use super::write_close;
 use crate::sql::Effect;
-use crate::wire::Reply;
 
 /// Statements kept prepared on one server connection; the least recently used goes first.
 const PER_CONNECTION: usize = 500;
@@ -121,11 +121,7 @@ impl Backend {
             && let Some((_, oldest)) = self.by_use.pop_first()
         {
             self.prepared.remove(&oldest);
-            to_server.message(b'C', |b| {
-                b.put_u8(b'S');
-                b.put_slice(&server_name(oldest));
-                b.put_u8(0);
-            });
+            write_close(to_server, &server_name(oldest));
             owed.owe(Owed::InjectedClose, to_client);
         }
         self.clock += 1;
