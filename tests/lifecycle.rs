@@ -148,7 +148,7 @@ async fn a_drain_lets_everything_in_flight_finish() {
     let gate = house.gateway.http_plane().unwrap().gates().get("odoo").unwrap();
     cofferdam_tests::eventually(|| async { gate.usage().running == 3 && gate.usage().waiting == 3 }).await;
     let mut idle = HttpClient::connect(address).await.unwrap();
-    assert_eq!(idle.get("acme.example.com", "/web/health").await.map(|r| r.status).unwrap_or(0), 200);
+    assert_eq!(idle.get("acme.example.com", "/web/health").await.map_or(0, |r| r.status), 200);
     let psql = tokio::spawn(run_owned({
         let mut command = postgres_tool("psql", &house.database("bolt")).unwrap();
         command.args(["-XAt", "-c", "BEGIN", "-c", "SELECT pg_sleep(1)", "-c", "SELECT 'finished'", "-c", "COMMIT"]);

@@ -1,1 +1,1 @@
-//! placeholder
+//! Benchmarks live beside this file; run them with `make bench`.

@@ -1,0 +1,9 @@
+//! Reading what a statement does to the session, and what kind of work a path is.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let _ = cofferdam_postgres::sql::effect(data);
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = cofferdam_http::route(text);
+    }
+});
