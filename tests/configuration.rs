@@ -428,3 +428,36 @@ async fn the_admin_surface_demands_its_token_and_shows_tenants_and_gates() {
     let ready = HttpClient::connect(gateway.admin_address().unwrap()).await.unwrap().get("localhost", "/readyz").await;
     assert_eq!(ready.unwrap().status, 503);
 }
+
+/// Answers every question with something that fits.
+struct AnySecret;
+
+impl cofferdam::tenant::Secrets for AnySecret {
+    fn file(&self, _: &std::path::Path) -> std::io::Result<String> {
+        Ok("-----BEGIN SOMETHING-----".into())
+    }
+    fn env(&self, _: &str) -> Option<String> {
+        Some("a-long-enough-secret".into())
+    }
+}
+
+#[test]
+fn the_configurations_in_the_documents_are_valid() {
+    use cofferdam::tenant::{Catalog, Source, SourceSet};
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for document in ["README.md", "docs/configuration.md"] {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        let blocks: Vec<String> = text
+            .split("```yaml\n")
+            .skip(1)
+            .map(|rest| rest.split("```").next().unwrap().to_owned())
+            .filter(|block| block.contains(": "))
+            .collect();
+        let main = blocks.iter().find(|b| b.contains("pools:")).unwrap_or_else(|| panic!("no main file in {document}"));
+        let tenants: Vec<_> =
+            blocks.iter().filter(|b| b.contains("tenant: ")).map(|b| Source::new(document, b.as_str())).collect();
+        assert!(!tenants.is_empty(), "no tenant in {document}");
+        let set = SourceSet { main: Source::new(document, main.as_str()), tenants };
+        Catalog::build(&set, &AnySecret, None).unwrap_or_else(|faults| panic!("{document}:\n{faults}"));
+    }
+}
