@@ -1,0 +1,283 @@
+//! The main file: plans, clusters, pools, listeners.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Check, Place, number};
+use crate::catalog::{Cluster, Login, Plan, PlaneQuota, Pool, PostgresFront, Server, TlsFiles};
+use crate::config::{ClusterConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig, ServerTls};
+use crate::diagnostic::one_of;
+use crate::ids::{ClusterName, PlanName, PoolName, TenantId};
+use crate::units::Secret;
+
+const DEFAULT_QUEUE: u32 = 200;
+const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+const DEFAULT_BODY: u64 = 128 << 20; // what Odoo itself accepts
+const DEFAULT_CLIENTS: u32 = 200;
+const DEFAULT_WEBSOCKETS: u32 = 200;
+const DEFAULT_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(600);
+
+impl Check<'_> {
+    pub(super) fn plans(&mut self, main: &Place<'_>, config: &GatewayConfig) -> BTreeMap<PlanName, Arc<Plan>> {
+        let mut plans = BTreeMap::new();
+        for (name, plan) in &config.plans {
+            let weight = plan.weight.unwrap_or(1);
+            if !(1..=10_000).contains(&weight) {
+                self.fault(
+                    main,
+                    &["plans", name.as_str(), "weight"],
+                    format!("`{weight}`"),
+                    "a weight from 1 to 10000",
+                );
+            }
+            for (plane, quota) in [("http", &plan.http), ("postgres", &plan.postgres)] {
+                let limit = quota.limit.unwrap_or(u32::MAX);
+                if limit == 0 {
+                    let path = ["plans", name.as_str(), plane, "limit"];
+                    self.fault(main, &path, "`0`", "a limit of at least 1 slot");
+                } else if quota.reserved > limit {
+                    let path = ["plans", name.as_str(), plane, "reserved"];
+                    self.fault(
+                        main,
+                        &path,
+                        format!("`{}`", quota.reserved),
+                        format!("at most the plan's own limit of {limit}"),
+                    );
+                }
+                if quota.max_wait.is_some_and(|w| w.0.is_zero()) {
+                    let path = ["plans", name.as_str(), plane, "max_wait"];
+                    self.fault(main, &path, "`0s`", "a wait above zero; `queue: 0` refuses instead of waiting");
+                }
+            }
+            for (field, value) in [("max_clients", plan.max_clients), ("max_websockets", plan.max_websockets)] {
+                if value == Some(0) {
+                    self.fault(main, &["plans", name.as_str(), field], "`0`", "at least 1");
+                }
+            }
+            plans.insert(name.clone(), Arc::new(resolve_plan(name, plan)));
+        }
+        plans
+    }
+
+    pub(super) fn clusters(&mut self, main: &Place<'_>, config: &GatewayConfig) -> BTreeMap<ClusterName, Arc<Cluster>> {
+        let mut clusters = BTreeMap::new();
+        for (name, cluster) in &config.clusters {
+            let path = ["clusters", name.as_str()];
+            self.slots(main, &path, cluster.slots, cluster.expensive_slots);
+            let connections = cluster.connections.unwrap_or_else(|| cluster.slots.saturating_mul(4).saturating_add(20));
+            if connections < cluster.slots {
+                self.fault(
+                    main,
+                    &[path[0], path[1], "connections"],
+                    format!("`{connections}`"),
+                    format!("at least as many connections as the {} slots", cluster.slots),
+                );
+            }
+            let tls_ca = cluster.tls_ca.as_ref().and_then(|file| self.pem(main, &[path[0], path[1], "tls_ca"], file));
+            if cluster.tls == ServerTls::VerifyFull && cluster.tls_ca.is_none() {
+                self.fault(
+                    main,
+                    &[path[0], path[1], "tls"],
+                    "`verify-full` without `tls_ca`",
+                    "`tls_ca: <PEM file>` beside it, to verify against",
+                );
+            }
+            clusters.insert(name.clone(), Arc::new(resolve_cluster(name, cluster, connections, tls_ca)));
+        }
+        clusters
+    }
+
+    pub(super) fn pools(
+        &mut self,
+        main: &Place<'_>,
+        config: &GatewayConfig,
+        clusters: &BTreeMap<ClusterName, Arc<Cluster>>,
+        numbers: &mut HashMap<String, TenantId>,
+    ) -> BTreeMap<PoolName, Arc<Pool>> {
+        let mut pools = BTreeMap::new();
+        let mut roles: HashMap<&str, &PoolName> = HashMap::new();
+        for (name, pool) in &config.pools {
+            let path = ["pools", name.as_str()];
+            self.slots(main, &path, pool.slots, pool.expensive_slots);
+            if pool.servers.is_empty() {
+                self.fault(main, &[path[0], path[1], "servers"], "an empty list", "at least one server");
+            }
+            let login = pool.login.as_ref().and_then(|l| self.login(main, &["pools", name.as_str(), "login"], l));
+            let maintenance = pool.maintenance.as_ref().and_then(|cluster| {
+                let found = clusters.get(cluster.as_str());
+                if found.is_none() {
+                    let expected = one_of("a cluster", cluster.as_str(), clusters.keys().map(ClusterName::as_str));
+                    self.fault(main, &[path[0], path[1], "maintenance"], format!("`{cluster}`"), expected);
+                }
+                found.cloned()
+            });
+            if pool.maintenance.is_some() {
+                match &pool.login {
+                    None => self.fault(
+                        main,
+                        &[path[0], path[1], "maintenance"],
+                        "`maintenance` without `login`",
+                        "`login: { role, password }` beside it: it is the login that may open the database",
+                    ),
+                    Some(login) => {
+                        if let Some(other) = roles.insert(&login.role, name) {
+                            self.fault(
+                                main,
+                                &[path[0], path[1], "login", "role"],
+                                format!("`{}`, which pool `{other}` uses too", login.role),
+                                "one role per pool when `maintenance` is set: the role tells which pool a client belongs to",
+                            );
+                        }
+                    }
+                }
+            }
+            let account = number(numbers, format!("pool:{name}"));
+            pools.insert(name.clone(), Arc::new(resolve_pool(name, pool, login, maintenance, account)));
+        }
+        pools
+    }
+
+    pub(super) fn slots(&mut self, main: &Place<'_>, path: &[&str; 2], slots: u32, expensive: Option<u32>) {
+        if !(1..=100_000).contains(&slots) {
+            self.fault(main, &[path[0], path[1], "slots"], format!("`{slots}`"), "between 1 and 100000 slots");
+        }
+        if let Some(expensive) = expensive.filter(|e| *e == 0 || *e > slots) {
+            self.fault(
+                main,
+                &[path[0], path[1], "expensive_slots"],
+                format!("`{expensive}`"),
+                format!("between 1 and the {slots} slots"),
+            );
+        }
+    }
+
+    pub(super) fn postgres(&mut self, main: &Place<'_>, config: &GatewayConfig) -> Option<PostgresFront> {
+        let postgres = config.postgres.as_ref()?;
+        if postgres.listen.is_empty() {
+            self.fault(main, &["postgres", "listen"], "an empty list", "at least one address");
+        }
+        if postgres.require_tls && postgres.tls.is_none() {
+            self.fault(
+                main,
+                &["postgres", "require_tls"],
+                "`true` without `tls`",
+                "`tls: { certificate, key }` beside it",
+            );
+        }
+        let tls = postgres.tls.as_ref().and_then(|tls| {
+            let certificate = self.pem(main, &["postgres", "tls", "certificate"], &tls.certificate);
+            let key = self.pem(main, &["postgres", "tls", "key"], &tls.key);
+            Some(TlsFiles { certificate: certificate?, key: Secret::new(key?) })
+        });
+        Some(PostgresFront { auth: postgres.auth, tls, config: postgres.clone() })
+    }
+
+    pub(super) fn http(&mut self, main: &Place<'_>, config: &GatewayConfig) {
+        if config.http.as_ref().is_some_and(|h| h.listen.is_empty()) {
+            self.fault(main, &["http", "listen"], "an empty list", "at least one address");
+        }
+        for (field, zero) in config.http.iter().flat_map(|h| {
+            [
+                ("header_timeout", h.header_timeout.0.is_zero()),
+                ("body_timeout", h.body_timeout.0.is_zero()),
+                ("keepalive_timeout", h.keepalive_timeout.0.is_zero()),
+                ("write_timeout", h.write_timeout.0.is_zero()),
+            ]
+        }) {
+            if zero {
+                self.fault(main, &["http", field], "`0s`", "a time above zero");
+            }
+        }
+    }
+
+    pub(super) fn admin(&mut self, main: &Place<'_>, config: &GatewayConfig) -> Option<Secret> {
+        let admin = config.admin.as_ref()?;
+        let given = [admin.token.is_some(), admin.token_file.is_some(), admin.token_env.is_some()];
+        let token = self.secret(
+            main,
+            &["admin"],
+            "token",
+            admin.token.as_ref(),
+            admin.token_file.as_ref(),
+            admin.token_env.as_ref(),
+        );
+        if !admin.listen.ip().is_loopback() && !given.contains(&true) {
+            self.fault(
+                main,
+                &["admin", "listen"],
+                format!("`{}`, which is not loopback, without a token", admin.listen),
+                "`token_file`, `token_env` or `token` beside it",
+            );
+        }
+        if token.as_ref().is_some_and(|t| t.expose().len() < 16) {
+            self.fault(main, &["admin", "token"], "a token of fewer than 16 characters", "a longer one");
+        }
+        token
+    }
+}
+
+fn resolve_quota(quota: &QuotaConfig) -> PlaneQuota {
+    PlaneQuota {
+        reserved: quota.reserved,
+        limit: quota.limit.unwrap_or(u32::MAX),
+        queue: quota.queue.unwrap_or(DEFAULT_QUEUE),
+        max_wait: quota.max_wait.map_or(DEFAULT_WAIT, |w| w.0),
+    }
+}
+
+fn resolve_plan(name: &PlanName, plan: &PlanConfig) -> Plan {
+    Plan {
+        name: name.clone(),
+        weight: plan.weight.unwrap_or(1),
+        http: resolve_quota(&plan.http),
+        postgres: resolve_quota(&plan.postgres),
+        max_body: plan.max_body.map_or(DEFAULT_BODY, |b| b.0),
+        max_clients: plan.max_clients.unwrap_or(DEFAULT_CLIENTS),
+        max_websockets: plan.max_websockets.unwrap_or(DEFAULT_WEBSOCKETS),
+        idle_in_transaction_timeout: plan.idle_in_transaction_timeout.map_or(DEFAULT_IDLE_IN_TRANSACTION, |d| d.0),
+    }
+}
+
+/// Three quarters for expensive work, so that some slots always stay with short work; all when there is only one.
+fn default_expensive(slots: u32) -> u32 {
+    (slots - slots.div_ceil(4)).max(1)
+}
+
+fn resolve_cluster(name: &ClusterName, cluster: &ClusterConfig, connections: u32, tls_ca: Option<String>) -> Cluster {
+    Cluster {
+        name: name.clone(),
+        address: cluster.address.clone(),
+        slots: cluster.slots,
+        expensive_slots: cluster.expensive_slots.unwrap_or_else(|| default_expensive(cluster.slots)),
+        connections,
+        scheduling: cluster.scheduling,
+        tls: cluster.tls,
+        tls_ca,
+        connect_timeout: cluster.connect_timeout.0,
+        idle_timeout: cluster.idle_timeout.0,
+    }
+}
+
+fn resolve_pool(
+    name: &PoolName,
+    pool: &PoolConfig,
+    login: Option<Login>,
+    maintenance: Option<Arc<Cluster>>,
+    account: TenantId,
+) -> Pool {
+    Pool {
+        name: name.clone(),
+        servers: pool.servers.iter().map(|s| Server { address: s.address.clone(), gevent: s.gevent.clone() }).collect(),
+        slots: pool.slots,
+        expensive_slots: pool.expensive_slots.unwrap_or_else(|| default_expensive(pool.slots)),
+        scheduling: pool.scheduling,
+        connect_timeout: pool.connect_timeout.0,
+        response_timeout: pool.response_timeout.0,
+        read_timeout: pool.read_timeout.0,
+        websocket_timeout: pool.websocket_timeout.0,
+        login,
+        maintenance,
+        account,
+    }
+}

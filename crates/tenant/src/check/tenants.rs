@@ -1,0 +1,134 @@
+//! The tenants' files, each by itself and against the others.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Check, Place, number};
+use crate::catalog::{Catalog, Tenant};
+use crate::config::TenantFile;
+use crate::diagnostic::one_of;
+use crate::ids::{ClusterName, PlanName, PoolName, TenantId};
+
+/// Which file has claimed what.
+#[derive(Default)]
+pub(super) struct Owners {
+    pub(super) slugs: HashMap<String, PathBuf>,
+    pub(super) hosts: HashMap<String, PathBuf>,
+    pub(super) databases: HashMap<String, PathBuf>,
+}
+
+impl Check<'_> {
+    pub(super) fn tenant(
+        &mut self,
+        place: &Place<'_>,
+        file: &TenantFile,
+        catalog: &mut Catalog,
+        numbers: &mut HashMap<String, TenantId>,
+        owners: &mut Owners,
+    ) {
+        let slug = &file.tenant;
+        let here = &place.source.path;
+        if let Some(other) = owners.slugs.insert(slug.as_str().to_owned(), here.clone()) {
+            self.fault(
+                place,
+                &["tenant"],
+                format!("`{slug}`, which {} defines too", other.display()),
+                "a name of its own",
+            );
+        }
+        for (i, host) in file.hosts.iter().enumerate() {
+            if let Some(other) = owners.hosts.insert(host.as_str().to_owned(), here.clone()) {
+                let found = format!("`{host}`, which {} has too", other.display());
+                self.fault(place, &["hosts", &i.to_string()], found, "a host that no other tenant has");
+            }
+        }
+        if let Some(database) = &file.database {
+            if database.as_str() == Catalog::MAINTENANCE_DATABASE || database.as_str().starts_with("template") {
+                let found = format!("`{database}`, which belongs to PostgreSQL itself");
+                self.fault(place, &["database"], found, "the tenant's own database");
+            }
+            if let Some(other) = owners.databases.insert(database.as_str().to_owned(), here.clone()) {
+                let found = format!("`{database}`, which {} has too", other.display());
+                self.fault(place, &["database"], found, "a database that no other tenant has");
+            }
+        }
+        let pool = self.placed(place, "pool", file.placement.pool.as_ref().map(PoolName::as_str), &catalog.pools);
+        let cluster =
+            self.placed(place, "cluster", file.placement.cluster.as_ref().map(ClusterName::as_str), &catalog.clusters);
+        if file.placement.pool.is_none() && file.placement.cluster.is_none() {
+            self.fault(place, &["placement"], "neither `pool` nor `cluster`", "at least one of them");
+        }
+        if !file.hosts.is_empty() && file.placement.pool.is_none() {
+            self.fault(place, &["placement"], "`hosts` without a pool", "`pool`: where requests for the hosts go");
+        }
+        if file.placement.pool.is_some() && file.hosts.is_empty() {
+            self.fault(place, &["hosts"], "no host", "at least one host, since the tenant is placed in a pool");
+        }
+        if file.placement.cluster.is_some() && file.database.is_none() {
+            self.fault(place, &["database"], "nothing", "the database, since the tenant is placed on a cluster");
+        }
+        let login = file.login.as_ref().and_then(|l| self.login(place, &["login"], l));
+        if let (Some(own), Some(Some(pool_login))) = (&login, pool.as_ref().map(|p| p.login.as_ref()))
+            && own.role == pool_login.role
+        {
+            let found = format!("`{}`, the role of its pool's login", own.role);
+            self.fault(place, &["login", "role"], found, "a role of the tenant's own");
+        }
+        if file.placement.cluster.is_some()
+            && file.login.is_none()
+            && pool.as_ref().is_none_or(|p| p.login.is_none())
+            && (pool.is_some() || file.placement.pool.is_none())
+        {
+            self.fault(
+                place,
+                &["placement", "cluster"],
+                "a cluster, but no login",
+                "`login: { role, password }` here or in the tenant's pool: nobody could open the database",
+            );
+        }
+        let Some(plan) = catalog.plans.get(file.plan.as_str()) else {
+            let expected = one_of("a plan", file.plan.as_str(), catalog.plans.keys().map(PlanName::as_str));
+            self.fault(place, &["plan"], format!("`{}`", file.plan), expected);
+            return;
+        };
+        let tenant = Arc::new(Tenant {
+            id: number(numbers, format!("tenant:{slug}")),
+            slug: slug.clone(),
+            hosts: file.hosts.clone(),
+            database: file.database.clone(),
+            pool,
+            cluster,
+            plan: Arc::clone(plan),
+            login,
+            pooling: file.pooling,
+        });
+        for host in &tenant.hosts {
+            catalog.by_host.insert(host.clone(), Arc::clone(&tenant));
+        }
+        if let Some(database) = &tenant.database {
+            catalog.by_database.insert(database.clone(), Arc::clone(&tenant));
+        }
+        if let Some(login) = &tenant.login {
+            catalog.by_role.insert(login.role.clone(), Arc::clone(&tenant));
+        }
+        catalog.by_slug.insert(slug.clone(), Arc::clone(&tenant));
+        catalog.tenants.push(tenant);
+    }
+
+    pub(super) fn placed<K: Ord + std::borrow::Borrow<str>, T>(
+        &mut self,
+        place: &Place<'_>,
+        kind: &str,
+        name: Option<&str>,
+        known: &BTreeMap<K, Arc<T>>,
+    ) -> Option<Arc<T>> {
+        let name = name?;
+        let found = known.get(name);
+        if found.is_none() {
+            let expected = one_of(&format!("a {kind}"), name, known.keys().map(std::borrow::Borrow::borrow));
+            self.fault(place, &["placement", kind], format!("`{name}`"), expected);
+        }
+        found.cloned()
+    }
+}
