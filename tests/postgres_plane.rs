@@ -341,6 +341,13 @@ async fn an_idle_transaction_is_ended_by_the_plan() {
     let gate = site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap();
     eventually(|| async { gate.usage().running == 0 }).await;
     assert!(client.simple_query("SELECT 1").await.is_err());
+    // The same for who stops inside a COPY, which is no transaction that the protocol would show.
+    let client = site.connect("acme").await;
+    client.simple_query("CREATE TABLE IF NOT EXISTS stalled (a int)").await.unwrap();
+    let mut copy = Box::pin(client.copy_in::<_, bytes::Bytes>("COPY stalled FROM STDIN").await.unwrap());
+    futures_util::SinkExt::send(&mut copy, bytes::Bytes::from_static(b"1\n")).await.unwrap();
+    eventually(|| async { gate.usage().running == 0 }).await;
+    assert!(client.simple_query("SELECT 1").await.is_err());
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::client::{Established, Route, describe, route};
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
 use crate::stream::Stream;
-use crate::wire::{Frame, Reply, Severity, Side, TransactionStatus, frame};
+use crate::wire::{Frame, Reply, Severity, Side, frame};
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
 const HIGH_WATER: usize = 256 << 10;
@@ -289,9 +289,9 @@ impl Relay {
                 }
             }
             let unwritten = !self.outbound.is_empty();
-            let idle_in_transaction =
-                self.session.status() != TransactionStatus::Idle && !self.session.is_waiting_for_server();
-            let limit = match (unwritten, idle_in_transaction) {
+            // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
+            let idles = self.permit.is_some() && (self.session.waits_for_client() || self.passing.remaining > 0);
+            let limit = match (unwritten, idles) {
                 (true, _) => SLOW_READER,
                 (false, true) => self.established.route.idle_in_transaction,
                 (false, false) => return self.next_event().await,

@@ -559,6 +559,11 @@ impl Session {
         !self.pipeline.is_empty()
     }
 
+    /// Whether the next move is the client's: between statements, inside COPY, or inside a batch without its Sync.
+    pub fn waits_for_client(&self) -> bool {
+        self.pipeline.waits_for_client()
+    }
+
     /// Whether the client holds state on its server connection.
     pub fn is_pinned(&self) -> bool {
         self.pinned

@@ -161,6 +161,11 @@ impl Pipeline {
         self.owed.is_empty()
     }
 
+    /// Whether the server can do nothing more before the client sends something.
+    pub fn waits_for_client(&self) -> bool {
+        self.owed.is_empty() || self.copy_in || self.batch || self.skipping
+    }
+
     /// Whether nothing is owed and the server is not in the middle of a batch.
     pub fn is_settled(&self) -> bool {
         self.owed.is_empty() && !self.batch && !self.skipping
