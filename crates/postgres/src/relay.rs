@@ -45,6 +45,8 @@ pub(crate) struct Relay {
     /// What is left of the client's current message, and of the server's.
     passing: Passing,
     server_passing: Passing,
+    /// Judging the client's messages stopped because the server did not take more.
+    stalled: bool,
     /// The server has said why it ends the connection.
     farewell_seen: bool,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -106,6 +108,7 @@ impl Relay {
             established,
             passing: Passing::default(),
             server_passing: Passing::default(),
+            stalled: false,
             farewell_seen: false,
             draining,
         }
@@ -175,6 +178,7 @@ impl Relay {
                 if self.passing.forward {
                     let Some(upstream) = upstream else { return Err(End::ServerGone) };
                     if upstream.outbound.len() >= HIGH_WATER {
+                        self.stalled = true;
                         return Ok(Some(Pump::Wait));
                     }
                     upstream.outbound.extend_from_slice(&self.inbound[..n]);
@@ -187,6 +191,7 @@ impl Relay {
                 continue;
             }
             if upstream.as_ref().is_some_and(|u| u.outbound.len() >= HIGH_WATER) {
+                self.stalled = true;
                 return Ok(Some(Pump::Wait));
             }
             let header =
@@ -333,6 +338,11 @@ impl Relay {
                     upstream.outbound.clear();
                 }
                 server_full = upstream.outbound.len() >= HIGH_WATER;
+                if self.stalled && !server_full {
+                    // What the client has sent long ago can go on now.
+                    self.stalled = false;
+                    return Poll::Ready(Ok(Event::Client));
+                }
                 if self.outbound.len() < HIGH_WATER {
                     match upstream.stream.poll_fill(cx, &mut upstream.inbound) {
                         Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ServerGone)),

@@ -142,17 +142,20 @@ impl Session {
         }
         match frame.kind {
             b'd' | b'c' | b'f' => {
-                // Outside of COPY, PostgreSQL ignores these too: what is left of a copy that failed (rule 6).
-                let live = backend.is_some() && self.pipeline.copying_in();
-                if live && frame.kind != b'd' {
-                    self.pipeline.copy_done();
+                // Drivers may send copy data before they have read CopyInResponse. Outside of COPY, PostgreSQL ignores
+                // it: what is left of a copy that failed (rule 6).
+                if backend.is_none() {
+                    return Ok(ClientStep::Drop);
                 }
-                return Ok(if live { ClientStep::Forward { consumed: 0 } } else { ClientStep::Drop });
+                if frame.kind != b'd' {
+                    self.pipeline.copy_ends(to_client);
+                }
+                return Ok(ClientStep::Forward { consumed: 0 });
             }
             // Inside COPY, PostgreSQL ignores Sync and Flush, and fails the copy for anything else.
             b'S' | b'H' if self.pipeline.copying_in() => return Ok(ClientStep::Drop),
             _ if self.pipeline.copying_in() => {
-                self.pipeline.copy_done();
+                self.pipeline.copy_breaks();
                 return Ok(ClientStep::Forward { consumed: 0 });
             }
             b'S' if self.pipeline.skipping() => {

@@ -37,6 +37,8 @@ pub enum Owed {
     Execute,
     /// CloseComplete.
     Close,
+    /// Nothing: here the client has ended its copy data, before it knew whether there is a copy.
+    CopyEnd,
     /// CloseComplete of a statement that the gateway evicts; swallowed.
     InjectedClose,
     /// CloseComplete that the gateway says itself; what must come back if the batch fails first.
@@ -60,7 +62,7 @@ impl Pipeline {
     pub fn owe(&mut self, owed: Owed, to_client: &mut BytesMut) {
         match owed {
             Owed::Sync => self.batch = false,
-            Owed::Query | Owed::InjectedQuery | Owed::FunctionCall => {}
+            Owed::Query | Owed::InjectedQuery | Owed::FunctionCall | Owed::CopyEnd => {}
             _ => self.batch = true,
         }
         self.owed.push_back(owed);
@@ -118,16 +120,30 @@ impl Pipeline {
         true
     }
 
-    /// CopyInResponse has arrived: a Sync that the client had already sent will be read as copy data and ignored.
+    /// CopyInResponse has arrived. A Sync that the client has sent before the end of its copy data is read by the server
+    /// as part of the copy, and ignored.
     pub fn copy_in_begins(&mut self) {
-        self.copy_in = true;
-        while matches!(self.owed.get(1), Some(Owed::Sync)) && matches!(self.owed.front(), Some(Owed::Execute)) {
+        while matches!(self.owed.get(1), Some(Owed::Sync)) {
             self.owed.remove(1);
+        }
+        let ended = matches!(self.owed.get(1), Some(Owed::CopyEnd));
+        if ended {
+            self.owed.remove(1);
+        }
+        self.copy_in = !ended;
+    }
+
+    /// The client has ended its copy data, or says that it failed.
+    pub fn copy_ends(&mut self, to_client: &mut BytesMut) {
+        if self.copy_in {
+            self.copy_in = false;
+        } else {
+            self.owe(Owed::CopyEnd, to_client);
         }
     }
 
-    /// The client has ended its copy data.
-    pub fn copy_done(&mut self) {
+    /// The client has sent something inside COPY that has no place there: the server ends the copy with an error.
+    pub fn copy_breaks(&mut self) {
         self.copy_in = false;
     }
 
@@ -176,6 +192,7 @@ impl Pipeline {
             match front {
                 Owed::LocalParse(_) => to_client.message(b'1', |_| {}),
                 Owed::LocalClose(_) => to_client.message(b'3', |_| {}),
+                Owed::CopyEnd => {}
                 _ => return,
             }
             self.owed.pop_front();
