@@ -174,6 +174,8 @@ async fn an_unknown_host_is_421_and_a_missing_one_400_and_no_server_hears_of_the
         let answer = site.raw(raw.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400"), "{raw:?}: {answer}");
     }
+    let gzip = "POST / HTTP/1.1\r\nHost: acme.example.com\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n";
+    assert!(site.raw(gzip.as_bytes()).await.starts_with("HTTP/1.1 501"));
     assert_eq!(site.odoo.requests(), 0);
     assert!(site.raw(b"CONNECT a:80 HTTP/1.1\r\nHost: acme.example.com\r\n\r\n").await.starts_with("HTTP/1.1 4"));
 }

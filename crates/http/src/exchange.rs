@@ -126,6 +126,10 @@ fn judge<'a>(
     if head.method == Method::CONNECT || head.method == Method::TRACE {
         return Err(Refusal::new(405, "Method not allowed", "this method is not served here").closing());
     }
+    if head.headers.get(header::TRANSFER_ENCODING).is_some_and(|v| !v.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        let detail = "a transfer coding other than `chunked` is not understood here";
+        return Err(Refusal::new(501, "Not implemented", detail).closing());
+    }
     let host_header = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned();
     let Some(host) = headers::host_of(&host_header) else {
         return Err(Refusal::new(400, "Bad request", "the Host header is missing or malformed").closing());
