@@ -234,6 +234,7 @@ impl Scheduler {
 
     /// Gives a slot back and charges what the work really took.
     pub fn complete(&mut self, now: Timestamp, grant: Grant) {
+        self.recharge(now);
         let Some(run) = self.running.remove(&grant.0) else { return };
         let actual = now.since(run.since).as_secs_f64();
         if run.expensive {
