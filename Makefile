@@ -11,7 +11,7 @@ ARGS ?=
 # programs, psycopg2 and curl as clients.
 BUILD_PACKAGES := gcc libc6-dev cmake make
 DEMO_PACKAGES := $(BUILD_PACKAGES) postgresql
-TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 curl
+TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 curl procps
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
