@@ -31,7 +31,7 @@ unit: ## Run all tests (what is needed must be installed).
 		$(CARGO) nextest run --workspace --locked --profile ci; \
 	else \
 		echo "cargo-nextest is not here: $(CARGO) test" && \
-		$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads 4; \
+		$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads 1; \
 	fi
 	$(CARGO) test --workspace --locked --doc
 
