@@ -296,6 +296,30 @@ async fn listen_and_notify_work_and_pin_only_the_listener() {
 }
 
 #[tokio::test]
+async fn sessions_with_state_of_one_tenant_leave_connections_for_the_others() {
+    let site = Site::start_with(SiteOptions { cluster: "    connections: 12".into(), ..SiteOptions::default() }).await;
+    let mut listeners = Vec::new();
+    for _ in 0..4 {
+        let listener = site.connect("acme").await;
+        listener.simple_query("LISTEN everything").await.unwrap();
+        listeners.push(listener);
+    }
+    // Half of the eight connections that the slots leave: the fifth is told why, and the others live.
+    let greedy = site.connect("acme").await;
+    let _ = greedy.simple_query("LISTEN everything").await;
+    let error = greedy.simple_query("SELECT 1").await.unwrap_err();
+    assert!(greedy.is_closed() || code(&error) == "53400", "{error:?}");
+    for _ in 0..4 {
+        assert_eq!(value(&site.connect("bolt").await, "SELECT 1").await, "1");
+    }
+    assert_eq!(value(&site.connect("acme").await, "SELECT 2").await, "2");
+    listeners[0].simple_query("DISCARD ALL").await.unwrap();
+    let another = site.connect("acme").await;
+    another.simple_query("LISTEN everything").await.unwrap();
+    assert_eq!(value(&another, "SELECT 3").await, "3");
+}
+
+#[tokio::test]
 async fn a_refusal_names_tenant_limit_and_wait_and_the_session_survives() {
     let quotas = "{ limit: 1, queue: 1, max_wait: 300ms }".to_owned();
     let site = Site::start_with(SiteOptions { quotas, ..SiteOptions::default() }).await;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use cofferdam_tenant::{Cluster, Login};
+use cofferdam_tenant::{Cluster, Login, TenantId};
 use rustls::ClientConfig;
 use tokio::sync::{Notify, Semaphore};
 
@@ -47,6 +47,8 @@ struct State {
     /// Reported settings per key, so that a login needs no server connection.
     greetings: HashMap<Arc<Key>, Arc<BTreeMap<String, String>>>,
     statements: HashMap<Arc<Key>, Weak<StatementRegistry>>,
+    /// Connections kept by sessions with state, per account.
+    pinned: HashMap<TenantId, u32>,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,25 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.lock().open -= 1;
         self.0.freed.notify_one();
+    }
+}
+
+/// One connection that a session keeps between its transactions.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    cache: Arc<ConnectionCache>,
+    account: TenantId,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let mut state = self.cache.lock();
+        if let Some(count) = state.pinned.get_mut(&self.account) {
+            *count -= 1;
+            if *count == 0 {
+                state.pinned.remove(&self.account);
+            }
+        }
     }
 }
 
@@ -166,6 +187,23 @@ impl ConnectionCache {
         state.idle_count += 1;
         drop(state);
         self.freed.notify_one();
+    }
+
+    /// Connections that the sessions of one account may keep: half of what the slots leave, so that no tenant can take
+    /// from the others the connections they need to use their slots.
+    pub(crate) fn pin_limit(&self) -> u32 {
+        (self.cluster.connections.saturating_sub(self.cluster.slots) / 2).max(1)
+    }
+
+    /// Notes that a session keeps its connection; `None` when its account keeps too many already.
+    pub(crate) fn pin(self: &Arc<Self>, account: TenantId) -> Option<Pinned> {
+        let mut state = self.lock();
+        let count = state.pinned.entry(account).or_default();
+        if *count >= self.pin_limit() {
+            return None;
+        }
+        *count += 1;
+        Some(Pinned { cache: Arc::clone(self), account })
     }
 
     /// What a client with this key is told at login, if any connection with this key has been opened.

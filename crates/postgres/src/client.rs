@@ -10,6 +10,7 @@ use bytes::{Buf, BufMut, BytesMut};
 use cofferdam_fairness::Rejection;
 use cofferdam_tenant::{AuthMethod, Catalog, Login, PoolingMode, TenantId};
 use tokio::net::TcpStream;
+use tokio::sync::SemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{ScramKeys, ScramServer, md5_matches};
@@ -70,10 +71,16 @@ pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: Socke
         say_goodbye(tcp.into(), "53300", "too many logins at once (limit `postgres.max_unauthenticated`)").await;
         return;
     };
-    let mut login = LoginTask { plane: &plane, snapshot: &snapshot, stream: Some(tcp.into()), buffer: BytesMut::new() };
+    let mut login = LoginTask {
+        plane: &plane,
+        snapshot: &snapshot,
+        stream: Some(tcp.into()),
+        buffer: BytesMut::new(),
+        unauthenticated: Some(unauthenticated),
+    };
     let outcome = tokio::time::timeout(snapshot.login_timeout, login.run()).await;
     let (stream, buffer) = (login.stream.take(), std::mem::take(&mut login.buffer));
-    drop(unauthenticated);
+    drop(login);
     let established = match outcome {
         Ok(Ok(Some(established))) => established,
         Ok(Ok(None) | Err(Refusal::Gone)) => return,
@@ -117,6 +124,8 @@ struct LoginTask<'a> {
     /// Present except while TLS takes it over.
     stream: Option<Stream>,
     buffer: BytesMut,
+    /// A place among those who have not proved who they are; given back as soon as they have.
+    unauthenticated: Option<SemaphorePermit<'a>>,
 }
 
 impl LoginTask<'_> {
@@ -173,6 +182,8 @@ impl LoginTask<'_> {
             .await?;
         }
         self.authenticate(&parameters).await?;
+        // A tenant whose server is slow to connect to must not take the places of others who log in.
+        self.unauthenticated = None;
         let route = route(self.snapshot, &parameters)
             .ok_or_else(|| fatal("3D000", format!("database \"{}\" does not exist", parameters.database)))?;
         let counted = ClientCount::new(self.plane, &route).ok_or_else(|| {

@@ -12,7 +12,7 @@ use cofferdam_fairness::{Class, Permit};
 use cofferdam_tenant::PoolingMode;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::cache::Leased;
+use crate::cache::{Leased, Pinned};
 use crate::client::{Established, Route, describe, route};
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
@@ -39,6 +39,8 @@ pub(crate) struct Relay {
     outbound: BytesMut,
     session: Session,
     lease: Option<Leased>,
+    /// Held while the connection is kept between transactions.
+    pin: Option<Pinned>,
     permit: Option<Permit>,
     established: Established,
     application_name: String,
@@ -104,6 +106,7 @@ impl Relay {
             inbound,
             outbound: BytesMut::new(),
             lease: None,
+            pin: None,
             permit: None,
             established,
             passing: Passing::default(),
@@ -158,7 +161,7 @@ impl Relay {
                     self.pump_server()?;
                     // Before the client's next message is looked at: it has to queue like everybody's.
                     if self.permit.is_some() && self.session.is_at_rest() && self.passing.remaining == 0 {
-                        self.release().await;
+                        self.release().await?;
                     }
                 }
                 Event::Draining => {
@@ -471,14 +474,28 @@ impl Relay {
     }
 
     /// The transaction is over: gives the slot back, and the connection unless the client has state on it.
-    async fn release(&mut self) {
+    async fn release(&mut self) -> Result<(), End> {
         self.plane.counters.transactions.fetch_add(1, Ordering::Relaxed);
-        let keeps = self.session.is_pinned() || self.established.route.pooling == PoolingMode::Session;
-        if keeps {
+        let route = &self.established.route;
+        if self.session.is_pinned() || route.pooling == PoolingMode::Session {
+            if self.pin.is_none() {
+                let cache = &route.access.cache;
+                let Some(pin) = cache.pin(route.account) else {
+                    let message = format!(
+                        "cofferdam: {}: {} sessions keep a server connection for their session state, the limit; \
+                         DISCARD ALL gives one back",
+                        route.name,
+                        cache.pin_limit()
+                    );
+                    return Err(End::Fatal { code: "53400", message });
+                };
+                self.pin = Some(pin);
+            }
             self.permit = None;
-            return;
+            return Ok(());
         }
-        let Some(mut leased) = self.lease.take() else { return };
+        self.pin = None;
+        let Some(mut leased) = self.lease.take() else { return Ok(()) };
         self.established.registration.handle.disowns().await;
         let clean = leased.upstream.inbound.is_empty() && leased.upstream.outbound.is_empty();
         if self.session.needs_reset() && clean {
@@ -490,6 +507,7 @@ impl Relay {
         }
         self.session.released();
         self.permit = None;
+        Ok(())
     }
 
     /// The client is gone: whatever it was doing is stopped, and the connection is reset or closed.
