@@ -139,6 +139,15 @@ async fn run_owned(mut command: tokio::process::Command) -> tools::Output {
 async fn a_drain_lets_everything_in_flight_finish() {
     let house = house(Runtimes::Callers).await;
     let address = house.gateway.http_addresses()[0];
+    let mut idle = HttpClient::connect(address).await.unwrap();
+    assert_eq!(idle.get("acme.example.com", "/web/health").await.map_or(0, |r| r.status), 200);
+    let psql = tokio::spawn(run_owned({
+        let mut command = postgres_tool("psql", &house.database("bolt")).unwrap();
+        command.args(["-XAt", "-c", "BEGIN", "-c", "SELECT pg_sleep(2)", "-c", "SELECT 'finished'", "-c", "COMMIT"]);
+        command
+    }));
+    let gate = house.gateway.postgres_plane().unwrap().gates().get("pg").unwrap();
+    cofferdam_tests::eventually(|| async { gate.usage().running == 1 }).await;
     let mut requests = Vec::new();
     // Three are with Odoo, which still has to begin its transactions; three wait in the gateway.
     for n in 0..6 {
@@ -147,15 +156,6 @@ async fn a_drain_lets_everything_in_flight_finish() {
     }
     let gate = house.gateway.http_plane().unwrap().gates().get("odoo").unwrap();
     cofferdam_tests::eventually(|| async { gate.usage().running == 3 && gate.usage().waiting == 3 }).await;
-    let mut idle = HttpClient::connect(address).await.unwrap();
-    assert_eq!(idle.get("acme.example.com", "/web/health").await.map_or(0, |r| r.status), 200);
-    let psql = tokio::spawn(run_owned({
-        let mut command = postgres_tool("psql", &house.database("bolt")).unwrap();
-        command.args(["-XAt", "-c", "BEGIN", "-c", "SELECT pg_sleep(1)", "-c", "SELECT 'finished'", "-c", "COMMIT"]);
-        command
-    }));
-    let gate = house.gateway.postgres_plane().unwrap().gates().get("pg").unwrap();
-    cofferdam_tests::eventually(|| async { gate.usage().running >= 2 }).await;
     house.gateway.drain();
     let report = tokio::time::timeout(Duration::from_secs(25), house.gateway.wait()).await.unwrap();
     assert!(report.complete);

@@ -44,7 +44,8 @@ pub struct Cluster {
     directory: TempDir,
     port: u16,
     owner: Option<Owner>,
-    /// A shell that stops the server when its standard input ends, so even a killed test leaves nothing behind.
+    /// A shell that stops the server when it is told to, or when its standard input ends: then it also removes the
+    /// directory, so even a killed test leaves nothing behind.
     keeper: Option<Child>,
 }
 
@@ -91,8 +92,7 @@ impl Cluster {
     /// Stops the server the hard way: clients see their connections break.
     pub fn kill(&mut self) {
         self.keeper = self.keeper.take().and_then(|mut keeper| {
-            drop(keeper.stdin.take());
-            let _ = keeper.wait();
+            tell_to_stop(&mut keeper);
             None
         });
     }
@@ -104,11 +104,13 @@ impl Cluster {
         let script = r#"
             "$1/postgres" -D "$2" -p "$3" >>"$4" 2>&1 &
             server=$!
-            cat >/dev/null
+            read -r word
             kill -QUIT $server 2>/dev/null
-            wait $server"#;
+            wait $server
+            [ "$word" = stop ] || rm -rf "$5""#;
         let mut command = self.as_owner("/bin/sh");
         command.args(["-c", script, "sh"]).arg(&self.binaries).arg(&data).arg(self.port.to_string()).arg(&log);
+        command.arg(self.directory.path());
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         let mut keeper = command.spawn().map_err(io("starting PostgreSQL"))?;
         let deadline = Instant::now() + START_LIMIT;
@@ -120,8 +122,7 @@ impl Cluster {
             let log = fs::read_to_string(&log).unwrap_or_default();
             let failed = log.contains("could not create any TCP/IP sockets") || log.contains("FATAL:  lock file");
             if failed || Instant::now() > deadline {
-                drop(keeper.stdin.take());
-                let _ = keeper.wait();
+                tell_to_stop(&mut keeper);
                 let tail: String = log.lines().rev().take(15).collect::<Vec<_>>().join("\n");
                 let _ = fs::remove_file(self.directory.path().join("log"));
                 return Err(TestkitError::Failed { program: "postgres".into(), output: tail });
@@ -318,6 +319,14 @@ fn unprivileged() -> Result<Option<Owner>, TestkitError> {
 pub fn free_port() -> Result<u16, TestkitError> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).map_err(io("free port"))?;
     Ok(listener.local_addr().map_err(io("free port"))?.port())
+}
+
+/// Ends the server and keeps its directory. A keeper that is told nothing, because this process has died, removes it.
+fn tell_to_stop(keeper: &mut Child) {
+    if let Some(mut stdin) = keeper.stdin.take() {
+        let _ = stdin.write_all(b"stop\n");
+    }
+    let _ = keeper.wait();
 }
 
 #[allow(clippy::disallowed_methods)] // start-up of a server that signals nothing; no runtime is assumed here
