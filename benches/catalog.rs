@@ -7,7 +7,7 @@ use cofferdam_tenant::{Catalog, NoSecrets, Source, SourceSet};
 use criterion::{Criterion, criterion_group, criterion_main};
 
 fn sources(tenants: usize) -> SourceSet {
-    let main = "pools: { odoo: { servers: [{ address: '127.0.0.1:8069' }], slots: 64, login: { role: odoo, password: x } } }\n\
+    let main = "http: { listen: ['127.0.0.1:0'] }\npools: { odoo: { servers: [{ address: '127.0.0.1:8069' }], slots: 64, login: { role: odoo, password: x } } }\n\
                 clusters: { pg: { address: '127.0.0.1:5432', slots: 16 } }\nplans: { standard: {} }\n";
     let tenant = |n: usize| {
         let text = format!(

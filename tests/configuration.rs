@@ -255,7 +255,30 @@ const MISTAKES: &[Wrong] = &[
     ),
     wrong(Main, "limit: 3", "limit: 0", "cofferdam.yaml:", &["at least 1 slot"]),
     wrong(Main, "max_wait: 5s", "max_wait: 0s", "cofferdam.yaml:", &["a wait above zero"]),
+    wrong(Main, "maintenance: pg", "read_timeout: 0s", "cofferdam.yaml:", &["read_timeout", "a time above zero"]),
+    wrong(
+        Main,
+        "postgres:\n  listen: ['127.0.0.1:0']",
+        "postgres:\n  listen: ['127.0.0.1:9180']\n  max_connections: 0",
+        "cofferdam.yaml:",
+        &["a cap of 0 connections"],
+    ),
+    wrong(
+        Main,
+        "postgres:\n  listen: ['127.0.0.1:0']",
+        "postgres:\n  listen: ['127.0.0.1:7', '127.0.0.1:7']",
+        "cofferdam.yaml:",
+        &["`127.0.0.1:7`, which another listener has too"],
+    ),
     // Secrets and the admin surface.
+    wrong(Main, "password: odoo-secret", "password: ''", "cofferdam.yaml:", &["an empty `password`"]),
+    wrong(
+        Main,
+        "login: { role: odoo, password: odoo-secret }",
+        "login: odoo-secret",
+        "cofferdam.yaml:",
+        &["a value (not shown here)"],
+    ),
     wrong(
         Main,
         "password: odoo-secret",
@@ -424,6 +447,10 @@ async fn the_admin_surface_demands_its_token_and_shows_tenants_and_gates() {
     let gates: serde_json::Value = serde_json::from_slice(&gates.body).unwrap();
     assert_eq!(gates.as_array().unwrap().len(), 2);
     assert_eq!(gates[0]["slots"], 4);
+    // A reload that takes the token away does not open the listener.
+    directory.main(&MAIN.replace("ODOO", "127.0.0.1:1")).unwrap();
+    gateway.reload().await.unwrap();
+    assert_eq!(admin.get("localhost", "/metrics").await.unwrap().status, 401);
     gateway.drain();
     let ready = HttpClient::connect(gateway.admin_address().unwrap()).await.unwrap().get("localhost", "/readyz").await;
     assert_eq!(ready.unwrap().status, 503);

@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message;
 struct HttpSite {
     odoo: MiniOdoo,
     gateway: Gateway,
-    _directory: TenantDirectory,
+    directory: TenantDirectory,
 }
 
 struct Options {
@@ -67,7 +67,7 @@ impl HttpSite {
             directory.tenant(t, &text).unwrap();
         }
         let gateway = Gateway::builder().config_file(directory.path()).start().await.unwrap();
-        Self { odoo, gateway, _directory: directory }
+        Self { odoo, gateway, directory: directory }
     }
 
     fn address(&self) -> SocketAddr {
@@ -377,7 +377,7 @@ async fn servers_that_fail_give_502_and_504_and_slots_come_back() {
     let silent = site.client().await.get(ACME, "/testkit/silent").await.unwrap();
     assert_eq!(silent.status, 504, "{}", silent.text());
     assert_eq!(site.running(), 0);
-    let HttpSite { odoo, gateway, _directory } = site;
+    let HttpSite { odoo, gateway, directory } = site;
     drop(odoo);
     let gone = HttpClient::connect(gateway.http_addresses()[0]).await.unwrap().get(ACME, "/web").await.unwrap();
     assert_eq!(gone.status, 502, "{}", gone.text());
@@ -419,6 +419,48 @@ async fn bodies_headers_and_slow_clients_are_bounded() {
     let stalled = format!("POST /web HTTP/1.1\r\nHost: {ACME}\r\nContent-Length: 10\r\n\r\nhalf");
     assert!(site.raw(stalled.as_bytes()).await.starts_with("HTTP/1.1 408"));
     assert!(site.raw(b"").await.is_empty());
+}
+
+/// A client that reads nothing must not keep a worker's slot, whatever kind of answer it does not read.
+#[tokio::test]
+async fn a_client_that_reads_nothing_frees_its_slot() {
+    let site = HttpSite::start_with(Options { http: "  write_timeout: 500ms", ..Options::default() }).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(2_048).unwrap();
+    let mut deaf = socket.connect(site.address()).await.unwrap();
+    let ask = format!("HEAD /testkit/echo HTTP/1.1\r\nHost: {ACME}\r\n\r\n").repeat(100);
+    // Until neither side takes any more.
+    while let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(2), deaf.write_all(ask.as_bytes())).await {}
+    eventually(|| async { site.running() == 0 && site.waiting() == 0 }).await;
+    assert_eq!(site.client().await.get(ACME, "/web").await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn an_open_connection_is_served_by_the_catalog_of_its_next_request() {
+    let site = HttpSite::start().await;
+    let (mut used, mut fresh) = (site.client().await, site.client().await);
+    assert_eq!(used.get(ACME, "/testkit/echo").await.unwrap().status, 200);
+    let text =
+        "tenant: acme\nhosts: [other.example.com]\ndatabase: acme_db\nplacement: { pool: odoo }\nplan: standard\n";
+    site.directory.tenant("acme", text).unwrap();
+    site.gateway.reload().await.unwrap();
+    for client in [&mut used, &mut fresh] {
+        assert_eq!(client.get(ACME, "/testkit/echo").await.unwrap().status, 421);
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_follows_100_continue() {
+    let plan = "    http: { limit: 1, queue: 0 }";
+    let site = HttpSite::start_with(Options { plan, ..Options::default() }).await;
+    let address = site.address();
+    let holder =
+        tokio::spawn(async move { HttpClient::connect(address).await.unwrap().get(ACME, "/web?ms=800").await });
+    eventually(|| async { site.running() == 1 }).await;
+    let expect = [("Expect", "100-continue")];
+    let refused = site.client().await.request("POST", ACME, "/web", &expect, b"x").await.unwrap();
+    assert_eq!(refused.status, 429);
+    let _ = holder.await;
 }
 
 #[tokio::test]

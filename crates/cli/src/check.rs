@@ -43,8 +43,11 @@ pub(crate) fn print(faults: &Diagnostics) {
         let text =
             files.entry(fault.file.clone()).or_insert_with(|| std::fs::read_to_string(&fault.file).unwrap_or_default());
         if let Some(line) = text.lines().nth(fault.line - 1).filter(|l| !l.trim().is_empty()) {
-            // A secret on the line must not end up in a terminal's scrollback or a CI log.
-            let secret = ["password", "token"].iter().any(|s| line.contains(s));
+            // A secret on the line must not end up in a terminal's scrollback or a CI log, also under a misspelt key.
+            let secret = ["password", "token", "secret", "login", "admin"]
+                .iter()
+                .any(|s| line.contains(s) || fault.field.contains(s))
+                || fault.found.starts_with("the unknown field");
             if !secret {
                 let number = fault.line.to_string();
                 let pad = " ".repeat(number.len());

@@ -150,6 +150,14 @@ impl Builder {
             None => catalog.admin.map(|a| Listening::bind(a, 1).map_err(|e| cannot_listen(a, e))).transpose()?,
         };
 
+        if let Some(address) = admin.as_ref().map(|l| l.address)
+            && !address.ip().is_loopback()
+            && catalog.admin_token.is_none()
+        {
+            let error =
+                io::Error::new(io::ErrorKind::PermissionDenied, "an admin listener beyond loopback needs a token");
+            return Err(cannot_listen(address, error));
+        }
         let inner = Arc::new(Inner::new(origin, secrets, catalog, http, postgres));
         let addresses = |listening: &[Listening]| listening.iter().map(|l| l.address).collect::<Vec<_>>();
         let gateway = Gateway {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use cofferdam_http::{HttpError, HttpPlane};
 use cofferdam_postgres::{PostgresError, PostgresPlane};
-use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, Secrets, SourceSet};
+use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, Secret, Secrets, SourceSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +39,7 @@ pub struct Gateway {
 pub(crate) struct Inner {
     pub(crate) origin: Mutex<Origin>,
     secrets: Arc<dyn Secrets + Send + Sync>,
+    pub(crate) first_admin_token: Option<Secret>,
     pub(crate) catalog: ArcSwap<Catalog>,
     pub(crate) http: Option<Arc<HttpPlane>>,
     pub(crate) postgres: Option<Arc<PostgresPlane>>,
@@ -176,6 +177,7 @@ impl Inner {
         Self {
             origin: Mutex::new(origin),
             secrets,
+            first_admin_token: catalog.admin_token.clone(),
             catalog: ArcSwap::new(catalog),
             http,
             postgres,

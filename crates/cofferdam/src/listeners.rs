@@ -18,11 +18,16 @@ pub(crate) struct Listening {
 impl Listening {
     /// Binds an address once per runtime. Port 0 takes one free port for all of them.
     pub(crate) fn bind(address: SocketAddr, runtimes: usize) -> io::Result<Self> {
-        let first = bind(address)?;
+        if address.port() != 0 {
+            // With SO_REUSEPORT a second process would silently share the port: somebody else's is an error.
+            drop(bind(address, false)?);
+        }
+        let shared = runtimes > 1;
+        let first = bind(address, shared)?;
         let address = first.local_addr()?;
         let mut sockets = vec![first];
         for _ in 1..runtimes {
-            sockets.push(bind(address)?);
+            sockets.push(bind(address, shared)?);
         }
         Ok(Self { address, sockets })
     }
@@ -40,10 +45,10 @@ impl Listening {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;

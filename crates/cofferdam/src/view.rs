@@ -17,7 +17,9 @@ pub(crate) struct View(pub(crate) Arc<Inner>);
 #[async_trait]
 impl GatewayView for View {
     fn token(&self) -> Option<String> {
-        self.0.catalog.load().admin_token.as_ref().map(|t| t.expose().to_owned())
+        // The listener was opened on the strength of the first token: a reload may change it, never take it away.
+        let current = self.0.catalog.load();
+        current.admin_token.as_ref().or(self.0.first_admin_token.as_ref()).map(|t| t.expose().to_owned())
     }
 
     fn is_ready(&self) -> bool {

@@ -68,10 +68,11 @@ fn directories(inner: &Inner, main: &Path) -> Vec<PathBuf> {
 }
 
 fn follow(watcher: &mut impl Watcher, watched: &mut Vec<PathBuf>, wanted: Vec<PathBuf>) {
-    for old in watched.iter().filter(|w| !wanted.contains(w)) {
+    // All of them anew: a directory that was replaced has its old name and is another one.
+    for old in watched.iter() {
         let _ = watcher.unwatch(old);
     }
-    for new in wanted.iter().filter(|w| !watched.contains(w)) {
+    for new in &wanted {
         if let Err(error) = watcher.watch(new, RecursiveMode::NonRecursive) {
             tracing::warn!(directory = %new.display(), %error, "a directory cannot be watched");
         }

@@ -192,7 +192,8 @@ impl Scheduler {
     pub fn submit(&mut self, now: Timestamp, tenant: TenantId, class: Class, deadline: Timestamp) -> Submitted {
         self.recharge(now);
         let account = self.account(tenant);
-        if self.accounts[account].is_idle() {
+        // Whoever has nothing waiting has no claim on what it did not use, also while something of its runs.
+        if self.accounts[account].usage.waiting == 0 {
             let floor = self.virtual_time;
             let a = &mut self.accounts[account];
             a.virtual_time = a.virtual_time.max(floor);
@@ -492,10 +493,6 @@ impl Scheduler {
 }
 
 impl Account {
-    fn is_idle(&self) -> bool {
-        self.usage.running == 0 && self.usage.waiting == 0
-    }
-
     fn unmet_reserved(&self) -> u32 {
         self.share.reserved.saturating_sub(self.usage.running)
     }

@@ -249,3 +249,48 @@ fn expensive_work_never_takes_the_slots_that_are_kept_for_short_work() {
     let short = scheduler.submit(now, TenantId(99), Class::Interactive, far);
     assert!(matches!(short, Submitted::Granted(_)), "the last slot was not open to short work");
 }
+
+/// A tenant that always has a little running, but nothing waiting, saves nothing up for later.
+#[test]
+fn a_tenant_that_is_never_quite_idle_earns_no_credit() {
+    let mut scheduler = Scheduler::new(GateConfig::slots(4));
+    let (quiet, busy) = (TenantId(0), TenantId(1));
+    let far = Timestamp::from_millis(3_600_000);
+    let mut now = Timestamp::default();
+    let start = |scheduler: &mut Scheduler, now, tenant| match scheduler.submit(now, tenant, Class::Rpc, far) {
+        Submitted::Granted(grant) => grant,
+        other => panic!("{other:?}"),
+    };
+    let mut quiet_work = start(&mut scheduler, now, quiet);
+    let mut busy_work: Vec<Grant> = (0..2).map(|_| start(&mut scheduler, now, busy)).collect();
+    for _ in 0..20_000 {
+        now = now + Duration::from_millis(10);
+        // The next begins before the last has ended: the tenant is never idle.
+        let next = start(&mut scheduler, now, quiet);
+        scheduler.complete(now, std::mem::replace(&mut quiet_work, next));
+        for grant in busy_work.drain(..) {
+            scheduler.complete(now, grant);
+        }
+        busy_work.extend((0..2).map(|_| start(&mut scheduler, now, busy)));
+    }
+    // Now both want everything.
+    let mut running: std::collections::VecDeque<Grant> = busy_work.into_iter().chain([quiet_work]).collect();
+    let mut owners = HashMap::new();
+    for tenant in (0..150).flat_map(|_| [quiet, busy]) {
+        match scheduler.submit(now, tenant, Class::Rpc, far) {
+            Submitted::Queued(ticket) => drop(owners.insert(ticket, tenant)),
+            Submitted::Granted(grant) => running.push_back(grant),
+            Submitted::Rejected(rejection) => panic!("{rejection}"),
+        }
+    }
+    let mut granted = [0, 0];
+    for _ in 0..100 {
+        now = now + Duration::from_millis(3);
+        scheduler.complete(now, running.pop_front().unwrap());
+        while let Some((ticket, grant)) = scheduler.next_grant(now) {
+            granted[owners.remove(&ticket).unwrap().0 as usize] += 1;
+            running.push_back(grant);
+        }
+    }
+    assert!(granted[1] >= 40, "the busy tenant was starved: {granted:?}");
+}

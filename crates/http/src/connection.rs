@@ -21,8 +21,7 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
     let mut stream: Stream = Box::new(Socket::new(tcp, peer));
     let mut prefix: Option<BytesMut> = None;
     loop {
-        let snapshot = plane.snapshot();
-        let timeouts = snapshot.timeouts;
+        let timeouts = plane.snapshot().timeouts;
         if prefix.is_none() {
             // Between requests a connection may be idle for long; within one it may not. So the first bytes are awaited
             // here, and the rest of the header has a deadline of its own.
@@ -61,6 +60,8 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
         if plane.draining.is_cancelled() {
             session.set_server_keepalive(None);
         }
+        // The catalog as it is now, not as it was when the connection fell idle.
+        let snapshot = plane.snapshot();
         match exchange::serve(plane, &snapshot, &mut session, peer, request_id).await {
             Outcome::Done => {}
             Outcome::Close => {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Class, Permit};
-use cofferdam_tenant::{Endpoint, Tenant};
+use cofferdam_tenant::{Endpoint, Tenant, normalize_host};
 use http::{Method, header};
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
 use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::headers::{self, Forwarded};
 use crate::plane::{HttpPlane, PoolAccess, Snapshot};
-use crate::reply::Refusal;
+use crate::reply::{self, Refusal};
 use crate::route::{Route, route};
 use crate::socket::Socket;
 use crate::spool::Spool;
@@ -44,6 +44,12 @@ pub(crate) enum Failure {
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
+    }
+}
+
+impl From<reply::Unwritten> for Failure {
+    fn from(_: reply::Unwritten) -> Self {
+        Self::Broken
     }
 }
 
@@ -87,7 +93,7 @@ pub(crate) async fn serve(
             request_id = %id,
             method = %head.method,
             path = %String::from_utf8_lossy(head.raw_path()),
-            status = session.response_written().map_or(0, |r| r.status.as_u16()),
+            status = session.response_written().filter(|r| !r.status.is_informational()).map_or(0, |r| r.status.as_u16()),
             bytes = session.body_bytes_sent(),
             seconds = begun.elapsed().as_secs_f64(),
             "request",
@@ -144,6 +150,8 @@ fn judge<'a>(
         };
         head.set_uri(path.into());
     }
+    // Odoo compares hosts with care for case: it gets the name as the catalog knows it.
+    let known = normalize_host(host).map(|name| format!("{name}{}", &host_header[host.len()..]));
     let Some(tenant) = snapshot.catalog.by_host(host) else {
         plane.counters.unknown_host.fetch_add(1, Ordering::Relaxed);
         return Err(Refusal::new(421, "Misdirected request", "no site is served under this name here"));
@@ -154,7 +162,7 @@ fn judge<'a>(
     let path = String::from_utf8_lossy(head.raw_path());
     let route = route(&path);
     let request =
-        Request { plane, snapshot, tenant, access, client: peer, host: host_header.clone(), id: id.to_owned() };
+        Request { plane, snapshot, tenant, access, client: peer, host: known.unwrap_or_default(), id: id.to_owned() };
     Ok((request, route))
 }
 
@@ -188,7 +196,8 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
         return Err(too_large());
     }
     if session.get_header_bytes(header::EXPECT).eq_ignore_ascii_case(b"100-continue") {
-        session.write_continue_response().await?;
+        let limit = request.snapshot.timeouts.write;
+        tokio::time::timeout(limit, session.write_continue_response()).await.map_err(|_| Failure::Broken)??;
     }
     let snapshot = request.snapshot;
     let mut spool = Spool::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
@@ -325,7 +334,10 @@ async fn answer(
     if request.plane.draining.is_cancelled() {
         session.set_server_keepalive(None);
     }
-    session.write_response_header(Box::new(head)).await?;
+    if version < http::Version::HTTP_11 && !head.headers.contains_key(header::CONTENT_LENGTH) {
+        session.set_server_keepalive(None); // the end of the connection is the end of the answer
+    }
+    reply::write_head(session, head).await?;
     loop {
         let chunk =
             tokio::time::timeout(read_timeout, server.read_body_bytes()).await.map_err(|_| Failure::Broken)??;
@@ -336,7 +348,7 @@ async fn answer(
     }
     drop(server);
     drop(permit);
-    session.finish_body().await?;
+    reply::finish(session).await?;
     Ok(Outcome::Done)
 }
 

@@ -30,7 +30,7 @@ const NEVER_FROM_SERVERS: [&str; 3] = ["x-sendfile", "x-accel-redirect", "x-acce
 pub(crate) struct Forwarded<'a> {
     pub(crate) client: IpAddr,
     pub(crate) scheme: &'a str,
-    /// The Host header as it came, which has been checked.
+    /// The host as the catalog knows it, with the port that the client gave.
     pub(crate) host: &'a str,
     pub(crate) request_id: &'a str,
     /// The body's length, when there is a body.
@@ -91,6 +91,8 @@ pub(crate) fn to_server(client: &RequestHeader, about: &Forwarded<'_>) -> Result
         HOP_BY_HOP.contains(&name)
             || NEVER_FROM_CLIENTS.contains(&name)
             || NEVER_FROM_CLIENTS_PREFIXES.iter().any(|p| name.starts_with(p))
+            // WSGI cannot tell `X_Forwarded_Host` from `X-Forwarded-Host`.
+            || name.contains('_')
             || matches!(name, "expect" | "content-length")
     }) {
         head.remove_header(&name);
@@ -100,6 +102,7 @@ pub(crate) fn to_server(client: &RequestHeader, about: &Forwarded<'_>) -> Result
     head.insert_header("X-Real-IP", about.client.to_string())?;
     head.insert_header("X-Forwarded-Proto", about.scheme)?;
     head.insert_header("X-Forwarded-Host", about.host)?;
+    head.insert_header(header::HOST, about.host)?;
     head.insert_header("X-Request-Id", about.request_id)?;
     if let Some(length) = about.length {
         head.insert_header(header::CONTENT_LENGTH, length)?;
@@ -131,7 +134,7 @@ pub(crate) fn to_client(
     }
     let bodiless =
         head_only || upgraded || matches!(head.status, http::StatusCode::NO_CONTENT | http::StatusCode::NOT_MODIFIED);
-    if chunked {
+    if chunked || head.status == http::StatusCode::NO_CONTENT {
         head.remove_header(&header::CONTENT_LENGTH);
     }
     let length_known = head.headers.contains_key(header::CONTENT_LENGTH);
@@ -201,6 +204,9 @@ mod tests {
             ("X-Odoo-Database", "victim"),
             ("X-Real-IP", "10.0.0.1"),
             ("X-Openerp-Session-Id", "stolen"),
+            ("X_Forwarded_Host", "victim.example.com"),
+            ("X_Odoo_Database", "victim"),
+            ("Content_Length", "7"),
             ("X-Sendfile-Type", "X-Accel-Redirect"),
             ("Connection", "close, X-Private"),
             ("X-Private", "1"),

@@ -8,6 +8,9 @@ use http::header;
 use pingora_core::protocols::http::v1::server::HttpSession;
 use pingora_http::ResponseHeader;
 
+/// When a session has no write timeout of its own.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// An answer of our own.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -39,7 +42,8 @@ impl Refusal {
 
     /// Sends it: HTML for a browser, JSON for everybody else. False when the client is gone.
     pub(crate) async fn send(&self, session: &mut HttpSession, request_id: &str) -> bool {
-        if session.response_written().is_some() {
+        // `100 Continue` is no answer yet.
+        if session.response_written().is_some_and(|r| !r.status.is_informational()) {
             return false;
         }
         let html = session.get_header_bytes(header::ACCEPT).windows(9).any(|w| w == b"text/html");
@@ -62,10 +66,9 @@ impl Refusal {
         if self.close {
             session.set_server_keepalive(None);
         }
-        if session.write_response_header(Box::new(head)).await.is_err() {
-            return false;
-        }
-        session.write_body(&body).await.is_ok() && session.finish_body().await.is_ok()
+        write_head(session, head).await.is_ok()
+            && session.write_body(&body).await.is_ok()
+            && finish(session).await.is_ok()
     }
 
     fn json(&self, request_id: &str) -> Bytes {
@@ -89,6 +92,29 @@ impl Refusal {
             status = self.status,
             id = escaped(request_id),
         ))
+    }
+}
+
+/// The client took nothing for as long as it may.
+#[derive(Debug)]
+pub(crate) struct Unwritten;
+
+/// Writes the head of an answer within the session's write timeout, which pingora applies to bodies only: a client that
+/// reads nothing must not hold a slot.
+pub(crate) async fn write_head(session: &mut HttpSession, head: ResponseHeader) -> Result<(), Unwritten> {
+    let limit = session.get_write_timeout().unwrap_or(WRITE_TIMEOUT);
+    match tokio::time::timeout(limit, session.write_response_header(Box::new(head))).await {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(Unwritten),
+    }
+}
+
+/// Ends the body of an answer within the session's write timeout.
+pub(crate) async fn finish(session: &mut HttpSession) -> Result<(), Unwritten> {
+    let limit = session.get_write_timeout().unwrap_or(WRITE_TIMEOUT);
+    match tokio::time::timeout(limit, session.finish_body()).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(Unwritten),
     }
 }
 

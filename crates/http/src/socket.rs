@@ -57,7 +57,8 @@ impl AsyncWrite for Socket {
 #[async_trait]
 impl Shutdown for Socket {
     async fn shutdown(&mut self) {
-        let _ = self.io.shutdown().await;
+        // What a client does not take by now it does not want.
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.io.shutdown()).await;
     }
 }
 

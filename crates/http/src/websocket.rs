@@ -10,7 +10,7 @@ use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 use crate::exchange::{Failure, Outcome, Request, connect};
 use crate::headers::{self, Forwarded};
 use crate::plane::HttpPlane;
-use crate::reply::Refusal;
+use crate::reply::{self, Refusal};
 
 /// An unmasked Close frame with code 1001, "going away" (RFC 6455, 7.4.1): browsers come again on their own.
 const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
@@ -54,26 +54,34 @@ pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) ->
     let head = headers::to_server(session.req_header(), &about)?;
     let handshake = async {
         server.write_request_header(Box::new(head)).await?;
-        server.read_response().await
+        loop {
+            server.read_response().await?;
+            let interim = server.get_status().is_some_and(|s| s.is_informational() && s.as_u16() != 101);
+            if !interim {
+                return Ok::<(), Box<pingora_error::Error>>(());
+            }
+        }
     };
     let answered = tokio::time::timeout(pool.connect_timeout, handshake).await;
-    if !matches!(answered, Ok(Ok(_))) {
+    if !matches!(answered, Ok(Ok(()))) {
         return Err(Refusal::new(502, "Bad gateway", "the WebSocket server did not answer the handshake").into());
     }
     let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
     let switched = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
     let head = headers::to_client(head, session.req_header().version, false)?;
-    session.write_response_header(Box::new(head)).await?;
+    reply::write_head(session, head).await?;
     if switched {
         // Liveness is the business of both ends' pings; reads must not time out in between.
         session.set_read_timeout(None);
         relay(request, session, &mut server).await?;
         return Ok(Outcome::Close);
     }
-    while let Some(chunk) = server.read_body_bytes().await? {
+    loop {
+        let read = tokio::time::timeout(pool.read_timeout, server.read_body_bytes()).await;
+        let Some(chunk) = read.map_err(|_| Failure::Broken)?? else { break };
         session.write_body(&chunk).await?;
     }
-    session.finish_body().await?;
+    reply::finish(session).await?;
     Ok(Outcome::Done)
 }
 
@@ -85,6 +93,7 @@ async fn relay(request: &Request<'_>, session: &mut ClientSession, server: &mut 
     }
     server.maybe_upgrade_body_writer();
     let limit = request.access.pool.websocket_timeout;
+    let patience = request.snapshot.timeouts.write;
     loop {
         let event = async {
             tokio::select! {
@@ -95,7 +104,8 @@ async fn relay(request: &Request<'_>, session: &mut ClientSession, server: &mut 
         };
         match tokio::time::timeout(limit, event).await.map_err(|_| Failure::Broken)?? {
             From::Client(Some(bytes)) => {
-                server.write_body(&bytes).await?;
+                // Whoever takes nothing for so long is gone, and its place is needed.
+                tokio::time::timeout(patience, server.write_body(&bytes)).await.map_err(|_| Failure::Broken)??;
             }
             From::Server(Some(bytes)) => {
                 session.write_body(&bytes).await?;
@@ -103,7 +113,7 @@ async fn relay(request: &Request<'_>, session: &mut ClientSession, server: &mut 
             From::Client(None) | From::Server(None) => return Ok(()),
             From::Draining => {
                 session.write_body(&GOING_AWAY).await?;
-                session.finish_body().await?;
+                reply::finish(session).await?;
                 return Ok(());
             }
         }

@@ -9,6 +9,7 @@
 //!
 //! let set = SourceSet {
 //!     main: Source::new("cofferdam.yaml", "
+//! http: { listen: ['127.0.0.1:8080'] }
 //! pools: { odoo: { servers: [{ address: '127.0.0.1:8069' }], slots: 4 } }
 //! plans: { standard: {} }
 //! "),

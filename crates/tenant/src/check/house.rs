@@ -1,6 +1,7 @@
 //! The main file: plans, clusters, pools, listeners.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,6 +101,16 @@ impl Check<'_> {
         for (name, pool) in &config.pools {
             let path = ["pools", name.as_str()];
             self.slots(main, &path, pool.slots, pool.expensive_slots);
+            for (field, time) in [
+                ("connect_timeout", pool.connect_timeout),
+                ("response_timeout", pool.response_timeout),
+                ("read_timeout", pool.read_timeout),
+                ("websocket_timeout", pool.websocket_timeout),
+            ] {
+                if time.0.is_zero() {
+                    self.fault(main, &[path[0], path[1], field], "`0s`", "a time above zero");
+                }
+            }
             if pool.servers.is_empty() {
                 self.fault(main, &[path[0], path[1], "servers"], "an empty list", "at least one server");
             }
@@ -187,6 +198,33 @@ impl Check<'_> {
         }) {
             if zero {
                 self.fault(main, &["http", field], "`0s`", "a time above zero");
+            }
+        }
+    }
+
+    /// No two listeners on one address.
+    pub(super) fn addresses(&mut self, main: &Place<'_>, config: &GatewayConfig) {
+        if config.http.is_none() && config.postgres.is_none() {
+            self.fault(main, &[], "neither `http` nor `postgres`", "at least one plane to serve");
+        }
+        let http = config.http.iter().flat_map(|h| h.listen.iter().enumerate().map(|(i, a)| ("http", i, *a)));
+        let postgres =
+            config.postgres.iter().flat_map(|p| p.listen.iter().enumerate().map(|(i, a)| ("postgres", i, *a)));
+        let mut taken: Vec<SocketAddr> = config.admin.iter().map(|a| a.listen).collect();
+        for (plane, i, address) in http.chain(postgres) {
+            if address.port() != 0 && taken.contains(&address) {
+                let found = format!("`{address}`, which another listener has too");
+                self.fault(main, &[plane, "listen", &i.to_string()], found, "an address of its own");
+            }
+            taken.push(address);
+        }
+        let caps = [
+            ("http", config.http.as_ref().map(|h| h.max_connections)),
+            ("postgres", config.postgres.as_ref().map(|p| p.max_connections.min(p.max_unauthenticated))),
+        ];
+        for (plane, cap) in caps {
+            if cap == Some(0) {
+                self.fault(main, &[plane], "a cap of 0 connections", "at least 1");
             }
         }
     }

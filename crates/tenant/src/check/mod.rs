@@ -113,6 +113,7 @@ impl Check<'_> {
         let postgres = self.postgres(main, config);
         let admin_token = self.admin(main, config);
         self.http(main, config);
+        self.addresses(main, config);
 
         let mut catalog = Catalog {
             tenants: Vec::with_capacity(files.len()),
@@ -144,26 +145,29 @@ impl Check<'_> {
 
     /// Σ reserved must not exceed the slots, or the guarantee is a lie.
     fn reserved_fits(&mut self, main: &Place<'_>, catalog: &Catalog) {
-        for (kind, name, slots, reserved) in catalog
+        for (kind, name, slots, reserved, without) in catalog
             .pools
             .values()
             .map(|p| {
                 let mine = |t: &&Arc<Tenant>| t.pool.as_ref().is_some_and(|q| q.name == p.name);
                 let sum: u64 = catalog.tenants.iter().filter(mine).map(|t| u64::from(t.plan.http.reserved)).sum();
-                ("pools", p.name.as_str(), p.slots, sum)
+                let without = catalog.tenants.iter().filter(mine).filter(|t| t.plan.http.reserved == 0).count();
+                ("pools", p.name.as_str(), p.slots, sum, without)
             })
             .chain(catalog.clusters.values().map(|c| {
                 let mine = |t: &&Arc<Tenant>| t.cluster.as_ref().is_some_and(|q| q.name == c.name);
                 let sum: u64 = catalog.tenants.iter().filter(mine).map(|t| u64::from(t.plan.postgres.reserved)).sum();
-                ("clusters", c.name.as_str(), c.slots, sum)
+                let without = catalog.tenants.iter().filter(mine).filter(|t| t.plan.postgres.reserved == 0).count();
+                ("clusters", c.name.as_str(), c.slots, sum, without)
             }))
         {
-            if reserved > u64::from(slots) {
+            let everybody = without == 0;
+            if reserved > u64::from(slots) || (reserved == u64::from(slots) && !everybody) {
                 self.fault(
                     main,
                     &[kind, name, "slots"],
                     format!("{slots} slots, of which the plans of the tenants placed here reserve {reserved}"),
-                    "at least as many slots as are reserved, or smaller reservations",
+                    "more slots than are reserved, or nothing is left for tenants without a reservation",
                 );
             }
         }

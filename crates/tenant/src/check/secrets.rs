@@ -71,6 +71,10 @@ impl Check<'_> {
             }
             return value.map(Secret::new);
         }
+        if plain.is_some_and(|p| p.expose().is_empty()) {
+            self.fault(place, path, format!("an empty `{name}`"), "a secret of at least one character");
+            return None;
+        }
         plain.cloned()
     }
 

@@ -60,10 +60,15 @@ impl Fault {
             line: at.line,
             column: at.column,
             field: dotted(path),
-            found: self.found.unwrap_or_else(|| node.describe()),
+            found: self.found.unwrap_or_else(|| if may_be_secret(path) { node.kind() } else { node.describe() }),
             expected: self.expected,
         }
     }
+}
+
+/// What stands where logins and tokens do is not repeated in messages.
+fn may_be_secret(path: &[Segment]) -> bool {
+    path.iter().any(|s| matches!(s, Segment::Key(k) if matches!(k.as_str(), "login" | "admin" | "password" | "token")))
 }
 
 impl fmt::Display for Fault {

@@ -201,6 +201,14 @@ impl Node {
         matches!(&self.value, Value::Scalar { text, plain: true } if matches!(text.as_str(), "" | "~" | "null"))
     }
 
+    /// What it is, without what it says.
+    fn kind(&self) -> String {
+        match &self.value {
+            Value::Scalar { .. } if !self.is_null() => "a value (not shown here)".to_owned(),
+            _ => self.describe(),
+        }
+    }
+
     fn describe(&self) -> String {
         match &self.value {
             Value::Scalar { text, .. } if self.is_null() && text.is_empty() => "nothing".to_owned(),
