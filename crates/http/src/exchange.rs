@@ -14,7 +14,7 @@ use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 use tokio::net::TcpStream;
 
 use crate::headers::{self, Forwarded};
-use crate::plane::{HttpPlane, PoolAccess, Snapshot};
+use crate::plane::{HttpPlane, InFlight, PoolAccess, Snapshot};
 use crate::reply::{self, Refusal};
 use crate::route::{Route, route};
 use crate::socket::Socket;
@@ -23,6 +23,9 @@ use crate::websocket;
 
 /// Bytes of a request's header that are accepted.
 const MAX_HEADER: usize = 64 << 10;
+
+/// Bytes a second that a request body must come with, beside the time allowed without any.
+const MIN_BODY_RATE: u64 = 1 << 10;
 
 /// What becomes of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,15 +172,14 @@ fn judge<'a>(
 async fn ask_worker(request: &Request<'_>, class: Class, session: &mut ClientSession) -> Result<Outcome, Failure> {
     let mut body = read_body(request, session).await?;
     let permit = slot(request, class, session).await?;
-    let server = send(request, session, &mut body).await;
-    let (server, _in_flight) = match server {
-        Ok(pair) => pair,
+    let (server, occupied) = match send(request, session, &mut body, permit).await {
+        Ok(sent) => sent,
         Err(failure) => {
             request.plane.counters.failed.fetch_add(1, Ordering::Relaxed);
             return Err(failure);
         }
     };
-    answer(request, session, server, permit).await
+    answer(request, session, server, occupied).await
 }
 
 /// Reads the whole body before a worker is asked for, so that a slow sender costs nobody a worker.
@@ -200,6 +202,7 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
         tokio::time::timeout(limit, session.write_continue_response()).await.map_err(|_| Failure::Broken)??;
     }
     let snapshot = request.snapshot;
+    let begun = Instant::now();
     let mut spool = Spool::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
     loop {
         let chunk = session.read_body_bytes().await.map_err(|error| match error.etype() {
@@ -210,6 +213,10 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
             _ => Refusal::new(400, "Bad request", "the request body is malformed").closing().into(),
         })?;
         let Some(chunk) = chunk else { break };
+        if begun.elapsed() > snapshot.timeouts.body + Duration::from_secs(spool.len() / MIN_BODY_RATE) {
+            let detail = format!("the request body came slower than {MIN_BODY_RATE} bytes a second");
+            return Err(Refusal::new(408, "Request timeout", detail).closing().into());
+        }
         if spool.len() + chunk.len() as u64 > limit {
             return Err(too_large());
         }
@@ -244,11 +251,12 @@ async fn slot(request: &Request<'_>, class: Class, session: &mut ClientSession) 
 }
 
 /// Connects to a server, sends the request and reads the head of the answer.
-async fn send<'a>(
-    request: &'a Request<'_>,
+async fn send(
+    request: &Request<'_>,
     session: &mut ClientSession,
     body: &mut Option<Spool>,
-) -> Result<(ServerSession, crate::plane::InFlight<'a>), Failure> {
+    permit: Permit,
+) -> Result<(ServerSession, Occupied), Failure> {
     let pool = &request.access.pool;
     let mut connected = None;
     // Nothing has been sent yet, so trying the next server is safe whatever the method.
@@ -299,21 +307,45 @@ async fn send<'a>(
     };
     let outcome = tokio::select! {
         biased;
-        outcome = tokio::time::timeout(pool.response_timeout, exchange) => outcome,
-        // Closing the server's connection is all that can be done for a client that has left.
-        _ = session.read_body_or_idle(true) => return Err(Failure::Broken),
+        outcome = tokio::time::timeout(pool.response_timeout, exchange) => Some(outcome),
+        _ = session.read_body_or_idle(true) => None,
     };
+    let occupied = Occupied { _permit: permit, _in_flight: in_flight };
     match outcome {
-        Ok(Ok(())) => Ok((server, in_flight)),
-        Ok(Err(Failure::Refused(refusal))) => Err(refusal.into()),
-        Ok(Err(Failure::Broken)) => {
+        Some(Ok(Ok(()))) => Ok((server, occupied)),
+        Some(Ok(Err(Failure::Refused(refusal)))) => Err(refusal.into()),
+        Some(Ok(Err(Failure::Broken))) => {
             Err(Refusal::new(502, "Bad gateway", "the server closed the connection without an answer").into())
         }
-        Err(_) => {
+        None => {
+            tokio::spawn(until_the_worker_is_free(server, occupied, pool.response_timeout));
+            Err(Failure::Broken)
+        }
+        Some(Err(_)) => {
+            tokio::spawn(until_the_worker_is_free(server, occupied, pool.response_timeout));
             let limit = pool.response_timeout.as_secs();
             Err(Refusal::new(504, "Gateway timeout", format!("the server did not answer within {limit} s")).into())
         }
     }
+}
+
+/// What a request holds of its pool.
+struct Occupied {
+    _permit: Permit,
+    _in_flight: InFlight,
+}
+
+/// The client has left, but Odoo's worker does not know and goes on: its slot stays taken until it is really free, or a
+/// tenant could have every worker by asking and leaving. Bounded by the time that an answer may take.
+async fn until_the_worker_is_free(mut server: ServerSession, occupied: Occupied, limit: Duration) {
+    let rest = async {
+        if server.resp_header().is_none() && server.read_response().await.is_err() {
+            return;
+        }
+        while let Ok(Some(_)) = server.read_body_bytes().await {}
+    };
+    let _ = tokio::time::timeout(limit, rest).await;
+    drop(occupied);
 }
 
 /// Passes the answer on as it comes; the slot is free when the server has finished.
@@ -321,7 +353,7 @@ async fn answer(
     request: &Request<'_>,
     session: &mut ClientSession,
     mut server: ServerSession,
-    permit: Permit,
+    occupied: Occupied,
 ) -> Result<Outcome, Failure> {
     let read_timeout = request.access.pool.read_timeout;
     let (version, head_only) = {
@@ -347,7 +379,7 @@ async fn answer(
         }
     }
     drop(server);
-    drop(permit);
+    drop(occupied);
     reply::finish(session).await?;
     Ok(Outcome::Done)
 }

@@ -15,6 +15,7 @@
 //!   here; `X-Sendfile` and `X-Accel-Redirect` never leave. Database manager and other internal routes are closed.
 //! - **Refusals.** Over the tenant's own quota: 429. Pool overloaded: 503. Both with `Retry-After` and a body that names
 //!   limit and wait.
+//! - **Slots.** A slot is free when the server has finished, also when the client has left before: the worker goes on.
 //! - **WebSocket.** `/websocket` goes to the gevent port, holds no worker slot, and is counted per tenant.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

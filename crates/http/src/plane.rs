@@ -79,7 +79,7 @@ pub(crate) struct PoolAccess {
 #[derive(Debug)]
 pub(crate) struct ServerLoad {
     pub(crate) server: Server,
-    in_flight: AtomicU32,
+    in_flight: Arc<AtomicU32>,
 }
 
 /// What the plane is doing.
@@ -131,11 +131,8 @@ impl HttpPlane {
             .iter()
             .filter_map(|(name, pool)| {
                 let gate = self.gates.get(name.as_str())?;
-                let servers = pool
-                    .servers
-                    .iter()
-                    .map(|s| ServerLoad { server: s.clone(), in_flight: AtomicU32::new(0) })
-                    .collect();
+                let servers =
+                    pool.servers.iter().map(|s| ServerLoad { server: s.clone(), in_flight: Arc::default() }).collect();
                 Some((name.clone(), Arc::new(PoolAccess { pool: Arc::clone(pool), gate, servers })))
             })
             .collect();
@@ -262,15 +259,15 @@ impl PoolAccess {
 
 impl ServerLoad {
     /// Counts a request as in flight as long as the guard lives.
-    pub(crate) fn begin(&self) -> InFlight<'_> {
+    pub(crate) fn begin(&self) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(&self.in_flight)
+        InFlight(Arc::clone(&self.in_flight))
     }
 }
 
-pub(crate) struct InFlight<'a>(&'a AtomicU32);
+pub(crate) struct InFlight(Arc<AtomicU32>);
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
