@@ -240,7 +240,7 @@ impl LoginTask<'_> {
         if direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(Refusal::Gone);
         }
-        self.stream = Some(Stream::Tls(Box::new(tls.into())));
+        self.stream = Some(Stream::Tls(Box::new(tls.into()), false));
         Ok(())
     }
 

@@ -289,14 +289,14 @@ impl Relay {
     /// Waits until a socket has something, while writing what is to be written.
     async fn wait(&mut self) -> Result<Event, End> {
         loop {
-            if !self.outbound.is_empty() {
+            if self.is_unwritten() {
                 // The usual case: the socket takes everything, and what is waited for next is the other side.
                 let written = std::future::poll_fn(|cx| Poll::Ready(self.client.poll_drain(cx, &mut self.outbound)));
                 if let Poll::Ready(Err(_)) = written.await {
                     return Err(End::ClientGone);
                 }
             }
-            let unwritten = !self.outbound.is_empty();
+            let unwritten = self.is_unwritten();
             // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
             let idles = self.permit.is_some() && (self.session.waits_for_client() || self.passing.remaining > 0);
             let limit = match (unwritten, idles) {
@@ -313,17 +313,22 @@ impl Relay {
                     );
                     return Err(End::Fatal { code: "25P03", message });
                 }
-                Err(_) if !self.outbound.is_empty() => return Err(End::ClientGone),
+                Err(_) if self.is_unwritten() => return Err(End::ClientGone),
                 // It was written meanwhile: what is waited for is something else now.
                 Err(_) => {}
             }
         }
     }
 
+    /// Whether there are bytes that the client's socket has not taken.
+    fn is_unwritten(&self) -> bool {
+        !self.outbound.is_empty() || self.client.is_unflushed()
+    }
+
     async fn next_event(&mut self) -> Result<Event, End> {
         let may_drain = self.permit.is_none() && self.session.is_at_rest();
         std::future::poll_fn(|cx| {
-            if !self.outbound.is_empty() {
+            if self.is_unwritten() {
                 if let Poll::Ready(Err(_)) = self.client.poll_drain(cx, &mut self.outbound) {
                     return Poll::Ready(Err(End::ClientGone));
                 }
@@ -334,7 +339,7 @@ impl Relay {
             let mut server_full = false;
             if let Some(lease) = &mut self.lease {
                 let upstream = &mut lease.upstream;
-                if !upstream.outbound.is_empty()
+                if (!upstream.outbound.is_empty() || upstream.stream.is_unflushed())
                     && let Poll::Ready(Err(_)) = upstream.stream.poll_drain(cx, &mut upstream.outbound)
                 {
                     // What the server said before it closed is still to be read.
@@ -354,7 +359,8 @@ impl Relay {
                     }
                 }
             }
-            if !server_full && self.inbound.len() < INSPECT + HIGH_WATER {
+            let client_full = self.outbound.len() >= HIGH_WATER;
+            if !server_full && !client_full && self.inbound.len() < INSPECT + HIGH_WATER {
                 match self.client.poll_fill(cx, &mut self.inbound) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ClientGone)),
                     Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Event::Client)),
@@ -424,6 +430,11 @@ impl Relay {
         let outcome = match first {
             Poll::Ready(outcome) => outcome,
             Poll::Pending => {
+                // A cancel that came too late for the last wait must not end this one.
+                {
+                    let mut stale = pin!(handle.waiting_cancelled.notified());
+                    let _ = std::future::poll_fn(|cx| Poll::Ready(stale.as_mut().poll(cx))).await;
+                }
                 handle.waits(true);
                 let _waiting = Waiting(&handle);
                 let mut timer = pin!(tokio::time::sleep(route.max_wait));

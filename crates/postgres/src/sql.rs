@@ -81,6 +81,7 @@ struct Statement<'a> {
     first: &'a [u8],
     second: &'a [u8],
     star: bool,
+    qualified: bool,
     temporary: bool,
     hold: bool,
     function: bool,
@@ -117,6 +118,8 @@ impl<'a> Statement<'a> {
     fn symbol(&mut self, symbol: u8) {
         self.tokens += 1;
         self.star |= symbol == b'*' && self.tokens == 2;
+        // `SET local.x`: a setting with a class, however the class is called.
+        self.qualified |= symbol == b'.' && self.tokens == 3;
     }
 
     fn pins(&self) -> bool {
@@ -125,7 +128,10 @@ impl<'a> Statement<'a> {
         self.function
             || self.temporary
             || match self.first.first().map(u8::to_ascii_lowercase) {
-                Some(b's') => first("set") && !(second("local") || second("transaction") || second("constraints")),
+                Some(b's') => {
+                    let ends = second("local") || second("transaction") || second("constraints");
+                    first("set") && (self.qualified || !ends)
+                }
                 Some(b'r') => first("reset"),
                 Some(b'l') => first("listen") || first("load"),
                 Some(b'p') => first("prepare") && !second("transaction"),
@@ -317,6 +323,8 @@ mod tests {
             "SELECT \"pg_advisory_lock\"(1)",
             "LOAD 'x'",
             "SET ROLE other",
+            "SET local.x = '1'",
+            "SET \"transaction\".y TO 2",
             "SELECT setseed(0.5)",
             "-- comment\nSET x = 1",
         ] {

@@ -17,14 +17,15 @@ const READ: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) enum Stream {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    /// And whether bytes have been given to TLS that the socket has not taken yet.
+    Tls(Box<TlsStream<TcpStream>>, bool),
 }
 
 impl Stream {
     pub(crate) fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Tls(tls, _) => tls.get_ref().0,
         }
     }
 
@@ -40,7 +41,7 @@ impl Stream {
         }
         let result = match self {
             Self::Plain(tcp) => poll_read_buf(Pin::new(tcp), cx, buf),
-            Self::Tls(tls) => poll_read_buf(Pin::new(&mut **tls), cx, buf),
+            Self::Tls(tls, _) => poll_read_buf(Pin::new(&mut **tls), cx, buf),
         };
         if result.is_pending() && buf.is_empty() {
             *buf = BytesMut::new();
@@ -53,7 +54,11 @@ impl Stream {
         while !buf.is_empty() {
             let written = match self {
                 Self::Plain(tcp) => ready!(Pin::new(tcp).poll_write(cx, buf))?,
-                Self::Tls(tls) => ready!(Pin::new(&mut **tls).poll_write(cx, buf))?,
+                Self::Tls(tls, unflushed) => {
+                    let written = ready!(Pin::new(&mut **tls).poll_write(cx, buf))?;
+                    *unflushed = true;
+                    written
+                }
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -62,8 +67,17 @@ impl Stream {
         }
         match self {
             Self::Plain(_) => Poll::Ready(Ok(())),
-            Self::Tls(tls) => Pin::new(&mut **tls).poll_flush(cx),
+            Self::Tls(tls, unflushed) => {
+                ready!(Pin::new(&mut **tls).poll_flush(cx))?;
+                *unflushed = false;
+                Poll::Ready(Ok(()))
+            }
         }
+    }
+
+    /// Whether [`Self::poll_drain`] has something to do although the buffer is empty.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        matches!(self, Self::Tls(_, true))
     }
 
     pub(crate) async fn fill(&mut self, buf: &mut BytesMut) -> io::Result<usize> {

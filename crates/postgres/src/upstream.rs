@@ -187,7 +187,7 @@ async fn encrypted(mut tcp: TcpStream, cluster: &Cluster, config: &Arc<ClientCon
             let name = ServerName::try_from(cluster.address.host.clone())
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
             let tls = TlsConnector::from(Arc::clone(config)).connect(name, tcp).await?;
-            Ok(Stream::Tls(Box::new(tls.into())))
+            Ok(Stream::Tls(Box::new(tls.into()), false))
         }
         b'N' if cluster.tls == ServerTls::Prefer => Ok(Stream::Plain(tcp)),
         b'N' => Err(UpstreamError::NoTls),

@@ -77,6 +77,8 @@ pub struct Session {
     unnamed_here: bool,
     pipeline: Pipeline,
     status: TransactionStatus,
+    /// A server connection is held, perhaps without a slot.
+    leased: bool,
     pinned: bool,
     dirty: bool,
     /// Told the client an error of our own inside a batch: skip its messages until Sync, which we answer.
@@ -94,6 +96,7 @@ impl Session {
             unnamed_here: false,
             pipeline: Pipeline::default(),
             status: TransactionStatus::Idle,
+            leased: false,
             pinned: false,
             dirty: false,
             refused: false,
@@ -113,7 +116,8 @@ impl Session {
     /// How many bytes of a server's message must have arrived before [`Self::on_server`] can judge it.
     pub fn server_needs(frame: Frame) -> usize {
         match frame.kind {
-            b'Z' | b'S' | b'C' => frame.total.min(INSPECT),
+            // What is said after RowDescription must not come in the middle of it.
+            b'Z' | b'S' | b'C' | b'T' => frame.total.min(INSPECT),
             _ => Frame::HEADER,
         }
     }
@@ -179,7 +183,11 @@ impl Session {
             b'D' => self.describe(frame, body, backend, to_server, to_client),
             b'C' => self.close(frame, body, backend, to_client),
             b'E' => Ok(self.simple_owe(Owed::Execute, backend, to_client)),
-            b'F' => Ok(self.simple_owe(Owed::FunctionCall, backend, to_client)),
+            b'F' => {
+                // Any function, by number: nothing can be seen of what it does.
+                self.dirty |= backend.is_some();
+                Ok(self.simple_owe(Owed::FunctionCall, backend, to_client))
+            }
             b'S' => Ok(self.simple_owe(Owed::Sync, backend, to_client)),
             b'H' => Ok(ClientStep::Forward { consumed: 0 }),
             other => Err(Violation::new(format!("invalid frontend message type {other}"))),
@@ -203,7 +211,7 @@ impl Session {
     ) -> ClientStep {
         let mut effect = sql::effect(body);
         effect.opaque |= Frame::HEADER + body.len() < frame.total;
-        if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset()) {
+        if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset() || self.leased) {
             // The session is clean: there is nothing to discard but what we keep ourselves.
             if matches!(only, Only::DiscardAll | Only::DeallocateAll) {
                 self.forget_statements();
@@ -548,6 +556,7 @@ impl Session {
 
     /// To be called when a server connection has been leased for this session.
     pub fn leased(&mut self) {
+        self.leased = true;
         self.unnamed_here = false;
         self.status = TransactionStatus::Idle;
     }
@@ -579,6 +588,7 @@ impl Session {
 
     /// To be called when the server connection has been given back or reset.
     pub fn released(&mut self) {
+        self.leased = false;
         self.pinned = false;
         self.dirty = false;
     }

@@ -50,6 +50,8 @@ pub enum Owed {
 pub struct Pipeline {
     owed: VecDeque<Owed>,
     copy_in: bool,
+    /// Syncs that the server ignores as part of a copy, unless the copy has failed before it read them.
+    perhaps: usize,
     /// Extended-protocol messages have been sent whose Sync has not: the server is in the middle of a batch even when it
     /// owes nothing.
     batch: bool,
@@ -84,6 +86,7 @@ impl Pipeline {
         };
         if pays {
             self.copy_in = false;
+            self.perhaps = 0;
             if let Some(Owed::Parse(Some((_, statement)))) = self.owed.pop_front() {
                 statement.accept();
             }
@@ -97,8 +100,15 @@ impl Pipeline {
         self.copy_in = false;
         match self.owed.front() {
             Some(Owed::Query | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync) => {
+                self.perhaps = 0;
                 self.owed.pop_front();
                 self.settle_local(to_client);
+                true
+            }
+            _ if self.perhaps > 0 => {
+                self.perhaps -= 1;
+                self.skipping = false;
+                self.batch = false;
                 true
             }
             _ => false,
@@ -125,6 +135,7 @@ impl Pipeline {
     pub fn copy_in_begins(&mut self) {
         while matches!(self.owed.get(1), Some(Owed::Sync)) {
             self.owed.remove(1);
+            self.perhaps += 1;
         }
         let ended = matches!(self.owed.get(1), Some(Owed::CopyEnd));
         if ended {
