@@ -1,6 +1,5 @@
 //! Between a logged-in client and the server connections it borrows: one task, both sockets.
 
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -555,10 +554,4 @@ impl Drop for Waiting<'_> {
 fn is_fatal(message: &[u8]) -> bool {
     let head = &message[Frame::HEADER..message.len().min(64)];
     [&b"FATAL\0"[..], b"PANIC\0"].iter().any(|s| head.windows(s.len()).any(|w| w == *s))
-}
-
-impl From<io::Error> for End {
-    fn from(_: io::Error) -> Self {
-        Self::ClientGone
-    }
 }
