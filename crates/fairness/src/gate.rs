@@ -7,14 +7,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use cofferdam_tenant::TenantId;
 
-use crate::scheduler::{Grant, Scheduler, Submitted, TenantUsage, Ticket, Usage};
+use crate::scheduler::{Grant, Pressure, Scheduler, Submitted, TenantUsage, Ticket, Usage};
 use crate::share::{Class, GateConfig, Rejection, Share};
+use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::time::{Clock, Timestamp};
 
 /// The slots of one pool or cluster, shared by all tasks that need one.
@@ -48,7 +49,15 @@ impl Gate {
     /// over: bound it with the runtime's timer and call [`Acquire::give_up`]; meanwhile the scheduler will not
     /// grant the slot to work whose time is over.
     pub fn acquire(self: &Arc<Self>, tenant: TenantId, class: Class, max_wait: Duration) -> Acquire {
-        Acquire { gate: Arc::clone(self), tenant, class, max_wait, stage: Stage::New }
+        Acquire { gate: Arc::clone(self), tenant, class, max_wait, nested: false, stage: Stage::New }
+    }
+
+    /// Asks for a slot for work without which work that already holds a slot of the tenant cannot finish. See
+    /// [`Scheduler::submit_nested`].
+    pub fn acquire_nested(self: &Arc<Self>, tenant: TenantId, class: Class, max_wait: Duration) -> Acquire {
+        let mut acquire = self.acquire(tenant, class, max_wait);
+        acquire.nested = true;
+        acquire
     }
 
     /// Takes a slot only if one is free for this tenant now.
@@ -86,6 +95,42 @@ impl Gate {
         self.hand_out(state);
     }
 
+    /// Forgets what tenants are entitled to here.
+    pub fn unregister(&self, tenants: impl IntoIterator<Item = TenantId>) {
+        let mut state = self.lock();
+        for tenant in tenants {
+            state.scheduler.unregister(tenant);
+        }
+        self.hand_out(state);
+    }
+
+    /// Lets time pass: see [`Scheduler::advance`]. To be called about every 50 to 100 ms.
+    pub fn advance(&self) {
+        let now = self.clock.now();
+        let mut state = self.lock();
+        state.scheduler.advance(now);
+        self.hand_out(state);
+    }
+
+    /// Lowers a tenant's limit while its work elsewhere is stuck; `None` lifts that.
+    pub fn squeeze(&self, tenant: TenantId, limit: Option<u32>) {
+        let mut state = self.lock();
+        state.scheduler.squeeze(tenant, limit);
+        self.hand_out(state);
+    }
+
+    /// Charges bytes that were moved for a tenant to its byte budget.
+    pub fn charge_bytes(&self, tenant: TenantId, bytes: u64) {
+        let now = self.clock.now();
+        self.lock().scheduler.charge_bytes(now, tenant, bytes);
+    }
+
+    /// The tenants whose work waits now.
+    pub fn pressures(&self) -> Vec<Pressure> {
+        let now = self.clock.now();
+        self.lock().scheduler.pressures(now)
+    }
+
     /// What the gate is doing.
     pub fn usage(&self) -> Usage {
         self.lock().scheduler.usage()
@@ -116,7 +161,7 @@ impl Gate {
         }
         let now = self.clock.now();
         let mut woken = Vec::new();
-        while let Some((ticket, rejection)) = state.scheduler.next_expired(now) {
+        while let Some((ticket, rejection)) = state.scheduler.next_rejected(now) {
             woken.extend(state.settle(ticket, Waiter::Rejected(rejection)));
         }
         while let Some((ticket, grant)) = state.scheduler.next_grant(now) {
@@ -154,6 +199,7 @@ pub struct Acquire {
     tenant: TenantId,
     class: Class,
     max_wait: Duration,
+    nested: bool,
     stage: Stage,
 }
 
@@ -206,22 +252,25 @@ impl Future for Acquire {
         match this.stage {
             Stage::New => {
                 let deadline = now + this.max_wait;
-                match state.scheduler.submit(now, this.tenant, this.class, deadline) {
-                    Submitted::Granted(grant) => {
-                        drop(state);
-                        this.stage = Stage::Done;
-                        Poll::Ready(Ok(Permit::new(&this.gate, this.tenant, this.class, now, grant)))
-                    }
-                    Submitted::Rejected(rejection) => {
-                        this.stage = Stage::Done;
-                        Poll::Ready(Err(rejection))
-                    }
+                let submitted = if this.nested {
+                    state.scheduler.submit_nested(now, this.tenant, this.class, deadline)
+                } else {
+                    state.scheduler.submit(now, this.tenant, this.class, deadline)
+                };
+                let outcome = match submitted {
+                    Submitted::Granted(grant) => Ok(grant),
+                    Submitted::Rejected(rejection) => Err(rejection),
                     Submitted::Queued(ticket) => {
                         state.waiters.insert(ticket, Waiter::Waiting(Some(cx.waker().clone())));
                         this.stage = Stage::Waiting(ticket);
-                        Poll::Pending
+                        // Others may have been shed for it, or time may have opened slots.
+                        this.gate.hand_out(state);
+                        return Poll::Pending;
                     }
-                }
+                };
+                this.stage = Stage::Done;
+                this.gate.hand_out(state);
+                Poll::Ready(outcome.map(|grant| Permit::new(&this.gate, this.tenant, this.class, now, grant)))
             }
             Stage::Waiting(ticket) => {
                 if let Some(Waiter::Waiting(waker)) = state.waiters.get_mut(&ticket) {

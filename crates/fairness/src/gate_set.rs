@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 use cofferdam_tenant::TenantId;
 
 use crate::gate::Gate;
 use crate::share::{GateConfig, Share};
+use crate::sync::Arc;
 use crate::time::Clock;
 
 /// What one gate should look like.
@@ -50,7 +51,7 @@ impl GateSet {
                     // A tenant that moved away has no reservation here any more.
                     let kept: std::collections::HashSet<TenantId> = tenants.iter().copied().collect();
                     let gone = entry.tenants.iter().filter(|t| !kept.contains(t));
-                    entry.gate.register(gone.map(|t| (*t, Share::default())));
+                    entry.gate.unregister(gone.copied());
                     if entry.gate.config() != spec.config {
                         entry.gate.configure(spec.config);
                     }

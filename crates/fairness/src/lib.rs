@@ -3,7 +3,7 @@
 //! A pool of Odoo workers or a PostgreSQL cluster has N *slots*. Work arrives as (tenant, class, deadline); what it
 //! costs is known only afterwards, as slot-seconds. [`Scheduler`] decides who gets the next free slot. It is sans-IO:
 //! no socket, no runtime, no clock; time comes in as a [`Timestamp`]. [`Gate`] is the thin, cancel-safe `async` shell
-//! around it, for any executor.
+//! around it, for any executor (feature `gate`, on by default).
 //!
 //! The order is start-time fair queueing (Goyal, Vin, Cheng: *Start-time Fair Queuing*, 1996) over a black box of N
 //! servers (Jin, Chase, Kaur: *SFQ(D)*, 2004) with costs estimated before and corrected after; plus a guaranteed and a
@@ -27,14 +27,31 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod adaptive;
+mod breaker;
+mod budget;
+#[cfg(feature = "gate")]
 mod gate;
+#[cfg(feature = "gate")]
 mod gate_set;
+mod ledger;
 mod scheduler;
 mod share;
+#[cfg(feature = "simulator")]
+pub mod simulator;
+#[cfg(feature = "gate")]
+mod sync;
 mod time;
 
+pub use breaker::{Breaker, BreakerConfig, RetryBudget};
+pub use budget::{Allowance, Gcra, Postpaid, Rate};
+#[cfg(feature = "gate")]
 pub use gate::{Acquire, Gate, Permit};
+#[cfg(feature = "gate")]
 pub use gate_set::{GateSet, GateSpec};
-pub use scheduler::{Grant, Scheduler, Submitted, TenantUsage, Ticket, Usage};
-pub use share::{Class, GateConfig, Policy, Reason, Rejection, Share};
-pub use time::{Clock, MonotonicClock, SlotSeconds, Timestamp};
+pub use ledger::{Ledger, LedgerConfig, Verdict};
+pub use scheduler::{Grant, Pressure, Scheduler, Submitted, TenantUsage, Ticket, Usage};
+pub use share::{Class, ClassShare, GateConfig, Policy, Reason, Rejection, Share};
+#[cfg(feature = "gate")]
+pub use time::{Clock, MonotonicClock};
+pub use time::{SlotSeconds, Timestamp};

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use cofferdam_tenant::{PlaneQuota, Scheduling, TenantId};
 
+use crate::budget::{Allowance, Rate};
+
 /// What kind of work a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -40,6 +42,11 @@ impl Class {
         Self::Background,
     ];
 
+    /// Its place in [`Class::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
     /// The name used in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -66,7 +73,7 @@ impl Class {
     }
 
     /// What work of this class is believed to cost before the first of it was measured, in slot-seconds.
-    pub(crate) fn first_estimate(self) -> f64 {
+    pub(crate) fn first_estimate(self) -> f32 {
         match self {
             Self::Static | Self::Websocket => 0.005,
             Self::Interactive | Self::Rpc | Self::Admin => 0.02,
@@ -98,24 +105,35 @@ impl From<Scheduling> for Policy {
 /// The slots of one gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GateConfig {
-    /// Work that may run at once.
+    /// Most work that may run at once.
     pub slots: u32,
+    /// Fewest slots that the gate may shrink to when more at once only makes everything slower; equal to `slots` for
+    /// a fixed number.
+    pub least_slots: u32,
     /// Most slots that expensive work may hold, all tenants together.
     pub expensive_slots: u32,
     /// From this expected or measured cost on, work counts as expensive.
     pub expensive_from: Duration,
+    /// Slots beyond `slots` that short work may use while expensive work, mistaken for short, sits on its part; and
+    /// that nested work may use (see [`crate::Scheduler::submit_nested`]). 0 where `slots` is a physical bound.
+    pub overdraft: u32,
+    /// Most work that may wait, all tenants together; beyond it, work of the tenant furthest over its share is shed.
+    pub queue: u32,
     /// The order.
     pub policy: Policy,
 }
 
 impl GateConfig {
-    /// A fair gate with this many slots, three quarters of them open to expensive work.
+    /// A fair gate with a fixed number of slots, one in sixteen (at least one) kept for short work.
     pub fn slots(slots: u32) -> Self {
         let slots = slots.max(1);
         Self {
             slots,
-            expensive_slots: (slots - slots.div_ceil(4)).max(1),
+            least_slots: slots,
+            expensive_slots: slots.saturating_sub(slots.div_ceil(16)).max(1),
             expensive_from: Duration::from_millis(250),
+            overdraft: 0,
+            queue: 20_000,
             policy: Policy::Fair,
         }
     }
@@ -132,18 +150,56 @@ pub struct Share {
     pub limit: u32,
     /// Work that may wait.
     pub queue: u32,
+    /// Starts per second.
+    pub rate: Option<Rate>,
+    /// Slot-milliseconds per second.
+    pub work: Option<Allowance>,
+    /// Bytes per second, both directions together.
+    pub bytes: Option<Allowance>,
+    /// Bounds per class, by [`Class::index`].
+    pub classes: [ClassShare; Class::ALL.len()],
+}
+
+/// Bounds of one class of one tenant, within the tenant's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClassShare {
+    /// Slots never exceeded; at least 1.
+    pub limit: u32,
+    /// Work that may wait.
+    pub queue: u32,
+}
+
+impl Default for ClassShare {
+    fn default() -> Self {
+        Self { limit: u32::MAX, queue: u32::MAX }
+    }
 }
 
 impl Default for Share {
     fn default() -> Self {
-        Self { weight: 1, reserved: 0, limit: u32::MAX, queue: 200 }
+        Self {
+            weight: 1,
+            reserved: 0,
+            limit: u32::MAX,
+            queue: 200,
+            rate: None,
+            work: None,
+            bytes: None,
+            classes: Default::default(),
+        }
     }
 }
 
 impl Share {
     /// The share that a plan gives on one plane.
     pub fn from_quota(weight: u32, quota: &PlaneQuota) -> Self {
-        Self { weight: weight.max(1), reserved: quota.reserved, limit: quota.limit.max(1), queue: quota.queue }
+        Self {
+            weight: weight.max(1),
+            reserved: quota.reserved,
+            limit: quota.limit.max(1),
+            queue: quota.queue,
+            ..Self::default()
+        }
     }
 }
 
@@ -161,10 +217,43 @@ pub enum Reason {
         /// Slots the tenant may use.
         limit: u32,
     },
+    /// The class of work already has as much running or waiting as the plan allows it.
+    ClassLimit {
+        /// The class.
+        class: Class,
+        /// Work of the class that may run, or wait.
+        limit: u32,
+    },
+    /// More starts per second than the plan allows.
+    RateLimit {
+        /// Starts per second.
+        per_second: u32,
+    },
+    /// More seconds of work than the plan allows were used.
+    WorkBudget {
+        /// Slot-milliseconds per second.
+        per_second: u64,
+    },
+    /// More bytes than the plan allows were moved.
+    ByteBudget {
+        /// Bytes per second.
+        per_second: u64,
+    },
+    /// The tenant's own database work is queued; until it clears, no more of its requests are let through to wait for
+    /// it inside a worker.
+    DatabaseQueued {
+        /// Requests at once meanwhile.
+        limit: u32,
+    },
     /// The deadline passed while the gate was busy with others.
     GateBusy {
         /// Slots of the gate.
         slots: u32,
+    },
+    /// The gate has as much waiting as it can hold, and this tenant is the furthest over its share.
+    Shed {
+        /// Work that may wait, all tenants together.
+        queue: u32,
     },
 }
 
@@ -184,7 +273,7 @@ pub struct Rejection {
 impl Rejection {
     /// Whether the tenant's own quota is the cause (HTTP 429), and not the gate's load (HTTP 503).
     pub fn is_own_quota(&self) -> bool {
-        !matches!(self.reason, Reason::GateBusy { .. })
+        !matches!(self.reason, Reason::GateBusy { .. } | Reason::Shed { .. })
     }
 }
 
@@ -195,6 +284,25 @@ impl fmt::Display for Rejection {
             Reason::QueueFull { queue } => write!(f, "the tenant's queue is full (limit {queue} waiting)")?,
             Reason::TenantLimit { limit } => {
                 write!(f, "the tenant's limit of {limit} at once was in use for {waited:.1} s")?;
+            }
+            Reason::ClassLimit { class, limit } => {
+                write!(f, "the tenant's limit of {limit} for {} work was in use for {waited:.1} s", class.as_str())?;
+            }
+            Reason::RateLimit { per_second } => {
+                write!(f, "the tenant's limit of {per_second} a second is used up (waited {waited:.1} s)")?;
+            }
+            Reason::WorkBudget { per_second } => {
+                let seconds = per_second as f64 / 1000.0;
+                write!(f, "the tenant's budget of {seconds} s of work a second is used up (waited {waited:.1} s)")?;
+            }
+            Reason::ByteBudget { per_second } => {
+                write!(f, "the tenant's budget of {per_second} bytes a second is used up (waited {waited:.1} s)")?;
+            }
+            Reason::DatabaseQueued { limit } => {
+                write!(f, "the tenant's database work is queued, so it may have {limit} at once for now; waited {waited:.1} s")?;
+            }
+            Reason::Shed { queue } => {
+                write!(f, "the queue of all tenants is full (limit {queue}) and this tenant is furthest over its share")?;
             }
             Reason::GateBusy { slots } => write!(f, "all {slots} slots were busy for {waited:.1} s")?,
         }

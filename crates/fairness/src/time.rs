@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::ops::{Add, AddAssign};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(feature = "gate")]
+use std::time::Instant;
 
 /// A moment: nanoseconds since an origin that the caller chose. Only differences mean anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -22,6 +24,11 @@ impl Timestamp {
     /// Nanoseconds after the origin.
     pub const fn as_nanos(self) -> u64 {
         self.0
+    }
+
+    /// So much earlier; the origin when that is before it.
+    pub(crate) fn before(self, d: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)))
     }
 
     /// The time from `earlier` to `self`; zero when `earlier` is later.
@@ -59,18 +66,21 @@ impl fmt::Display for SlotSeconds {
     }
 }
 
+#[cfg(feature = "gate")]
 /// Where a [`crate::Gate`] gets the time from: the process's monotonic clock, or a test's own.
 pub trait Clock: Send + Sync {
     /// The current moment. Must never go back.
     fn now(&self) -> Timestamp;
 }
 
+#[cfg(feature = "gate")]
 /// The process's monotonic clock, for gates that serve real work.
 #[derive(Debug, Clone)]
 pub struct MonotonicClock {
     origin: Instant,
 }
 
+#[cfg(feature = "gate")]
 impl MonotonicClock {
     /// A clock whose origin is the given instant, taken by the caller.
     pub fn since(origin: Instant) -> Self {
@@ -78,6 +88,7 @@ impl MonotonicClock {
     }
 }
 
+#[cfg(feature = "gate")]
 impl Clock for MonotonicClock {
     fn now(&self) -> Timestamp {
         Timestamp(u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX))

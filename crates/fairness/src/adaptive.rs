@@ -1,0 +1,347 @@
+//! How many slots are worth using now: the concurrency that short work pays nothing for.
+//!
+//! A server has a point beyond which more work at once finishes no more work and only makes all of it slower. Where
+//! that point lies depends on what the work does: forty transactions that wait for a lock or sleep cost nobody
+//! anything, forty that compute on two cores make every one of them twenty times slower. The controller finds the
+//! point by marginal throughput, with *inflation* as the measure: how much longer work takes than the same tenant's
+//! same class of work took when the gate was half empty. By Little's law throughput is concurrency over time, so
+//! inflation that rises with concurrency is throughput that does not.
+//!
+//! * It begins at the least level and grows only when work waited for want of slots *and* work finished meanwhile
+//!   without inflation: no evidence, no growth. So ten-second transactions on a quiet morning cannot take every slot
+//!   before anybody knows what they are.
+//! * When a growth was answered by inflation that eats up much of it, it is taken back.
+//! * When most active tenants see inflation it shrinks, and remembers the level for a while.
+//! * When shrinking has not helped, concurrency was not the cause: it goes back, and takes the new times as normal.
+//!
+//! The idea of judging by what one more admission brings is Protego's (OSDI 2023); keeping an unloaded baseline and
+//! comparing with it is TCP Vegas' and BBR's.
+
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// How often the level may change.
+pub(crate) const STEP: Duration = Duration::from_millis(100);
+/// Inflation (as a natural logarithm) below which there is room for more: a fifth more time.
+const ROOM: f64 = 0.18;
+/// Inflation from which concurrency is too high: half as much again.
+const TOO_MUCH: f64 = 0.4;
+/// The part of the added concurrency that may be lost to inflation; with more, growing was not worth it.
+const WASTE: f64 = 0.4;
+const GROWTH: f64 = 1.5;
+const SHRINK: f64 = 0.6;
+/// After a change its effect is awaited for this long.
+const SETTLE: Duration = Duration::from_millis(200);
+/// A growth is judged by what happens within this time, when enough does.
+const JUDGED: Duration = Duration::from_secs(1);
+/// A level that was too high is not tried again for this long at first; doubled each time.
+const FIRST_CAUTION: Duration = Duration::from_secs(30);
+const LONGEST_CAUTION: Duration = Duration::from_secs(600);
+/// A gate that had slots to spare for this long starts again from below.
+const FORGET: Duration = Duration::from_secs(10);
+
+/// A measured inflation, as a natural logarithm, and its standard error.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Evidence {
+    pub(crate) inflation: f64,
+    pub(crate) error: f64,
+}
+
+/// What happened since the last step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Observed {
+    /// Work waited although its tenant was within its own limits.
+    pub(crate) limited: bool,
+    /// How much longer work takes than on a nearly empty gate, from work that began after the last change.
+    pub(crate) evidence: Option<Evidence>,
+    /// Work still runs that was admitted at a higher level.
+    pub(crate) excess: bool,
+}
+
+/// What a step has decided beside the level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nothing more.
+    Keep,
+    /// What tenants see now is normal: the baselines are to be taken anew.
+    Rebase,
+}
+
+/// The controller of one gate.
+#[derive(Debug, Clone)]
+pub(crate) struct Concurrency {
+    least: f64,
+    most: f64,
+    level: f64,
+    stepped: Timestamp,
+    changed: Timestamp,
+    limited: Timestamp,
+    /// Not above this until then.
+    ceiling: Option<(f64, Timestamp)>,
+    caution: Duration,
+    /// The level and the inflation before the last shrinking, while it is not known yet whether it helped.
+    trial: Option<(f64, f64)>,
+    /// The level and the inflation before the last growth, while it is not known yet whether it was worth it.
+    probe: Option<(f64, Evidence)>,
+}
+
+impl Concurrency {
+    pub(crate) fn new(least: u32, most: u32) -> Self {
+        let least = f64::from(least.clamp(1, most.max(1)));
+        Self {
+            least,
+            most: f64::from(most.max(1)),
+            level: least,
+            stepped: Timestamp::default(),
+            changed: Timestamp::default(),
+            limited: Timestamp::default(),
+            ceiling: None,
+            caution: FIRST_CAUTION,
+            trial: None,
+            probe: None,
+        }
+    }
+
+    /// Other bounds, keeping what was learnt as far as they allow.
+    pub(crate) fn set_bounds(&mut self, least: u32, most: u32) {
+        self.most = f64::from(most.max(1));
+        self.least = f64::from(least.clamp(1, most.max(1)));
+        self.level = self.level.clamp(self.least, self.most);
+    }
+
+    /// How far between the least (0) and the most (1).
+    pub(crate) fn fraction(&self) -> f64 {
+        if self.most <= self.least { 1.0 } else { (self.level - self.least) / (self.most - self.least) }
+    }
+
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.most <= self.least
+    }
+
+    /// When the level last changed: work that began before says nothing about it.
+    pub(crate) fn changed(&self) -> Timestamp {
+        self.changed
+    }
+
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        !self.is_fixed() && now.since(self.stepped) >= STEP
+    }
+
+    pub(crate) fn step(&mut self, now: Timestamp, seen: Observed) -> Verdict {
+        self.stepped = now;
+        if seen.limited {
+            self.limited = now;
+        } else if now.since(self.limited) >= FORGET && self.level > self.least {
+            self.limited = now;
+            self.level = (self.level / 2.0).max(self.least);
+            self.changed = now;
+            self.trial = None;
+            self.probe = None;
+        }
+        if now.since(self.changed) < SETTLE {
+            return Verdict::Keep;
+        }
+        let Some(Evidence { inflation, error }) = seen.evidence else { return Verdict::Keep };
+        let (has_room, is_too_much) = (inflation + error < ROOM, inflation - error > TOO_MUCH);
+        if seen.excess && !has_room {
+            return Verdict::Keep; // what it costs to have fewer shows when there are fewer
+        }
+        // Convincing evidence decides at once; when there is enough, the better guess does.
+        let enough = now.since(self.changed) >= JUDGED && error < ROOM / 2.0;
+        if let Some((from, before)) = self.trial
+            && is_too_much
+            && inflation - error > 0.85 * before
+            && self.level <= 0.75 * from
+        {
+            self.trial = None;
+            self.level = from;
+            self.ceiling = None;
+            self.changed = now;
+            return Verdict::Rebase;
+        }
+        if let Some((before, was)) = self.probe
+            && inflation - was.inflation - if enough { 0.0 } else { error + was.error }
+                > WASTE * (self.level / before).ln()
+        {
+            self.probe = None;
+            self.trial = Some((self.level, inflation));
+            self.be_careful(now, before);
+            self.level = before.max(self.least);
+            self.changed = now;
+        } else if is_too_much && self.level > self.least {
+            self.probe = None;
+            self.trial = Some((self.level, inflation));
+            self.be_careful(now, 0.8 * self.level);
+            self.level = (self.level * SHRINK).max(self.least);
+            self.changed = now;
+        } else if has_room && seen.limited {
+            self.trial = None;
+            let top = match self.ceiling {
+                Some((ceiling, until)) if until >= now => ceiling.max(self.least),
+                _ => self.most,
+            };
+            let grown = (self.level * GROWTH).max(self.level + 1.0).min(top).min(self.most);
+            if grown > self.level {
+                self.probe = Some((self.level, Evidence { inflation, error }));
+                self.level = grown;
+                self.changed = now;
+            }
+        }
+        if enough {
+            self.probe = None; // what comes from now on has another cause
+        }
+        Verdict::Keep
+    }
+
+    /// Remembers that what is above `ceiling` was too much.
+    fn be_careful(&mut self, now: Timestamp, ceiling: f64) {
+        if let Some((_, until)) = self.ceiling {
+            if until >= now {
+                return;
+            }
+            self.caution = if now.since(until) < self.caution { 2 * self.caution } else { FIRST_CAUTION };
+        }
+        self.caution = self.caution.min(LONGEST_CAUTION);
+        self.ceiling = Some((ceiling, now + self.caution));
+    }
+}
+
+/// The inflation that one tenant has seen in one window of the controller.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    window: u32,
+    count: u32,
+    sum: f64,
+    /// Mean and variance of single measurements, over the long run.
+    mean: f32,
+    variance: f32,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { window: 0, count: 0, sum: 0.0, mean: 0.0, variance: 0.25 }
+    }
+}
+
+impl Seen {
+    /// Takes in one measurement; true for the first of a window.
+    pub(crate) fn add(&mut self, window: u32, inflation: f64) -> bool {
+        let first = self.window != window;
+        if first {
+            (self.window, self.count, self.sum) = (window, 0, 0.0);
+        }
+        self.count += 1;
+        self.sum += inflation;
+        let deviation = inflation as f32 - self.mean;
+        self.mean += 0.05 * deviation;
+        self.variance += 0.05 * (deviation * deviation - self.variance);
+        first
+    }
+
+    pub(crate) fn mean(&self) -> f64 {
+        self.sum / f64::from(self.count.max(1))
+    }
+
+    pub(crate) fn variance_of_mean(&self) -> f64 {
+        f64::from(self.variance) / f64::from(self.count.max(1))
+    }
+}
+
+/// How long one tenant's work of one class takes, against how long it took when the gate was half empty at most.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Baseline {
+    /// Logarithm of seconds.
+    calm: f32,
+    recent: f32,
+    count: u16,
+}
+
+/// A tenant whose work has become faster than this (a logarithm) gets a lower baseline also while the gate is busy.
+const FASTER: f32 = 0.7;
+/// So many measurements make the first baseline, whatever ran beside them.
+const FIRST: u16 = 16;
+
+impl Baseline {
+    /// Takes a measurement and says the logarithm of its inflation. `calm`: no more ran meanwhile than half the least
+    /// slots.
+    pub(crate) fn learn(&mut self, seconds: f64, calm: bool) -> f64 {
+        let sample = seconds.max(1e-5).ln() as f32;
+        self.count = (self.count + 1).min(FIRST + 1);
+        let first = self.count <= FIRST;
+        let rate = if first { 1.0 / f32::from(self.count) } else { 0.05 };
+        self.recent += rate * (sample - self.recent);
+        if first || calm || self.recent < self.calm - FASTER {
+            self.calm += rate * (sample - self.calm);
+        }
+        f64::from(sample - self.calm)
+    }
+
+    /// What is seen now is normal.
+    pub(crate) fn rebase(&mut self) {
+        self.calm = self.recent;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Steps the controller against a server whose inflation follows from the level, with work always waiting.
+    fn drive(c: &mut Concurrency, from_ms: u64, to_ms: u64, inflation: impl Fn(f64) -> Option<f64>) -> Vec<Verdict> {
+        (from_ms..to_ms)
+            .step_by(100)
+            .map(|ms| {
+                let evidence = inflation(c.level).map(|i| Evidence { inflation: i.ln(), error: 0.02 });
+                c.step(Timestamp::from_millis(ms), Observed { limited: true, evidence, excess: false })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn work_that_waits_opens_every_slot_within_two_seconds() {
+        let mut c = Concurrency::new(4, 40);
+        drive(&mut c, 1_000, 3_000, |_| Some(1.0));
+        assert!((c.fraction() - 1.0).abs() < 1e-9, "{c:?}");
+    }
+
+    #[test]
+    fn without_evidence_nothing_opens() {
+        let mut c = Concurrency::new(4, 40);
+        drive(&mut c, 1_000, 60_000, |_| None);
+        assert!((c.level - 4.0).abs() < 1e-9, "{c:?}");
+    }
+
+    #[test]
+    fn work_that_computes_keeps_the_level_near_the_cores_and_probes_rarely() {
+        let mut c = Concurrency::new(4, 40);
+        let cores = 4.0;
+        let mut above = 0;
+        for second in 1..60 {
+            drive(&mut c, second * 1_000, second * 1_000 + 1_000, |level| Some((level / cores).max(1.0)));
+            above += u32::from(c.level > 8.0);
+        }
+        assert!(above <= 2, "{above} of 59 seconds above twice the cores: {c:?}");
+    }
+
+    #[test]
+    fn when_shrinking_does_not_help_the_slots_come_back() {
+        let mut c = Concurrency::new(4, 40);
+        drive(&mut c, 1_000, 4_000, |_| Some(1.0));
+        // The work itself has become ten times longer, whatever the concurrency.
+        let verdicts = drive(&mut c, 4_000, 8_000, |_| Some(10.0));
+        assert!(verdicts.contains(&Verdict::Rebase), "{c:?}");
+        drive(&mut c, 8_000, 9_000, |_| Some(1.0));
+        assert!((c.fraction() - 1.0).abs() < 1e-9, "{c:?}");
+    }
+
+    #[test]
+    fn a_quiet_gate_starts_again_from_below() {
+        let mut c = Concurrency::new(4, 40);
+        drive(&mut c, 1_000, 4_000, |_| Some(1.0));
+        for ms in (4_000..60_000).step_by(100) {
+            c.step(Timestamp::from_millis(ms), Observed::default());
+        }
+        assert!((c.level - 4.0).abs() < 1e-9, "{c:?}");
+    }
+}

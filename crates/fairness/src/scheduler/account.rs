@@ -1,0 +1,242 @@
+//! What the scheduler knows of one tenant.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use cofferdam_tenant::TenantId;
+
+use crate::adaptive::{Baseline, Seen};
+use crate::budget::{Gcra, Postpaid};
+use crate::share::{Class, Reason, Share};
+use crate::time::{SlotSeconds, Timestamp};
+
+use super::{Grant, Ticket};
+
+/// A tenant that did nothing for this long has to earn trust again.
+const FORGET_TRUST: Duration = Duration::from_secs(1);
+
+/// What one tenant uses of a gate now, and has used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct TenantUsage {
+    /// Slots held.
+    pub running: u32,
+    /// Slots held beside these by nested work.
+    pub nested: u32,
+    /// Work waiting.
+    pub waiting: u32,
+    /// Work finished and running so far, in slot-seconds.
+    pub used: SlotSeconds,
+    /// Slots granted so far.
+    pub granted: u64,
+    /// Work turned away so far.
+    pub rejected: u64,
+    /// Time that granted work had waited, summed.
+    pub waited: Duration,
+    /// The lower limit that the coupling of the planes sets at the moment.
+    pub squeezed_to: Option<u32>,
+    /// Whether the rate, the work budget or the byte budget holds the tenant back at the moment.
+    pub throttled: bool,
+    /// Slot-milliseconds left of the work budget; negative in debt. `None` without one.
+    pub work_balance: Option<f64>,
+}
+
+/// The two kinds of work, by what it is expected to cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    Short,
+    Expensive,
+}
+
+impl Lane {
+    pub(super) const ALL: [Self; 2] = [Self::Short, Self::Expensive];
+}
+
+/// The sets of tenants that could be next; each is served under a condition of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Queue {
+    /// Short work of tenants that have nothing running and nothing else waiting, or less than is reserved for them.
+    First = 0,
+    /// Short work of the others.
+    More = 1,
+    /// Expensive work.
+    Expensive = 2,
+}
+
+impl Queue {
+    pub(super) const ALL: [Self; 3] = [Self::First, Self::More, Self::Expensive];
+
+    pub(super) fn lane(self) -> Lane {
+        match self {
+            Self::First | Self::More => Lane::Short,
+            Self::Expensive => Lane::Expensive,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiting {
+    pub(super) ticket: Ticket,
+    pub(super) since: Timestamp,
+    pub(super) deadline: Timestamp,
+}
+
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) grant: Grant,
+    pub(super) account: usize,
+    pub(super) class: Class,
+    pub(super) since: Timestamp,
+    /// Slot-seconds charged to the virtual time so far, and billed to the work budget.
+    pub(super) charged: f64,
+    pub(super) billed: f64,
+    /// Out of which queue it was granted; expensive work that was mistaken for short changes it.
+    pub(super) queue: Queue,
+    pub(super) nested: bool,
+    /// The gate was nearly empty when it began.
+    pub(super) calm: bool,
+}
+
+/// The order among ready tenants: below its reservation first, then virtual time, then arrival.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rank {
+    pub(super) above_reserved: bool,
+    pub(super) virtual_time: f64,
+    pub(super) arrival: u64,
+}
+
+impl Eq for Rank {}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.above_reserved
+            .cmp(&other.above_reserved)
+            .then(self.virtual_time.total_cmp(&other.virtual_time))
+            .then(self.arrival.cmp(&other.arrival))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Account {
+    pub(super) tenant: TenantId,
+    pub(super) registered: bool,
+    pub(super) share: Share,
+    pub(super) virtual_time: f64,
+    pub(super) queues: [VecDeque<Waiting>; Class::ALL.len()],
+    pub(super) estimates: [f32; Class::ALL.len()],
+    pub(super) baselines: [Baseline; Class::ALL.len()],
+    pub(super) class_running: [u32; Class::ALL.len()],
+    pub(super) usage: TenantUsage,
+    /// Of the running work, that in the short lane.
+    pub(super) short: u32,
+    /// Most of it at once, until more has shown that it is short.
+    pub(super) trust: u32,
+    pub(super) idle_since: Timestamp,
+    /// The coupling's limit.
+    pub(super) squeeze: Option<u32>,
+    pub(super) rate: Gcra,
+    pub(super) work: Postpaid,
+    pub(super) bytes: Postpaid,
+    /// Held back by rate or budgets until then.
+    pub(super) throttled: Option<Timestamp>,
+    /// How much longer its work takes than it should.
+    pub(super) seen: Seen,
+    /// The key under which the account stands in each of the ready sets, or among those held back.
+    pub(super) ready_as: [Option<(Queue, Rank)>; 2],
+    pub(super) held_as: Option<Rank>,
+}
+
+impl Account {
+    pub(super) fn new(tenant: TenantId, virtual_time: f64) -> Self {
+        Self {
+            tenant,
+            registered: false,
+            share: Share::default(),
+            virtual_time,
+            queues: Default::default(),
+            estimates: Class::ALL.map(Class::first_estimate),
+            baselines: Default::default(),
+            class_running: Default::default(),
+            usage: TenantUsage::default(),
+            short: 0,
+            trust: 0,
+            idle_since: Timestamp::default(),
+            squeeze: None,
+            rate: Gcra::default(),
+            work: Postpaid::default(),
+            bytes: Postpaid::default(),
+            throttled: None,
+            seen: Seen::default(),
+            ready_as: [None; 2],
+            held_as: None,
+        }
+    }
+
+    pub(super) fn unmet_reserved(&self) -> u32 {
+        self.share.reserved.saturating_sub(self.usage.running)
+    }
+
+    /// The greatest number of slots, the coupling's limit included.
+    pub(super) fn limit(&self) -> u32 {
+        self.share.limit.min(self.squeeze.unwrap_or(u32::MAX)).max(1)
+    }
+
+    pub(super) fn class_has_room(&self, class: Class) -> bool {
+        self.class_running[class as usize] < self.share.classes[class as usize].limit.max(1)
+    }
+
+    /// What bounds start and when it lifts, if rate or budgets hold the tenant back at `now`.
+    pub(super) fn held_back(&self, now: Timestamp) -> Option<(Timestamp, Reason)> {
+        let rate = self.share.rate.map(|r| {
+            (self.rate.ready_at(r), Reason::RateLimit { per_second: r.frequency() })
+        });
+        let work = self.share.work.map(|w| (self.work.ready_at(w), Reason::WorkBudget { per_second: w.per_second }));
+        let bytes = self.share.bytes.map(|b| (self.bytes.ready_at(b), Reason::ByteBudget { per_second: b.per_second }));
+        [rate, work, bytes].into_iter().flatten().filter(|(at, _)| *at > now).max_by_key(|(at, _)| *at)
+    }
+
+    /// Why work of a class has not been granted, as far as the tenant's own bounds explain it.
+    pub(super) fn own_reason(&self, now: Timestamp, class: Class) -> Option<Reason> {
+        if let Some((_, reason)) = self.held_back(now) {
+            return Some(reason);
+        }
+        if self.usage.running >= self.share.limit {
+            return Some(Reason::TenantLimit { limit: self.share.limit });
+        }
+        if self.squeeze.is_some_and(|s| self.usage.running >= s.max(1)) {
+            return Some(Reason::DatabaseQueued { limit: self.limit() });
+        }
+        (!self.class_has_room(class)).then(|| Reason::ClassLimit { class, limit: self.share.classes[class as usize].limit })
+    }
+
+    /// Rises fast, decays slowly: a tenant that sometimes sends long work is treated as one that may.
+    pub(super) fn learn(&mut self, class: Class, actual: f64) {
+        let estimate = &mut self.estimates[class as usize];
+        let rate = if actual > f64::from(*estimate) { 0.5 } else { 0.1 };
+        *estimate += ((actual - f64::from(*estimate)) * rate) as f32;
+    }
+
+    /// The account comes back from doing nothing: what it may do at once is small again.
+    pub(super) fn wake(&mut self, now: Timestamp, entitlement: u32) {
+        let idle = self.usage.running == 0 && self.usage.waiting == 0;
+        if self.trust < entitlement || (idle && now.since(self.idle_since) >= FORGET_TRUST) {
+            self.trust = entitlement;
+        }
+    }
+
+    /// Who waits longest in a class, and which class's work goes next: who came first, with the class's handicap.
+    pub(super) fn candidate(&self, is_mine: impl Fn(Class) -> bool) -> Option<(Class, Ticket)> {
+        Class::ALL
+            .into_iter()
+            .filter(|c| !self.queues[*c as usize].is_empty() && is_mine(*c) && self.class_has_room(*c))
+            .filter_map(|c| self.queues[c as usize].front().map(|w| (w.since + c.handicap(), w.ticket, c)))
+            .min()
+            .map(|(_, ticket, class)| (class, ticket))
+    }
+}

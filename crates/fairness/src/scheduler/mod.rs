@@ -1,0 +1,835 @@
+//! The scheduler itself: sans-IO, deterministic, O(log tenants) per decision.
+//!
+//! Every tenant has a virtual time in slot-seconds per weight. A grant charges the estimate at once, so that a burst of
+//! grants spreads; completion corrects the charge to what was measured; long work is charged while it runs. The
+//! tenant with the least virtual time goes next. A tenant that wakes up starts at the virtual time of the gate: idling
+//! earns no credit.
+//!
+//! Order alone does not protect short work, because running work cannot be taken back. So work is put into two *lanes*:
+//! what is expected to be expensive may hold only a part of the slots, and what turns out to be expensive changes lane
+//! while it runs. How much unproven work of one tenant runs as short at once is bounded by *trust*, which begins at
+//! the tenant's part of the slots among all *registered* tenants and grows with each piece that was short indeed.
+
+mod account;
+
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use cofferdam_tenant::TenantId;
+use slab::Slab;
+
+use crate::adaptive::{Concurrency, Evidence, Observed, Verdict};
+use crate::share::{Class, GateConfig, Policy, Reason, Rejection, Share};
+use crate::time::{SlotSeconds, Timestamp};
+
+pub use account::TenantUsage;
+use account::{Account, Lane, Queue, Rank, Running, Waiting};
+
+/// How often running work is charged for the time it has run so far.
+const RECHARGE_EVERY: Duration = Duration::from_millis(100);
+/// For how long measurements are gathered when the number of slots does not change.
+const WINDOW: Duration = Duration::from_secs(3);
+
+/// Waiting work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// Running work: the right to a slot, to be given back with [`Scheduler::complete`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a grant that is not completed holds its slot for ever"]
+pub struct Grant {
+    key: usize,
+    serial: u64,
+}
+
+/// The answer to a submission.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Submitted {
+    /// A slot was free: go.
+    Granted(Grant),
+    /// Wait for [`Scheduler::next_grant`] or [`Scheduler::next_rejected`] to name the ticket.
+    Queued(Ticket),
+    /// Not admitted.
+    Rejected(Rejection),
+}
+
+/// What a gate is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Usage {
+    /// Slots in all, as configured.
+    pub slots: u32,
+    /// Slots that are worth using now: fewer than configured when more only made everything slower.
+    pub open_slots: u32,
+    /// Of these, open to expensive work.
+    pub open_expensive: u32,
+    /// Slots held.
+    pub running: u32,
+    /// Of these, by expensive work.
+    pub expensive: u32,
+    /// Slots held beside these by nested work.
+    pub nested: u32,
+    /// Work waiting.
+    pub waiting: u32,
+    /// How many times longer work took lately than on a nearly empty gate; the median over active tenants. 1 when
+    /// unknown, and when the number of slots is fixed.
+    pub inflation: f64,
+}
+
+/// A tenant whose work waits, as [`Scheduler::pressures`] reports it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pressure {
+    /// Whose work.
+    pub tenant: TenantId,
+    /// Slots held.
+    pub running: u32,
+    /// Work waiting.
+    pub waiting: u32,
+    /// How long the first of it has waited.
+    pub oldest_wait: Duration,
+}
+
+/// Hands out the slots of one gate.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: GateConfig,
+    accounts: Vec<Account>,
+    index: HashMap<TenantId, usize>,
+    /// Σ weight of the registered tenants, and their number.
+    registered_weight: u64,
+    registered: u32,
+    /// Tenants that could take a slot now, least virtual time first, by [`Queue`].
+    ready: [BTreeSet<(Rank, usize)>; Queue::ALL.len()],
+    /// Tenants whose work waits for a bound of their own.
+    held: BTreeSet<(Rank, usize)>,
+    running: Slab<Running>,
+    /// Slots held, by the queue out of which they were granted.
+    held_by: [u32; Queue::ALL.len()],
+    nested: u32,
+    waiting: u32,
+    /// Σ over tenants of the reserved slots that they do not use: kept free for them.
+    unmet_reserved: u32,
+    deadlines: BTreeSet<(Timestamp, Ticket)>,
+    throttled: BTreeSet<(Timestamp, usize)>,
+    tickets: HashMap<Ticket, (usize, Class)>,
+    shed: Vec<(Ticket, Rejection)>,
+    virtual_time: f64,
+    next_id: u64,
+    now: Timestamp,
+    recharged_at: Timestamp,
+    concurrency: Concurrency,
+    /// Slots and expensive slots in use now, as the concurrency controller sets them.
+    open: [u32; 2],
+    /// Accounts with work completed in the controller's window, which has a number and a beginning.
+    touched: Vec<usize>,
+    window: u32,
+    window_since: Timestamp,
+    inflation: f64,
+}
+
+impl Scheduler {
+    /// A scheduler without tenants.
+    pub fn new(config: GateConfig) -> Self {
+        let mut scheduler = Self {
+            config,
+            accounts: Vec::new(),
+            index: HashMap::new(),
+            registered_weight: 0,
+            registered: 0,
+            ready: Default::default(),
+            held: BTreeSet::new(),
+            running: Slab::new(),
+            held_by: [0; Queue::ALL.len()],
+            nested: 0,
+            waiting: 0,
+            unmet_reserved: 0,
+            deadlines: BTreeSet::new(),
+            throttled: BTreeSet::new(),
+            tickets: HashMap::new(),
+            shed: Vec::new(),
+            virtual_time: 0.0,
+            next_id: 0,
+            now: Timestamp::default(),
+            recharged_at: Timestamp::default(),
+            concurrency: Concurrency::new(config.least_slots, config.slots),
+            open: [0; 2],
+            touched: Vec::new(),
+            window: 1,
+            window_since: Timestamp::default(),
+            inflation: 0.0,
+        };
+        scheduler.open_slots();
+        scheduler
+    }
+
+    /// Changes the slots. Work that runs keeps its slot even when there are fewer now.
+    pub fn configure(&mut self, config: GateConfig) {
+        self.config = config;
+        self.concurrency.set_bounds(config.least_slots, config.slots);
+        self.open_slots();
+        for account in 0..self.accounts.len() {
+            self.rank(account);
+        }
+    }
+
+    /// The slots as configured.
+    pub fn config(&self) -> GateConfig {
+        self.config
+    }
+
+    /// Registers a tenant, or changes its share.
+    pub fn register(&mut self, tenant: TenantId, share: Share) {
+        let account = self.account(tenant);
+        self.count_registered(account, false);
+        self.with_reservation(account, |a| a.share = share);
+        self.count_registered(account, true);
+        self.rank(account);
+    }
+
+    /// Forgets what a tenant is entitled to: it counts no more among those who divide the slots.
+    pub fn unregister(&mut self, tenant: TenantId) {
+        let Some(&account) = self.index.get(&tenant) else { return };
+        self.count_registered(account, false);
+        self.with_reservation(account, |a| a.share = Share::default());
+        self.rank(account);
+    }
+
+    /// A known tenant's share.
+    pub fn share(&self, tenant: TenantId) -> Option<Share> {
+        self.index.get(&tenant).map(|a| &self.accounts[*a]).filter(|a| a.registered).map(|a| a.share)
+    }
+
+    /// Lowers a tenant's limit for as long as its work elsewhere is stuck; `None` lifts that.
+    pub fn squeeze(&mut self, tenant: TenantId, limit: Option<u32>) {
+        let Some(&account) = self.index.get(&tenant) else { return };
+        if self.accounts[account].squeeze != limit {
+            self.accounts[account].squeeze = limit;
+            self.rank(account);
+        }
+    }
+
+    /// Charges bytes that were moved for a tenant to its byte budget.
+    pub fn charge_bytes(&mut self, now: Timestamp, tenant: TenantId, bytes: u64) {
+        let Some(&account) = self.index.get(&tenant) else { return };
+        let a = &mut self.accounts[account];
+        if let Some(allowance) = a.share.bytes {
+            a.bytes.charge(allowance, now, bytes as f64);
+            self.rank(account);
+        }
+    }
+
+    /// Asks for a slot. A tenant that nobody registered gets the default share.
+    pub fn submit(&mut self, now: Timestamp, tenant: TenantId, class: Class, deadline: Timestamp) -> Submitted {
+        self.advance(now);
+        let account = self.account(tenant);
+        let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
+        let a = &mut self.accounts[account];
+        a.wake(now, entitlement);
+        // Whoever has nothing waiting has no claim on what it did not use, also while something of its runs.
+        if a.usage.waiting == 0 {
+            a.virtual_time = a.virtual_time.max(floor);
+        }
+        // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
+        if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {
+            return Submitted::Granted(self.start(account, class, now, false));
+        }
+        if self.config.policy == Policy::Fair
+            && let Some(rejection) = self.turned_away(account, class, deadline)
+        {
+            return Submitted::Rejected(rejection);
+        }
+        let ticket = Ticket(self.id());
+        let waiting = Waiting { ticket, since: now, deadline };
+        self.accounts[account].queues[class as usize].push_back(waiting);
+        self.accounts[account].usage.waiting += 1;
+        self.waiting += 1;
+        self.tickets.insert(ticket, (account, class));
+        self.deadlines.insert((deadline, ticket));
+        self.rank(account);
+        Submitted::Queued(ticket)
+    }
+
+    /// Asks for a slot for work without which other work, that holds a slot of the same tenant, cannot finish: Odoo
+    /// opens a second transaction inside the first. It does not wait for the slots of the gate or the tenant's limit,
+    /// or two tenants could block each other for ever; it comes out of the overdraft, at most one for each slot that
+    /// the tenant holds. Without room there it is submitted like any other.
+    pub fn submit_nested(&mut self, now: Timestamp, tenant: TenantId, class: Class, deadline: Timestamp) -> Submitted {
+        self.advance(now);
+        let account = self.account(tenant);
+        let a = &self.accounts[account].usage;
+        if self.config.policy == Policy::Fair && a.nested < a.running && self.nested < self.config.overdraft {
+            return Submitted::Granted(self.start(account, class, now, true));
+        }
+        self.submit(now, tenant, class, deadline)
+    }
+
+    /// The waiting work that gets a slot now, if any. To be called until it returns `None` after each completion,
+    /// cancellation, [`advance`](Self::advance) and reconfiguration.
+    pub fn next_grant(&mut self, now: Timestamp) -> Option<(Ticket, Grant)> {
+        self.now = self.now.max(now);
+        let (account, queue) = self.peek()?;
+        let (class, _) = self.candidate(account, queue.lane())?;
+        let a = &mut self.accounts[account];
+        let waiting = a.queues[class as usize].pop_front()?;
+        a.usage.waiting -= 1;
+        self.waiting -= 1;
+        self.tickets.remove(&waiting.ticket);
+        self.deadlines.remove(&(waiting.deadline, waiting.ticket));
+        let grant = self.start(account, class, waiting.since, false);
+        Some((waiting.ticket, grant))
+    }
+
+    /// Gives a slot back and charges what the work really took.
+    pub fn complete(&mut self, now: Timestamp, grant: Grant) {
+        self.advance(now);
+        if self.running.get(grant.key).is_none_or(|r| r.grant != grant) {
+            return;
+        }
+        let run = self.running.remove(grant.key);
+        let actual = now.since(run.since).as_secs_f64();
+        let calm = run.calm && self.is_calm();
+        let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
+        let evidence = run.since >= self.concurrency.changed();
+        let a = &mut self.accounts[run.account];
+        a.learn(run.class, actual);
+        if !self.concurrency.is_fixed() {
+            let inflation = a.baselines[run.class as usize].learn(actual, calm);
+            if evidence && a.seen.add(self.window, inflation) {
+                self.touched.push(run.account);
+            }
+        }
+        if short && !run.nested {
+            a.trust = a.trust.saturating_add(1).min(self.config.slots);
+        }
+        a.usage.used += SlotSeconds(actual);
+        a.virtual_time += (actual - run.charged) / f64::from(a.share.weight);
+        a.class_running[run.class as usize] -= 1;
+        a.bill(now, actual - run.billed);
+        if run.nested {
+            self.nested -= 1;
+            a.usage.nested -= 1;
+        } else {
+            self.held_by[run.queue as usize] -= 1;
+            a.short -= u32::from(run.queue != Queue::Expensive);
+            self.with_reservation(run.account, |a| a.usage.running -= 1);
+        }
+        let a = &mut self.accounts[run.account];
+        if a.usage.running == 0 {
+            a.idle_since = now;
+        }
+        self.rank(run.account);
+    }
+
+    /// Takes waiting work out of its queue. False when it was not waiting any more.
+    pub fn cancel(&mut self, ticket: Ticket) -> bool {
+        let Some((account, class)) = self.tickets.remove(&ticket) else { return false };
+        let queue = &mut self.accounts[account].queues[class as usize];
+        let Some(position) = queue.iter().position(|w| w.ticket == ticket) else { return false };
+        if let Some(waiting) = queue.remove(position) {
+            self.deadlines.remove(&(waiting.deadline, ticket));
+        }
+        self.accounts[account].usage.waiting -= 1;
+        self.waiting -= 1;
+        self.rank(account);
+        true
+    }
+
+    /// The next waiting work that is not going to be served: its deadline has passed, or it was shed.
+    pub fn next_rejected(&mut self, now: Timestamp) -> Option<(Ticket, Rejection)> {
+        if let Some(shed) = self.shed.pop() {
+            return Some(shed);
+        }
+        let (deadline, ticket) = *self.deadlines.first()?;
+        if deadline > now {
+            return None;
+        }
+        self.expire(now, ticket).map(|r| (ticket, r))
+    }
+
+    /// Takes waiting work out of its queue because its deadline has passed, and says why it had to wait.
+    /// `None` when it was not waiting any more.
+    pub fn expire(&mut self, now: Timestamp, ticket: Ticket) -> Option<Rejection> {
+        self.now = self.now.max(now);
+        let (account, class) = *self.tickets.get(&ticket)?;
+        let since = self.accounts[account].queues[class as usize].iter().find(|w| w.ticket == ticket)?.since;
+        let own = (self.config.policy == Policy::Fair).then(|| self.accounts[account].own_reason(self.now, class));
+        let reason = own.flatten().unwrap_or(Reason::GateBusy { slots: self.config.slots });
+        self.cancel(ticket);
+        Some(self.reject(account, reason, now.since(since)))
+    }
+
+    /// The earliest moment at which [`advance`](Self::advance) has something to do that no other call would notice:
+    /// a deadline, or a budget that has recovered.
+    pub fn next_event(&self) -> Option<Timestamp> {
+        let deadline = self.deadlines.first().map(|(d, _)| *d);
+        let throttled = self.throttled.first().map(|(t, _)| *t);
+        deadline.into_iter().chain(throttled).min()
+    }
+
+    /// Lets time pass: charges running work for the time it has run, moves work that turned out to be expensive to the
+    /// other lane, lets budgets recover, and adapts the number of slots. Every other call that takes the time does so
+    /// too; a gate without traffic wants it about every 100 ms.
+    pub fn advance(&mut self, now: Timestamp) {
+        self.now = self.now.max(now);
+        while let Some(&(at, account)) = self.throttled.first()
+            && at <= self.now
+        {
+            self.throttled.pop_first();
+            self.accounts[account].throttled = None;
+            self.rank(account);
+        }
+        if now.since(self.recharged_at) >= RECHARGE_EVERY {
+            self.recharged_at = now;
+            self.recharge();
+        }
+        if self.concurrency.is_due(now) {
+            self.adapt();
+        }
+    }
+
+    /// What the gate is doing.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            slots: self.config.slots,
+            open_slots: self.open[0],
+            open_expensive: self.open[1],
+            running: self.in_slots(),
+            expensive: self.held_by[Queue::Expensive as usize],
+            nested: self.nested,
+            waiting: self.waiting,
+            inflation: self.inflation.exp(),
+        }
+    }
+
+    /// What one tenant uses, running work included up to `now`.
+    pub fn tenant_usage(&self, now: Timestamp, tenant: TenantId) -> TenantUsage {
+        let Some(&account) = self.index.get(&tenant) else { return TenantUsage::default() };
+        let a = &self.accounts[account];
+        let mut usage = a.usage;
+        usage.squeezed_to = a.squeeze;
+        usage.throttled = a.held_back(now).is_some();
+        usage.work_balance = a.share.work.map(|w| a.work.balance(w, now));
+        for (_, run) in self.running.iter().filter(|(_, r)| r.account == account) {
+            usage.used += now.since(run.since).into();
+        }
+        usage
+    }
+
+    /// The tenants whose work waits now.
+    pub fn pressures(&self, now: Timestamp) -> Vec<Pressure> {
+        let mut accounts: Vec<usize> =
+            self.ready.iter().flatten().chain(&self.held).map(|(_, account)| *account).collect();
+        accounts.sort_unstable();
+        accounts.dedup();
+        let describe = |account: usize| {
+            let a = &self.accounts[account];
+            let since = a.queues.iter().filter_map(|q| q.front()).map(|w| w.since).min().unwrap_or(now);
+            Pressure {
+                tenant: a.tenant,
+                running: a.usage.running + a.usage.nested,
+                waiting: a.usage.waiting,
+                oldest_wait: now.since(since),
+            }
+        };
+        accounts.into_iter().map(describe).collect()
+    }
+
+    /// The gate's virtual time, which never goes back.
+    pub fn virtual_time(&self) -> f64 {
+        self.virtual_time
+    }
+
+    fn account(&mut self, tenant: TenantId) -> usize {
+        if let Some(&account) = self.index.get(&tenant) {
+            return account;
+        }
+        let account = self.accounts.len();
+        self.accounts.push(Account::new(tenant, self.virtual_time));
+        self.index.insert(tenant, account);
+        account
+    }
+
+    fn count_registered(&mut self, account: usize, registered: bool) {
+        let a = &mut self.accounts[account];
+        if a.registered {
+            self.registered_weight -= u64::from(a.share.weight);
+            self.registered -= 1;
+        }
+        a.registered = registered;
+        if registered {
+            self.registered_weight += u64::from(a.share.weight);
+            self.registered += 1;
+        }
+    }
+
+    /// The tenant's part of the slots among all registered tenants, active or not; at least 2, and its reservation.
+    fn entitlement(&self, account: usize) -> u32 {
+        let share = &self.accounts[account].share;
+        let weight = u64::from(share.weight);
+        let part = u64::from(self.config.slots) * weight / self.registered_weight.max(weight);
+        u32::try_from(part).unwrap_or(u32::MAX).max(share.reserved).max(2)
+    }
+
+    fn start(&mut self, account: usize, class: Class, since: Timestamp, nested: bool) -> Grant {
+        let now = self.now;
+        let serial = self.id();
+        let calm = self.is_calm();
+        let queue = self.queue(account, self.lane(account, class));
+        let a = &mut self.accounts[account];
+        let charged = f64::from(a.estimates[class as usize]);
+        self.virtual_time = self.virtual_time.max(a.virtual_time);
+        a.virtual_time += charged / f64::from(a.share.weight);
+        a.usage.granted += 1;
+        a.usage.waited += now.since(since);
+        a.class_running[class as usize] += 1;
+        if let Some(rate) = a.share.rate {
+            a.rate.take(rate, now);
+        }
+        if nested {
+            self.nested += 1;
+            a.usage.nested += 1;
+        } else {
+            self.held_by[queue as usize] += 1;
+            a.short += u32::from(queue != Queue::Expensive);
+            self.with_reservation(account, |a| a.usage.running += 1);
+        }
+        let entry = self.running.vacant_entry();
+        let grant = Grant { key: entry.key(), serial };
+        entry.insert(Running {
+            grant: Grant { key: grant.key, serial },
+            account,
+            class,
+            since: now,
+            charged,
+            billed: 0.0,
+            queue,
+            nested,
+            calm,
+        });
+        self.rank(account);
+        grant
+    }
+
+    /// Why a submission is not even queued.
+    fn turned_away(&mut self, account: usize, class: Class, deadline: Timestamp) -> Option<Rejection> {
+        let a = &self.accounts[account];
+        if a.usage.waiting >= a.share.queue {
+            let reason = Reason::QueueFull { queue: a.share.queue };
+            return Some(self.reject(account, reason, Duration::ZERO));
+        }
+        let queue = a.share.classes[class as usize].queue;
+        if a.queues[class as usize].len() as u64 >= u64::from(queue) {
+            return Some(self.reject(account, Reason::ClassLimit { class, limit: queue }, Duration::ZERO));
+        }
+        if let Some((lifts, reason)) = a.held_back(self.now) {
+            // Those who wait already go first, one interval each.
+            let ahead = a.share.rate.map_or(Duration::ZERO, |r| r.interval() * a.usage.waiting);
+            let turn = lifts + ahead;
+            if turn > deadline {
+                let mut rejection = self.reject(account, reason, Duration::ZERO);
+                rejection.retry_after = turn.since(self.now).max(Duration::from_secs(1));
+                return Some(rejection);
+            }
+        }
+        (self.waiting >= self.config.queue).then(|| self.shed(account, class)).flatten()
+    }
+
+    /// Makes room among the waiting: the tenant furthest over its share loses its youngest work of the lowest class.
+    /// Returns a rejection when that is the very work that is being submitted.
+    fn shed(&mut self, submitter: usize, class: Class) -> Option<Rejection> {
+        let reason = Reason::Shed { queue: self.config.queue };
+        let last = self.ready.iter().chain([&self.held]).filter_map(BTreeSet::last);
+        let furthest = last.max_by(|a, b| a.0.virtual_time.total_cmp(&b.0.virtual_time)).map(|(_, account)| *account);
+        let lowest = |a: &Account| Class::ALL.into_iter().rev().find(|c| !a.queues[*c as usize].is_empty());
+        let victim = furthest.filter(|f| {
+            let (theirs, mine) = (&self.accounts[*f], &self.accounts[submitter]);
+            *f == submitter || theirs.virtual_time > mine.virtual_time
+        });
+        let Some(victim) = victim else { return Some(self.reject(submitter, reason, Duration::ZERO)) };
+        let Some(lost) = lowest(&self.accounts[victim]).filter(|lost| victim != submitter || *lost > class) else {
+            return Some(self.reject(submitter, reason, Duration::ZERO));
+        };
+        let Some(waiting) = self.accounts[victim].queues[lost as usize].back().copied() else {
+            return Some(self.reject(submitter, reason, Duration::ZERO));
+        };
+        self.cancel(waiting.ticket);
+        let rejection = self.reject(victim, reason, self.now.since(waiting.since));
+        self.shed.push((waiting.ticket, rejection));
+        None
+    }
+
+    fn reject(&mut self, account: usize, reason: Reason, waited: Duration) -> Rejection {
+        let a = &mut self.accounts[account];
+        a.usage.rejected += 1;
+        let mean = a.usage.used.0 / (a.usage.granted.max(1) as f64);
+        let lanes = f64::from(a.share.limit.min(self.config.slots).max(1));
+        let seconds = (f64::from(a.usage.waiting + 1) * mean / lanes).clamp(1.0, 60.0);
+        Rejection { tenant: a.tenant, reason, waited, retry_after: Duration::from_secs_f64(seconds.ceil()) }
+    }
+
+    /// Charges work that runs longer than was charged for, and moves it to the expensive lane when it belongs there.
+    fn recharge(&mut self) {
+        let threshold = self.config.expensive_from.as_secs_f64();
+        let mut touched = Vec::new();
+        for (_, run) in &mut self.running {
+            let elapsed = self.now.since(run.since).as_secs_f64();
+            let a = &mut self.accounts[run.account];
+            if elapsed > run.charged {
+                a.virtual_time += (elapsed - run.charged) / f64::from(a.share.weight);
+                run.charged = elapsed;
+                touched.push(run.account);
+            }
+            if a.share.work.is_some() && elapsed > run.billed {
+                a.bill(self.now, elapsed - run.billed);
+                run.billed = elapsed;
+                touched.push(run.account);
+            }
+            if elapsed >= threshold && run.queue != Queue::Expensive {
+                if !run.nested {
+                    self.held_by[run.queue as usize] -= 1;
+                    self.held_by[Queue::Expensive as usize] += 1;
+                    a.short -= 1;
+                    a.trust /= 2;
+                }
+                run.queue = Queue::Expensive;
+                // Do not wait for its end to know that this tenant's work of this kind is long.
+                a.learn(run.class, elapsed);
+                touched.push(run.account);
+            }
+        }
+        for account in touched {
+            let entitlement = self.entitlement(account);
+            self.accounts[account].trust = self.accounts[account].trust.max(entitlement);
+            self.rank(account);
+        }
+    }
+
+    /// One step of the controller of the number of slots.
+    fn adapt(&mut self) {
+        let evidence = self.evidence();
+        let observed = Observed {
+            limited: self.ready.iter().any(|set| !set.is_empty()),
+            evidence,
+            excess: self.in_slots() > self.open[0],
+        };
+        if let Some(evidence) = evidence {
+            self.inflation = evidence.inflation.max(0.0);
+        } else if self.now.since(self.window_since) >= WINDOW {
+            self.inflation = 0.0;
+        }
+        if self.concurrency.step(self.now, observed) == Verdict::Rebase {
+            for account in &self.touched {
+                self.accounts[*account].baselines.iter_mut().for_each(crate::adaptive::Baseline::rebase);
+            }
+        }
+        if self.concurrency.changed() == self.now || self.now.since(self.window_since) >= WINDOW {
+            self.touched.clear();
+            self.window = self.window.wrapping_add(1);
+            self.window_since = self.now;
+        }
+        self.open_slots();
+    }
+
+    /// The inflation that the active tenants see: the median, each tenant with one voice, and its standard error.
+    fn evidence(&self) -> Option<Evidence> {
+        let mut means: Vec<f64> = self.touched.iter().map(|a| self.accounts[*a].seen.mean()).collect();
+        let count = means.len();
+        let variance: f64 = self.touched.iter().map(|a| self.accounts[*a].seen.variance_of_mean()).sum();
+        let (_, median, _) = (count > 0).then(|| means.select_nth_unstable_by(count / 2, f64::total_cmp))?;
+        // The median of normal errors is a quarter less sure than their mean.
+        Some(Evidence { inflation: *median, error: 1.25 * variance.sqrt() / count as f64 })
+    }
+
+    /// Sets the slots in use from the controller's level.
+    fn open_slots(&mut self) {
+        let between = |least: u32, most: u32| {
+            let least = least.min(most);
+            least + (f64::from(most - least) * self.concurrency.fraction()).round() as u32
+        };
+        let (least, most) = (self.config.least_slots, self.config.slots);
+        let expensive = self.config.expensive_slots.clamp(1, most.max(1));
+        // With few slots half of them stay with short work, whatever part it is with many.
+        let least_expensive = if least >= most { expensive } else { (least / 2).max(1) };
+        self.open = [between(least, most).max(1), between(least_expensive, expensive).max(1)];
+    }
+
+    /// Whether so little runs that how long work takes now is how long it takes.
+    fn is_calm(&self) -> bool {
+        self.running.len() as u32 <= (self.config.least_slots / 2).max(1)
+    }
+
+    fn lane(&self, account: usize, class: Class) -> Lane {
+        let expected = f64::from(self.accounts[account].estimates[class as usize]);
+        if expected >= self.config.expensive_from.as_secs_f64() { Lane::Expensive } else { Lane::Short }
+    }
+
+    /// Work in slots, nested work not counted.
+    fn in_slots(&self) -> u32 {
+        self.held_by.iter().sum()
+    }
+
+    /// The most slots that one tenant may hold while there are others: never all of them.
+    fn single_tenant_limit(&self) -> u32 {
+        if self.registered > 1 { (self.open[0] - 1).max(1) } else { u32::MAX }
+    }
+
+    /// Under which condition a tenant's work in a lane gets a slot.
+    fn queue(&self, account: usize, lane: Lane) -> Queue {
+        let a = &self.accounts[account];
+        let modest = a.usage.running == 0 && a.usage.waiting <= 1;
+        match lane {
+            Lane::Short if modest || a.usage.running < a.share.reserved => Queue::First,
+            Lane::Short => Queue::More,
+            Lane::Expensive => Queue::Expensive,
+        }
+    }
+
+    fn may_start(&self, account: usize, class: Class) -> bool {
+        let a = &self.accounts[account];
+        let lane = self.lane(account, class);
+        match self.config.policy {
+            Policy::Fifo => self.in_slots() < self.config.slots,
+            Policy::Fair => {
+                a.usage.running < a.limit().min(self.single_tenant_limit())
+                    && a.class_has_room(class)
+                    && a.throttled.is_none()
+                    && a.held_back(self.now).is_none()
+                    && (lane == Lane::Expensive || a.short < a.trust)
+                    && self.has_free_slot(self.queue(account, lane), a.usage.running < a.share.reserved)
+            }
+        }
+    }
+
+    /// Whether a slot is free for a queue: for a tenant below its reservation any, for others only what is not kept
+    /// for those.
+    fn has_free_slot(&self, queue: Queue, below_reserved: bool) -> bool {
+        let [first, more, expensive] = self.held_by;
+        let running = first + more + expensive;
+        if self.config.policy == Policy::Fifo {
+            return running < self.config.slots;
+        }
+        let [open, open_expensive] = self.open;
+        let kept = if below_reserved { 0 } else { self.unmet_reserved };
+        // Expensive work beyond its part was mistaken for short, or was admitted when there were more slots: short
+        // work need not wait for it where the server can bear more.
+        let bearable = expensive.min(open_expensive);
+        let is_open = first + more + bearable + kept < open && running + kept < self.config.slots + self.config.overdraft;
+        // What is kept from expensive work is kept from a storm of short work too, and half of it from both together.
+        let spare = if self.registered > 1 { open - open_expensive } else { 0 };
+        let is_shared = more + bearable + kept < open - spare / 2;
+        match queue {
+            Queue::First => is_open,
+            Queue::More => is_open && is_shared && more + kept < (open - spare).max(open / 2).max(1),
+            Queue::Expensive if below_reserved => is_open,
+            Queue::Expensive => running + kept < open && is_shared && expensive < open_expensive,
+        }
+    }
+
+    /// The account that gets the next slot, and out of which queue.
+    fn peek(&self) -> Option<(usize, Queue)> {
+        let heads = Queue::ALL.into_iter().filter_map(|queue| self.first_ready(queue).map(|(r, a)| (r, a, queue)));
+        heads.min_by_key(|(rank, _, _)| *rank).map(|(_, account, queue)| (account, queue))
+    }
+
+    fn first_ready(&self, queue: Queue) -> Option<(Rank, usize)> {
+        let most = self.single_tenant_limit();
+        // At most a tenant or two can be at the limit of a single one: this looks at few.
+        let (rank, account) = self.ready[queue as usize]
+            .iter()
+            .find(|(_, a)| self.config.policy == Policy::Fifo || self.accounts[*a].usage.running < most)
+            .copied()?;
+        self.has_free_slot(queue, !rank.above_reserved).then_some((rank, account))
+    }
+
+    fn candidate(&self, account: usize, lane: Lane) -> Option<(Class, Ticket)> {
+        self.accounts[account].candidate(|class| self.lane(account, class) == lane)
+    }
+
+    /// Puts the account where it belongs in the ready sets after anything about it has changed.
+    fn rank(&mut self, account: usize) {
+        self.throttle(account);
+        let ranks = Lane::ALL.map(|lane| self.rank_in(account, lane).map(|rank| (self.queue(account, lane), rank)));
+        let a = &mut self.accounts[account];
+        for (lane, place) in ranks.into_iter().enumerate() {
+            if a.ready_as[lane] == place {
+                continue;
+            }
+            if let Some((queue, old)) = a.ready_as[lane].take() {
+                self.ready[queue as usize].remove(&(old, account));
+            }
+            if let Some((queue, new)) = place {
+                self.ready[queue as usize].insert((new, account));
+                a.ready_as[lane] = place;
+            }
+        }
+        let held = (a.usage.waiting > 0 && ranks == [None, None]).then_some(Rank {
+            above_reserved: true,
+            virtual_time: a.virtual_time,
+            arrival: 0,
+        });
+        if a.held_as != held {
+            if let Some(old) = a.held_as.take() {
+                self.held.remove(&(old, account));
+            }
+            if let Some(new) = held {
+                self.held.insert((new, account));
+                a.held_as = Some(new);
+            }
+        }
+    }
+
+    /// Notes until when rate and budgets hold an account back that has something waiting.
+    fn throttle(&mut self, account: usize) {
+        let a = &mut self.accounts[account];
+        let until = (a.usage.waiting > 0 && self.config.policy == Policy::Fair).then(|| a.held_back(self.now)).flatten();
+        let until = until.map(|(at, _)| at);
+        if a.throttled != until {
+            if let Some(old) = a.throttled.take() {
+                self.throttled.remove(&(old, account));
+            }
+            if let Some(new) = until {
+                self.throttled.insert((new, account));
+                a.throttled = Some(new);
+            }
+        }
+    }
+
+    fn rank_in(&self, account: usize, lane: Lane) -> Option<Rank> {
+        let a = &self.accounts[account];
+        if a.usage.waiting == 0 {
+            return None;
+        }
+        let (_, first) = self.candidate(account, lane)?;
+        match self.config.policy {
+            Policy::Fifo => Some(Rank { above_reserved: false, virtual_time: 0.0, arrival: first.0 }),
+            Policy::Fair if a.usage.running >= a.limit() || a.throttled.is_some() => None,
+            Policy::Fair if lane == Lane::Short && a.short >= a.trust => None,
+            Policy::Fair => Some(Rank {
+                above_reserved: a.usage.running >= a.share.reserved,
+                virtual_time: a.virtual_time,
+                arrival: first.0,
+            }),
+        }
+    }
+
+    /// Changes an account and keeps the sum of unmet reservations true.
+    fn with_reservation(&mut self, account: usize, change: impl FnOnce(&mut Account)) {
+        let a = &mut self.accounts[account];
+        self.unmet_reserved -= a.unmet_reserved();
+        change(a);
+        self.unmet_reserved += a.unmet_reserved();
+    }
+
+    fn id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+impl Account {
+    /// Charges seconds of work to the work budget.
+    fn bill(&mut self, now: Timestamp, seconds: f64) {
+        if let Some(allowance) = self.share.work {
+            self.work.charge(allowance, now, seconds.max(0.0) * 1_000.0);
+        }
+    }
+}
