@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::files::{SystemSecrets, load_sources};
 use crate::gateway::{Gateway, Inner, Origin};
 use crate::listeners::Listening;
-use crate::{view, watch};
+use crate::{coupling, view, watch};
 
 /// Why a gateway could not start.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +135,8 @@ impl Builder {
         let catalog = Arc::new(read_catalog(origin.clone(), Arc::clone(&secrets), None).await?);
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::since(Instant::now()));
         let http = catalog.http.is_some().then(|| HttpPlane::new(&catalog, Arc::clone(&clock))).transpose()?;
-        let postgres = catalog.postgres.is_some().then(|| PostgresPlane::new(&catalog, clock)).transpose()?;
+        let postgres =
+            catalog.postgres.is_some().then(|| PostgresPlane::new(&catalog, Arc::clone(&clock))).transpose()?;
 
         let count = match self.runtimes {
             Runtimes::Callers => 1,
@@ -183,9 +184,14 @@ impl Builder {
                 });
             }
         }
+        if let Some(plane) = &inner.http {
+            inner.tasks.spawn(Arc::clone(plane).housekeeping());
+        }
         if let Some(plane) = &inner.postgres {
             inner.tasks.spawn(Arc::clone(plane).housekeeping());
         }
+        // Not one of the tasks that are waited for: it ends with the gateway.
+        tokio::spawn(coupling::run(Arc::downgrade(&inner), clock));
         if self.watch {
             watch::start(&inner);
         }

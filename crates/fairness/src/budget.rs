@@ -92,7 +92,9 @@ impl Postpaid {
         if debt < 0.0 {
             return Timestamp::default();
         }
-        self.at + Duration::from_secs_f64((debt / allowance.per_second.max(1) as f64).min(1e9)) + Duration::from_nanos(1)
+        self.at
+            + Duration::from_secs_f64((debt / allowance.per_second.max(1) as f64).min(1e9))
+            + Duration::from_nanos(1)
     }
 
     /// Units left of the burst; negative in debt.

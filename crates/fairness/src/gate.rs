@@ -11,10 +11,10 @@ use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use cofferdam_tenant::TenantId;
+use cofferdam_tenant::{Class, TenantId};
 
 use crate::scheduler::{Grant, Pressure, Scheduler, Submitted, TenantUsage, Ticket, Usage};
-use crate::share::{Class, GateConfig, Rejection, Share};
+use crate::share::{GateConfig, Rejection, Share};
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::time::{Clock, Timestamp};
 

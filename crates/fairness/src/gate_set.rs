@@ -64,6 +64,13 @@ impl GateSet {
         }
     }
 
+    /// Lets time pass for all of them: see [`Gate::advance`].
+    pub fn advance(&self) {
+        for (_, gate) in self.all() {
+            gate.advance();
+        }
+    }
+
     /// A gate by name.
     pub fn get(&self, name: &str) -> Option<Arc<Gate>> {
         self.gates.read().unwrap_or_else(PoisonError::into_inner).get(name).map(|e| Arc::clone(&e.gate))

@@ -45,13 +45,14 @@ mod time;
 
 pub use breaker::{Breaker, BreakerConfig, RetryBudget};
 pub use budget::{Allowance, Gcra, Postpaid, Rate};
+pub use cofferdam_tenant::Class;
 #[cfg(feature = "gate")]
 pub use gate::{Acquire, Gate, Permit};
 #[cfg(feature = "gate")]
 pub use gate_set::{GateSet, GateSpec};
 pub use ledger::{Ledger, LedgerConfig, Verdict};
 pub use scheduler::{Grant, Pressure, Scheduler, Submitted, TenantUsage, Ticket, Usage};
-pub use share::{Class, ClassShare, GateConfig, Policy, Reason, Rejection, Share};
+pub use share::{ClassShare, GateConfig, Policy, Reason, Rejection, Share};
 #[cfg(feature = "gate")]
 pub use time::{Clock, MonotonicClock};
 pub use time::{SlotSeconds, Timestamp};

@@ -3,83 +3,28 @@
 use std::fmt;
 use std::time::Duration;
 
-use cofferdam_tenant::{PlaneQuota, Scheduling, TenantId};
+use cofferdam_tenant::{Class, PerSecond, PlaneQuota, Scheduling, TenantId};
 
 use crate::budget::{Allowance, Rate};
 
-/// What kind of work a request is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Class {
-    /// A page somebody waits for.
-    Interactive = 0,
-    /// A call by a client program or by the web client behind a page.
-    Rpc,
-    /// A static file that Odoo still has to serve.
-    Static,
-    /// A WebSocket handshake.
-    Websocket,
-    /// Administration.
-    Admin,
-    /// A report: seconds to minutes.
-    Report,
-    /// Imports, exports, uploads.
-    Bulk,
-    /// Scheduled jobs.
-    Background,
+/// How much later than it came work counts when one tenant's own classes compete. A head start and not a strict
+/// priority: nothing starves.
+pub(crate) fn handicap(class: Class) -> Duration {
+    Duration::from_millis(match class {
+        Class::Interactive | Class::Static | Class::Websocket | Class::Admin => 0,
+        Class::Rpc => 50,
+        Class::Report => 1_000,
+        Class::Bulk | Class::Background => 2_000,
+    })
 }
 
-impl Class {
-    /// All classes.
-    pub const ALL: [Self; 8] = [
-        Self::Interactive,
-        Self::Rpc,
-        Self::Static,
-        Self::Websocket,
-        Self::Admin,
-        Self::Report,
-        Self::Bulk,
-        Self::Background,
-    ];
-
-    /// Its place in [`Class::ALL`].
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The name used in metrics and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Interactive => "interactive",
-            Self::Rpc => "rpc",
-            Self::Static => "static",
-            Self::Websocket => "websocket",
-            Self::Admin => "admin",
-            Self::Report => "report",
-            Self::Bulk => "bulk",
-            Self::Background => "background",
-        }
-    }
-
-    /// How much later than it came a request counts when one tenant's own classes compete. A head start and not a
-    /// strict priority: nothing starves.
-    pub(crate) fn handicap(self) -> Duration {
-        Duration::from_millis(match self {
-            Self::Interactive | Self::Static | Self::Websocket | Self::Admin => 0,
-            Self::Rpc => 50,
-            Self::Report => 1_000,
-            Self::Bulk | Self::Background => 2_000,
-        })
-    }
-
-    /// What work of this class is believed to cost before the first of it was measured, in slot-seconds.
-    pub(crate) fn first_estimate(self) -> f32 {
-        match self {
-            Self::Static | Self::Websocket => 0.005,
-            Self::Interactive | Self::Rpc | Self::Admin => 0.02,
-            Self::Report | Self::Bulk => 2.0,
-            Self::Background => 0.5,
-        }
+/// What work of a class is believed to cost before the first of it was measured, in slot-seconds.
+pub(crate) fn first_estimate(class: Class) -> f32 {
+    match class {
+        Class::Static | Class::Websocket => 0.005,
+        Class::Interactive | Class::Rpc | Class::Admin => 0.02,
+        Class::Report | Class::Bulk => 2.0,
+        Class::Background => 0.5,
     }
 }
 
@@ -193,12 +138,17 @@ impl Default for Share {
 impl Share {
     /// The share that a plan gives on one plane.
     pub fn from_quota(weight: u32, quota: &PlaneQuota) -> Self {
+        let allowance = |p: PerSecond| Allowance { per_second: p.amount, burst: p.burst };
+        let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Self {
             weight: weight.max(1),
             reserved: quota.reserved,
             limit: quota.limit.max(1),
             queue: quota.queue,
-            ..Self::default()
+            rate: quota.rate.map(|r| Rate::per_second(count(r.amount), count(r.burst))),
+            work: quota.work.map(allowance),
+            bytes: quota.bandwidth.map(allowance),
+            classes: quota.classes.map(|c| ClassShare { limit: c.limit.max(1), queue: c.queue }),
         }
     }
 }
@@ -299,10 +249,16 @@ impl fmt::Display for Rejection {
                 write!(f, "the tenant's budget of {per_second} bytes a second is used up (waited {waited:.1} s)")?;
             }
             Reason::DatabaseQueued { limit } => {
-                write!(f, "the tenant's database work is queued, so it may have {limit} at once for now; waited {waited:.1} s")?;
+                write!(
+                    f,
+                    "the tenant's database work is queued, so it may have {limit} at once for now; waited {waited:.1} s"
+                )?;
             }
             Reason::Shed { queue } => {
-                write!(f, "the queue of all tenants is full (limit {queue}) and this tenant is furthest over its share")?;
+                write!(
+                    f,
+                    "the queue of all tenants is full (limit {queue}) and this tenant is furthest over its share"
+                )?;
             }
             Reason::GateBusy { slots } => write!(f, "all {slots} slots were busy for {waited:.1} s")?,
         }

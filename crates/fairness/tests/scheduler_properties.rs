@@ -128,7 +128,10 @@ impl Model {
 
 fn shares() -> impl Strategy<Value = Vec<Share>> {
     proptest::collection::vec((1u32..5, 0u32..1, 1u32..6, 0u32..6), 5).prop_map(|shares| {
-        shares.into_iter().map(|(weight, reserved, limit, queue)| Share { weight, reserved, limit, queue, ..Share::default() }).collect()
+        shares
+            .into_iter()
+            .map(|(weight, reserved, limit, queue)| Share { weight, reserved, limit, queue, ..Share::default() })
+            .collect()
     })
 }
 

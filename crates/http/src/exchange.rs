@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use cofferdam_fairness::{Class, Permit};
 use cofferdam_tenant::{Endpoint, Tenant, normalize_host};
 use http::{Method, header};
@@ -13,6 +14,7 @@ use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
 use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 use tokio::net::TcpStream;
 
+use crate::backlog::Backlog;
 use crate::headers::{self, Forwarded};
 use crate::plane::{HttpPlane, InFlight, PoolAccess, Snapshot};
 use crate::reply::{self, Refusal};
@@ -222,6 +224,9 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
         }
         spool.push(&chunk).await.map_err(|error| spool_failed(&error))?;
     }
+    if request.tenant.plan.http.bandwidth.is_some() {
+        request.access.gate.charge_bytes(request.tenant.id, spool.len());
+    }
     spool.rewind().await.map_err(|error| spool_failed(&error))?;
     Ok(Some(spool))
 }
@@ -234,7 +239,7 @@ fn spool_failed(error: &std::io::Error) -> Failure {
 /// Waits for a worker slot, and notices when the client leaves meanwhile.
 async fn slot(request: &Request<'_>, class: Class, session: &mut ClientSession) -> Result<Permit, Failure> {
     let tenant = request.tenant;
-    let max_wait = tenant.plan.http.max_wait;
+    let max_wait = tenant.plan.http.max_wait(class);
     let mut acquire = request.access.gate.acquire(tenant.id, class, max_wait);
     let mut timer = pin!(tokio::time::sleep(max_wait));
     let outcome = tokio::select! {
@@ -261,12 +266,19 @@ async fn send(
     let mut connected = None;
     // Nothing has been sent yet, so trying the next server is safe whatever the method.
     for load in request.access.order(request.tenant.slug.as_str()) {
+        if !load.may_be_tried(request.plane.now()) {
+            continue;
+        }
         match connect(&load.server.address, pool.connect_timeout).await {
             Ok(server) => {
+                load.connected();
                 connected = Some((server, load.begin()));
                 break;
             }
-            Err(error) => tracing::warn!(pool = %pool.name, server = %load.server.address, %error, "cannot connect"),
+            Err(error) => {
+                load.unreachable(request.plane.now());
+                tracing::warn!(pool = %pool.name, server = %load.server.address, %error, "cannot connect");
+            }
         }
     }
     let Some((mut server, in_flight)) = connected else {
@@ -352,7 +364,7 @@ async fn until_the_worker_is_free(mut server: ServerSession, occupied: Occupied,
 async fn answer(
     request: &Request<'_>,
     session: &mut ClientSession,
-    mut server: ServerSession,
+    server: ServerSession,
     occupied: Occupied,
 ) -> Result<Outcome, Failure> {
     let read_timeout = request.access.pool.read_timeout;
@@ -370,18 +382,89 @@ async fn answer(
         session.set_server_keepalive(None); // the end of the connection is the end of the answer
     }
     reply::write_head(session, head).await?;
-    loop {
-        let chunk =
-            tokio::time::timeout(read_timeout, server.read_body_bytes()).await.map_err(|_| Failure::Broken)??;
-        let Some(chunk) = chunk else { break };
-        if !chunk.is_empty() {
-            session.write_body(&chunk).await?;
-        }
+    let moved = pass_on(request, session, server, occupied, read_timeout).await?;
+    if request.tenant.plan.http.bandwidth.is_some() {
+        request.access.gate.charge_bytes(request.tenant.id, moved);
     }
-    drop(server);
-    drop(occupied);
     reply::finish(session).await?;
     Ok(Outcome::Done)
+}
+
+/// Copies the body to the client. Whenever the client does not take what there is, the server is read on into a backlog:
+/// its worker, and the slot, are free when it has sent everything and not when the client has taken everything.
+async fn pass_on(
+    request: &Request<'_>,
+    session: &mut ClientSession,
+    server: ServerSession,
+    occupied: Occupied,
+    read_timeout: Duration,
+) -> Result<u64, Failure> {
+    let snapshot = request.snapshot;
+    let mut backlog = Backlog::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
+    let mut moved = 0;
+    let mut occupied = Some(occupied);
+    // The read that is under way, if any, with the server in it: it is never dropped half-way.
+    let mut reading = Some(Box::pin(read_on(server, read_timeout)));
+    loop {
+        let next = match backlog.next().await.map_err(|e| backlog_failed(&e))? {
+            Some(bytes) => bytes,
+            None => match &mut reading {
+                None => return Ok(moved),
+                Some(read) => {
+                    let (server, chunk) = read.await;
+                    if let Some(chunk) = chunk? {
+                        reading = Some(Box::pin(read_on(server, read_timeout)));
+                        chunk
+                    } else {
+                        reading = None;
+                        occupied = None;
+                        continue;
+                    }
+                }
+            },
+        };
+        moved += next.len() as u64;
+        if next.is_empty() {
+            continue;
+        }
+        let mut write = pin!(session.write_body(&next));
+        loop {
+            let Some(read) = reading.as_mut().filter(|_| backlog.len() < snapshot.max_backlog) else {
+                write.await?;
+                break;
+            };
+            let (server, chunk) = tokio::select! {
+                biased;
+                written = &mut write => {
+                    written?;
+                    break;
+                }
+                read = read => read,
+            };
+            // A server that fails now has failed the answer, which the client learns from its end.
+            if let Some(chunk) = chunk? {
+                reading = Some(Box::pin(read_on(server, read_timeout)));
+                backlog.push(chunk).await.map_err(|e| backlog_failed(&e))?;
+            } else {
+                reading = None;
+                drop(occupied.take());
+            }
+        }
+    }
+}
+
+/// The next part of a body, and the server it came from.
+async fn read_on(mut server: ServerSession, limit: Duration) -> (ServerSession, Result<Option<Bytes>, Failure>) {
+    let chunk = match tokio::time::timeout(limit, server.read_body_bytes()).await {
+        Ok(Ok(chunk)) => Ok(chunk),
+        Ok(Err(_)) | Err(_) => Err(Failure::Broken),
+    };
+    (server, chunk)
+}
+
+fn backlog_failed(error: &std::io::Error) -> Failure {
+    tracing::error!(%error, "an answer could not be stored while its client was slow");
+    Failure::Broken
 }
 
 /// A fresh connection: Odoo's workers serve one request per connection.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use cofferdam_fairness::{Clock, Gate, GateConfig, GateSet, GateSpec, Share};
+use cofferdam_fairness::{Breaker, BreakerConfig, Clock, Gate, GateConfig, GateSet, GateSpec, Share, Timestamp};
 use cofferdam_tenant::{Catalog, Endpoint, HttpConfig, Pool, PoolName, Server, Tenant, TenantId};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -22,6 +22,9 @@ use crate::connection;
 /// The expected or measured request time from which on work counts as expensive on this plane.
 const EXPENSIVE_FROM: Duration = Duration::from_millis(500);
 
+/// How often time passes for the gates.
+const GATE_TICK: Duration = Duration::from_millis(50);
+
 /// The HTTP plane.
 ///
 /// Serves on the caller's runtime, and on as many runtimes at once as the caller likes: each calls
@@ -29,6 +32,7 @@ const EXPENSIVE_FROM: Duration = Duration::from_millis(500);
 pub struct HttpPlane {
     snapshot: ArcSwap<Snapshot>,
     gates: GateSet,
+    clock: Arc<dyn Clock>,
     pub(crate) counters: Counters,
     pub(crate) websockets: Mutex<HashMap<TenantId, u32>>,
     pub(crate) draining: CancellationToken,
@@ -58,6 +62,8 @@ pub(crate) struct Snapshot {
     pub(crate) scheme: &'static str,
     pub(crate) spool_threshold: u64,
     pub(crate) spool_directory: Option<PathBuf>,
+    /// Bytes of an answer that are read ahead of a slow client.
+    pub(crate) max_backlog: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +86,8 @@ pub(crate) struct PoolAccess {
 pub(crate) struct ServerLoad {
     pub(crate) server: Server,
     in_flight: Arc<AtomicU32>,
+    /// Keeps requests, and their slots, from waiting for a server that cannot be reached. Shared across reloads.
+    breaker: Arc<Mutex<Breaker>>,
 }
 
 /// What the plane is doing.
@@ -107,7 +115,8 @@ impl HttpPlane {
         let _ = getrandom::fill(&mut run);
         let plane = Arc::new(Self {
             snapshot: ArcSwap::from_pointee(Snapshot::new(Arc::clone(catalog), config)),
-            gates: GateSet::new(clock),
+            gates: GateSet::new(Arc::clone(&clock)),
+            clock,
             counters: Counters::default(),
             websockets: Mutex::default(),
             draining: CancellationToken::new(),
@@ -126,13 +135,14 @@ impl HttpPlane {
         let config = catalog.http.as_ref().ok_or(HttpError::NotConfigured)?;
         self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
         let mut snapshot = Snapshot::new(Arc::clone(catalog), config);
+        let old = self.snapshot.load_full();
         snapshot.pools = catalog
             .pools
             .iter()
             .filter_map(|(name, pool)| {
                 let gate = self.gates.get(name.as_str())?;
-                let servers =
-                    pool.servers.iter().map(|s| ServerLoad { server: s.clone(), in_flight: Arc::default() }).collect();
+                let known = old.pools.get(name).map_or(&[][..], |access| &access.servers);
+                let servers = pool.servers.iter().map(|s| ServerLoad::new(s.clone(), known)).collect();
                 Some((name.clone(), Arc::new(PoolAccess { pool: Arc::clone(pool), gate, servers })))
             })
             .collect();
@@ -170,6 +180,18 @@ impl HttpPlane {
         }
     }
 
+    /// Lets time pass for the gates; runs until the plane has drained. See `PostgresPlane::housekeeping`.
+    pub async fn housekeeping(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(GATE_TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => self.gates.advance(),
+                () = self.cut.cancelled() => return,
+            }
+        }
+    }
+
     /// Stops accepting. Idle connections are closed, requests finish, WebSockets are told to come again.
     pub fn drain(&self) {
         self.draining.cancel();
@@ -184,6 +206,7 @@ impl HttpPlane {
             self.cut.cancel();
             self.tasks.wait().await;
         }
+        self.cut.cancel();
         finished
     }
 
@@ -202,6 +225,10 @@ impl HttpPlane {
             refused: count(&self.counters.refused),
             failed: count(&self.counters.failed),
         }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
@@ -234,6 +261,7 @@ impl Snapshot {
             scheme: config.public_scheme.as_str(),
             spool_threshold: config.spool_threshold.0,
             spool_directory: config.spool_directory.clone(),
+            max_backlog: config.max_backlog.0,
         }
     }
 
@@ -258,6 +286,33 @@ impl PoolAccess {
 }
 
 impl ServerLoad {
+    /// A server, with what is known of it from before a reload.
+    fn new(server: Server, known: &[Self]) -> Self {
+        if let Some(k) = known.iter().find(|k| k.server.address == server.address) {
+            Self { server, in_flight: Arc::clone(&k.in_flight), breaker: Arc::clone(&k.breaker) }
+        } else {
+            let breaker = Mutex::new(Breaker::new(BreakerConfig::default()));
+            Self { server, in_flight: Arc::default(), breaker: Arc::new(breaker) }
+        }
+    }
+
+    /// Whether it could be reached lately, or it is time to try again.
+    pub(crate) fn may_be_tried(&self, now: Timestamp) -> bool {
+        self.breaker().allows(now)
+    }
+
+    pub(crate) fn connected(&self) {
+        self.breaker().succeeded();
+    }
+
+    pub(crate) fn unreachable(&self, now: Timestamp) {
+        self.breaker().failed(now);
+    }
+
+    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Counts a request as in flight as long as the guard lives.
     pub(crate) fn begin(&self) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -284,6 +339,7 @@ fn affinity(slug: &str, server: &Endpoint) -> u64 {
 
 fn gate_spec(catalog: &Catalog, pool: &Arc<Pool>) -> GateSpec {
     let config = GateConfig {
+        least_slots: pool.min_slots,
         expensive_slots: pool.expensive_slots,
         expensive_from: EXPENSIVE_FROM,
         policy: pool.scheduling.into(),

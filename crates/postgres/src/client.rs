@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
 use cofferdam_fairness::Rejection;
-use cofferdam_tenant::{AuthMethod, Catalog, Login, PoolingMode, TenantId};
+use cofferdam_tenant::{AuthMethod, Catalog, Class, Login, PoolingMode, TenantId};
 use tokio::net::TcpStream;
 use tokio::sync::SemaphorePermit;
 use tokio_rustls::TlsAcceptor;
@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::auth::{ScramKeys, ScramServer, md5_matches};
 use crate::cache::{Key, LeaseError};
 use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
+use crate::process::{Process, class_of};
 use crate::relay::Relay;
 use crate::stream::Stream;
 use crate::tls::ALPN;
@@ -37,7 +38,10 @@ pub(crate) struct Route {
     pub(crate) access: ClusterAccess,
     pub(crate) key: Arc<Key>,
     pub(crate) pooling: PoolingMode,
+    pub(crate) class: Class,
     pub(crate) max_wait: Duration,
+    /// Whether bytes are counted against a budget.
+    pub(crate) metered: bool,
     pub(crate) idle_in_transaction: Duration,
     max_clients: u32,
 }
@@ -73,6 +77,7 @@ pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: Socke
     };
     let mut login = LoginTask {
         plane: &plane,
+        peer,
         snapshot: &snapshot,
         stream: Some(tcp.into()),
         buffer: BytesMut::new(),
@@ -114,12 +119,15 @@ pub(crate) struct Established {
     pub(crate) route: Route,
     pub(crate) parameters: StartupParameters,
     pub(crate) registration: crate::cancel::Registration,
+    /// The Odoo process that the client belongs to.
+    pub(crate) process: Option<Arc<Process>>,
     /// Held for its `Drop`.
     pub(crate) _counted: ClientCount,
 }
 
 struct LoginTask<'a> {
     plane: &'a Arc<PostgresPlane>,
+    peer: SocketAddr,
     snapshot: &'a Arc<Snapshot>,
     /// Present except while TLS takes it over.
     stream: Option<Stream>,
@@ -218,7 +226,8 @@ impl LoginTask<'_> {
             b.ready(TransactionStatus::Idle);
         })
         .await?;
-        Ok(Some(Established { route, parameters, registration, _counted: counted }))
+        let process = self.plane.processes.of_client(self.peer.ip(), &application_name);
+        Ok(Some(Established { route, parameters, registration, process, _counted: counted }))
     }
 
     async fn startup(&mut self) -> Result<Startup, Refusal> {
@@ -341,7 +350,7 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
     let catalog = &snapshot.catalog;
     let role = parameters.user.as_str();
     let mut settings: BTreeMap<String, String> = parameters.settings.clone();
-    settings.remove("application_name");
+    let name = settings.remove("application_name").unwrap_or_default();
     let key = |login: &Login| {
         Arc::new(Key { database: parameters.database.clone(), login: login.clone(), settings: settings.clone() })
     };
@@ -353,7 +362,9 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
             access: snapshot.clusters.get(&cluster.name)?.clone(),
             key: key(login),
             pooling: PoolingMode::Transaction,
+            class: Class::Admin,
             max_wait: Duration::from_secs(30),
+            metered: false,
             idle_in_transaction: Duration::from_secs(600),
             max_clients: MAINTENANCE_CLIENTS,
         });
@@ -361,13 +372,16 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
     let tenant = catalog.by_database(&parameters.database)?;
     let login = tenant.login(role)?;
     let cluster = tenant.cluster.as_ref()?;
+    let class = class_of(&name);
     Some(Route {
         account: tenant.id,
         name: format!("tenant {}", tenant.slug),
         access: snapshot.clusters.get(&cluster.name)?.clone(),
         key: key(login),
         pooling: tenant.pooling,
-        max_wait: tenant.plan.postgres.max_wait,
+        class,
+        max_wait: tenant.plan.postgres.max_wait(class),
+        metered: tenant.plan.postgres.bandwidth.is_some(),
         idle_in_transaction: tenant.plan.idle_in_transaction_timeout,
         max_clients: tenant.plan.max_clients,
     })

@@ -30,6 +30,7 @@ mod cache;
 mod cancel;
 mod client;
 mod plane;
+mod process;
 mod relay;
 mod stream;
 mod tls;

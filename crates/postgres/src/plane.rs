@@ -21,10 +21,13 @@ use crate::auth::Verifiers;
 use crate::cache::{CacheUsage, ConnectionCache};
 use crate::cancel::CancelRegistry;
 use crate::client;
+use crate::process::Processes;
 use crate::tls::server_config;
 
 /// The expected or measured transaction time from which on work counts as expensive on this plane.
 const EXPENSIVE_FROM: Duration = Duration::from_millis(200);
+/// How often time passes for the gates.
+const GATE_TICK: Duration = Duration::from_millis(50);
 /// How often idle server connections are looked through.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
@@ -36,6 +39,7 @@ pub struct PostgresPlane {
     snapshot: ArcSwap<Snapshot>,
     gates: GateSet,
     pub(crate) cancels: Arc<CancelRegistry>,
+    pub(crate) processes: Arc<Processes>,
     pub(crate) verifiers: Verifiers,
     pub(crate) connections: Semaphore,
     pub(crate) unauthenticated: Semaphore,
@@ -118,6 +122,7 @@ impl PostgresPlane {
             snapshot: ArcSwap::from_pointee(Snapshot::empty(Arc::clone(catalog))),
             gates: GateSet::new(clock),
             cancels: Arc::default(),
+            processes: Arc::default(),
             verifiers: Verifiers::new()?,
             connections: Semaphore::new(front.config.max_connections as usize),
             unauthenticated: Semaphore::new(front.config.max_unauthenticated as usize),
@@ -212,17 +217,26 @@ impl PostgresPlane {
         }
     }
 
-    /// Closes server connections that are idle for too long; runs until the plane drains.
+    /// Lets time pass for the gates, and closes server connections that are idle for too long; runs until the plane
+    /// has drained. Without it long work is charged late, deadlines of others are noticed late, and the number of
+    /// slots does not adapt on a gate where nothing happens.
     pub async fn housekeeping(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(HOUSEKEEPING);
+        let mut tick = tokio::time::interval(GATE_TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut cleaned = Instant::now();
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                () = self.draining.cancelled() => return,
+                () = self.cut.cancelled() => return,
             }
+            self.gates.advance();
+            if cleaned.elapsed() < HOUSEKEEPING {
+                continue;
+            }
+            cleaned = Instant::now();
             let snapshot = self.snapshot.load_full();
             for access in snapshot.clusters.values() {
-                access.cache.close_idle(Instant::now());
+                access.cache.close_idle(cleaned);
             }
         }
     }
@@ -241,6 +255,7 @@ impl PostgresPlane {
             self.cut.cancel();
             self.tasks.wait().await;
         }
+        self.cut.cancel();
         for access in self.snapshot.load().clusters.values() {
             access.cache.close();
         }
@@ -303,8 +318,11 @@ impl Snapshot {
 
 fn gate_spec(catalog: &Catalog, cluster: &Arc<Cluster>) -> GateSpec {
     let config = GateConfig {
+        least_slots: cluster.min_slots,
         expensive_slots: cluster.expensive_slots,
         expensive_from: EXPENSIVE_FROM,
+        // Half of the connections beyond the slots; the other half is for clients with state.
+        overdraft: (cluster.connections.saturating_sub(cluster.slots) / 2).min(cluster.slots),
         policy: cluster.scheduling.into(),
         ..GateConfig::slots(cluster.slots)
     };

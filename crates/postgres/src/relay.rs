@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use cofferdam_fairness::{Class, Permit};
-use cofferdam_tenant::PoolingMode;
+use cofferdam_tenant::{Catalog, PoolingMode};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::cache::{Leased, Pinned};
 use crate::client::{Established, Route, describe, route};
 use crate::plane::{PostgresPlane, Snapshot};
+use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
 use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Severity, Side, frame};
@@ -24,6 +25,10 @@ const HIGH_WATER: usize = 256 << 10;
 const READ_AHEAD: usize = 64 << 10;
 /// A client that takes nothing for this long while a slot is held for it is gone.
 const SLOW_READER: Duration = Duration::from_secs(60);
+/// Bytes of a long transfer that are charged at a time.
+const CHARGED_EVERY: u64 = 1 << 20;
+/// The channel that only Odoo's cron workers listen on.
+const CRON_CHANNEL: &[u8] = b"cron_trigger";
 /// Time for `DISCARD ALL` before a connection is thrown away instead.
 const RESET_LIMIT: Duration = Duration::from_secs(5);
 
@@ -40,7 +45,9 @@ pub(crate) struct Relay {
     lease: Option<Leased>,
     /// Held while the connection is kept between transactions.
     pin: Option<Pinned>,
-    permit: Option<Permit>,
+    permit: Option<Slot>,
+    /// Bytes moved since the last slot was given back, when they are counted.
+    moved: u64,
     established: Established,
     application_name: String,
     /// What is left of the client's current message, and of the server's.
@@ -51,6 +58,12 @@ pub(crate) struct Relay {
     /// The server has said why it ends the connection.
     farewell_seen: bool,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// A slot of the gate, and that the client's process holds it.
+struct Slot {
+    _permit: Permit,
+    _holding: Option<Holding>,
 }
 
 /// A message that has been judged and whose bytes still come.
@@ -107,6 +120,7 @@ impl Relay {
             lease: None,
             pin: None,
             permit: None,
+            moved: 0,
             established,
             passing: Passing::default(),
             server_passing: Passing::default(),
@@ -154,7 +168,9 @@ impl Relay {
                 Some(Pump::Wait) => {}
                 None => return Ok(()),
             }
-            match self.wait().await? {
+            let event = self.wait().await?;
+            self.charge_bytes(CHARGED_EVERY);
+            match event {
                 Event::Client => {}
                 Event::Server => {
                     self.pump_server()?;
@@ -212,6 +228,13 @@ impl Relay {
                 None => (None, &mut nowhere),
             };
             let bytes = &self.inbound[..seen];
+            if header.kind == b'Q'
+                && self.established.parameters.database == Catalog::MAINTENANCE_DATABASE
+                && let Some(process) = &self.established.process
+                && bytes.windows(CRON_CHANNEL.len()).any(|w| w.eq_ignore_ascii_case(CRON_CHANNEL))
+            {
+                process.runs_cron();
+            }
             match self.session.on_client(header, bytes, backend, to_server, &mut self.outbound)? {
                 ClientStep::Forward { consumed } => {
                     to_server.extend_from_slice(&self.inbound[consumed.min(seen)..seen]);
@@ -319,6 +342,17 @@ impl Relay {
         }
     }
 
+    /// Charges the bytes that were moved, when the plan counts them.
+    fn charge_bytes(&mut self, from: u64) {
+        if self.moved >= from.max(1) {
+            let route = &self.established.route;
+            if route.metered {
+                route.access.gate.charge_bytes(route.account, self.moved);
+            }
+            self.moved = 0;
+        }
+    }
+
     /// Whether there are bytes that the client's socket has not taken.
     fn is_unwritten(&self) -> bool {
         !self.outbound.is_empty() || self.client.is_unflushed()
@@ -353,7 +387,10 @@ impl Relay {
                 if self.outbound.len() < HIGH_WATER {
                     match upstream.stream.poll_fill(cx, &mut upstream.inbound) {
                         Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ServerGone)),
-                        Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Event::Server)),
+                        Poll::Ready(Ok(n)) => {
+                            self.moved += n as u64;
+                            return Poll::Ready(Ok(Event::Server));
+                        }
                         Poll::Pending => {}
                     }
                 }
@@ -362,7 +399,10 @@ impl Relay {
             if !server_full && !client_full && self.inbound.len() < INSPECT + HIGH_WATER {
                 match self.client.poll_fill(cx, &mut self.inbound) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ClientGone)),
-                    Poll::Ready(Ok(_)) => return Poll::Ready(Ok(Event::Client)),
+                    Poll::Ready(Ok(n)) => {
+                        self.moved += n as u64;
+                        return Poll::Ready(Ok(Event::Client));
+                    }
                     Poll::Pending => {}
                 }
             }
@@ -420,10 +460,17 @@ impl Relay {
     }
 
     /// A slot, or the error for the client. Ends early when the client leaves or cancels.
-    async fn slot(&mut self) -> Result<Result<Permit, (String, String)>, End> {
+    async fn slot(&mut self) -> Result<Result<Slot, (String, String)>, End> {
         let route = &self.established.route;
         let handle = Arc::clone(&self.established.registration.handle);
-        let mut acquire = route.access.gate.acquire(route.account, Class::Rpc, route.max_wait);
+        let process = self.established.process.as_ref();
+        let class = if process.is_some_and(|p| p.is_cron()) { Class::Background } else { route.class };
+        let gate = &route.access.gate;
+        let mut acquire = if process.is_some_and(|p| p.holds(route.account)) {
+            gate.acquire_nested(route.account, class, route.max_wait)
+        } else {
+            gate.acquire(route.account, class, route.max_wait)
+        };
         // The usual case: a slot is free.
         let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut acquire).poll(cx))).await;
         let outcome = match first {
@@ -455,7 +502,9 @@ impl Relay {
                 }
             }
         };
-        Ok(outcome.map_err(|rejection| ("XX000".into(), route.refusal(&rejection))))
+        Ok(outcome
+            .map(|permit| Slot { _permit: permit, _holding: process.map(|p| p.hold(route.account)) })
+            .map_err(|rejection| ("XX000".into(), route.refusal(&rejection))))
     }
 
     fn refuse(&mut self, kind: u8, code: &str, message: &str) {
@@ -486,6 +535,7 @@ impl Relay {
     /// The transaction is over: gives the slot back, and the connection unless the client has state on it.
     async fn release(&mut self) -> Result<(), End> {
         self.plane.counters.transactions.fetch_add(1, Ordering::Relaxed);
+        self.charge_bytes(0);
         let route = &self.established.route;
         if self.session.is_pinned() || route.pooling == PoolingMode::Session {
             if self.pin.is_none() {

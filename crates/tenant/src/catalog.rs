@@ -7,11 +7,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::check;
-use crate::config::{AuthMethod, GatewayConfig, HttpConfig, PoolingMode, PostgresConfig, Scheduling, ServerTls};
+use crate::config::{AuthMethod, Class, GatewayConfig, HttpConfig, PoolingMode, PostgresConfig, Scheduling, ServerTls};
 use crate::diagnostic::Diagnostics;
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
 use crate::units::{Endpoint, Secret};
 use crate::{Secrets, SourceSet};
+
+/// So much per second, and how much can be saved up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerSecond {
+    /// Per second; at least 1.
+    pub amount: u64,
+    /// At once; at least 1.
+    pub burst: u64,
+}
+
+/// Bounds of one class of work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClassQuota {
+    /// Slots never exceeded; `u32::MAX` without a bound of its own.
+    pub limit: u32,
+    /// Work that may wait; `u32::MAX` without a bound of its own.
+    pub queue: u32,
+    /// Longest wait for a slot.
+    pub max_wait: Duration,
+}
 
 /// Quotas of one tenant on one pool or cluster, with defaults filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +44,21 @@ pub struct PlaneQuota {
     pub queue: u32,
     /// Longest wait for a slot.
     pub max_wait: Duration,
+    /// Requests or transactions.
+    pub rate: Option<PerSecond>,
+    /// Milliseconds in slots.
+    pub work: Option<PerSecond>,
+    /// Bytes.
+    pub bandwidth: Option<PerSecond>,
+    /// By [`Class::index`].
+    pub classes: [ClassQuota; Class::ALL.len()],
+}
+
+impl PlaneQuota {
+    /// Longest wait of a class of work.
+    pub fn max_wait(&self, class: Class) -> Duration {
+        self.classes[class.index()].max_wait
+    }
 }
 
 /// A plan with defaults filled in.
@@ -105,6 +140,10 @@ pub struct Pool {
     pub servers: Vec<Server>,
     /// Requests in flight at once.
     pub slots: u32,
+    /// Fewest slots to shrink to.
+    pub min_slots: u32,
+    /// Whether a tenant whose database work waits gets fewer workers.
+    pub coupled: bool,
     /// Most slots that expensive work may hold.
     pub expensive_slots: u32,
     /// The order in which waiting requests are served.
@@ -134,6 +173,8 @@ pub struct Cluster {
     pub address: Endpoint,
     /// Transactions that run at once.
     pub slots: u32,
+    /// Fewest slots to shrink to.
+    pub min_slots: u32,
     /// Most slots that expensive work may hold.
     pub expensive_slots: u32,
     /// Open server connections at most.

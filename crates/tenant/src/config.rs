@@ -67,7 +67,10 @@ pub struct HttpConfig {
     /// Most client connections at once.
     #[serde(default = "default_connections")]
     pub max_connections: u32,
-    /// Where large request bodies wait for a worker; absent: the system's temporary directory.
+    /// Bytes of one answer that are read ahead of a client that takes them slowly, so that the worker is free sooner.
+    #[serde(default = "default_backlog")]
+    pub max_backlog: ByteSize,
+    /// Where large request bodies wait for a worker, and large answers for their client; absent: the system's temporary directory.
     pub spool_directory: Option<PathBuf>,
 }
 
@@ -154,9 +157,15 @@ pub struct PoolConfig {
     /// Workers of all servers together: requests in flight at once.
     #[schemars(range(min = 1, max = 100_000))]
     pub slots: u32,
-    /// Most slots that expensive work may hold, all tenants together; the rest stays for short work. Default: three quarters.
+    /// Fewest slots to shrink to when more at once only make everything slower. Default: `slots`, a fixed number.
+    #[schemars(range(min = 1))]
+    pub min_slots: Option<u32>,
+    /// Most slots that expensive work may hold, all tenants together; the rest stays for short work. Default: fifteen sixteenths.
     #[schemars(range(min = 1))]
     pub expensive_slots: Option<u32>,
+    /// Whether a tenant whose database work waits gets fewer workers until it clears. Default: true.
+    #[serde(default = "yes")]
+    pub coupled: bool,
     /// The order in which waiting requests are served.
     #[serde(default)]
     pub scheduling: Scheduling,
@@ -194,10 +203,13 @@ pub struct ServerConfig {
 pub struct ClusterConfig {
     /// Where it listens.
     pub address: Endpoint,
-    /// Transactions that run at once, all tenants together. About 1.5 to 2 per core is a good start.
+    /// Most transactions that run at once, all tenants together. Without `min_slots` about 1.5 to 2 per core is a good start.
     #[schemars(range(min = 1, max = 100_000))]
     pub slots: u32,
-    /// Most slots that expensive work may hold, all tenants together. Default: three quarters.
+    /// Fewest slots to shrink to when more at once only make everything slower. About 2 per core lets `slots` be high. Default: `slots`, a fixed number.
+    #[schemars(range(min = 1))]
+    pub min_slots: Option<u32>,
+    /// Most slots that expensive work may hold, all tenants together. Default: fifteen sixteenths.
     #[schemars(range(min = 1))]
     pub expensive_slots: Option<u32>,
     /// Open server connections at most: executing, pinned and idle. Default: four times the slots plus 20.
@@ -259,12 +271,11 @@ pub struct LoginConfig {
     pub password_env: Option<String>,
 }
 
-/// A named set of quotas.
+/// A named set of quotas; and what a tenant has different from its plan.
 #[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanConfig {
-    /// Share under contention, relative to the other tenants.
-    #[serde(default = "default_weight")]
+    /// Share under contention, relative to the other tenants. Default 1.
     #[schemars(range(min = 1, max = 10_000))]
     pub weight: Option<u32>,
     /// Quotas on the pool.
@@ -273,15 +284,15 @@ pub struct PlanConfig {
     /// Quotas on the cluster.
     #[serde(default)]
     pub postgres: QuotaConfig,
-    /// Largest request body.
+    /// Largest request body. Default 128MiB.
     pub max_body: Option<ByteSize>,
-    /// PostgreSQL client connections at once.
+    /// PostgreSQL client connections at once. Default 200.
     #[schemars(range(min = 1))]
     pub max_clients: Option<u32>,
-    /// HTTP WebSockets at once.
+    /// HTTP WebSockets at once. Default 200.
     #[schemars(range(min = 1))]
     pub max_websockets: Option<u32>,
-    /// Time a transaction may stay idle before the gateway ends it: it holds a slot and locks.
+    /// Time a transaction may stay idle before the gateway ends it: it holds a slot and locks. Default 10m.
     pub idle_in_transaction_timeout: Option<HumanDuration>,
 }
 
@@ -290,15 +301,100 @@ pub struct PlanConfig {
 #[serde(deny_unknown_fields)]
 pub struct QuotaConfig {
     /// Slots guaranteed. Default 0.
-    #[serde(default)]
-    pub reserved: u32,
-    /// Slots never exceeded. Default: all of them.
+    pub reserved: Option<u32>,
+    /// Slots never exceeded: requests or transactions at once. Default: all of them.
     #[schemars(range(min = 1))]
     pub limit: Option<u32>,
     /// Work that may wait. Default 200.
     pub queue: Option<u32>,
     /// Longest wait for a slot. Default 30s.
     pub max_wait: Option<HumanDuration>,
+    /// Requests or transactions per second. Default: as many as come.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub rate: Option<u32>,
+    /// How many may come at once when there were fewer before. Default: as many as `rate`.
+    #[schemars(range(min = 1))]
+    pub rate_burst: Option<u32>,
+    /// Time in slots that may be used per second: `2s` is two slots all the time. Default: as much as the slots give.
+    pub work: Option<HumanDuration>,
+    /// Time in slots that can be saved up. Default: ten seconds' worth of `work`.
+    pub work_burst: Option<HumanDuration>,
+    /// Bytes per second, both directions together. Default: as many as come.
+    pub bandwidth: Option<ByteSize>,
+    /// Bytes that can be saved up. Default: ten seconds' worth of `bandwidth`.
+    pub bandwidth_burst: Option<ByteSize>,
+    /// Bounds per class of work.
+    #[serde(default)]
+    pub classes: BTreeMap<Class, ClassQuotaConfig>,
+}
+
+/// Bounds of one class of work, within those of the tenant.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClassQuotaConfig {
+    /// Slots never exceeded. Default: the tenant's.
+    #[schemars(range(min = 1))]
+    pub limit: Option<u32>,
+    /// Work that may wait. Default: the tenant's.
+    pub queue: Option<u32>,
+    /// Longest wait for a slot. Default: the tenant's.
+    pub max_wait: Option<HumanDuration>,
+}
+
+/// What kind of work a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum Class {
+    /// A page somebody waits for.
+    Interactive = 0,
+    /// A call by a client program or by the web client behind a page; any transaction of which no more is known.
+    Rpc,
+    /// A static file that Odoo still has to serve.
+    Static,
+    /// A WebSocket handshake.
+    Websocket,
+    /// Administration.
+    Admin,
+    /// A report: seconds to minutes.
+    Report,
+    /// Imports, exports, uploads.
+    Bulk,
+    /// Scheduled jobs, backups.
+    Background,
+}
+
+impl Class {
+    /// All classes.
+    pub const ALL: [Self; 8] = [
+        Self::Interactive,
+        Self::Rpc,
+        Self::Static,
+        Self::Websocket,
+        Self::Admin,
+        Self::Report,
+        Self::Bulk,
+        Self::Background,
+    ];
+
+    /// Its place in [`Class::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The name used in configuration, metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Interactive => "interactive",
+            Self::Rpc => "rpc",
+            Self::Static => "static",
+            Self::Websocket => "websocket",
+            Self::Admin => "admin",
+            Self::Report => "report",
+            Self::Bulk => "bulk",
+            Self::Background => "background",
+        }
+    }
 }
 
 /// A tenant's file.
@@ -316,6 +412,9 @@ pub struct TenantFile {
     pub placement: Placement,
     /// The plan that gives its quotas.
     pub plan: PlanName,
+    /// What this tenant has different from its plan.
+    #[serde(default)]
+    pub quotas: PlanConfig,
     /// Its own PostgreSQL login, beside that of its pool.
     pub login: Option<LoginConfig>,
     /// When server connections change hands. Default: `transaction`.
@@ -379,6 +478,9 @@ fn seconds<const N: u64>() -> HumanDuration {
 fn default_spool() -> ByteSize {
     ByteSize(256 << 10)
 }
+fn default_backlog() -> ByteSize {
+    ByteSize(64 << 20)
+}
 fn default_connections() -> u32 {
     20_000
 }
@@ -388,9 +490,8 @@ fn default_unauthenticated() -> u32 {
 fn default_admin_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9180))
 }
-#[allow(clippy::unnecessary_wraps)] // the shape serde wants for an optional field
-fn default_weight() -> Option<u32> {
-    Some(1)
+fn yes() -> bool {
+    true
 }
 
 const LISTEN: &str = "an address and port to listen on, such as `127.0.0.1:8069`, `[::]:5432` or `0.0.0.0:0`";

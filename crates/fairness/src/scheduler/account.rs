@@ -3,11 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use cofferdam_tenant::TenantId;
+use cofferdam_tenant::{Class, TenantId};
 
 use crate::adaptive::{Baseline, Seen};
 use crate::budget::{Gcra, Postpaid};
-use crate::share::{Class, Reason, Share};
+use crate::share::{Reason, Share, first_estimate, handicap};
 use crate::time::{SlotSeconds, Timestamp};
 
 use super::{Grant, Ticket};
@@ -160,7 +160,7 @@ impl Account {
             share: Share::default(),
             virtual_time,
             queues: Default::default(),
-            estimates: Class::ALL.map(Class::first_estimate),
+            estimates: Class::ALL.map(first_estimate),
             baselines: Default::default(),
             class_running: Default::default(),
             usage: TenantUsage::default(),
@@ -193,9 +193,7 @@ impl Account {
 
     /// What bounds start and when it lifts, if rate or budgets hold the tenant back at `now`.
     pub(super) fn held_back(&self, now: Timestamp) -> Option<(Timestamp, Reason)> {
-        let rate = self.share.rate.map(|r| {
-            (self.rate.ready_at(r), Reason::RateLimit { per_second: r.frequency() })
-        });
+        let rate = self.share.rate.map(|r| (self.rate.ready_at(r), Reason::RateLimit { per_second: r.frequency() }));
         let work = self.share.work.map(|w| (self.work.ready_at(w), Reason::WorkBudget { per_second: w.per_second }));
         let bytes = self.share.bytes.map(|b| (self.bytes.ready_at(b), Reason::ByteBudget { per_second: b.per_second }));
         [rate, work, bytes].into_iter().flatten().filter(|(at, _)| *at > now).max_by_key(|(at, _)| *at)
@@ -212,7 +210,8 @@ impl Account {
         if self.squeeze.is_some_and(|s| self.usage.running >= s.max(1)) {
             return Some(Reason::DatabaseQueued { limit: self.limit() });
         }
-        (!self.class_has_room(class)).then(|| Reason::ClassLimit { class, limit: self.share.classes[class as usize].limit })
+        (!self.class_has_room(class))
+            .then(|| Reason::ClassLimit { class, limit: self.share.classes[class as usize].limit })
     }
 
     /// Rises fast, decays slowly: a tenant that sometimes sends long work is treated as one that may.
@@ -235,7 +234,7 @@ impl Account {
         Class::ALL
             .into_iter()
             .filter(|c| !self.queues[*c as usize].is_empty() && is_mine(*c) && self.class_has_room(*c))
-            .filter_map(|c| self.queues[c as usize].front().map(|w| (w.since + c.handicap(), w.ticket, c)))
+            .filter_map(|c| self.queues[c as usize].front().map(|w| (w.since + handicap(c), w.ticket, c)))
             .min()
             .map(|(_, ticket, class)| (class, ticket))
     }

@@ -15,11 +15,11 @@ mod account;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use cofferdam_tenant::TenantId;
+use cofferdam_tenant::{Class, TenantId};
 use slab::Slab;
 
 use crate::adaptive::{Concurrency, Evidence, Observed, Verdict};
-use crate::share::{Class, GateConfig, Policy, Reason, Rejection, Share};
+use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
 pub use account::TenantUsage;
@@ -712,7 +712,8 @@ impl Scheduler {
         // Expensive work beyond its part was mistaken for short, or was admitted when there were more slots: short
         // work need not wait for it where the server can bear more.
         let bearable = expensive.min(open_expensive);
-        let is_open = first + more + bearable + kept < open && running + kept < self.config.slots + self.config.overdraft;
+        let is_open =
+            first + more + bearable + kept < open && running + kept < self.config.slots + self.config.overdraft;
         // What is kept from expensive work is kept from a storm of short work too, and half of it from both together.
         let spare = if self.registered > 1 { open - open_expensive } else { 0 };
         let is_shared = more + bearable + kept < open - spare / 2;
@@ -780,7 +781,8 @@ impl Scheduler {
     /// Notes until when rate and budgets hold an account back that has something waiting.
     fn throttle(&mut self, account: usize) {
         let a = &mut self.accounts[account];
-        let until = (a.usage.waiting > 0 && self.config.policy == Policy::Fair).then(|| a.held_back(self.now)).flatten();
+        let until =
+            (a.usage.waiting > 0 && self.config.policy == Policy::Fair).then(|| a.held_back(self.now)).flatten();
         let until = until.map(|(at, _)| at);
         if a.throttled != until {
             if let Some(old) = a.throttled.take() {

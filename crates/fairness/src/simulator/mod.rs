@@ -91,7 +91,7 @@ fn play(scenario: &Scenario, policy: Policy, seed: u64, aggressors: bool) -> Rec
                     let rng = &mut sources[source];
                     let (compute, wait) = s.cost(rng);
                     let (tenant, class) = (s.tenant(rng), s.class);
-                    let job = Job { source, tenant, class, arrived: now, started: None, compute, wait };
+                    let job = Job { source, tenant, arrived: now, started: None, compute, wait };
                     recorder.arrived(&job);
                     let key = jobs.insert(job);
                     discipline.submit(at, key, tenant, class);

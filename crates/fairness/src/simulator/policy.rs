@@ -3,20 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use cofferdam_tenant::TenantId;
+use cofferdam_tenant::{Class, TenantId};
 
 use crate::scheduler::{Grant, Scheduler, Submitted, Ticket};
-use crate::share::{Class, GateConfig, Share};
+use crate::share::{GateConfig, Share};
 use crate::time::Timestamp;
 
 use super::Scenario;
 
 /// A piece of work.
 #[derive(Debug, Clone)]
-pub struct Job {
+pub(super) struct Job {
     pub(super) source: usize,
     pub(super) tenant: u32,
-    pub(super) class: Class,
     pub(super) arrived: u64,
     pub(super) started: Option<u64>,
     pub(super) compute: f64,
@@ -161,7 +160,7 @@ struct Virtual {
     slots: u32,
     two_dimensional: bool,
     free: BTreeSet<u32>,
-    virtual_time: f64,
+    clock: f64,
     tenants: HashMap<u32, Flow>,
     /// Tenants with something waiting, least start tag first.
     ready: BTreeSet<(u64, u32)>,
@@ -181,7 +180,7 @@ impl Virtual {
             slots,
             two_dimensional,
             free: (0..slots).collect(),
-            virtual_time: 0.0,
+            clock: 0.0,
             tenants: HashMap::new(),
             ready: BTreeSet::new(),
             running: HashMap::new(),
@@ -198,7 +197,7 @@ impl Discipline for Virtual {
     fn submit(&mut self, _: Timestamp, job: usize, tenant: u32, _: Class) {
         let flow = self.tenants.entry(tenant).or_insert_with(|| Flow { estimate: 0.02, ..Flow::default() });
         if flow.queue.is_empty() {
-            flow.start = flow.start.max(self.virtual_time);
+            flow.start = flow.start.max(self.clock);
             self.ready.insert((Self::key(flow.start), tenant));
         }
         flow.queue.push_back(job);
@@ -209,7 +208,7 @@ impl Discipline for Virtual {
         let eligible = |tenant: u32| {
             let flow = &self.tenants[&tenant];
             let part = f64::from(slot) / f64::from(self.slots);
-            flow.start - part * flow.estimate <= self.virtual_time
+            flow.start - part * flow.estimate <= self.clock
         };
         let least = self.ready.first().copied()?;
         let (key, tenant) = if self.two_dimensional {
@@ -223,7 +222,7 @@ impl Discipline for Virtual {
         self.ready.remove(&(key, tenant));
         let flow = self.tenants.get_mut(&tenant)?;
         let job = flow.queue.pop_front()?;
-        self.virtual_time = self.virtual_time.max(flow.start);
+        self.clock = self.clock.max(flow.start);
         flow.start += flow.estimate;
         self.running.insert(job, (now, flow.estimate, slot));
         if !flow.queue.is_empty() {

@@ -1,6 +1,6 @@
 //! Who asks for what, and when.
 
-use crate::share::Class;
+use cofferdam_tenant::Class;
 
 use super::nanos;
 
@@ -115,7 +115,14 @@ const VICTIMS: u32 = 8;
 /// Eight tenants with 20 transactions a second each.
 fn victims(cost: Cost) -> Vec<Source> {
     (0..VICTIMS)
-        .map(|t| Source { tenants: t..t + 1, class: Class::Rpc, cost, load: Load::Poisson(20.0), from: 0.0, aggressor: false })
+        .map(|t| Source {
+            tenants: t..t + 1,
+            class: Class::Rpc,
+            cost,
+            load: Load::Poisson(20.0),
+            from: 0.0,
+            aggressor: false,
+        })
         .collect()
 }
 
@@ -179,11 +186,41 @@ impl Scenario {
         report.seconds = 120.0;
         vec![
             Self::neighbours("sleep-1x60", "one tenant, 60 clients, 2 s that only wait", 1, short, waits(2_000.0)),
-            Self::neighbours("sleep-4x20", "four tenants, 20 clients each, 2 s that only wait", 4, short, waits(2_000.0)),
-            Self::neighbours("burn-1x60", "one tenant, 60 clients, half a second of computing", 1, short, computes(500.0)),
-            Self::neighbours("burn-4x20", "four tenants, 20 clients each, half a second of computing", 4, short, computes(500.0)),
-            Self::neighbours("storm-1x60", "one tenant, 60 clients, 3 ms of computing, without pause", 1, short, computes(3.0)),
-            Self::neighbours("storm-4x20", "four tenants, 20 clients each, 3 ms of computing, without pause", 4, short, computes(3.0)),
+            Self::neighbours(
+                "sleep-4x20",
+                "four tenants, 20 clients each, 2 s that only wait",
+                4,
+                short,
+                waits(2_000.0),
+            ),
+            Self::neighbours(
+                "burn-1x60",
+                "one tenant, 60 clients, half a second of computing",
+                1,
+                short,
+                computes(500.0),
+            ),
+            Self::neighbours(
+                "burn-4x20",
+                "four tenants, 20 clients each, half a second of computing",
+                4,
+                short,
+                computes(500.0),
+            ),
+            Self::neighbours(
+                "storm-1x60",
+                "one tenant, 60 clients, 3 ms of computing, without pause",
+                1,
+                short,
+                computes(3.0),
+            ),
+            Self::neighbours(
+                "storm-4x20",
+                "four tenants, 20 clients each, 3 ms of computing, without pause",
+                4,
+                short,
+                computes(3.0),
+            ),
             morning,
             report,
             Self::month_end(),

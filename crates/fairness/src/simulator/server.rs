@@ -73,7 +73,7 @@ impl Server {
             match (computed, waited) {
                 // Its computing ends first, but then it waits.
                 (Some(c), w) if w.is_none_or(|w| c <= w) => {
-                    let Some(Reverse((_, job))) = self.computing.peek().copied() else { return None };
+                    let Reverse((_, job)) = self.computing.peek().copied()?;
                     let wait = self.waits.get(&job).copied().unwrap_or(0.0);
                     if wait <= 0.0 {
                         return Some(c);
@@ -132,7 +132,10 @@ mod tests {
         }
         server.start(0, 9, 0.0, 1.5);
         assert_eq!(server.complete(), Some(9));
-        assert!((server.next_completion().unwrap() as f64 / 1e9 - 2.0).abs() < 1e-6, "four seconds of work on two cores");
+        assert!(
+            (server.next_completion().unwrap() as f64 / 1e9 - 2.0).abs() < 1e-6,
+            "four seconds of work on two cores"
+        );
     }
 
     #[test]

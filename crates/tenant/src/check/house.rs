@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Check, Place, number};
-use crate::catalog::{Cluster, Login, Plan, PlaneQuota, Pool, PostgresFront, Server, TlsFiles};
-use crate::config::{ClusterConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig, ServerTls};
+use crate::catalog::{ClassQuota, Cluster, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, TlsFiles};
+use crate::config::{Class, ClusterConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig, ServerTls};
 use crate::diagnostic::one_of;
 use crate::ids::{ClusterName, PlanName, PoolName, TenantId};
-use crate::units::Secret;
+use crate::units::{HumanDuration, Secret};
 
 const DEFAULT_QUEUE: u32 = 200;
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
@@ -23,49 +23,88 @@ impl Check<'_> {
     pub(super) fn plans(&mut self, main: &Place<'_>, config: &GatewayConfig) -> BTreeMap<PlanName, Arc<Plan>> {
         let mut plans = BTreeMap::new();
         for (name, plan) in &config.plans {
-            let weight = plan.weight.unwrap_or(1);
-            if !(1..=10_000).contains(&weight) {
-                self.fault(
-                    main,
-                    &["plans", name.as_str(), "weight"],
-                    format!("`{weight}`"),
-                    "a weight from 1 to 10000",
-                );
-            }
-            for (plane, quota) in [("http", &plan.http), ("postgres", &plan.postgres)] {
-                let limit = quota.limit.unwrap_or(u32::MAX);
-                if limit == 0 {
-                    let path = ["plans", name.as_str(), plane, "limit"];
-                    self.fault(main, &path, "`0`", "a limit of at least 1 slot");
-                } else if quota.reserved > limit {
-                    let path = ["plans", name.as_str(), plane, "reserved"];
-                    self.fault(
-                        main,
-                        &path,
-                        format!("`{}`", quota.reserved),
-                        format!("at most the plan's own limit of {limit}"),
-                    );
-                }
-                if quota.max_wait.is_some_and(|w| w.0.is_zero()) {
-                    let path = ["plans", name.as_str(), plane, "max_wait"];
-                    self.fault(main, &path, "`0s`", "a wait above zero; `queue: 0` refuses instead of waiting");
-                }
-            }
-            for (field, value) in [("max_clients", plan.max_clients), ("max_websockets", plan.max_websockets)] {
-                if value == Some(0) {
-                    self.fault(main, &["plans", name.as_str(), field], "`0`", "at least 1");
-                }
-            }
+            self.quotas(main, &["plans", name.as_str()], plan);
             plans.insert(name.clone(), Arc::new(resolve_plan(name, plan)));
         }
         plans
+    }
+
+    /// Checks the quotas of a plan, or what a tenant has different from it.
+    pub(super) fn quotas(&mut self, place: &Place<'_>, path: &[&str], plan: &PlanConfig) {
+        let below = |more: &[&'static str]| [path, more].concat();
+        let weight = plan.weight.unwrap_or(1);
+        if !(1..=10_000).contains(&weight) {
+            self.fault(place, &below(&["weight"]), format!("`{weight}`"), "a weight from 1 to 10000");
+        }
+        for (plane, quota) in [("http", &plan.http), ("postgres", &plan.postgres)] {
+            let limit = quota.limit.unwrap_or(u32::MAX);
+            let reserved = quota.reserved.unwrap_or(0);
+            if limit == 0 {
+                self.fault(place, &below(&[plane, "limit"]), "`0`", "a limit of at least 1 slot");
+            } else if reserved > limit {
+                let expected = format!("at most the plan's own limit of {limit}");
+                self.fault(place, &below(&[plane, "reserved"]), format!("`{reserved}`"), expected);
+            }
+            if quota.max_wait.is_some_and(|w| w.0.is_zero()) {
+                let expected = "a wait above zero; `queue: 0` refuses instead of waiting";
+                self.fault(place, &below(&[plane, "max_wait"]), "`0s`", expected);
+            }
+            for (field, zero, expected) in [
+                ("rate", quota.rate == Some(0), "at least 1 per second"),
+                ("rate_burst", quota.rate_burst == Some(0), "at least 1"),
+                (
+                    "work",
+                    quota.work.is_some_and(|w| w.0.is_zero()),
+                    "a time in slots per second, such as `500ms` or `2s`",
+                ),
+                ("work_burst", quota.work_burst.is_some_and(|w| w.0.is_zero()), "a time above zero"),
+                ("bandwidth", quota.bandwidth.is_some_and(|b| b.0 == 0), "a size per second, such as `10MiB`"),
+                ("bandwidth_burst", quota.bandwidth_burst.is_some_and(|b| b.0 == 0), "a size above zero"),
+            ] {
+                if zero {
+                    self.fault(place, &below(&[plane, field]), "zero", expected);
+                }
+            }
+            if quota.rate.is_some_and(|r| r > 1_000_000) {
+                self.fault(place, &below(&[plane, "rate"]), "more than 1000000", "at most 1000000 per second");
+            }
+            for (field, burst, rate, named) in [
+                ("rate_burst", quota.rate_burst.is_some(), quota.rate.is_some(), "rate"),
+                ("work_burst", quota.work_burst.is_some(), quota.work.is_some(), "work"),
+                ("bandwidth_burst", quota.bandwidth_burst.is_some(), quota.bandwidth.is_some(), "bandwidth"),
+            ] {
+                // A tenant's own burst may go with its plan's rate.
+                if burst && !rate && path.len() > 1 {
+                    self.fault(
+                        place,
+                        &below(&[plane, field]),
+                        format!("no `{named}` beside it"),
+                        format!("`{named}` too"),
+                    );
+                }
+            }
+            for (class, bounds) in &quota.classes {
+                let path = [path, &[plane, "classes", class.as_str()]].concat();
+                if bounds.limit == Some(0) {
+                    self.fault(place, &[&path[..], &["limit"]].concat(), "`0`", "a limit of at least 1 slot");
+                }
+                if bounds.max_wait.is_some_and(|w| w.0.is_zero()) {
+                    self.fault(place, &[&path[..], &["max_wait"]].concat(), "`0s`", "a wait above zero");
+                }
+            }
+        }
+        for (field, value) in [("max_clients", plan.max_clients), ("max_websockets", plan.max_websockets)] {
+            if value == Some(0) {
+                self.fault(place, &below(&[field]), "`0`", "at least 1");
+            }
+        }
     }
 
     pub(super) fn clusters(&mut self, main: &Place<'_>, config: &GatewayConfig) -> BTreeMap<ClusterName, Arc<Cluster>> {
         let mut clusters = BTreeMap::new();
         for (name, cluster) in &config.clusters {
             let path = ["clusters", name.as_str()];
-            self.slots(main, &path, cluster.slots, cluster.expensive_slots);
+            self.slots(main, &path, cluster.slots, cluster.min_slots, cluster.expensive_slots);
             let connections = cluster.connections.unwrap_or_else(|| cluster.slots.saturating_mul(4).saturating_add(20));
             if connections < cluster.slots {
                 self.fault(
@@ -100,7 +139,7 @@ impl Check<'_> {
         let mut roles: HashMap<&str, &PoolName> = HashMap::new();
         for (name, pool) in &config.pools {
             let path = ["pools", name.as_str()];
-            self.slots(main, &path, pool.slots, pool.expensive_slots);
+            self.slots(main, &path, pool.slots, pool.min_slots, pool.expensive_slots);
             for (field, time) in [
                 ("connect_timeout", pool.connect_timeout),
                 ("response_timeout", pool.response_timeout),
@@ -149,17 +188,15 @@ impl Check<'_> {
         pools
     }
 
-    pub(super) fn slots(&mut self, main: &Place<'_>, path: &[&str; 2], slots: u32, expensive: Option<u32>) {
+    fn slots(&mut self, main: &Place<'_>, path: &[&str; 2], slots: u32, min: Option<u32>, expensive: Option<u32>) {
         if !(1..=100_000).contains(&slots) {
             self.fault(main, &[path[0], path[1], "slots"], format!("`{slots}`"), "between 1 and 100000 slots");
         }
-        if let Some(expensive) = expensive.filter(|e| *e == 0 || *e > slots) {
-            self.fault(
-                main,
-                &[path[0], path[1], "expensive_slots"],
-                format!("`{expensive}`"),
-                format!("between 1 and the {slots} slots"),
-            );
+        for (field, value) in [("min_slots", min), ("expensive_slots", expensive)] {
+            if let Some(value) = value.filter(|v| *v == 0 || *v > slots) {
+                let expected = format!("between 1 and the {slots} slots");
+                self.fault(main, &[path[0], path[1], field], format!("`{value}`"), expected);
+            }
         }
     }
 
@@ -256,15 +293,32 @@ impl Check<'_> {
 }
 
 fn resolve_quota(quota: &QuotaConfig) -> PlaneQuota {
+    let milliseconds = |d: HumanDuration| u64::try_from(d.0.as_millis()).unwrap_or(u64::MAX).max(1);
+    let per_second = |amount: Option<u64>, burst: Option<u64>, seconds: u64| {
+        amount.map(|amount| PerSecond { amount, burst: burst.unwrap_or(amount.saturating_mul(seconds)).max(1) })
+    };
+    let max_wait = quota.max_wait.map_or(DEFAULT_WAIT, |w| w.0);
+    let classes = Class::ALL.map(|class| {
+        let own = quota.classes.get(&class);
+        ClassQuota {
+            limit: own.and_then(|c| c.limit).unwrap_or(u32::MAX),
+            queue: own.and_then(|c| c.queue).unwrap_or(u32::MAX),
+            max_wait: own.and_then(|c| c.max_wait).map_or(max_wait, |w| w.0),
+        }
+    });
     PlaneQuota {
-        reserved: quota.reserved,
+        reserved: quota.reserved.unwrap_or(0),
         limit: quota.limit.unwrap_or(u32::MAX),
         queue: quota.queue.unwrap_or(DEFAULT_QUEUE),
-        max_wait: quota.max_wait.map_or(DEFAULT_WAIT, |w| w.0),
+        max_wait,
+        rate: per_second(quota.rate.map(u64::from), quota.rate_burst.map(u64::from), 1),
+        work: per_second(quota.work.map(milliseconds), quota.work_burst.map(milliseconds), 10),
+        bandwidth: per_second(quota.bandwidth.map(|b| b.0), quota.bandwidth_burst.map(|b| b.0), 10),
+        classes,
     }
 }
 
-fn resolve_plan(name: &PlanName, plan: &PlanConfig) -> Plan {
+pub(super) fn resolve_plan(name: &PlanName, plan: &PlanConfig) -> Plan {
     Plan {
         name: name.clone(),
         weight: plan.weight.unwrap_or(1),
@@ -277,9 +331,48 @@ fn resolve_plan(name: &PlanName, plan: &PlanConfig) -> Plan {
     }
 }
 
-/// Three quarters for expensive work, so that some slots always stay with short work; all when there is only one.
+/// A plan with what a tenant has different from it; `None` when there is nothing.
+pub(super) fn overlay(plan: &PlanConfig, own: &PlanConfig) -> Option<PlanConfig> {
+    let quota = |plan: &QuotaConfig, own: &QuotaConfig| {
+        let mut classes = plan.classes.clone();
+        for (class, bounds) in &own.classes {
+            let base = classes.entry(*class).or_default();
+            base.limit = bounds.limit.or(base.limit);
+            base.queue = bounds.queue.or(base.queue);
+            base.max_wait = bounds.max_wait.or(base.max_wait);
+        }
+        // A burst belongs to its rate: a rate of the tenant's own does not inherit the plan's burst.
+        let burst = |own_rate: bool| !own_rate;
+        QuotaConfig {
+            reserved: own.reserved.or(plan.reserved),
+            limit: own.limit.or(plan.limit),
+            queue: own.queue.or(plan.queue),
+            max_wait: own.max_wait.or(plan.max_wait),
+            rate: own.rate.or(plan.rate),
+            rate_burst: own.rate_burst.or(plan.rate_burst.filter(|_| burst(own.rate.is_some()))),
+            work: own.work.or(plan.work),
+            work_burst: own.work_burst.or(plan.work_burst.filter(|_| burst(own.work.is_some()))),
+            bandwidth: own.bandwidth.or(plan.bandwidth),
+            bandwidth_burst: own.bandwidth_burst.or(plan.bandwidth_burst.filter(|_| burst(own.bandwidth.is_some()))),
+            classes,
+        }
+    };
+    let merged = PlanConfig {
+        weight: own.weight.or(plan.weight),
+        http: quota(&plan.http, &own.http),
+        postgres: quota(&plan.postgres, &own.postgres),
+        max_body: own.max_body.or(plan.max_body),
+        max_clients: own.max_clients.or(plan.max_clients),
+        max_websockets: own.max_websockets.or(plan.max_websockets),
+        idle_in_transaction_timeout: own.idle_in_transaction_timeout.or(plan.idle_in_transaction_timeout),
+    };
+    let differs = serde_json::to_value(own).ok() != serde_json::to_value(PlanConfig::default()).ok();
+    differs.then_some(merged)
+}
+
+/// Fifteen sixteenths for expensive work, so that some slots always stay with short work; all when there is only one.
 fn default_expensive(slots: u32) -> u32 {
-    (slots - slots.div_ceil(4)).max(1)
+    slots.saturating_sub(slots.div_ceil(16)).max(1)
 }
 
 fn resolve_cluster(name: &ClusterName, cluster: &ClusterConfig, connections: u32, tls_ca: Option<String>) -> Cluster {
@@ -287,6 +380,7 @@ fn resolve_cluster(name: &ClusterName, cluster: &ClusterConfig, connections: u32
         name: name.clone(),
         address: cluster.address.clone(),
         slots: cluster.slots,
+        min_slots: cluster.min_slots.unwrap_or(cluster.slots),
         expensive_slots: cluster.expensive_slots.unwrap_or_else(|| default_expensive(cluster.slots)),
         connections,
         scheduling: cluster.scheduling,
@@ -308,6 +402,8 @@ fn resolve_pool(
         name: name.clone(),
         servers: pool.servers.iter().map(|s| Server { address: s.address.clone(), gevent: s.gevent.clone() }).collect(),
         slots: pool.slots,
+        min_slots: pool.min_slots.unwrap_or(pool.slots),
+        coupled: pool.coupled,
         expensive_slots: pool.expensive_slots.unwrap_or_else(|| default_expensive(pool.slots)),
         scheduling: pool.scheduling,
         connect_timeout: pool.connect_timeout.0,

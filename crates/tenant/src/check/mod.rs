@@ -135,7 +135,7 @@ impl Check<'_> {
         let mut owners = Owners::default();
         for (source, file, node) in files {
             let place = Place { source, node };
-            self.tenant(&place, file, &mut catalog, &mut numbers, &mut owners);
+            self.tenant(&place, file, &mut catalog, &mut numbers, &mut owners, &config.plans);
         }
         catalog.tenants.sort_by(|a, b| a.slug.cmp(&b.slug));
         self.reserved_fits(main, &catalog);

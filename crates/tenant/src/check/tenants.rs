@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::house::{overlay, resolve_plan};
 use super::{Check, Place, number};
 use crate::catalog::{Catalog, Tenant};
-use crate::config::TenantFile;
+use crate::config::{PlanConfig, TenantFile};
 use crate::diagnostic::one_of;
 use crate::ids::{ClusterName, PlanName, PoolName, TenantId};
 
@@ -26,6 +27,7 @@ impl Check<'_> {
         catalog: &mut Catalog,
         numbers: &mut HashMap<String, TenantId>,
         owners: &mut Owners,
+        plans: &BTreeMap<PlanName, PlanConfig>,
     ) {
         let slug = &file.tenant;
         let here = &place.source.path;
@@ -87,11 +89,32 @@ impl Check<'_> {
                 "`login: { role, password }` here or in the tenant's pool: nobody could open the database",
             );
         }
+        self.quotas(place, &["quotas"], &file.quotas);
         let Some(plan) = catalog.plans.get(file.plan.as_str()) else {
             let expected = one_of("a plan", file.plan.as_str(), catalog.plans.keys().map(PlanName::as_str));
             self.fault(place, &["plan"], format!("`{}`", file.plan), expected);
             return;
         };
+        let merged = plans.get(file.plan.as_str()).and_then(|plan| overlay(plan, &file.quotas));
+        for (plane, quota) in merged.iter().flat_map(|m| [("http", &m.http), ("postgres", &m.postgres)]) {
+            for (field, burst, rate) in [
+                ("rate", quota.rate_burst.is_some(), quota.rate.is_some()),
+                ("work", quota.work_burst.is_some(), quota.work.is_some()),
+                ("bandwidth", quota.bandwidth_burst.is_some(), quota.bandwidth.is_some()),
+            ] {
+                if burst && !rate {
+                    let found = format!("`{field}_burst`, but no `{field}` here or in the plan");
+                    self.fault(place, &["quotas", plane], found, format!("`{field}` too"));
+                }
+            }
+        }
+        let plan = merged.map_or_else(|| Arc::clone(plan), |merged| Arc::new(resolve_plan(&file.plan, &merged)));
+        for (plane, quota) in [("http", &plan.http), ("postgres", &plan.postgres)] {
+            if quota.reserved > quota.limit {
+                let found = format!("{} slots reserved and a limit of {}, with its plan", quota.reserved, quota.limit);
+                self.fault(place, &["quotas", plane], found, "no more reserved than the limit");
+            }
+        }
         let tenant = Arc::new(Tenant {
             id: number(numbers, format!("tenant:{slug}")),
             slug: slug.clone(),
@@ -99,7 +122,7 @@ impl Check<'_> {
             database: file.database.clone(),
             pool,
             cluster,
-            plan: Arc::clone(plan),
+            plan,
             login,
             pooling: file.pooling,
         });

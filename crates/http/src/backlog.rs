@@ -1,0 +1,128 @@
+//! What a server has answered and the client has not taken yet: in memory while it is little, in a temporary file
+//! beyond. So a client that reads slowly keeps nobody's worker.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Bytes read back from the file at a time.
+const CHUNK: usize = 64 << 10;
+
+/// First in, first out.
+#[derive(Debug)]
+pub(crate) struct Backlog {
+    memory: VecDeque<Bytes>,
+    in_memory: usize,
+    file: Option<Arc<File>>,
+    /// The part of the file that is written and not read.
+    read_from: u64,
+    write_to: u64,
+    threshold: usize,
+    directory: Option<PathBuf>,
+}
+
+impl Backlog {
+    pub(crate) fn new(threshold: u64, directory: Option<PathBuf>) -> Self {
+        Self {
+            memory: VecDeque::new(),
+            in_memory: 0,
+            file: None,
+            read_from: 0,
+            write_to: 0,
+            threshold: usize::try_from(threshold).unwrap_or(usize::MAX),
+            directory,
+        }
+    }
+
+    /// Bytes in it.
+    pub(crate) fn len(&self) -> u64 {
+        self.in_memory as u64 + (self.write_to - self.read_from)
+    }
+
+    /// Adds bytes at the end.
+    pub(crate) async fn push(&mut self, bytes: Bytes) -> io::Result<()> {
+        let file_in_use = self.write_to > self.read_from;
+        if !file_in_use && self.in_memory + bytes.len() <= self.threshold {
+            self.in_memory += bytes.len();
+            self.memory.push_back(bytes);
+            return Ok(());
+        }
+        let (file, directory, at) = (self.file.clone(), self.directory.clone(), self.write_to);
+        let written = tokio::task::spawn_blocking(move || {
+            let file = match (file, directory) {
+                (Some(file), _) => file,
+                // A file without a name: it disappears with its handle, whatever happens.
+                (None, Some(directory)) => Arc::new(tempfile::tempfile_in(directory)?),
+                (None, None) => Arc::new(tempfile::tempfile()?),
+            };
+            file.write_all_at(&bytes, at)?;
+            Ok::<_, io::Error>((file, bytes.len()))
+        });
+        let (file, length) = written.await.map_err(io::Error::other)??;
+        self.file = Some(file);
+        self.write_to += length as u64;
+        Ok(())
+    }
+
+    /// Takes bytes from the front; `None` when there are none.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        if let Some(bytes) = self.memory.pop_front() {
+            self.in_memory -= bytes.len();
+            return Ok(Some(bytes));
+        }
+        let left = self.write_to - self.read_from;
+        let Some(file) = self.file.clone().filter(|_| left > 0) else { return Ok(None) };
+        let (at, length) = (self.read_from, usize::try_from(left).unwrap_or(CHUNK).min(CHUNK));
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; length];
+            file.read_exact_at(&mut bytes, at)?;
+            Ok::<_, io::Error>(bytes)
+        });
+        let bytes = read.await.map_err(io::Error::other)??;
+        self.read_from += bytes.len() as u64;
+        if self.read_from == self.write_to {
+            // All of it is read: what comes next may lie in memory again, and the file begins anew.
+            (self.read_from, self.write_to) = (0, 0);
+        }
+        Ok(Some(bytes.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_come_out_in_the_order_in_which_they_went_in_however_reads_and_writes_alternate() {
+        for threshold in [0, 1_000, 1 << 20] {
+            let mut backlog = Backlog::new(threshold, None);
+            let mut rng = fastrand::Rng::with_seed(threshold);
+            let (mut put, mut taken, mut expected) = (0u64, 0u64, 0u64);
+            let byte = |i: u64| (i.wrapping_mul(31) >> 3) as u8;
+            for _ in 0..400 {
+                if rng.bool() {
+                    let n = rng.u64(1..3_000);
+                    backlog.push((put..put + n).map(byte).collect::<Vec<_>>().into()).await.unwrap();
+                    put += n;
+                    expected += n;
+                } else if let Some(bytes) = backlog.next().await.unwrap() {
+                    for b in &bytes {
+                        assert_eq!(*b, byte(taken));
+                        taken += 1;
+                    }
+                    expected -= bytes.len() as u64;
+                }
+                assert_eq!(backlog.len(), expected);
+            }
+            while let Some(bytes) = backlog.next().await.unwrap() {
+                taken += bytes.len() as u64;
+            }
+            assert_eq!(taken, put);
+        }
+    }
+}
