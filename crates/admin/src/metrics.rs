@@ -28,6 +28,10 @@ pub(crate) fn render(view: &dyn GatewayView) -> String {
     for gate in view.gates() {
         let labels = [("plane", gate.plane), ("gate", gate.name.as_str())];
         out.gauge("cofferdam_gate_slots", &labels, gate.slots.into());
+        out.gauge("cofferdam_gate_open_slots", &labels, gate.open_slots.into());
+        out.gauge("cofferdam_gate_open_expensive_slots", &labels, gate.open_expensive.into());
+        out.gauge("cofferdam_gate_nested", &labels, gate.nested.into());
+        out.gauge("cofferdam_gate_inflation", &labels, gate.inflation);
         out.gauge("cofferdam_gate_running", &labels, gate.running.into());
         out.gauge("cofferdam_gate_expensive", &labels, gate.expensive.into());
         out.gauge("cofferdam_gate_waiting", &labels, gate.waiting.into());

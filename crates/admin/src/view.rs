@@ -143,7 +143,7 @@ pub struct PlaneUsage {
 }
 
 /// A gate and its slots.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GateView {
     /// `http` or `postgres`.
     pub plane: &'static str,
@@ -151,12 +151,20 @@ pub struct GateView {
     pub name: String,
     /// Slots in all.
     pub slots: u32,
+    /// Slots that are worth using now: fewer when more at once only made everything slower.
+    pub open_slots: u32,
+    /// Of these, open to expensive work.
+    pub open_expensive: u32,
     /// Slots held.
     pub running: u32,
     /// Of these, by expensive work.
     pub expensive: u32,
+    /// Slots held beside these by transactions inside others of the same process.
+    pub nested: u32,
     /// Work waiting.
     pub waiting: u32,
+    /// How many times longer than on a nearly empty gate work took lately.
+    pub inflation: f64,
 }
 
 /// Server connections of a cluster.

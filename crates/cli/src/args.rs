@@ -34,6 +34,9 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Show what a noisy neighbour does without Cofferdam, and with it.
     Demo(DemoArgs),
+    /// Measure: the isolation of tenants beside peers, or scheduling policies in simulation.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print the JSON Schema of a configuration file, for editors.
     Schema {
         /// Which file.
@@ -96,6 +99,95 @@ pub(crate) struct DemoArgs {
     /// Never redraw: print the tables one below the other, as without a terminal.
     #[arg(long)]
     pub(crate) plain: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// How much a noisy neighbour costs the others, on real servers, beside peers.
+    Isolation(IsolationArgs),
+    /// The scheduling policies, simulated: the same result on every machine.
+    Simulate(SimulateArgs),
+}
+
+/// How much a noisy neighbour costs the others, on real servers, beside peers.
+///
+/// Eight tenants want 20 transactions a second each. They are measured alone, and then beside one tenant with 60 clients or
+/// four with 20 each, whose work sleeps, computes, or comes in a storm of short pieces: directly, through the peer and
+/// through Cofferdam, one after the other in the same run. Peers must be installed: `make install-bench`.
+#[derive(Debug, Args)]
+pub(crate) struct IsolationArgs {
+    /// What stands between the tenants and the servers.
+    #[arg(long, value_enum, default_value_t = BenchPlane::Postgres)]
+    pub(crate) plane: BenchPlane,
+    /// Measure only these beside Cofferdam. Default: all that exist for the plane, and none at all (`direct`).
+    #[arg(long, value_enum)]
+    pub(crate) peer: Vec<BenchPeer>,
+    /// Measure only this kind of aggressor.
+    #[arg(long, value_enum)]
+    pub(crate) workload: Vec<BenchWorkload>,
+    /// How many aggressors: 1 has 60 clients, several have 20 each.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4], value_parser = clap::value_parser!(u32).range(1..=4))]
+    pub(crate) aggressors: Vec<u32>,
+    /// How long the victims are measured alone, and then contended.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=600))]
+    pub(crate) seconds: u64,
+    /// Also measure what one aggressor gets done when it is alone, against first come first served.
+    #[arg(long)]
+    pub(crate) alone: bool,
+    /// Print JSON instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write a picture to this file.
+    #[arg(long)]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+/// The scheduling policies, simulated: the same result on every machine.
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// Every random choice follows from it.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Also 100,000 tenants on 1,000 slots; takes a minute.
+    #[arg(long)]
+    pub(crate) large: bool,
+    /// Write a picture to this file.
+    #[arg(long)]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchPlane {
+    /// PostgreSQL.
+    Postgres,
+    /// HTTP, with a miniature Odoo that needs no database.
+    Http,
+    /// HTTP, with PostgreSQL behind it.
+    Both,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchPeer {
+    /// PgBouncer in transaction mode, with pools of 20 and of 4 per database.
+    Pgbouncer,
+    /// HAProxy with priorities in its queue.
+    Haproxy,
+    /// NGINX with a limit per tenant.
+    Nginx,
+    /// Nothing in between.
+    Direct,
+    /// Cofferdam without its scheduler.
+    Fifo,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchWorkload {
+    /// Long work that only waits.
+    Sleep,
+    /// Long work that computes.
+    Burn,
+    /// Short work without a pause.
+    Storm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod check;
 mod demo;
 mod serve;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve::run(&serve),
         Command::Check(check) => check::run(&check),
         Command::Demo(demo) => demo::run(&demo),
+        Command::Bench(bench) => bench::run(&bench),
         Command::Schema { kind } => schema(kind),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "cofferdam", &mut std::io::stdout());

@@ -63,9 +63,13 @@ impl GatewayView for View {
                         plane,
                         name,
                         slots: usage.slots,
+                        open_slots: usage.open_slots,
+                        open_expensive: usage.open_expensive,
                         running: usage.running,
                         expensive: usage.expensive,
+                        nested: usage.nested,
                         waiting: usage.waiting,
+                        inflation: usage.inflation,
                     }
                 })
                 .collect::<Vec<_>>()

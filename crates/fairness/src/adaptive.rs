@@ -11,8 +11,11 @@
 //!   without inflation: no evidence, no growth. So ten-second transactions on a quiet morning cannot take every slot
 //!   before anybody knows what they are.
 //! * When a growth was answered by inflation that eats up much of it, it is taken back.
-//! * When most active tenants see inflation it shrinks, and remembers the level for a while.
-//! * When shrinking has not helped, concurrency was not the cause: it goes back, and takes the new times as normal.
+//! * When most active tenants see inflation it shrinks, at once by much when it is high, gently when it lasts, and
+//!   remembers the level for a while.
+//! * When there is inflation at the least level it grows by one to see whether that makes it worse, ever more rarely.
+//! * When shrinking has not helped, or growing has not hurt, concurrency was not the cause: the new times are
+//!   normal.
 //!
 //! The idea of judging by what one more admission brings is Protego's (OSDI 2023); keeping an unloaded baseline and
 //! comparing with it is TCP Vegas' and BBR's.
@@ -25,19 +28,28 @@ use crate::time::Timestamp;
 pub(crate) const STEP: Duration = Duration::from_millis(100);
 /// Inflation (as a natural logarithm) below which there is room for more: a fifth more time.
 const ROOM: f64 = 0.18;
-/// Inflation from which concurrency is too high: half as much again.
+/// Inflation from which concurrency is much too high: half as much again.
 const TOO_MUCH: f64 = 0.4;
 /// The part of the added concurrency that may be lost to inflation; with more, growing was not worth it.
 const WASTE: f64 = 0.4;
+/// The part of the concurrency given up that must come back as less inflation; with less, concurrency was not the cause.
+const RELIEF: f64 = 0.15;
 const GROWTH: f64 = 1.5;
 const SHRINK: f64 = 0.6;
-/// After a change its effect is awaited for this long.
-const SETTLE: Duration = Duration::from_millis(200);
-/// A growth is judged by what happens within this time, when enough does.
+const SHRINK_GENTLY: f64 = 0.8;
+/// After a change, and after work has begun to wait, the effect is awaited for this long.
+const SETTLE: Duration = Duration::from_millis(400);
+/// When this long has passed, the better guess decides where convincing evidence did not.
 const JUDGED: Duration = Duration::from_secs(1);
+/// Inflation that is not much too high but does not go away is answered after this time.
+const LASTING: Duration = Duration::from_secs(2);
 /// A level that was too high is not tried again for this long at first; doubled each time.
-const FIRST_CAUTION: Duration = Duration::from_secs(30);
+const FIRST_CAUTION: Duration = Duration::from_secs(5);
+/// The same for a level that was much too high.
+const HARD_CAUTION: Duration = Duration::from_secs(30);
 const LONGEST_CAUTION: Duration = Duration::from_secs(600);
+/// For so long work that was admitted at a higher level is waited for before the lower one is judged.
+const LONGEST_EXCESS: Duration = Duration::from_secs(10);
 /// A gate that had slots to spare for this long starts again from below.
 const FORGET: Duration = Duration::from_secs(10);
 
@@ -75,15 +87,27 @@ pub(crate) struct Concurrency {
     most: f64,
     level: f64,
     stepped: Timestamp,
-    changed: Timestamp,
+    /// Work that began before this says nothing about now: the level was another, or nothing waited yet.
+    since: Timestamp,
+    /// When the level last fell.
+    shrunk: Timestamp,
+    /// When work last waited for want of slots.
     limited: Timestamp,
+    is_limited: bool,
     /// Not above this until then.
     ceiling: Option<(f64, Timestamp)>,
     caution: Duration,
-    /// The level and the inflation before the last shrinking, while it is not known yet whether it helped.
-    trial: Option<(f64, f64)>,
-    /// The level and the inflation before the last growth, while it is not known yet whether it was worth it.
-    probe: Option<(f64, Evidence)>,
+    /// What the last change of the level came from, while it is not known yet whether it was right.
+    trial: Option<Trial>,
+}
+
+/// The level and the inflation before a change.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    from: f64,
+    before: Evidence,
+    /// It grew although work was inflated, to see whether that has to do with concurrency at all.
+    despite: bool,
 }
 
 impl Concurrency {
@@ -94,12 +118,13 @@ impl Concurrency {
             most: f64::from(most.max(1)),
             level: least,
             stepped: Timestamp::default(),
-            changed: Timestamp::default(),
+            since: Timestamp::default(),
+            shrunk: Timestamp::default(),
             limited: Timestamp::default(),
+            is_limited: false,
             ceiling: None,
             caution: FIRST_CAUTION,
             trial: None,
-            probe: None,
         }
     }
 
@@ -112,16 +137,16 @@ impl Concurrency {
 
     /// How far between the least (0) and the most (1).
     pub(crate) fn fraction(&self) -> f64 {
-        if self.most <= self.least { 1.0 } else { (self.level - self.least) / (self.most - self.least) }
+        if self.is_fixed() { 1.0 } else { (self.level - self.least) / (self.most - self.least) }
     }
 
     pub(crate) fn is_fixed(&self) -> bool {
         self.most <= self.least
     }
 
-    /// When the level last changed: work that began before says nothing about it.
-    pub(crate) fn changed(&self) -> Timestamp {
-        self.changed
+    /// From when on work has begun that is evidence.
+    pub(crate) fn since(&self) -> Timestamp {
+        self.since
     }
 
     pub(crate) fn is_due(&self, now: Timestamp) -> bool {
@@ -132,78 +157,101 @@ impl Concurrency {
         self.stepped = now;
         if seen.limited {
             self.limited = now;
-        } else if now.since(self.limited) >= FORGET && self.level > self.least {
-            self.limited = now;
-            self.level = (self.level / 2.0).max(self.least);
-            self.changed = now;
-            self.trial = None;
-            self.probe = None;
-        }
-        if now.since(self.changed) < SETTLE {
-            return Verdict::Keep;
-        }
-        let Some(Evidence { inflation, error }) = seen.evidence else { return Verdict::Keep };
-        let (has_room, is_too_much) = (inflation + error < ROOM, inflation - error > TOO_MUCH);
-        if seen.excess && !has_room {
-            return Verdict::Keep; // what it costs to have fewer shows when there are fewer
-        }
-        // Convincing evidence decides at once; when there is enough, the better guess does.
-        let enough = now.since(self.changed) >= JUDGED && error < ROOM / 2.0;
-        if let Some((from, before)) = self.trial
-            && is_too_much
-            && inflation - error > 0.85 * before
-            && self.level <= 0.75 * from
-        {
-            self.trial = None;
-            self.level = from;
-            self.ceiling = None;
-            self.changed = now;
-            return Verdict::Rebase;
-        }
-        if let Some((before, was)) = self.probe
-            && inflation - was.inflation - if enough { 0.0 } else { error + was.error }
-                > WASTE * (self.level / before).ln()
-        {
-            self.probe = None;
-            self.trial = Some((self.level, inflation));
-            self.be_careful(now, before);
-            self.level = before.max(self.least);
-            self.changed = now;
-        } else if is_too_much && self.level > self.least {
-            self.probe = None;
-            self.trial = Some((self.level, inflation));
-            self.be_careful(now, 0.8 * self.level);
-            self.level = (self.level * SHRINK).max(self.least);
-            self.changed = now;
-        } else if has_room && seen.limited {
-            self.trial = None;
-            let top = match self.ceiling {
-                Some((ceiling, until)) if until >= now => ceiling.max(self.least),
-                _ => self.most,
-            };
-            let grown = (self.level * GROWTH).max(self.level + 1.0).min(top).min(self.most);
-            if grown > self.level {
-                self.probe = Some((self.level, Evidence { inflation, error }));
-                self.level = grown;
-                self.changed = now;
+            if !self.is_limited {
+                // Until now nobody wanted more than there was: what was measured says nothing about what comes.
+                self.is_limited = true;
+                self.since = now;
+                self.trial = None;
+            }
+        } else if now.since(self.limited) >= FORGET {
+            self.is_limited = false;
+            if self.level > self.least {
+                self.limited = now;
+                self.set(now, self.level / 2.0, None, false);
             }
         }
-        if enough {
-            self.probe = None; // what comes from now on has another cause
+        if seen.excess && now.since(self.shrunk) < LONGEST_EXCESS {
+            // What it costs to have fewer shows when there are fewer.
+            self.since = now;
+            return Verdict::Keep;
+        }
+        let settled = now.since(self.since);
+        if settled < SETTLE {
+            return Verdict::Keep;
+        }
+        let Some(evidence) = seen.evidence else { return Verdict::Keep };
+        let Evidence { inflation, error } = evidence;
+        let (has_room, is_inflated) = (inflation + error < ROOM, inflation - error > ROOM);
+        let is_too_much = inflation - error > TOO_MUCH;
+        let enough = settled >= JUDGED && error < ROOM / 2.0;
+        if let Some(trial) = self.trial {
+            let doubt = if enough { 0.0 } else { error + trial.before.error };
+            let step = (self.level / trial.from).ln();
+            let risen = inflation - trial.before.inflation;
+            if step > 0.0 && risen - doubt > WASTE * step {
+                self.be_careful(now, trial.from, is_too_much);
+                self.set(now, trial.from, Some(evidence), false);
+                return Verdict::Keep;
+            }
+            if step < 0.0 && is_inflated && (enough || error < ROOM / 2.0) && risen - doubt > RELIEF * step {
+                self.ceiling = None;
+                self.set(now, trial.from, None, false);
+                return Verdict::Rebase;
+            }
+            if enough {
+                self.trial = None; // what comes from now on has another cause
+                if trial.despite {
+                    return Verdict::Rebase;
+                }
+            }
+        }
+        let is_least = self.level <= self.least;
+        if !is_least && is_too_much {
+            self.be_careful(now, 0.8 * self.level, true);
+            self.set(now, SHRINK * self.level, Some(evidence), false);
+        } else if !is_least && is_inflated && settled >= LASTING {
+            self.be_careful(now, SHRINK_GENTLY * self.level, false);
+            self.set(now, SHRINK_GENTLY * self.level, Some(evidence), false);
+        } else if seen.limited && (has_room || is_least && settled >= LASTING && error < ROOM / 2.0) {
+            let next = self.level + 1.0;
+            let grown = if has_room { next.max(self.level * GROWTH) } else { next };
+            let top = match self.ceiling {
+                Some((ceiling, until)) if until >= now => ceiling.max(self.least),
+                // What was too much once is tried again one by one.
+                Some((ceiling, _)) => next.max(ceiling),
+                None => self.most,
+            };
+            let grown = grown.min(top).min(self.most);
+            if grown > self.level {
+                self.set(now, grown, Some(evidence), !has_room);
+            }
         }
         Verdict::Keep
     }
 
-    /// Remembers that what is above `ceiling` was too much.
-    fn be_careful(&mut self, now: Timestamp, ceiling: f64) {
-        if let Some((_, until)) = self.ceiling {
-            if until >= now {
-                return;
-            }
-            self.caution = if now.since(until) < self.caution { 2 * self.caution } else { FIRST_CAUTION };
+    fn set(&mut self, now: Timestamp, level: f64, before: Option<Evidence>, despite: bool) {
+        self.trial = before.map(|before| Trial { from: self.level, before, despite });
+        if level < self.level {
+            self.shrunk = now;
         }
-        self.caution = self.caution.min(LONGEST_CAUTION);
-        self.ceiling = Some((ceiling, now + self.caution));
+        self.level = level.clamp(self.least, self.most);
+        self.since = now;
+    }
+
+    /// Remembers that what is above `ceiling` was too much.
+    fn be_careful(&mut self, now: Timestamp, ceiling: f64, hard: bool) {
+        let first = if hard { HARD_CAUTION } else { FIRST_CAUTION };
+        match &mut self.ceiling {
+            Some((known, until)) if *until >= now => {
+                *known = known.min(ceiling);
+                *until = (*until).max(now + first);
+            }
+            other => {
+                let again = other.is_some_and(|(_, until)| now.since(until) < self.caution);
+                self.caution = if again { (2 * self.caution).clamp(first, LONGEST_CAUTION) } else { first };
+                *other = Some((ceiling, now + self.caution));
+            }
+        }
     }
 }
 
@@ -299,9 +347,9 @@ mod tests {
     }
 
     #[test]
-    fn work_that_waits_opens_every_slot_within_two_seconds() {
+    fn work_that_waits_opens_every_slot_within_four_seconds() {
         let mut c = Concurrency::new(4, 40);
-        drive(&mut c, 1_000, 3_000, |_| Some(1.0));
+        drive(&mut c, 1_000, 5_000, |_| Some(1.0));
         assert!((c.fraction() - 1.0).abs() < 1e-9, "{c:?}");
     }
 
@@ -327,19 +375,19 @@ mod tests {
     #[test]
     fn when_shrinking_does_not_help_the_slots_come_back() {
         let mut c = Concurrency::new(4, 40);
-        drive(&mut c, 1_000, 4_000, |_| Some(1.0));
+        drive(&mut c, 1_000, 6_000, |_| Some(1.0));
         // The work itself has become ten times longer, whatever the concurrency.
-        let verdicts = drive(&mut c, 4_000, 8_000, |_| Some(10.0));
+        let verdicts = drive(&mut c, 6_000, 10_000, |_| Some(10.0));
         assert!(verdicts.contains(&Verdict::Rebase), "{c:?}");
-        drive(&mut c, 8_000, 9_000, |_| Some(1.0));
+        drive(&mut c, 10_000, 13_000, |_| Some(1.0));
         assert!((c.fraction() - 1.0).abs() < 1e-9, "{c:?}");
     }
 
     #[test]
     fn a_quiet_gate_starts_again_from_below() {
         let mut c = Concurrency::new(4, 40);
-        drive(&mut c, 1_000, 4_000, |_| Some(1.0));
-        for ms in (4_000..60_000).step_by(100) {
+        drive(&mut c, 1_000, 6_000, |_| Some(1.0));
+        for ms in (6_000..90_000).step_by(100) {
             c.step(Timestamp::from_millis(ms), Observed::default());
         }
         assert!((c.level - 4.0).abs() < 1e-9, "{c:?}");

@@ -288,7 +288,7 @@ impl Scheduler {
         let actual = now.since(run.since).as_secs_f64();
         let calm = run.calm && self.is_calm();
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
-        let evidence = run.since >= self.concurrency.changed();
+        let evidence = run.since >= self.concurrency.since();
         let a = &mut self.accounts[run.account];
         a.learn(run.class, actual);
         if !self.concurrency.is_fixed() {
@@ -616,12 +616,13 @@ impl Scheduler {
         } else if self.now.since(self.window_since) >= WINDOW {
             self.inflation = 0.0;
         }
+        if std::env::var_os("TRACE").is_some() { eprintln!("{:?} {:?} {:?} {:?}", self.now, observed, self.open, self.held_by); }
         if self.concurrency.step(self.now, observed) == Verdict::Rebase {
             for account in &self.touched {
                 self.accounts[*account].baselines.iter_mut().for_each(crate::adaptive::Baseline::rebase);
             }
         }
-        if self.concurrency.changed() == self.now || self.now.since(self.window_since) >= WINDOW {
+        if self.concurrency.since() == self.now || self.now.since(self.window_since) >= WINDOW {
             self.touched.clear();
             self.window = self.window.wrapping_add(1);
             self.window_since = self.now;

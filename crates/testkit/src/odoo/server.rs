@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::database::Databases;
+use super::database::{Databases, Work};
 use super::websocket;
 use crate::{TestkitError, io as context};
 
@@ -31,6 +31,8 @@ pub struct OdooOptions {
     pub postgres: Option<SocketAddr>,
     /// Its login.
     pub login: (String, String),
+    /// Instead of `login`: roles named like their databases, all with this password, and no maintenance database.
+    pub login_per_database: Option<String>,
     /// A request that takes longer ends like a worker killed by `limit_time_real`: without an answer.
     pub limit_time_real: Duration,
 }
@@ -42,6 +44,7 @@ impl Default for OdooOptions {
             databases: HashMap::new(),
             postgres: None,
             login: ("odoo".into(), "odoo-secret".into()),
+            login_per_database: None,
             limit_time_real: Duration::from_secs(120),
         }
     }
@@ -61,6 +64,7 @@ pub(super) struct State {
     pub(super) options: OdooOptions,
     databases: Databases,
     busy: AtomicU32,
+    busy_by_host: Mutex<HashMap<String, u32>>,
     most_busy: AtomicU32,
     requests: AtomicU64,
 }
@@ -78,6 +82,7 @@ impl MiniOdoo {
             databases: Databases::new(&options),
             options,
             busy: AtomicU32::new(0),
+            busy_by_host: Mutex::default(),
             most_busy: AtomicU32::new(0),
             requests: AtomicU64::new(0),
         });
@@ -107,6 +112,11 @@ impl MiniOdoo {
         self.state.most_busy.load(Ordering::Relaxed)
     }
 
+    /// Workers that serve a request now, by the host that it is for.
+    pub fn busy_by_host(&self) -> HashMap<String, u32> {
+        self.state.busy_by_host.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Workers that serve a request now.
     pub fn busy(&self) -> u32 {
         self.state.busy.load(Ordering::Relaxed)
@@ -116,16 +126,19 @@ impl MiniOdoo {
 /// A worker takes one connection at a time: whoever comes meanwhile waits in the kernel's backlog.
 async fn workers(state: Arc<State>, listener: TcpListener) {
     let free = Arc::new(Semaphore::new(state.options.workers));
+    let names = Arc::new(Mutex::new((0..state.options.workers).collect::<Vec<_>>()));
     loop {
         let Ok(worker) = Arc::clone(&free).acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let state = Arc::clone(&state);
+        let (state, names) = (Arc::clone(&state), Arc::clone(&names));
+        let name = names.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         tokio::spawn(async move {
             let busy = state.busy.fetch_add(1, Ordering::Relaxed) + 1;
             state.most_busy.fetch_max(busy, Ordering::Relaxed);
             let limit = state.options.limit_time_real;
-            let _ = tokio::time::timeout(limit, one_request(&state, stream)).await;
+            let _ = tokio::time::timeout(limit, one_request(&state, name, stream)).await;
             state.busy.fetch_sub(1, Ordering::Relaxed);
+            names.lock().unwrap_or_else(PoisonError::into_inner).push(name);
             drop(worker);
         });
     }
@@ -166,10 +179,31 @@ fn text(status: u16, kind: &str, body: impl Into<String>) -> Answer {
     Answer { status, headers: vec![("Content-Type", kind.to_owned())], body: Body::Bytes(body.into().into_bytes()) }
 }
 
-async fn one_request(state: &State, mut stream: TcpStream) -> io::Result<()> {
+/// Counts a worker as busy for a host as long as it lives.
+struct BusyFor<'a>(&'a State, String);
+
+impl<'a> BusyFor<'a> {
+    fn new(state: &'a State, request: &Request) -> Self {
+        let host = request.header("host").unwrap_or_default().split(':').next().unwrap_or_default().to_owned();
+        *state.busy_by_host.lock().unwrap_or_else(PoisonError::into_inner).entry(host.clone()).or_default() += 1;
+        Self(state, host)
+    }
+}
+
+impl Drop for BusyFor<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.0.busy_by_host.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = busy.get_mut(&self.1) {
+            *n -= 1;
+        }
+    }
+}
+
+async fn one_request(state: &State, worker: usize, mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     let Some(request) = head(&mut stream, &mut buffer).await? else { return Ok(()) };
     state.requests.fetch_add(1, Ordering::Relaxed);
+    let _busy = BusyFor::new(state, &request);
     // The body is read with the socket timeout between its parts; a gap fails the request.
     let mut received = 0u64;
     let mut sum = 0u64;
@@ -185,7 +219,7 @@ async fn one_request(state: &State, mut stream: TcpStream) -> io::Result<()> {
         buffer.advance(n as usize);
         received += n;
     }
-    let answer = respond(state, &request, received, sum).await;
+    let answer = respond(state, worker, &request, received, sum).await;
     write(&mut stream, &request, answer).await
 }
 
@@ -220,7 +254,7 @@ async fn head(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Optio
     }
 }
 
-async fn respond(state: &State, request: &Request, received: u64, sum: u64) -> Answer {
+async fn respond(state: &State, worker: usize, request: &Request, received: u64, sum: u64) -> Answer {
     // ProxyFix: X-Forwarded-Host wins when it is there, as in proxy mode.
     let host = request.header("x-forwarded-host").or(request.header("host")).unwrap_or_default();
     let host = host.split(':').next().unwrap_or_default();
@@ -229,6 +263,15 @@ async fn respond(state: &State, request: &Request, received: u64, sum: u64) -> A
     match path {
         "/web/health" => return text(200, "application/json", "{\"status\": \"pass\"}"),
         "/testkit/echo" => return echo(request, database.as_deref(), received, sum),
+        "/testkit/work" => {
+            if let Some(ms) = request.number("compute") {
+                let _ = tokio::task::spawn_blocking(move || compute(ms)).await;
+            }
+            if let Some(ms) = request.number("wait") {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+            }
+            return text(200, "text/plain", "done");
+        }
         "/testkit/silent" => {
             tokio::time::sleep(Duration::from_secs(3600)).await;
         }
@@ -267,7 +310,7 @@ async fn respond(state: &State, request: &Request, received: u64, sum: u64) -> A
     let Some(database) = database else {
         return text(303, "text/html", "").with("Location", "/web/database/selector");
     };
-    page(state, request, &database).await
+    page(state, worker, request, &database).await
 }
 
 impl Answer {
@@ -278,7 +321,7 @@ impl Answer {
 }
 
 /// A page as Odoo makes it: look the database up, open a cursor, ask a few questions, commit.
-async fn page(state: &State, request: &Request, database: &str) -> Answer {
+async fn page(state: &State, worker: usize, request: &Request, database: &str) -> Answer {
     if state.options.postgres.is_none() {
         if let Some(ms) = request.number("ms") {
             tokio::time::sleep(Duration::from_millis(ms)).await;
@@ -289,7 +332,9 @@ async fn page(state: &State, request: &Request, database: &str) -> Answer {
     let report = request.path.starts_with("/report/");
     let statements = request.number("queries").unwrap_or(if report { 1 } else { 3 });
     let sleep_ms = request.number("ms").unwrap_or(if report { 2_000 } else { 2 });
-    match state.databases.page(database, anonymous, statements, sleep_ms).await {
+    let count = request.number("count");
+    let work = Work { statements: if count.is_some() { 1 } else { statements }, sleep_ms, count };
+    match state.databases.page(worker, database, anonymous, work).await {
         Ok(answer) => text(200, "text/html", format!("<p>{database}: {answer}</p>")).with("Set-Cookie", cookie()),
         Err(error) => text(500, "text/html", format!("<p>Internal Server Error</p><!-- {error} -->")),
     }
@@ -297,6 +342,21 @@ async fn page(state: &State, request: &Request, database: &str) -> Answer {
 
 fn cookie() -> String {
     "session_id=0123456789abcdef; Expires=Thu, 01 Jan 2099 00:00:00 GMT; Max-Age=604800; HttpOnly; Path=/".into()
+}
+
+/// Computes for so many milliseconds of a core that has nothing else to do.
+fn compute(ms: u64) {
+    static PER_MS: OnceLock<u64> = OnceLock::new();
+    let spin = |rounds: u64| (0..rounds).fold(1u64, |x, i| std::hint::black_box(x.rotate_left(5) ^ i));
+    let per_ms = PER_MS.get_or_init(|| {
+        let fastest = (0..5).map(|_| {
+            let begun = Instant::now();
+            spin(1_000_000);
+            begun.elapsed()
+        });
+        (1_000_000.0 / fastest.min().unwrap_or_default().as_secs_f64().max(1e-6) / 1e3) as u64
+    });
+    spin(per_ms * ms);
 }
 
 /// What the server saw, line by line, for tests.

@@ -1,0 +1,376 @@
+//! How much a noisy neighbour costs the others: eight tenants with a little to do, beside one or four with a lot, through
+//! Cofferdam, through peers, and directly.
+
+mod bed;
+mod cell;
+mod load;
+mod peers;
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use cell::{Cell, Latency, Victim};
+pub use peers::Peer;
+
+use crate::plot::{Bar, Group, bars};
+use bed::Bed;
+use cell::fairness;
+use load::{Counter, Recorder, Sample, aggressor, victim};
+use peers::Running;
+
+/// Transactions or requests per second of each victim.
+const VICTIM_RATE: f64 = 20.0;
+/// The victims run this long before anything is measured.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// What happens in this time after the aggressors' first call counts for the reaction time, not for the rest.
+const ONSET: Duration = Duration::from_secs(4);
+const WINDOW: Duration = Duration::from_millis(250);
+/// What still runs when a measurement is over is waited for this long.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// What stands between the load and what it asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plane {
+    /// PostgreSQL alone.
+    Postgres,
+    /// HTTP alone: a miniature Odoo that needs no database.
+    Http,
+    /// HTTP, and PostgreSQL behind it.
+    Both,
+}
+
+impl Plane {
+    /// The name in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Http => "http",
+            Self::Both => "both",
+        }
+    }
+}
+
+/// What aggressors do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Workload {
+    /// Long work that only waits.
+    Sleep,
+    /// Long work that computes.
+    Burn,
+    /// Short work that computes, without a pause.
+    Storm,
+}
+
+impl Workload {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Sleep, Self::Burn, Self::Storm];
+
+    /// The name in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sleep => "sleep",
+            Self::Burn => "burn",
+            Self::Storm => "storm",
+        }
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What stands in between.
+    pub plane: Plane,
+    /// Through whom.
+    pub peers: Vec<Peer>,
+    /// What the aggressors do.
+    pub workloads: Vec<Workload>,
+    /// How many aggressors: 1 has 60 clients, several have 20 each.
+    pub aggressors: Vec<u32>,
+    /// How long the victims are measured alone, and then contended.
+    pub seconds: u64,
+    /// The program to measure.
+    pub cofferdam: PathBuf,
+}
+
+/// Measures every combination.
+pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyhow::Result<Vec<Cell>> {
+    let mut bed = Bed::make(options.plane).await?;
+    let mut cells = Vec::new();
+    for workload in &options.workloads {
+        for n in &options.aggressors {
+            for peer in &options.peers {
+                let name = format!("{} {}x {}", workload.as_str(), n, peer.name());
+                bed.prepare(matches!(peer, Peer::Cofferdam | Peer::Fifo)).await?;
+                let running = Running::start(*peer, &bed.behind(), &options.cofferdam).await?;
+                let cell = one(&bed, &running, *peer, *workload, *n, options).await.with_context(|| name.clone())?;
+                progress(&format!("{name:32} {}", brief(&cell)));
+                cells.push(cell);
+            }
+        }
+    }
+    Ok(cells)
+}
+
+/// The work that one aggressor gets done by itself with Cofferdam's scheduling, over what it gets first come first
+/// served with the same slots: what protection costs when there is nobody to protect.
+pub async fn aggressor_alone(options: &Options) -> anyhow::Result<Vec<(Workload, f64, f64)>> {
+    let mut bed = Bed::make(options.plane).await?;
+    let mut results = Vec::new();
+    for workload in &options.workloads {
+        let mut rates = [0.0; 2];
+        for (rate, peer) in rates.iter_mut().zip([Peer::Cofferdam, Peer::Fifo]) {
+            bed.prepare(true).await?;
+            let running = Running::start(peer, &bed.behind(), &options.cofferdam).await?;
+            let (counter, stop) = (Arc::new(Counter::default()), CancellationToken::new());
+            for target in bed.aggressors(&running, *workload, 1) {
+                aggressor(&target, 60, &counter, &stop);
+            }
+            // Slots open as work shows that it does no harm: what counts is what it comes to.
+            tokio::time::sleep(4 * ONSET).await;
+            let before = counter.done();
+            tokio::time::sleep(Duration::from_secs(options.seconds)).await;
+            *rate = (counter.done() - before) as f64 / options.seconds as f64;
+            stop.cancel();
+            settle(&bed).await?;
+        }
+        results.push((*workload, rates[0], rates[1]));
+    }
+    Ok(results)
+}
+
+async fn one(
+    bed: &Bed,
+    peer: &Running,
+    kind: Peer,
+    workload: Workload,
+    n: u32,
+    options: &Options,
+) -> anyhow::Result<Cell> {
+    let (recorder, counter) = (Arc::new(Recorder::default()), Arc::new(Counter::default()));
+    let stop = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    for (seed, target) in bed.victims(peer).into_iter().enumerate() {
+        tokio::spawn(victim(target, VICTIM_RATE, seed as u64, Arc::clone(&recorder), stop.clone()));
+    }
+    tokio::time::sleep(WARM_UP).await;
+    let length = Duration::from_secs(options.seconds);
+    let begun = Instant::now();
+    tokio::time::sleep(length).await;
+    let onset = Instant::now();
+    let alone = recorder.between(begun, onset);
+    let clients = if n == 1 { 60 } else { 20 };
+    for target in bed.aggressors(peer, workload, n) {
+        aggressor(&target, clients, &counter, &stop);
+    }
+    tokio::time::sleep(ONSET).await;
+    let (from, done) = (Instant::now(), counter.done());
+    let usage = watch(bed, length).await?;
+    let to = Instant::now();
+    let aggressor_throughput = (counter.done() - done) as f64 / (to - from).as_secs_f64();
+    // Victims' work that was due in time has a moment to finish.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let contended = recorder.between(from, to);
+    let due = Instant::now();
+    let reaction_ms = reaction(&recorder.between(onset, due), &alone, onset);
+    stop.cancel();
+    settle(bed).await?;
+    let served = |samples: &[Sample]| samples.iter().filter_map(|s| s.latency_ms).collect::<Vec<_>>();
+    // What never came back is missing from the samples: count what was due, at the rate that was asked for.
+    let expected = VICTIM_RATE * bed::VICTIMS as f64 * (to - from).as_secs_f64();
+    let finished = served(&contended).len() as f64;
+    let failed = contended.iter().filter(|s| s.latency_ms.is_none()).count() as f64;
+    let missing = (0.9 * expected - finished - failed).max(0.0);
+    let victim = Victim {
+        alone: Latency::of(served(&alone)),
+        contended: Latency::of(served(&contended)),
+        served_ratio: finished / (finished + failed + missing),
+    };
+    for error in [recorder.first_error(), counter.first_error()].into_iter().flatten() {
+        eprintln!("  note: {}: {}", kind.name(), error.lines().next().unwrap_or_default());
+    }
+    let noisy: Vec<f64> =
+        usage.by_tenant.iter().filter(|(t, _)| t.starts_with("noisy")).map(|(_, busy)| *busy).collect();
+    let (jain, min_max) = fairness(&noisy);
+    Ok(Cell {
+        plane: options.plane.as_str(),
+        peer: kind.name(),
+        workload: workload.as_str(),
+        aggressors: n,
+        victim,
+        inflation: victim.contended.p99_ms / victim.alone.p99_ms,
+        utilisation: usage.slots.max(usage.cores),
+        aggressor_throughput,
+        jain,
+        min_max,
+        reaction_ms,
+    })
+}
+
+struct InUse {
+    slots: f64,
+    cores: f64,
+    /// Slot-seconds.
+    by_tenant: HashMap<String, f64>,
+}
+
+/// Looks every 50 ms at what runs at the back.
+async fn watch(bed: &Bed, length: Duration) -> anyhow::Result<InUse> {
+    let begun = Instant::now();
+    let cpu = cpu_times();
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    let (mut samples, mut slots) = (0.0, 0.0);
+    let mut by_tenant: HashMap<String, f64> = HashMap::new();
+    let mut last = begun;
+    while begun.elapsed() < length {
+        tick.tick().await;
+        let running = bed.running().await?;
+        let step = last.elapsed().as_secs_f64();
+        last = Instant::now();
+        let all: u32 = running.values().sum();
+        slots += (f64::from(all) / f64::from(bed.slots())).min(1.0);
+        samples += 1.0;
+        for (tenant, n) in running {
+            *by_tenant.entry(tenant).or_default() += f64::from(n) * step;
+        }
+    }
+    let cores = match (cpu, cpu_times()) {
+        (Some((busy, all)), Some((busy_after, all_after))) if all_after > all => {
+            (busy_after - busy) / (all_after - all)
+        }
+        _ => 0.0,
+    };
+    Ok(InUse { slots: slots / samples, cores, by_tenant })
+}
+
+/// Busy time and all time of the machine's cores so far, in ticks.
+fn cpu_times() -> Option<(f64, f64)> {
+    let text = std::fs::read_to_string("/proc/stat").ok()?;
+    let ticks: Vec<f64> = text.lines().next()?.split_whitespace().skip(1).filter_map(|t| t.parse().ok()).collect();
+    let all: f64 = ticks.iter().take(8).sum();
+    Some((all - ticks.get(3)? - ticks.get(4)?, all))
+}
+
+/// From the onset to the beginning of the first second in which nine of ten transactions of every quarter are in
+/// bounds: twice the p99 of before, and at least five milliseconds more than it.
+fn reaction(since: &[Sample], alone: &[Sample], onset: Instant) -> Option<f64> {
+    let before = Latency::of(alone.iter().filter_map(|s| s.latency_ms).collect()).p99_ms;
+    let bound = (2.0 * before).max(before + 5.0);
+    let last = since.iter().map(|s| s.due).max()?;
+    let windows = ((last - onset).as_millis() / WINDOW.as_millis()) as u32;
+    let is_good = |n: u32| {
+        let (from, to) = (onset + WINDOW * n, onset + WINDOW * (n + 1));
+        let due: Vec<&Sample> = since.iter().filter(|s| s.due >= from && s.due < to).collect();
+        let good = due.iter().filter(|s| s.latency_ms.is_some_and(|ms| ms <= bound)).count();
+        !due.is_empty() && good * 10 >= due.len() * 9
+    };
+    (0..windows.saturating_sub(3)).find(|n| (*n..n + 4).all(is_good)).map(|n| (WINDOW * n).as_secs_f64() * 1e3)
+}
+
+/// Waits until nothing runs at the back any more.
+async fn settle(bed: &Bed) -> anyhow::Result<()> {
+    let deadline = Instant::now() + DRAIN;
+    while bed.running().await?.values().sum::<u32>() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Ok(())
+}
+
+fn host(tenant: &str) -> String {
+    format!("{tenant}.example.com")
+}
+
+fn brief(cell: &Cell) -> String {
+    let reaction = cell.reaction_ms.map_or("never".into(), |ms| format!("{ms:.0} ms"));
+    format!(
+        "p99 {:7.1} -> {:8.1} ms  ×{:6.2}  served {:5.1} %  in use {:3.0} %  aggressors {:7.1}/s  jain {:.3}  min/max {:.2}  reaction {reaction}",
+        cell.victim.alone.p99_ms,
+        cell.victim.contended.p99_ms,
+        cell.inflation,
+        100.0 * cell.victim.served_ratio,
+        100.0 * cell.utilisation,
+        cell.aggressor_throughput,
+        cell.jain,
+        cell.min_max,
+    )
+}
+
+/// The results as text, one table per workload and number of aggressors.
+pub fn table(cells: &[Cell]) -> String {
+    let mut out = String::new();
+    let mut seen: Vec<(&str, u32)> = Vec::new();
+    for cell in cells {
+        let key = (cell.workload, cell.aggressors);
+        if seen.contains(&key) {
+            continue;
+        }
+        seen.push(key);
+        let clients = if cell.aggressors == 1 { 60 } else { 20 };
+        let _ = writeln!(
+            out,
+            "{}: {} aggressor(s) with {clients} clients each, {}",
+            cell.plane, cell.aggressors, cell.workload
+        );
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header([
+            "through",
+            "p50 ms",
+            "p99 ms",
+            "p99.9 ms",
+            "p99 alone",
+            "inflation",
+            "served",
+            "in use",
+            "aggressors/s",
+            "jain",
+            "min/max",
+            "reaction",
+        ]);
+        for c in cells.iter().filter(|c| (c.workload, c.aggressors) == key) {
+            table.add_row([
+                c.peer.clone(),
+                format!("{:.1}", c.victim.contended.p50_ms),
+                format!("{:.1}", c.victim.contended.p99_ms),
+                format!("{:.1}", c.victim.contended.p999_ms),
+                format!("{:.1}", c.victim.alone.p99_ms),
+                format!("×{:.2}", c.inflation),
+                format!("{:.2} %", 100.0 * c.victim.served_ratio),
+                format!("{:.0} %", 100.0 * c.utilisation),
+                format!("{:.1}", c.aggressor_throughput),
+                format!("{:.3}", c.jain),
+                format!("{:.2}", c.min_max),
+                c.reaction_ms.map_or("never".into(), |ms| format!("{ms:.0} ms")),
+            ]);
+        }
+        for column in 1..12 {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        let _ = writeln!(out, "{table}\n");
+    }
+    out
+}
+
+/// The victims' inflation as a picture.
+pub fn picture(cells: &[Cell]) -> anyhow::Result<String> {
+    let mut groups: Vec<Group> = Vec::new();
+    for cell in cells {
+        let label = format!("{} {}×", cell.workload, cell.aggressors);
+        if groups.last().is_none_or(|g| g.label != label) {
+            groups.push(Group { label, bars: Vec::new() });
+        }
+        if let Some(group) = groups.last_mut() {
+            group.bars.push(Bar { series: cell.peer.clone(), value: Some(cell.inflation).filter(|i| i.is_finite()) });
+        }
+    }
+    let plane = cells.first().map_or("", |c| c.plane);
+    bars(&format!("Victims' p99 with noisy neighbours, against alone ({plane})"), "times as long", Some(1.3), &groups)
+}

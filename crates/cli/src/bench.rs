@@ -1,0 +1,109 @@
+//! `cofferdam bench`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use cofferdam_bench::isolation::{self, Options, Peer, Plane, Workload};
+use cofferdam_bench::simulate;
+
+use crate::args::{BenchCommand, BenchPeer, BenchPlane, BenchWorkload, IsolationArgs, SimulateArgs};
+
+pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        BenchCommand::Simulate(args) => simulated(args),
+        BenchCommand::Isolation(args) => {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
+            let outcome = runtime.block_on(async {
+                tokio::select! {
+                    outcome = isolated(args) => outcome,
+                    _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted; everything that was started has been stopped")),
+                }
+            });
+            // Work that still computes must not hold up the exit.
+            runtime.shutdown_background();
+            outcome
+        }
+    }
+}
+
+fn simulated(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
+    let cells = simulate::simulate(args.seed, args.large, |name| eprintln!("simulating {name} …"));
+    println!("{}", simulate::table(&cells));
+    write(args.svg.as_deref(), || simulate::picture(&cells))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn isolated(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
+    let options = Options {
+        plane: match args.plane {
+            BenchPlane::Postgres => Plane::Postgres,
+            BenchPlane::Http => Plane::Http,
+            BenchPlane::Both => Plane::Both,
+        },
+        peers: peers(args),
+        workloads: match &args.workload[..] {
+            [] => Workload::ALL.to_vec(),
+            some => some
+                .iter()
+                .map(|w| match w {
+                    BenchWorkload::Sleep => Workload::Sleep,
+                    BenchWorkload::Burn => Workload::Burn,
+                    BenchWorkload::Storm => Workload::Storm,
+                })
+                .collect(),
+        },
+        aggressors: args.aggressors.clone(),
+        seconds: args.seconds,
+        cofferdam: std::env::current_exe().context("cannot tell what program this is")?,
+    };
+    let cells = isolation::measure(&options, |line| eprintln!("{line}")).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&cells)?);
+    } else {
+        println!("{}", isolation::table(&cells));
+    }
+    if args.alone {
+        let lines: Vec<String> = isolation::aggressor_alone(&options)
+            .await?
+            .into_iter()
+            .map(|(workload, fair, fifo)| {
+                let part = 100.0 * fair / fifo;
+                format!(
+                    "one aggressor alone, {}: {fair:.1}/s, first come first served {fifo:.1}/s: {part:.0} %",
+                    workload.as_str()
+                )
+            })
+            .collect();
+        // Beside JSON these are for people.
+        if args.json { eprintln!("{}", lines.join("\n")) } else { println!("{}", lines.join("\n")) }
+    }
+    write(args.svg.as_deref(), || isolation::picture(&cells))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The peers asked for and Cofferdam; by default all that stand in front of the plane.
+fn peers(args: &IsolationArgs) -> Vec<Peer> {
+    let wanted = match (&args.peer[..], args.plane) {
+        ([], BenchPlane::Postgres) => &[BenchPeer::Direct, BenchPeer::Pgbouncer][..],
+        ([], BenchPlane::Http) => &[BenchPeer::Direct, BenchPeer::Nginx, BenchPeer::Haproxy],
+        ([], BenchPlane::Both) => &[BenchPeer::Direct],
+        (some, _) => some,
+    };
+    let each = wanted.iter().flat_map(|peer| match peer {
+        BenchPeer::Pgbouncer => vec![Peer::PgBouncer(20), Peer::PgBouncer(4)],
+        BenchPeer::Haproxy => vec![Peer::HaProxy],
+        BenchPeer::Nginx => vec![Peer::Nginx],
+        BenchPeer::Direct => vec![Peer::Direct],
+        BenchPeer::Fifo => vec![Peer::Fifo],
+    });
+    each.chain([Peer::Cofferdam]).collect()
+}
+
+fn write(path: Option<&Path>, picture: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    std::fs::write(path, picture()?).with_context(|| format!("cannot write {}", path.display()))?;
+    eprintln!("the picture is in {}", path.display());
+    Ok(())
+}
