@@ -181,7 +181,8 @@ impl Concurrency {
         }
         let Some(evidence) = seen.evidence else { return Verdict::Keep };
         let Evidence { inflation, error } = evidence;
-        let (has_room, is_inflated) = (inflation + error < ROOM, inflation - error > ROOM);
+        let likely = settled >= LASTING && inflation < ROOM / 2.0;
+        let (has_room, is_inflated) = (inflation + error < ROOM || likely, inflation - error > ROOM);
         let is_too_much = inflation - error > TOO_MUCH;
         let enough = settled >= JUDGED && error < ROOM / 2.0;
         if let Some(trial) = self.trial {
@@ -325,9 +326,10 @@ impl Baseline {
         f64::from(sample - self.calm)
     }
 
-    /// What is seen now is normal.
+    /// What is seen now is more nearly normal than what was thought so. Not all the way: one wrong guess must not make
+    /// the gate blind.
     pub(crate) fn rebase(&mut self) {
-        self.calm = self.recent;
+        self.calm += 0.4 * (self.recent - self.calm);
     }
 }
 
@@ -376,10 +378,17 @@ mod tests {
     fn when_shrinking_does_not_help_the_slots_come_back() {
         let mut c = Concurrency::new(4, 40);
         drive(&mut c, 1_000, 6_000, |_| Some(1.0));
-        // The work itself has become ten times longer, whatever the concurrency.
-        let verdicts = drive(&mut c, 6_000, 10_000, |_| Some(10.0));
-        assert!(verdicts.contains(&Verdict::Rebase), "{c:?}");
-        drive(&mut c, 10_000, 13_000, |_| Some(1.0));
+        // The work itself has become ten times longer, whatever the concurrency; each verdict takes off a part.
+        let inflation = std::cell::Cell::new(10.0f64.ln());
+        for ms in (6_000..30_000).step_by(100) {
+            let evidence = Some(Evidence { inflation: inflation.get(), error: 0.02 });
+            if c.step(Timestamp::from_millis(ms), Observed { limited: true, evidence, excess: false })
+                == Verdict::Rebase
+            {
+                inflation.set(0.6 * inflation.get());
+            }
+        }
+        assert!(inflation.get() < ROOM, "{c:?}");
         assert!((c.fraction() - 1.0).abs() < 1e-9, "{c:?}");
     }
 

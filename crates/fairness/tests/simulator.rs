@@ -1,34 +1,60 @@
+//! What the simulator shows, kept true: the shipped policy protects where simpler ones do not.
+//!
+//! Everything here is deterministic: simulated time, seeded arrivals.
+#![allow(clippy::unwrap_used)]
+
+use cofferdam_fairness::simulator::{Cell, Policy, Scenario, run};
+
+fn cell(scenario: &str, policy: Policy) -> Cell {
+    run(Scenario::all().iter().find(|s| s.name == scenario).unwrap(), policy, 1)
+}
+
 #[test]
-fn table() {
-    use cofferdam_fairness::simulator::*;
-    let only = std::env::var("ONLY").unwrap_or_default();
-    let mut all = Scenario::all();
-    if only == "100k-tenants" {
-        all = vec![Scenario::large()];
+fn sleeping_aggressors_cost_the_victims_little_and_use_the_slots() {
+    for scenario in ["sleep-1x60", "sleep-4x20"] {
+        let ours = cell(scenario, Policy::Adaptive);
+        assert!(ours.inflation.unwrap() <= 1.4, "{ours:?}");
+        assert!(ours.utilisation >= 0.9, "{ours:?}");
+        assert!(ours.served >= 0.999, "{ours:?}");
+        assert!(cell(scenario, Policy::Sfq).inflation.unwrap() > 50.0, "ordering alone does not protect");
     }
-    for s in all {
-        if !s.name.contains(&only) {
-            continue;
-        }
-        for p in Policy::ALL {
-            let t = std::time::Instant::now();
-            let c = run(&s, p, 1);
-            println!(
-                "{:20} {:16} alone {:8.1} p50 {:8.1} p99 {:9.1} p999 {:9.1} x{:7.2} served {:.4} agg {:8.1}/s util {:.3} jain {:.3} minmax {:.3} ({:?})",
-                c.scenario,
-                c.policy.as_str(),
-                c.alone.map_or(0.0, |a| a.p99_ms),
-                c.contended.p50_ms,
-                c.contended.p99_ms,
-                c.contended.p999_ms,
-                c.inflation.unwrap_or(0.0),
-                c.served,
-                c.aggressor_throughput,
-                c.utilisation,
-                c.jain,
-                c.min_max,
-                t.elapsed()
-            );
-        }
+}
+
+#[test]
+fn computing_aggressors_do_not_drown_the_cores() {
+    for (scenario, bound) in [("burn-1x60", 2.0), ("burn-4x20", 2.5), ("storm-1x60", 1.5), ("storm-4x20", 1.5)] {
+        let ours = cell(scenario, Policy::Adaptive);
+        assert!(ours.inflation.unwrap() <= bound, "{ours:?}");
+        let fixed = cell(scenario, Policy::Fixed);
+        assert!(fixed.inflation.unwrap() > 3.0 * bound, "with a fixed number of slots they do: {fixed:?}");
     }
+}
+
+/// The first heavy tenant of a quiet morning takes no more than its part before anybody knows what its work costs.
+#[test]
+fn ten_second_work_that_comes_first_does_not_own_the_slots_when_the_others_wake_up() {
+    let ours = cell("quiet-morning", Policy::Adaptive);
+    assert!(ours.inflation.unwrap() <= 1.5 && ours.served >= 0.999, "{ours:?}");
+    assert!(cell("quiet-morning", Policy::Fifo).inflation.unwrap() > 28.0);
+}
+
+#[test]
+fn ten_minute_reports_are_charged_while_they_run_and_stay_in_their_lane() {
+    let ours = cell("ten-minute-reports", Policy::Adaptive);
+    assert!(ours.inflation.unwrap() <= 1.5 && ours.served >= 0.999, "{ours:?}");
+}
+
+#[test]
+fn when_everybody_has_a_peak_nobody_is_left_out() {
+    let ours = cell("month-end", Policy::Adaptive);
+    assert!(ours.jain >= 0.98, "{ours:?}");
+    let fifo = cell("month-end", Policy::Fifo);
+    assert!(fifo.jain < 0.6, "first come first served gives it to whoever sends the longest work: {fifo:?}");
+    assert!(ours.aggressor_throughput > 3.0 * fifo.aggressor_throughput);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_figures() {
+    let (a, b) = (cell("storm-4x20", Policy::Adaptive), cell("storm-4x20", Policy::Adaptive));
+    assert_eq!(format!("{a:?}"), format!("{b:?}"));
 }

@@ -102,8 +102,7 @@ impl Running {
     async fn cofferdam(behind: &Behind<'_>, binary: &Path, scheduling: &str) -> anyhow::Result<Self> {
         let postgres = behind.postgres.map_or(Ok(0), |_| behind.postgres_front.map_or_else(free_port, Ok))?;
         let http = behind.http.map_or(Ok(0), |_| free_port())?;
-        let admin = free_port()?; eprintln!("ADMIN {admin}");
-        let mut main = format!("admin: {{ listen: '127.0.0.1:{admin}' }}\n");
+        let mut main = String::new();
         if let Some(odoo) = behind.http {
             let (slots, expensive) = (behind.workers, behind.workers - behind.workers.div_ceil(20));
             main.push_str(&format!(

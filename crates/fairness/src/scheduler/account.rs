@@ -55,7 +55,7 @@ impl Lane {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub(super) enum Queue {
-    /// Short work of tenants that have nothing running and nothing else waiting, or less than is reserved for them.
+    /// Short work of tenants that have little running and waiting, or less running than is reserved for them.
     First = 0,
     /// Short work of the others.
     More = 1,

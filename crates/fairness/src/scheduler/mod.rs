@@ -28,7 +28,9 @@ use account::{Account, Lane, Queue, Rank, Running, Waiting};
 /// How often running work is charged for the time it has run so far.
 const RECHARGE_EVERY: Duration = Duration::from_millis(100);
 /// For how long measurements are gathered when the number of slots does not change.
-const WINDOW: Duration = Duration::from_secs(3);
+const WINDOW: Duration = Duration::from_secs(10);
+/// A tenant with no more than this running and waiting is no storm.
+const MODEST: u32 = 3;
 
 /// Waiting work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -616,7 +618,6 @@ impl Scheduler {
         } else if self.now.since(self.window_since) >= WINDOW {
             self.inflation = 0.0;
         }
-        if std::env::var_os("TRACE").is_some() { eprintln!("{:?} {:?} {:?} {:?}", self.now, observed, self.open, self.held_by); }
         if self.concurrency.step(self.now, observed) == Verdict::Rebase {
             for account in &self.touched {
                 self.accounts[*account].baselines.iter_mut().for_each(crate::adaptive::Baseline::rebase);
@@ -648,8 +649,8 @@ impl Scheduler {
         };
         let (least, most) = (self.config.least_slots, self.config.slots);
         let expensive = self.config.expensive_slots.clamp(1, most.max(1));
-        // With few slots half of them stay with short work, whatever part it is with many.
-        let least_expensive = if least >= most { expensive } else { (least / 2).max(1) };
+        // With few slots most of them stay with short work, whatever part it is with many.
+        let least_expensive = if least >= most { expensive } else { (least / 4).max(1) };
         self.open = [between(least, most).max(1), between(least_expensive, expensive).max(1)];
     }
 
@@ -676,7 +677,7 @@ impl Scheduler {
     /// Under which condition a tenant's work in a lane gets a slot.
     fn queue(&self, account: usize, lane: Lane) -> Queue {
         let a = &self.accounts[account];
-        let modest = a.usage.running == 0 && a.usage.waiting <= 1;
+        let modest = a.usage.running + a.usage.waiting <= MODEST;
         match lane {
             Lane::Short if modest || a.usage.running < a.share.reserved => Queue::First,
             Lane::Short => Queue::More,
@@ -720,7 +721,7 @@ impl Scheduler {
         let is_shared = more + bearable + kept < open - spare / 2;
         match queue {
             Queue::First => is_open,
-            Queue::More => is_open && is_shared && more + kept < (open - spare).max(open / 2).max(1),
+            Queue::More => is_open && is_shared && more + kept < (open - spare).max(1),
             Queue::Expensive if below_reserved => is_open,
             Queue::Expensive => running + kept < open && is_shared && expensive < open_expensive,
         }
