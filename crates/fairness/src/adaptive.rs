@@ -333,6 +333,48 @@ impl Baseline {
     }
 }
 
+/// How many slots modest work wants free so that it hardly ever waits: what it held on average lately, and twice the
+/// square root of that, as for a queue with several servers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Headroom {
+    /// Slot-seconds held since the last step.
+    held: f64,
+    passed: Timestamp,
+    stepped: Timestamp,
+    /// Slots held on average over the last seconds, and the most of that over the last minutes.
+    load: f64,
+    peak: f64,
+}
+
+/// Steps a second, and after how many a new load counts for two thirds, and an old peak for half.
+const LOAD_STEPS: f64 = 20.0;
+const PEAK_HALF_LIFE: f64 = 600.0;
+
+impl Headroom {
+    /// So many slots were held by modest work until now.
+    pub(crate) fn pass(&mut self, now: Timestamp, slots: u32) {
+        self.held += now.since(self.passed).as_secs_f64() * f64::from(slots);
+        self.passed = self.passed.max(now);
+    }
+
+    /// To be called about ten times a second.
+    pub(crate) fn step(&mut self, now: Timestamp, slots: u32) {
+        self.pass(now, slots);
+        let seconds = now.since(self.stepped).as_secs_f64();
+        if seconds > 0.0 {
+            self.load += (self.held / seconds - self.load) / LOAD_STEPS;
+            self.peak = (self.peak * 0.5f64.powf(1.0 / PEAK_HALF_LIFE)).max(self.load);
+        }
+        self.held = 0.0;
+        self.stepped = now;
+    }
+
+    /// The slots wanted.
+    pub(crate) fn slots(&self) -> u32 {
+        if self.peak < 0.01 { 0 } else { (self.peak + 2.0 * self.peak.sqrt()).ceil() as u32 + 1 }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -400,5 +442,19 @@ mod tests {
             c.step(Timestamp::from_millis(ms), Observed::default());
         }
         assert!((c.level - 4.0).abs() < 1e-9, "{c:?}");
+    }
+
+    #[test]
+    fn headroom_follows_what_modest_work_holds_and_forgets_it_slowly() {
+        let mut headroom = Headroom::default();
+        assert_eq!(headroom.slots(), 0);
+        for ms in (100..20_000).step_by(100) {
+            headroom.step(Timestamp::from_millis(ms), 1);
+        }
+        assert_eq!(headroom.slots(), 4, "one slot on average wants three more");
+        for ms in (20_000..50_000).step_by(100) {
+            headroom.step(Timestamp::from_millis(ms), 0);
+        }
+        assert!((2..=4).contains(&headroom.slots()), "{headroom:?}");
     }
 }

@@ -1,6 +1,5 @@
 //! The servers at the back, and what is asked of them.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ pub(super) const VICTIMS: usize = 8;
 /// The most aggressors there can be.
 const AGGRESSORS: usize = 4;
 /// Workers of the miniature Odoo.
-pub(super) const WORKERS: u32 = 20;
+pub(super) const WORKERS: u32 = 40;
 const PASSWORD: &str = "isolation-secret";
 /// How long a piece of the aggressors' long work takes: sleeping, and computing alone on a core.
 const SLEEP: Duration = Duration::from_secs(1);
@@ -128,7 +127,7 @@ impl Bed {
     }
 
     pub(super) fn victims(&self, peer: &Running) -> Vec<Target> {
-        let page = if self.plane == Plane::Both { "/web?ms=1&queries=2" } else { "/testkit/work?compute=1&wait=2" };
+        let page = if self.plane == Plane::Both { "/web?ms=1&queries=2" } else { "/testkit/work?wait=2" };
         let statements: Arc<[String]> = [
             "BEGIN",
             "SELECT balance FROM accounts WHERE aid = 4711",
@@ -181,24 +180,20 @@ impl Bed {
         if self.plane == Plane::Postgres { POSTGRES_SLOTS } else { WORKERS }
     }
 
-    /// What runs at the back now, by tenant.
-    pub(super) async fn running(&self) -> anyhow::Result<HashMap<String, u32>> {
+    /// Pieces of work that run at the back now.
+    pub(super) async fn running(&self) -> anyhow::Result<u32> {
         if let Some(odoo) = &self.odoo {
-            let busy = odoo.busy_by_host();
-            return Ok(busy
-                .into_iter()
-                .map(|(h, n)| (h.split('.').next().unwrap_or_default().to_owned(), n))
-                .collect());
+            return Ok(odoo.busy());
         }
-        let Some(watcher) = &self.watcher else { return Ok(HashMap::new()) };
-        let rows = watcher
-            .query(
-                "SELECT datname::text, count(*)::int FROM pg_stat_activity
-                 WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid() GROUP BY 1",
+        let Some(watcher) = &self.watcher else { return Ok(0) };
+        let row = watcher
+            .query_one(
+                "SELECT count(*)::int FROM pg_stat_activity
+                 WHERE backend_type = 'client backend' AND state <> 'idle' AND pid <> pg_backend_pid()",
                 &[],
             )
             .await?;
-        Ok(rows.iter().map(|row| (row.get::<_, String>(0), row.get::<_, i32>(1).max(0) as u32)).collect())
+        Ok(row.get::<_, i32>(0).max(0) as u32)
     }
 }
 

@@ -6,7 +6,6 @@ mod cell;
 mod load;
 mod peers;
 
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -154,7 +153,7 @@ async fn one(
     n: u32,
     options: &Options,
 ) -> anyhow::Result<Cell> {
-    let (recorder, counter) = (Arc::new(Recorder::default()), Arc::new(Counter::default()));
+    let recorder = Arc::new(Recorder::default());
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     for (seed, target) in bed.victims(peer).into_iter().enumerate() {
@@ -167,14 +166,21 @@ async fn one(
     let onset = Instant::now();
     let alone = recorder.between(begun, onset);
     let clients = if n == 1 { 60 } else { 20 };
+    let mut counters = Vec::new();
     for target in bed.aggressors(peer, workload, n) {
+        let counter = Arc::new(Counter::default());
         aggressor(&target, clients, &counter, &stop);
+        counters.push(counter);
     }
     tokio::time::sleep(ONSET).await;
-    let (from, done) = (Instant::now(), counter.done());
+    let from = Instant::now();
+    let before: Vec<u64> = counters.iter().map(|c| c.done()).collect();
     let usage = watch(bed, length).await?;
     let to = Instant::now();
-    let aggressor_throughput = (counter.done() - done) as f64 / (to - from).as_secs_f64();
+    // All pieces of a workload are alike: as many as were done, so many slot-seconds were used.
+    let done: Vec<f64> = counters.iter().zip(before).map(|(c, before)| (c.done() - before) as f64).collect();
+    let aggressor_throughput = done.iter().sum::<f64>() / (to - from).as_secs_f64();
+    let (jain, min_max) = fairness(&done);
     // Victims' work that was due in time has a moment to finish.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let contended = recorder.between(from, to);
@@ -193,12 +199,9 @@ async fn one(
         contended: Latency::of(served(&contended)),
         served_ratio: finished / (finished + failed + missing),
     };
-    for error in [recorder.first_error(), counter.first_error()].into_iter().flatten() {
+    for error in counters.iter().map(|c| c.first_error()).chain([recorder.first_error()]).flatten().take(1) {
         eprintln!("  note: {}: {}", kind.name(), error.lines().next().unwrap_or_default());
     }
-    let noisy: Vec<f64> =
-        usage.by_tenant.iter().filter(|(t, _)| t.starts_with("noisy")).map(|(_, busy)| *busy).collect();
-    let (jain, min_max) = fairness(&noisy);
     Ok(Cell {
         plane: options.plane.as_str(),
         peer: kind.name(),
@@ -214,11 +217,10 @@ async fn one(
     })
 }
 
+/// What was in use, from 0 to 1.
 struct InUse {
     slots: f64,
     cores: f64,
-    /// Slot-seconds.
-    by_tenant: HashMap<String, f64>,
 }
 
 /// Looks every 50 ms at what runs at the back.
@@ -227,19 +229,10 @@ async fn watch(bed: &Bed, length: Duration) -> anyhow::Result<InUse> {
     let cpu = cpu_times();
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     let (mut samples, mut slots) = (0.0, 0.0);
-    let mut by_tenant: HashMap<String, f64> = HashMap::new();
-    let mut last = begun;
     while begun.elapsed() < length {
         tick.tick().await;
-        let running = bed.running().await?;
-        let step = last.elapsed().as_secs_f64();
-        last = Instant::now();
-        let all: u32 = running.values().sum();
-        slots += (f64::from(all) / f64::from(bed.slots())).min(1.0);
+        slots += (f64::from(bed.running().await?) / f64::from(bed.slots())).min(1.0);
         samples += 1.0;
-        for (tenant, n) in running {
-            *by_tenant.entry(tenant).or_default() += f64::from(n) * step;
-        }
     }
     let cores = match (cpu, cpu_times()) {
         (Some((busy, all)), Some((busy_after, all_after))) if all_after > all => {
@@ -247,7 +240,7 @@ async fn watch(bed: &Bed, length: Duration) -> anyhow::Result<InUse> {
         }
         _ => 0.0,
     };
-    Ok(InUse { slots: slots / samples, cores, by_tenant })
+    Ok(InUse { slots: slots / samples, cores })
 }
 
 /// Busy time and all time of the machine's cores so far, in ticks.
@@ -277,7 +270,7 @@ fn reaction(since: &[Sample], alone: &[Sample], onset: Instant) -> Option<f64> {
 /// Waits until nothing runs at the back any more.
 async fn settle(bed: &Bed) -> anyhow::Result<()> {
     let deadline = Instant::now() + DRAIN;
-    while bed.running().await?.values().sum::<u32>() > 0 && Instant::now() < deadline {
+    while bed.running().await? > 0 && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())
@@ -336,11 +329,11 @@ pub fn table(cells: &[Cell]) -> String {
         for c in cells.iter().filter(|c| (c.workload, c.aggressors) == key) {
             table.add_row([
                 c.peer.clone(),
-                format!("{:.1}", c.victim.contended.p50_ms),
-                format!("{:.1}", c.victim.contended.p99_ms),
-                format!("{:.1}", c.victim.contended.p999_ms),
-                format!("{:.1}", c.victim.alone.p99_ms),
-                format!("×{:.2}", c.inflation),
+                figure(c.victim.contended.p50_ms),
+                figure(c.victim.contended.p99_ms),
+                figure(c.victim.contended.p999_ms),
+                figure(c.victim.alone.p99_ms),
+                if c.inflation.is_finite() { format!("×{:.2}", c.inflation) } else { "-".into() },
                 format!("{:.2} %", 100.0 * c.victim.served_ratio),
                 format!("{:.0} %", 100.0 * c.utilisation),
                 format!("{:.1}", c.aggressor_throughput),
@@ -357,6 +350,11 @@ pub fn table(cells: &[Cell]) -> String {
         let _ = writeln!(out, "{table}\n");
     }
     out
+}
+
+/// A dash where nobody was served.
+fn figure(ms: f64) -> String {
+    if ms.is_finite() { format!("{ms:.1}") } else { "-".into() }
 }
 
 /// The victims' inflation as a picture.

@@ -18,7 +18,7 @@ use std::time::Duration;
 use cofferdam_tenant::{Class, TenantId};
 use slab::Slab;
 
-use crate::adaptive::{Concurrency, Evidence, Observed, Verdict};
+use crate::adaptive::{Concurrency, Evidence, Headroom, Observed, Verdict};
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
@@ -119,8 +119,9 @@ pub struct Scheduler {
     now: Timestamp,
     recharged_at: Timestamp,
     concurrency: Concurrency,
-    /// Slots and expensive slots in use now, as the concurrency controller sets them.
+    /// Slots and expensive slots in use now, as the concurrency controller and the load of modest work set them.
     open: [u32; 2],
+    headroom: Headroom,
     /// Accounts with work completed in the controller's window, which has a number and a beginning.
     touched: Vec<usize>,
     window: u32,
@@ -154,6 +155,7 @@ impl Scheduler {
             recharged_at: Timestamp::default(),
             concurrency: Concurrency::new(config.least_slots, config.slots),
             open: [0; 2],
+            headroom: Headroom::default(),
             touched: Vec::new(),
             window: 1,
             window_since: Timestamp::default(),
@@ -310,6 +312,7 @@ impl Scheduler {
             self.nested -= 1;
             a.usage.nested -= 1;
         } else {
+            self.headroom.pass(now, self.held_by[Queue::First as usize]);
             self.held_by[run.queue as usize] -= 1;
             a.short -= u32::from(run.queue != Queue::Expensive);
             self.with_reservation(run.account, |a| a.usage.running -= 1);
@@ -382,6 +385,8 @@ impl Scheduler {
         if now.since(self.recharged_at) >= RECHARGE_EVERY {
             self.recharged_at = now;
             self.recharge();
+            self.headroom.step(now, self.held_by[Queue::First as usize]);
+            self.open_slots();
         }
         if self.concurrency.is_due(now) {
             self.adapt();
@@ -490,6 +495,7 @@ impl Scheduler {
             self.nested += 1;
             a.usage.nested += 1;
         } else {
+            self.headroom.pass(now, self.held_by[Queue::First as usize]);
             self.held_by[queue as usize] += 1;
             a.short += u32::from(queue != Queue::Expensive);
             self.with_reservation(account, |a| a.usage.running += 1);
@@ -651,7 +657,10 @@ impl Scheduler {
         let expensive = self.config.expensive_slots.clamp(1, most.max(1));
         // With few slots most of them stay with short work, whatever part it is with many.
         let least_expensive = if least >= most { expensive } else { (least / 4).max(1) };
-        self.open = [between(least, most).max(1), between(least_expensive, expensive).max(1)];
+        let open = between(least, most).max(1);
+        // What modest work has needed lately stays free for it, up to half of the slots.
+        let kept = if self.registered > 1 { self.headroom.slots().min(open / 2) } else { 0 };
+        self.open = [open, between(least_expensive, expensive).min(open - kept).max(1)];
     }
 
     /// Whether so little runs that how long work takes now is how long it takes.

@@ -1,6 +1,6 @@
 //! What a run has shown.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::policy::{Job, Policy};
 use super::scenario::Scenario;
@@ -52,7 +52,7 @@ pub(super) struct Recorder {
     arrived: u64,
     finished: u64,
     aggressor_finished: u64,
-    slot_seconds: HashMap<u32, f64>,
+    slot_seconds: BTreeMap<u32, f64>,
     samples: u64,
     slots_busy: f64,
     cores_busy: f64,
@@ -60,7 +60,7 @@ pub(super) struct Recorder {
 
 impl Recorder {
     pub(super) fn new(scenario: &Scenario) -> Self {
-        let mut slot_seconds = HashMap::new();
+        let mut slot_seconds = BTreeMap::new();
         for source in scenario.sources.iter().filter(|s| s.aggressor) {
             slot_seconds.insert(source.tenants.start, 0.0);
         }

@@ -64,7 +64,6 @@ pub(super) struct State {
     pub(super) options: OdooOptions,
     databases: Databases,
     busy: AtomicU32,
-    busy_by_host: Mutex<HashMap<String, u32>>,
     most_busy: AtomicU32,
     requests: AtomicU64,
 }
@@ -82,7 +81,6 @@ impl MiniOdoo {
             databases: Databases::new(&options),
             options,
             busy: AtomicU32::new(0),
-            busy_by_host: Mutex::default(),
             most_busy: AtomicU32::new(0),
             requests: AtomicU64::new(0),
         });
@@ -110,11 +108,6 @@ impl MiniOdoo {
     /// The most workers that were ever busy at once.
     pub fn most_busy(&self) -> u32 {
         self.state.most_busy.load(Ordering::Relaxed)
-    }
-
-    /// Workers that serve a request now, by the host that it is for.
-    pub fn busy_by_host(&self) -> HashMap<String, u32> {
-        self.state.busy_by_host.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Workers that serve a request now.
@@ -179,31 +172,10 @@ fn text(status: u16, kind: &str, body: impl Into<String>) -> Answer {
     Answer { status, headers: vec![("Content-Type", kind.to_owned())], body: Body::Bytes(body.into().into_bytes()) }
 }
 
-/// Counts a worker as busy for a host as long as it lives.
-struct BusyFor<'a>(&'a State, String);
-
-impl<'a> BusyFor<'a> {
-    fn new(state: &'a State, request: &Request) -> Self {
-        let host = request.header("host").unwrap_or_default().split(':').next().unwrap_or_default().to_owned();
-        *state.busy_by_host.lock().unwrap_or_else(PoisonError::into_inner).entry(host.clone()).or_default() += 1;
-        Self(state, host)
-    }
-}
-
-impl Drop for BusyFor<'_> {
-    fn drop(&mut self) {
-        let mut busy = self.0.busy_by_host.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(n) = busy.get_mut(&self.1) {
-            *n -= 1;
-        }
-    }
-}
-
 async fn one_request(state: &State, worker: usize, mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     let Some(request) = head(&mut stream, &mut buffer).await? else { return Ok(()) };
     state.requests.fetch_add(1, Ordering::Relaxed);
-    let _busy = BusyFor::new(state, &request);
     // The body is read with the socket timeout between its parts; a gap fails the request.
     let mut received = 0u64;
     let mut sum = 0u64;
