@@ -13,7 +13,7 @@
 //! * When a growth was answered by inflation that eats up much of it, it is taken back.
 //! * When most active tenants see inflation it shrinks, at once by much when it is high, gently when it lasts, and
 //!   remembers the level for a while.
-//! * When there is inflation at the least level it grows by one to see whether that makes it worse, ever more rarely.
+//! * When there is some inflation it grows by one to see whether that makes it worse, ever more rarely if it does.
 //! * When shrinking has not helped, or growing has not hurt, concurrency was not the cause: the new times are
 //!   normal.
 //!
@@ -39,8 +39,10 @@ const SHRINK: f64 = 0.6;
 const SHRINK_GENTLY: f64 = 0.8;
 /// After a change, and after work has begun to wait, the effect is awaited for this long.
 const SETTLE: Duration = Duration::from_millis(400);
-/// When this long has passed, the better guess decides where convincing evidence did not.
+/// When this long has passed, the better guess may decide where convincing evidence did not.
 const JUDGED: Duration = Duration::from_secs(1);
+/// After this time a change that nothing speaks against is right.
+const UNDECIDED: Duration = Duration::from_secs(5);
 /// Inflation that is not much too high but does not go away is answered after this time.
 const LASTING: Duration = Duration::from_secs(2);
 /// A level that was too high is not tried again for this long at first; doubled each time.
@@ -182,26 +184,29 @@ impl Concurrency {
         let Some(evidence) = seen.evidence else { return Verdict::Keep };
         let Evidence { inflation, error } = evidence;
         let likely = settled >= LASTING && inflation < ROOM / 2.0;
-        let (has_room, is_inflated) = (inflation + error < ROOM || likely, inflation - error > ROOM);
-        let is_too_much = inflation - error > TOO_MUCH;
-        let enough = settled >= JUDGED && error < ROOM / 2.0;
+        let (has_room, is_inflated) = (inflation + error < ROOM || likely, inflation - 3.0 * error > ROOM);
+        let is_too_much = inflation - 2.0 * error > TOO_MUCH;
         if let Some(trial) = self.trial {
-            let doubt = if enough { 0.0 } else { error + trial.before.error };
             let step = (self.level / trial.from).ln();
+            let errors = error + trial.before.error;
+            // Convincing evidence decides at once, and the better guess as soon as it is more than a guess. When it
+            // never is, the change stands.
+            let enough = settled >= JUDGED && errors < WASTE * step.abs() / 2.0 || settled >= UNDECIDED;
+            let doubt = if enough && settled < UNDECIDED { 0.0 } else { 2.0 * errors };
             let risen = inflation - trial.before.inflation;
             if step > 0.0 && risen - doubt > WASTE * step {
                 self.be_careful(now, trial.from, is_too_much);
                 self.set(now, trial.from, Some(evidence), false);
                 return Verdict::Keep;
             }
-            if step < 0.0 && is_inflated && (enough || error < ROOM / 2.0) && risen - doubt > RELIEF * step {
+            if step < 0.0 && inflation - error > ROOM && enough && risen - doubt > RELIEF * step {
                 self.ceiling = None;
                 self.set(now, trial.from, None, false);
                 return Verdict::Rebase;
             }
             if enough {
                 self.trial = None; // what comes from now on has another cause
-                if trial.despite {
+                if trial.despite && step > 0.0 {
                     return Verdict::Rebase;
                 }
             }
@@ -213,9 +218,10 @@ impl Concurrency {
         } else if !is_least && is_inflated && settled >= LASTING {
             self.be_careful(now, SHRINK_GENTLY * self.level, false);
             self.set(now, SHRINK_GENTLY * self.level, Some(evidence), false);
-        } else if seen.limited && (has_room || is_least && settled >= LASTING && error < ROOM / 2.0) {
+        } else if seen.limited && (has_room || self.trial.is_none() && settled >= LASTING) {
             let next = self.level + 1.0;
-            let grown = if has_room { next.max(self.level * GROWTH) } else { next };
+            let careful = !has_room && self.ceiling.is_some();
+            let grown = if careful { next } else { next.max(self.level * GROWTH) };
             let top = match self.ceiling {
                 Some((ceiling, until)) if until >= now => ceiling.max(self.least),
                 // What was too much once is tried again one by one.
@@ -292,8 +298,9 @@ impl Seen {
         self.sum / f64::from(self.count.max(1))
     }
 
+    /// Of the mean of the window, and of the baseline that it is compared with.
     pub(crate) fn variance_of_mean(&self) -> f64 {
-        f64::from(self.variance) / f64::from(self.count.max(1))
+        f64::from(self.variance) * (1.0 / f64::from(self.count.max(1)) + f64::from(BASELINE_RATE) / 2.0)
     }
 }
 
@@ -308,22 +315,25 @@ pub(crate) struct Baseline {
 
 /// A tenant whose work has become faster than this (a logarithm) gets a lower baseline also while the gate is busy.
 const FASTER: f32 = 0.7;
-/// So many measurements make the first baseline, whatever ran beside them.
-const FIRST: u16 = 16;
+/// So many measurements make the first baseline, whatever ran beside them, and are no evidence themselves.
+const FIRST: u16 = 8;
+/// The weight of one measurement in a baseline, once it is made of many.
+const BASELINE_RATE: f32 = 0.01;
 
 impl Baseline {
-    /// Takes a measurement and says the logarithm of its inflation. `calm`: no more ran meanwhile than half the least
-    /// slots.
-    pub(crate) fn learn(&mut self, seconds: f64, calm: bool) -> f64 {
+    /// Takes a measurement and says the logarithm of its inflation, once there is a baseline. `calm`: no more ran
+    /// meanwhile than half the least slots.
+    pub(crate) fn learn(&mut self, seconds: f64, calm: bool) -> Option<f64> {
         let sample = seconds.max(1e-5).ln() as f32;
-        self.count = (self.count + 1).min(FIRST + 1);
-        let first = self.count <= FIRST;
-        let rate = if first { 1.0 / f32::from(self.count) } else { 0.05 };
-        self.recent += rate * (sample - self.recent);
-        if first || calm || self.recent < self.calm - FASTER {
-            self.calm += rate * (sample - self.calm);
+        let first = self.count < FIRST;
+        if first || calm {
+            self.count = self.count.saturating_add(1);
         }
-        f64::from(sample - self.calm)
+        self.recent += (1.0 / f32::from(self.count)).max(0.05) * (sample - self.recent);
+        if first || calm || self.recent < self.calm - FASTER {
+            self.calm += (1.0 / f32::from(self.count)).max(BASELINE_RATE) * (sample - self.calm);
+        }
+        (!first).then(|| f64::from(sample - self.calm))
     }
 
     /// What is seen now is more nearly normal than what was thought so. Not all the way: one wrong guess must not make

@@ -17,6 +17,10 @@ impl Rate {
         Self { interval: Duration::from_secs(1) / per_second.max(1), burst: burst.max(1) }
     }
 
+    pub(crate) const fn one_per_second(burst: u32) -> Self {
+        Self { interval: Duration::from_secs(1), burst }
+    }
+
     /// Starts a second.
     pub fn frequency(self) -> u32 {
         (1.0 / self.interval.as_secs_f64()).round() as u32

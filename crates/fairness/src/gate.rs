@@ -64,17 +64,9 @@ impl Gate {
     pub fn try_acquire(self: &Arc<Self>, tenant: TenantId, class: Class) -> Option<Permit> {
         let now = self.clock.now();
         let mut state = self.lock();
-        match state.scheduler.submit(now, tenant, class, now) {
-            Submitted::Granted(grant) => {
-                drop(state);
-                Some(Permit::new(self, tenant, class, now, grant))
-            }
-            Submitted::Queued(ticket) => {
-                state.scheduler.cancel(ticket);
-                None
-            }
-            Submitted::Rejected(_) => None,
-        }
+        let grant = state.scheduler.try_start(now, tenant, class);
+        self.hand_out(state);
+        grant.map(|grant| Permit::new(self, tenant, class, now, grant))
     }
 
     /// Changes the slots; work that fits now is started.
@@ -162,10 +154,10 @@ impl Gate {
         let now = self.clock.now();
         let mut woken = Vec::new();
         while let Some((ticket, rejection)) = state.scheduler.next_rejected(now) {
-            woken.extend(state.settle(ticket, Waiter::Rejected(rejection)));
+            woken.extend(state.settle(now, ticket, Waiter::Rejected(rejection)));
         }
         while let Some((ticket, grant)) = state.scheduler.next_grant(now) {
-            woken.extend(state.settle(ticket, Waiter::Granted(grant)));
+            woken.extend(state.settle(now, ticket, Waiter::Granted(grant)));
         }
         drop(state);
         woken.into_iter().for_each(Waker::wake);
@@ -184,9 +176,16 @@ impl fmt::Debug for Gate {
 }
 
 impl State {
-    fn settle(&mut self, ticket: Ticket, outcome: Waiter) -> Option<Waker> {
-        match self.waiters.insert(ticket, outcome) {
-            Some(Waiter::Waiting(waker)) => waker,
+    fn settle(&mut self, now: Timestamp, ticket: Ticket, outcome: Waiter) -> Option<Waker> {
+        // Whoever has left meanwhile wants to hear nothing; a slot that was handed over goes back.
+        let Some(waiter) = self.waiters.get_mut(&ticket) else {
+            if let Waiter::Granted(grant) = outcome {
+                self.scheduler.complete(now, grant);
+            }
+            return None;
+        };
+        match std::mem::replace(waiter, outcome) {
+            Waiter::Waiting(waker) => waker,
             _ => None,
         }
     }

@@ -69,6 +69,12 @@ pub struct GateConfig {
 }
 
 impl GateConfig {
+    /// With what makes no sense set right: at least one slot, and no more at least than at most.
+    pub(crate) fn sane(self) -> Self {
+        let slots = self.slots.max(1);
+        Self { slots, least_slots: self.least_slots.clamp(1, slots), ..self }
+    }
+
     /// A fair gate with a fixed number of slots, one in sixteen (at least one) kept for short work.
     pub fn slots(slots: u32) -> Self {
         let slots = slots.max(1);

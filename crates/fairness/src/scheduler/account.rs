@@ -43,8 +43,8 @@ pub struct TenantUsage {
 /// The two kinds of work, by what it is expected to cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
-    Short,
-    Expensive,
+    Short = 0,
+    Expensive = 1,
 }
 
 impl Lane {
@@ -141,6 +141,8 @@ pub(super) struct Account {
     /// The coupling's limit.
     pub(super) squeeze: Option<u32>,
     pub(super) rate: Gcra,
+    /// Of nested work while the tenant is held back.
+    pub(super) nested_rate: Gcra,
     pub(super) work: Postpaid,
     pub(super) bytes: Postpaid,
     /// Held back by rate or budgets until then.
@@ -169,6 +171,7 @@ impl Account {
             idle_since: Timestamp::default(),
             squeeze: None,
             rate: Gcra::default(),
+            nested_rate: Gcra::default(),
             work: Postpaid::default(),
             bytes: Postpaid::default(),
             throttled: None,
@@ -233,7 +236,7 @@ impl Account {
     pub(super) fn candidate(&self, is_mine: impl Fn(Class) -> bool) -> Option<(Class, Ticket)> {
         Class::ALL
             .into_iter()
-            .filter(|c| !self.queues[*c as usize].is_empty() && is_mine(*c) && self.class_has_room(*c))
+            .filter(|c| !self.queues[*c as usize].is_empty() && is_mine(*c))
             .filter_map(|c| self.queues[c as usize].front().map(|w| (w.since + handicap(c), w.ticket, c)))
             .min()
             .map(|(_, ticket, class)| (class, ticket))

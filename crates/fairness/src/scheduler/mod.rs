@@ -18,7 +18,8 @@ use std::time::Duration;
 use cofferdam_tenant::{Class, TenantId};
 use slab::Slab;
 
-use crate::adaptive::{Concurrency, Evidence, Headroom, Observed, Verdict};
+use crate::adaptive::{Concurrency, Evidence, Headroom, Observed, Seen, Verdict};
+use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
@@ -29,6 +30,10 @@ use account::{Account, Lane, Queue, Rank, Running, Waiting};
 const RECHARGE_EVERY: Duration = Duration::from_millis(100);
 /// For how long measurements are gathered when the number of slots does not change.
 const WINDOW: Duration = Duration::from_secs(10);
+/// The most that one tenant's inflation counts, as a logarithm.
+const LOUDEST: f64 = 1.1;
+/// Nested work of a tenant that is held back: enough for a transaction to come to its end.
+const NESTED_RATE: Rate = Rate::one_per_second(5);
 /// A tenant with no more than this running and waiting is no storm.
 const MODEST: u32 = 3;
 
@@ -72,7 +77,7 @@ pub struct Usage {
     pub nested: u32,
     /// Work waiting.
     pub waiting: u32,
-    /// How many times longer work took lately than on a nearly empty gate; the median over active tenants. 1 when
+    /// How many times longer work took lately than on a nearly empty gate; the mean over active tenants. 1 when
     /// unknown, and when the number of slots is fixed.
     pub inflation: f64,
 }
@@ -88,6 +93,14 @@ pub struct Pressure {
     pub waiting: u32,
     /// How long the first of it has waited.
     pub oldest_wait: Duration,
+}
+
+/// How many of the slots are open: to everybody, to tenants with much short work, and to expensive work.
+#[derive(Debug, Clone, Copy, Default)]
+struct Open {
+    slots: u32,
+    more: u32,
+    expensive: u32,
 }
 
 /// Hands out the slots of one gate.
@@ -109,18 +122,22 @@ pub struct Scheduler {
     nested: u32,
     waiting: u32,
     /// Σ over tenants of the reserved slots that they do not use: kept free for them.
-    unmet_reserved: u32,
+    unmet_reserved: u64,
+    /// Σ reserved.
+    reserved: u64,
     deadlines: BTreeSet<(Timestamp, Ticket)>,
     throttled: BTreeSet<(Timestamp, usize)>,
     tickets: HashMap<Ticket, (usize, Class)>,
+    /// Of the waiting work, that inside other work of its tenant.
+    nested_waiting: BTreeSet<Ticket>,
     shed: Vec<(Ticket, Rejection)>,
     virtual_time: f64,
     next_id: u64,
     now: Timestamp,
     recharged_at: Timestamp,
     concurrency: Concurrency,
-    /// Slots and expensive slots in use now, as the concurrency controller and the load of modest work set them.
-    open: [u32; 2],
+    /// Slots in use now, as the concurrency controller and the load of modest work set them.
+    open: Open,
     headroom: Headroom,
     /// Accounts with work completed in the controller's window, which has a number and a beginning.
     touched: Vec<usize>,
@@ -132,6 +149,7 @@ pub struct Scheduler {
 impl Scheduler {
     /// A scheduler without tenants.
     pub fn new(config: GateConfig) -> Self {
+        let config = config.sane();
         let mut scheduler = Self {
             config,
             accounts: Vec::new(),
@@ -145,16 +163,18 @@ impl Scheduler {
             nested: 0,
             waiting: 0,
             unmet_reserved: 0,
+            reserved: 0,
             deadlines: BTreeSet::new(),
             throttled: BTreeSet::new(),
             tickets: HashMap::new(),
+            nested_waiting: BTreeSet::new(),
             shed: Vec::new(),
             virtual_time: 0.0,
             next_id: 0,
             now: Timestamp::default(),
             recharged_at: Timestamp::default(),
             concurrency: Concurrency::new(config.least_slots, config.slots),
-            open: [0; 2],
+            open: Open::default(),
             headroom: Headroom::default(),
             touched: Vec::new(),
             window: 1,
@@ -167,6 +187,7 @@ impl Scheduler {
 
     /// Changes the slots. Work that runs keeps its slot even when there are fewer now.
     pub fn configure(&mut self, config: GateConfig) {
+        let config = config.sane();
         self.config = config;
         self.concurrency.set_bounds(config.least_slots, config.slots);
         self.open_slots();
@@ -183,17 +204,21 @@ impl Scheduler {
     /// Registers a tenant, or changes its share.
     pub fn register(&mut self, tenant: TenantId, share: Share) {
         let account = self.account(tenant);
+        let share = Share { weight: share.weight.max(1), ..share };
         self.count_registered(account, false);
         self.with_reservation(account, |a| a.share = share);
         self.count_registered(account, true);
+        self.open_slots();
         self.rank(account);
     }
 
-    /// Forgets what a tenant is entitled to: it counts no more among those who divide the slots.
+    /// Forgets what a tenant is entitled to: it counts no more among those who divide the slots. What bounds it stays,
+    /// for the work of it that still waits or comes.
     pub fn unregister(&mut self, tenant: TenantId) {
         let Some(&account) = self.index.get(&tenant) else { return };
         self.count_registered(account, false);
-        self.with_reservation(account, |a| a.share = Share::default());
+        self.with_reservation(account, |a| a.share = Share { reserved: 0, weight: 1, ..a.share });
+        self.open_slots();
         self.rank(account);
     }
 
@@ -228,8 +253,8 @@ impl Scheduler {
         let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
         let a = &mut self.accounts[account];
         a.wake(now, entitlement);
-        // Whoever has nothing waiting has no claim on what it did not use, also while something of its runs.
-        if a.usage.waiting == 0 {
+        // Whoever wanted nothing that it could have had has no claim on what it did not use.
+        if a.ready_as == [None; 2] {
             a.virtual_time = a.virtual_time.max(floor);
         }
         // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
@@ -254,32 +279,62 @@ impl Scheduler {
 
     /// Asks for a slot for work without which other work, that holds a slot of the same tenant, cannot finish: Odoo
     /// opens a second transaction inside the first. It does not wait for the slots of the gate or the tenant's limit,
-    /// or two tenants could block each other for ever; it comes out of the overdraft, at most one for each slot that
-    /// the tenant holds. Without room there it is submitted like any other.
+    /// or a tenant would block itself: it comes out of the overdraft, at most one for each slot that the tenant
+    /// holds and no more than half of the overdraft for one tenant. Until there is room it waits like any other work,
+    /// and goes first when there is. A tenant that its rate or a budget holds back gets one a second.
     pub fn submit_nested(&mut self, now: Timestamp, tenant: TenantId, class: Class, deadline: Timestamp) -> Submitted {
         self.advance(now);
         let account = self.account(tenant);
-        let a = &self.accounts[account].usage;
-        if self.config.policy == Policy::Fair && a.nested < a.running && self.nested < self.config.overdraft {
+        if self.may_nest(account) {
             return Submitted::Granted(self.start(account, class, now, true));
         }
-        self.submit(now, tenant, class, deadline)
+        let submitted = self.submit(now, tenant, class, deadline);
+        if let Submitted::Queued(ticket) = submitted {
+            self.nested_waiting.insert(ticket);
+        }
+        submitted
+    }
+
+    fn may_nest(&self, account: usize) -> bool {
+        let a = &self.accounts[account];
+        let part = if self.registered > 1 { (self.config.overdraft / 2).max(1) } else { self.config.overdraft };
+        self.config.policy == Policy::Fair
+            && a.usage.nested < a.usage.running.min(part)
+            && self.nested < self.config.overdraft
+            && (a.held_back(self.now).is_none() || a.nested_rate.ready_at(NESTED_RATE) <= self.now)
+    }
+
+    /// The first nested work that can go. There are never many: one for each slot at most.
+    fn next_nested(&self) -> Option<Ticket> {
+        self.nested_waiting.iter().copied().find(|t| self.tickets.get(t).is_some_and(|(a, _)| self.may_nest(*a)))
+    }
+
+    /// Takes a slot if one is free for this tenant now, and never waits.
+    pub fn try_start(&mut self, now: Timestamp, tenant: TenantId, class: Class) -> Option<Grant> {
+        self.advance(now);
+        let account = self.account(tenant);
+        let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
+        let a = &mut self.accounts[account];
+        a.wake(now, entitlement);
+        if a.ready_as == [None; 2] {
+            a.virtual_time = a.virtual_time.max(floor);
+        }
+        let may = self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none());
+        may.then(|| self.start(account, class, now, false))
     }
 
     /// The waiting work that gets a slot now, if any. To be called until it returns `None` after each completion,
     /// cancellation, [`advance`](Self::advance) and reconfiguration.
     pub fn next_grant(&mut self, now: Timestamp) -> Option<(Ticket, Grant)> {
         self.now = self.now.max(now);
-        let (account, queue) = self.peek()?;
-        let (class, _) = self.candidate(account, queue.lane())?;
-        let a = &mut self.accounts[account];
-        let waiting = a.queues[class as usize].pop_front()?;
-        a.usage.waiting -= 1;
-        self.waiting -= 1;
-        self.tickets.remove(&waiting.ticket);
-        self.deadlines.remove(&(waiting.deadline, waiting.ticket));
-        let grant = self.start(account, class, waiting.since, false);
-        Some((waiting.ticket, grant))
+        let (ticket, nested) = if let Some(ticket) = self.next_nested() { (ticket, true) } else {
+            let (account, queue) = self.peek()?;
+            (self.candidate(account, queue.lane())?.1, false)
+        };
+        let (account, class) = *self.tickets.get(&ticket)?;
+        let waiting = self.take_out(ticket)?;
+        let grant = self.start(account, class, waiting.since, nested);
+        Some((ticket, grant))
     }
 
     /// Gives a slot back and charges what the work really took.
@@ -297,7 +352,7 @@ impl Scheduler {
         a.learn(run.class, actual);
         if !self.concurrency.is_fixed() {
             let inflation = a.baselines[run.class as usize].learn(actual, calm);
-            if evidence && a.seen.add(self.window, inflation) {
+            if evidence && inflation.is_some_and(|i| a.seen.add(self.window, i)) {
                 self.touched.push(run.account);
             }
         }
@@ -326,16 +381,27 @@ impl Scheduler {
 
     /// Takes waiting work out of its queue. False when it was not waiting any more.
     pub fn cancel(&mut self, ticket: Ticket) -> bool {
-        let Some((account, class)) = self.tickets.remove(&ticket) else { return false };
-        let queue = &mut self.accounts[account].queues[class as usize];
-        let Some(position) = queue.iter().position(|w| w.ticket == ticket) else { return false };
-        if let Some(waiting) = queue.remove(position) {
-            self.deadlines.remove(&(waiting.deadline, ticket));
+        let account = self.tickets.get(&ticket).map(|(account, _)| *account);
+        let found = self.take_out(ticket).is_some();
+        if let Some(account) = account {
+            self.rank(account);
         }
-        self.accounts[account].usage.waiting -= 1;
+        found
+    }
+
+    /// Takes waiting work out of its queue; the account is to be ranked afterwards.
+    fn take_out(&mut self, ticket: Ticket) -> Option<Waiting> {
+        let (account, class) = self.tickets.remove(&ticket)?;
+        self.nested_waiting.remove(&ticket);
+        let a = &mut self.accounts[account];
+        let queue = &mut a.queues[class as usize];
+        // Nearly always the first.
+        let position = queue.iter().position(|w| w.ticket == ticket)?;
+        let waiting = queue.remove(position)?;
+        self.deadlines.remove(&(waiting.deadline, ticket));
+        a.usage.waiting -= 1;
         self.waiting -= 1;
-        self.rank(account);
-        true
+        Some(waiting)
     }
 
     /// The next waiting work that is not going to be served: its deadline has passed, or it was shed.
@@ -397,8 +463,8 @@ impl Scheduler {
     pub fn usage(&self) -> Usage {
         Usage {
             slots: self.config.slots,
-            open_slots: self.open[0],
-            open_expensive: self.open[1],
+            open_slots: self.open.slots,
+            open_expensive: self.open.expensive,
             running: self.in_slots(),
             expensive: self.held_by[Queue::Expensive as usize],
             nested: self.nested,
@@ -421,7 +487,7 @@ impl Scheduler {
         usage
     }
 
-    /// The tenants whose work waits now.
+    /// The tenants whose work waits now, as far as somebody waits for it: jobs in the background do not count.
     pub fn pressures(&self, now: Timestamp) -> Vec<Pressure> {
         let mut accounts: Vec<usize> =
             self.ready.iter().flatten().chain(&self.held).map(|(_, account)| *account).collect();
@@ -429,15 +495,17 @@ impl Scheduler {
         accounts.dedup();
         let describe = |account: usize| {
             let a = &self.accounts[account];
-            let since = a.queues.iter().filter_map(|q| q.front()).map(|w| w.since).min().unwrap_or(now);
-            Pressure {
+            let somebody_waits = |c: &Class| !matches!(c, Class::Background | Class::Bulk | Class::Admin);
+            let queues = || Class::ALL.into_iter().filter(somebody_waits).map(|c| &a.queues[c as usize]);
+            let since = queues().filter_map(|q| q.front()).map(|w| w.since).min()?;
+            Some(Pressure {
                 tenant: a.tenant,
                 running: a.usage.running + a.usage.nested,
-                waiting: a.usage.waiting,
+                waiting: queues().map(|q| q.len() as u32).sum(),
                 oldest_wait: now.since(since),
-            }
+            })
         };
-        accounts.into_iter().map(describe).collect()
+        accounts.into_iter().filter_map(describe).collect()
     }
 
     /// The gate's virtual time, which never goes back.
@@ -488,10 +556,14 @@ impl Scheduler {
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
         a.class_running[class as usize] += 1;
+        let held_back = a.held_back(now).is_some();
         if let Some(rate) = a.share.rate {
             a.rate.take(rate, now);
         }
         if nested {
+            if held_back {
+                a.nested_rate.take(NESTED_RATE, now);
+            }
             self.nested += 1;
             a.usage.nested += 1;
         } else {
@@ -586,10 +658,12 @@ impl Scheduler {
                 run.charged = elapsed;
                 touched.push(run.account);
             }
-            if a.share.work.is_some() && elapsed > run.billed {
+            if elapsed > run.billed {
                 a.bill(self.now, elapsed - run.billed);
                 run.billed = elapsed;
-                touched.push(run.account);
+                if a.share.work.is_some() {
+                    touched.push(run.account);
+                }
             }
             if elapsed >= threshold && run.queue != Queue::Expensive {
                 if !run.nested {
@@ -609,6 +683,17 @@ impl Scheduler {
             self.accounts[account].trust = self.accounts[account].trust.max(entitlement);
             self.rank(account);
         }
+        self.catch_up();
+    }
+
+    /// Time goes on with whoever is active, also when nothing starts: who used an idle gate for an hour owes nothing
+    /// to those who come afterwards.
+    fn catch_up(&mut self) {
+        let runs = self.running.iter().map(|(_, run)| self.accounts[run.account].virtual_time);
+        let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
+        let heads = self.ready.iter().flat_map(|set| set.first().into_iter().chain(set.range((from, 0)..).next()));
+        let least = runs.chain(heads.map(|(rank, _)| rank.virtual_time)).min_by(f64::total_cmp);
+        self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
     }
 
     /// One step of the controller of the number of slots.
@@ -617,7 +702,7 @@ impl Scheduler {
         let observed = Observed {
             limited: self.ready.iter().any(|set| !set.is_empty()),
             evidence,
-            excess: self.in_slots() > self.open[0],
+            excess: self.in_slots() > self.open.slots,
         };
         if let Some(evidence) = evidence {
             self.inflation = evidence.inflation.max(0.0);
@@ -637,14 +722,14 @@ impl Scheduler {
         self.open_slots();
     }
 
-    /// The inflation that the active tenants see: the median, each tenant with one voice, and its standard error.
+    /// The inflation that the active tenants see, each with one voice that is not louder than threefold, and its
+    /// standard error. Not the median: times are skewed, and the median of few is not their mean.
     fn evidence(&self) -> Option<Evidence> {
-        let mut means: Vec<f64> = self.touched.iter().map(|a| self.accounts[*a].seen.mean()).collect();
-        let count = means.len();
-        let variance: f64 = self.touched.iter().map(|a| self.accounts[*a].seen.variance_of_mean()).sum();
-        let (_, median, _) = (count > 0).then(|| means.select_nth_unstable_by(count / 2, f64::total_cmp))?;
-        // The median of normal errors is a quarter less sure than their mean.
-        Some(Evidence { inflation: *median, error: 1.25 * variance.sqrt() / count as f64 })
+        let count = self.touched.len() as f64;
+        let seen = || self.touched.iter().map(|a| &self.accounts[*a].seen);
+        let sum: f64 = seen().map(|s| s.mean().clamp(-LOUDEST, LOUDEST)).sum();
+        let variance: f64 = seen().map(Seen::variance_of_mean).sum();
+        (count > 0.0).then(|| Evidence { inflation: sum / count, error: variance.sqrt() / count })
     }
 
     /// Sets the slots in use from the controller's level.
@@ -654,13 +739,22 @@ impl Scheduler {
             least + (f64::from(most - least) * self.concurrency.fraction()).round() as u32
         };
         let (least, most) = (self.config.least_slots, self.config.slots);
-        let expensive = self.config.expensive_slots.clamp(1, most.max(1));
-        // With few slots most of them stay with short work, whatever part it is with many.
-        let least_expensive = if least >= most { expensive } else { (least / 4).max(1) };
-        let open = between(least, most).max(1);
+        let expensive = self.config.expensive_slots.clamp(1, most);
+        // A storm of short work may have all but a few; one tenant alone, all.
+        let more = if self.registered > 1 { most.saturating_sub(most.div_ceil(16)).max(1) } else { most };
+        // With few slots most of them stay with modest work, whatever part it is with many.
+        let least_of = |most: u32| if least >= self.config.slots { most } else { (least / 4).max(1) };
+        // What is reserved is there, and one for those without a reservation.
+        let reserved = u32::try_from(self.reserved.saturating_add(1)).unwrap_or(u32::MAX);
+        let slots = between(least, most).max(reserved.min(most));
         // What modest work has needed lately stays free for it, up to half of the slots.
-        let kept = if self.registered > 1 { self.headroom.slots().min(open / 2) } else { 0 };
-        self.open = [open, between(least_expensive, expensive).min(open - kept).max(1)];
+        let kept = if self.registered > 1 { self.headroom.slots().min(slots / 2) } else { 0 };
+        let below = |n: u32| n.min(slots - kept).max(1);
+        self.open = Open {
+            slots,
+            more: below(between(least_of(more), more)),
+            expensive: below(between(least_of(expensive), expensive)),
+        };
     }
 
     /// Whether so little runs that how long work takes now is how long it takes.
@@ -680,7 +774,7 @@ impl Scheduler {
 
     /// The most slots that one tenant may hold while there are others: never all of them.
     fn single_tenant_limit(&self) -> u32 {
-        if self.registered > 1 { (self.open[0] - 1).max(1) } else { u32::MAX }
+        if self.registered > 1 { (self.open.slots - 1).max(1) } else { u32::MAX }
     }
 
     /// Under which condition a tenant's work in a lane gets a slot.
@@ -718,21 +812,25 @@ impl Scheduler {
         if self.config.policy == Policy::Fifo {
             return running < self.config.slots;
         }
-        let [open, open_expensive] = self.open;
-        let kept = if below_reserved { 0 } else { self.unmet_reserved };
+        let open = self.open;
+        let kept = if below_reserved {
+            0
+        } else {
+            u32::try_from(self.unmet_reserved).unwrap_or(u32::MAX / 4).min(u32::MAX / 4)
+        };
         // Expensive work beyond its part was mistaken for short, or was admitted when there were more slots: short
         // work need not wait for it where the server can bear more.
-        let bearable = expensive.min(open_expensive);
-        let is_open =
-            first + more + bearable + kept < open && running + kept < self.config.slots + self.config.overdraft;
-        // What is kept from expensive work is kept from a storm of short work too, and half of it from both together.
-        let spare = if self.registered > 1 { open - open_expensive } else { 0 };
-        let is_shared = more + bearable + kept < open - spare / 2;
+        let bearable = expensive.min(open.expensive);
+        let is_open = first + more + bearable + kept < open.slots
+            && running + kept < self.config.slots.saturating_add(self.config.overdraft);
+        // What is kept from storms and from expensive work is kept, to one half, from both together.
+        let spare = open.slots - open.more.max(open.expensive);
+        let is_shared = more + bearable < open.slots - spare / 2;
         match queue {
             Queue::First => is_open,
-            Queue::More => is_open && is_shared && more + kept < (open - spare).max(1),
+            Queue::More => is_open && is_shared && more < open.more,
             Queue::Expensive if below_reserved => is_open,
-            Queue::Expensive => running + kept < open && is_shared && expensive < open_expensive,
+            Queue::Expensive => running + kept < open.slots && is_shared && expensive < open.expensive,
         }
     }
 
@@ -753,13 +851,23 @@ impl Scheduler {
     }
 
     fn candidate(&self, account: usize, lane: Lane) -> Option<(Class, Ticket)> {
-        self.accounts[account].candidate(|class| self.lane(account, class) == lane)
+        let fair = self.config.policy == Policy::Fair;
+        let a = &self.accounts[account];
+        a.candidate(|class| self.lane(account, class) == lane && (!fair || a.class_has_room(class)))
     }
 
     /// Puts the account where it belongs in the ready sets after anything about it has changed.
     fn rank(&mut self, account: usize) {
         self.throttle(account);
-        let ranks = Lane::ALL.map(|lane| self.rank_in(account, lane).map(|rank| (self.queue(account, lane), rank)));
+        let a = &self.accounts[account];
+        let was_held = a.held_as.is_some();
+        let mut ranks = Lane::ALL.map(|lane| self.rank_in(account, lane));
+        if was_held && ranks != [None, None] && a.virtual_time < self.virtual_time {
+            // It waited for a bound of its own, which earns no claim on what others were given meanwhile.
+            self.accounts[account].virtual_time = self.virtual_time;
+            ranks = Lane::ALL.map(|lane| self.rank_in(account, lane));
+        }
+        let ranks = Lane::ALL.map(|lane| ranks[lane as usize].map(|rank| (self.queue(account, lane), rank)));
         let a = &mut self.accounts[account];
         for (lane, place) in ranks.into_iter().enumerate() {
             if a.ready_as[lane] == place {
@@ -827,9 +935,11 @@ impl Scheduler {
     /// Changes an account and keeps the sum of unmet reservations true.
     fn with_reservation(&mut self, account: usize, change: impl FnOnce(&mut Account)) {
         let a = &mut self.accounts[account];
-        self.unmet_reserved -= a.unmet_reserved();
+        self.unmet_reserved -= u64::from(a.unmet_reserved());
+        self.reserved -= u64::from(a.share.reserved);
         change(a);
-        self.unmet_reserved += a.unmet_reserved();
+        self.unmet_reserved += u64::from(a.unmet_reserved());
+        self.reserved += u64::from(a.share.reserved);
     }
 
     fn id(&mut self) -> u64 {
