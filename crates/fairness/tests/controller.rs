@@ -48,14 +48,13 @@ fn who_used_an_idle_gate_is_not_locked_out_afterwards() {
     let mut owner: HashMap<Ticket, TenantId> = HashMap::new();
     let mut running = Vec::new();
     let mut served = [0u32; 3];
-    let put =
-        |s: &mut Scheduler, running: &mut Vec<(TenantId, Grant)>, owner: &mut HashMap<_, _>, t: u64, who| match s
-            .submit(ms(t), who, Class::Rpc, FAR)
-        {
-            Submitted::Granted(g) => running.push((who, g)),
-            Submitted::Queued(k) => drop(owner.insert(k, who)),
-            Submitted::Rejected(r) => panic!("{r}"),
-        };
+    let put = |s: &mut Scheduler, running: &mut Vec<(TenantId, Grant)>, owner: &mut HashMap<_, _>, t: u64, who| match s
+        .submit(ms(t), who, Class::Rpc, FAR)
+    {
+        Submitted::Granted(g) => running.push((who, g)),
+        Submitted::Queued(k) => drop(owner.insert(k, who)),
+        Submitted::Rejected(r) => panic!("{r}"),
+    };
     t += 60_000;
     for who in [B, R] {
         (0..30).for_each(|_| put(&mut s, &mut running, &mut owner, t, who));
@@ -204,14 +203,13 @@ fn squeezed_or_throttled_for_ten_minutes_is_no_credit() {
     s.squeeze(B, Some(1));
     let mut owner: HashMap<Ticket, TenantId> = HashMap::new();
     let mut running: Vec<(TenantId, Grant)> = Vec::new();
-    let put =
-        |s: &mut Scheduler, running: &mut Vec<(TenantId, Grant)>, owner: &mut HashMap<_, _>, t: u64, who| match s
-            .submit(ms(t), who, Class::Rpc, FAR)
-        {
-            Submitted::Granted(g) => running.push((who, g)),
-            Submitted::Queued(k) => drop(owner.insert(k, who)),
-            Submitted::Rejected(r) => panic!("{r}"),
-        };
+    let put = |s: &mut Scheduler, running: &mut Vec<(TenantId, Grant)>, owner: &mut HashMap<_, _>, t: u64, who| match s
+        .submit(ms(t), who, Class::Rpc, FAR)
+    {
+        Submitted::Granted(g) => running.push((who, g)),
+        Submitted::Queued(k) => drop(owner.insert(k, who)),
+        Submitted::Rejected(r) => panic!("{r}"),
+    };
     for _ in 0..40 {
         put(&mut s, &mut running, &mut owner, 1_000, A);
         put(&mut s, &mut running, &mut owner, 1_000, B);

@@ -77,9 +77,12 @@ fn waiting_for_ones_own_class_limit_earns_no_credit() {
     let mut running: Vec<(TenantId, Class, u64, Grant)> = Vec::new();
     let mut owner: HashMap<Ticket, (TenantId, Class)> = HashMap::new();
     let mut granted = [0u32; 2];
-    let put = |s: &mut Scheduler, running: &mut Vec<_>, owner: &mut HashMap<_, _>, t: u64, who, class| match s
-        .submit(ms(t), who, class, FAR)
-    {
+    let put = |s: &mut Scheduler, running: &mut Vec<_>, owner: &mut HashMap<_, _>, t: u64, who, class| match s.submit(
+        ms(t),
+        who,
+        class,
+        FAR,
+    ) {
         Submitted::Granted(g) => running.push((who, class, t, g)),
         Submitted::Queued(k) => drop(owner.insert(k, (who, class))),
         Submitted::Rejected(r) => panic!("{r}"),

@@ -23,11 +23,17 @@ pub(crate) struct Backlog {
     read_from: u64,
     write_to: u64,
     threshold: usize,
+    /// Bytes of the file, which is written round and round.
+    size: u64,
     directory: Option<PathBuf>,
 }
 
+/// Room beside the greatest backlog for the part that comes when it is nearly full.
+const SLACK: u64 = 1 << 20;
+
 impl Backlog {
-    pub(crate) fn new(threshold: u64, directory: Option<PathBuf>) -> Self {
+    /// `most`: nothing is pushed while there are so many bytes in it.
+    pub(crate) fn new(threshold: u64, most: u64, directory: Option<PathBuf>) -> Self {
         Self {
             memory: VecDeque::new(),
             in_memory: 0,
@@ -35,6 +41,7 @@ impl Backlog {
             read_from: 0,
             write_to: 0,
             threshold: usize::try_from(threshold).unwrap_or(usize::MAX),
+            size: most.saturating_add(SLACK),
             directory,
         }
     }
@@ -52,7 +59,10 @@ impl Backlog {
             self.memory.push_back(bytes);
             return Ok(());
         }
-        let (file, directory, at) = (self.file.clone(), self.directory.clone(), self.write_to);
+        if self.write_to - self.read_from + bytes.len() as u64 > self.size {
+            return Err(io::Error::other("more than the backlog holds"));
+        }
+        let (file, directory, at, size) = (self.file.clone(), self.directory.clone(), self.write_to, self.size);
         let written = tokio::task::spawn_blocking(move || {
             let file = match (file, directory) {
                 (Some(file), _) => file,
@@ -60,7 +70,11 @@ impl Backlog {
                 (None, Some(directory)) => Arc::new(tempfile::tempfile_in(directory)?),
                 (None, None) => Arc::new(tempfile::tempfile()?),
             };
-            file.write_all_at(&bytes, at)?;
+            // Round and round: what is read is written over.
+            let at = at % size;
+            let first = usize::try_from(size - at).unwrap_or(usize::MAX).min(bytes.len());
+            file.write_all_at(&bytes[..first], at)?;
+            file.write_all_at(&bytes[first..], 0)?;
             Ok::<_, io::Error>((file, bytes.len()))
         });
         let (file, length) = written.await.map_err(io::Error::other)??;
@@ -77,7 +91,8 @@ impl Backlog {
         }
         let left = self.write_to - self.read_from;
         let Some(file) = self.file.clone().filter(|_| left > 0) else { return Ok(None) };
-        let (at, length) = (self.read_from, usize::try_from(left).unwrap_or(CHUNK).min(CHUNK));
+        let at = self.read_from % self.size;
+        let length = usize::try_from(left.min(self.size - at)).unwrap_or(CHUNK).min(CHUNK);
         let read = tokio::task::spawn_blocking(move || {
             let mut bytes = vec![0; length];
             file.read_exact_at(&mut bytes, at)?;
@@ -86,7 +101,7 @@ impl Backlog {
         let bytes = read.await.map_err(io::Error::other)??;
         self.read_from += bytes.len() as u64;
         if self.read_from == self.write_to {
-            // All of it is read: what comes next may lie in memory again, and the file begins anew.
+            // All of it is read: what comes next may lie in memory again.
             (self.read_from, self.write_to) = (0, 0);
         }
         Ok(Some(bytes.into()))
@@ -100,7 +115,7 @@ mod tests {
     #[tokio::test]
     async fn bytes_come_out_in_the_order_in_which_they_went_in_however_reads_and_writes_alternate() {
         for threshold in [0, 1_000, 1 << 20] {
-            let mut backlog = Backlog::new(threshold, None);
+            let mut backlog = Backlog::new(threshold, 1 << 20, None);
             let mut rng = fastrand::Rng::with_seed(threshold);
             let (mut put, mut taken, mut expected) = (0u64, 0u64, 0u64);
             let byte = |i: u64| (i.wrapping_mul(31) >> 3) as u8;
@@ -124,5 +139,20 @@ mod tests {
             }
             assert_eq!(taken, put);
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_always_lags_costs_no_more_disk_than_the_backlog() {
+        let (most, mut sent) = (256u64 << 10, 0u64);
+        let mut backlog = Backlog::new(64 << 10, most, None);
+        while sent < 16 << 20 {
+            while backlog.len() < most {
+                backlog.push(vec![0u8; 64 << 10].into()).await.unwrap();
+                sent += 64 << 10;
+            }
+            backlog.next().await.unwrap();
+        }
+        let on_disk = backlog.file.as_ref().unwrap().metadata().unwrap().len();
+        assert!(on_disk <= most + SLACK, "{on_disk} bytes on disk");
     }
 }

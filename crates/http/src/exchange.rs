@@ -1,7 +1,7 @@
 //! One request: judge it, read its body, wait for a slot, ask a server, pass the answer on.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -206,6 +206,7 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
     let snapshot = request.snapshot;
     let begun = Instant::now();
     let mut spool = Spool::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
+    let mut moved = Moved::new(request);
     loop {
         let chunk = session.read_body_bytes().await.map_err(|error| match error.etype() {
             pingora_error::ErrorType::ReadTimedout => {
@@ -219,13 +220,11 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
             let detail = format!("the request body came slower than {MIN_BODY_RATE} bytes a second");
             return Err(Refusal::new(408, "Request timeout", detail).closing().into());
         }
+        moved.add(chunk.len() as u64);
         if spool.len() + chunk.len() as u64 > limit {
             return Err(too_large());
         }
         spool.push(&chunk).await.map_err(|error| spool_failed(&error))?;
-    }
-    if request.tenant.plan.http.bandwidth.is_some() {
-        request.access.gate.charge_bytes(request.tenant.id, spool.len());
     }
     spool.rewind().await.map_err(|error| spool_failed(&error))?;
     Ok(Some(spool))
@@ -381,11 +380,11 @@ async fn answer(
     if version < http::Version::HTTP_11 && !head.headers.contains_key(header::CONTENT_LENGTH) {
         session.set_server_keepalive(None); // the end of the connection is the end of the answer
     }
-    reply::write_head(session, head).await?;
-    let moved = pass_on(request, session, server, occupied, read_timeout).await?;
-    if request.tenant.plan.http.bandwidth.is_some() {
-        request.access.gate.charge_bytes(request.tenant.id, moved);
+    if let Err(unwritten) = reply::write_head(session, head).await {
+        tokio::spawn(until_the_worker_is_free(server, occupied, request.access.pool.response_timeout));
+        return Err(unwritten.into());
     }
+    pass_on(request, session, server, occupied, read_timeout).await?;
     reply::finish(session).await?;
     Ok(Outcome::Done)
 }
@@ -398,38 +397,57 @@ async fn pass_on(
     server: ServerSession,
     occupied: Occupied,
     read_timeout: Duration,
-) -> Result<u64, Failure> {
-    let snapshot = request.snapshot;
-    let mut backlog = Backlog::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
-    let mut moved = 0;
-    let mut occupied = Some(occupied);
+) -> Result<(), Failure> {
     // The read that is under way, if any, with the server in it: it is never dropped half-way.
-    let mut reading = Some(Box::pin(read_on(server, read_timeout)));
+    let mut source = Some(Source { read: Box::pin(read_on(server, read_timeout)), _occupied: occupied });
+    let outcome = copy(request, session, &mut source, read_timeout).await;
+    if let (Err(_), Some(source)) = (&outcome, source) {
+        // The client is gone; the worker does not know and goes on.
+        tokio::spawn(tokio::time::timeout(request.access.pool.response_timeout, source.until_the_end(read_timeout)));
+    }
+    outcome
+}
+
+/// A server that still sends, and the slot that it holds.
+struct Source {
+    read: Pin<Box<dyn Future<Output = (ServerSession, Result<Option<Bytes>, Failure>)> + Send>>,
+    _occupied: Occupied,
+}
+
+impl Source {
+    async fn until_the_end(mut self, read_timeout: Duration) {
+        while let (server, Ok(Some(_))) = self.read.as_mut().await {
+            self.read = Box::pin(read_on(server, read_timeout));
+        }
+    }
+}
+
+async fn copy(
+    request: &Request<'_>,
+    session: &mut ClientSession,
+    source: &mut Option<Source>,
+    read_timeout: Duration,
+) -> Result<(), Failure> {
+    let snapshot = request.snapshot;
+    let mut backlog = Backlog::new(snapshot.spool_threshold, snapshot.max_backlog, snapshot.spool_directory.clone());
+    let mut moved = Moved::new(request);
     loop {
-        let next = match backlog.next().await.map_err(|e| backlog_failed(&e))? {
-            Some(bytes) => bytes,
-            None => match &mut reading {
-                None => return Ok(moved),
-                Some(read) => {
-                    let (server, chunk) = read.await;
-                    if let Some(chunk) = chunk? {
-                        reading = Some(Box::pin(read_on(server, read_timeout)));
-                        chunk
-                    } else {
-                        reading = None;
-                        occupied = None;
-                        continue;
-                    }
-                }
-            },
+        let next = match (backlog.next().await.map_err(|e| backlog_failed(&e))?, &mut *source) {
+            (Some(bytes), _) => bytes,
+            (None, None) => return Ok(()),
+            (None, Some(open)) => {
+                let (server, chunk) = open.read.as_mut().await;
+                let Some(chunk) = advance(source, server, chunk, read_timeout)? else { continue };
+                chunk
+            }
         };
-        moved += next.len() as u64;
+        moved.add(next.len() as u64);
         if next.is_empty() {
             continue;
         }
         let mut write = pin!(session.write_body(&next));
         loop {
-            let Some(read) = reading.as_mut().filter(|_| backlog.len() < snapshot.max_backlog) else {
+            let Some(open) = source.as_mut().filter(|_| backlog.len() < snapshot.max_backlog) else {
                 write.await?;
                 break;
             };
@@ -439,17 +457,70 @@ async fn pass_on(
                     written?;
                     break;
                 }
-                read = read => read,
+                read = open.read.as_mut() => read,
             };
-            // A server that fails now has failed the answer, which the client learns from its end.
-            if let Some(chunk) = chunk? {
-                reading = Some(Box::pin(read_on(server, read_timeout)));
+            if let Some(chunk) = advance(source, server, chunk, read_timeout)? {
                 backlog.push(chunk).await.map_err(|e| backlog_failed(&e))?;
-            } else {
-                reading = None;
-                drop(occupied.take());
             }
         }
+    }
+}
+
+/// Takes what a read has brought and begins the next; at the end of the body, or when the server fails, the slot is free.
+fn advance(
+    source: &mut Option<Source>,
+    server: ServerSession,
+    chunk: Result<Option<Bytes>, Failure>,
+    read_timeout: Duration,
+) -> Result<Option<Bytes>, Failure> {
+    match (chunk, source.as_mut()) {
+        (Ok(Some(chunk)), Some(open)) => {
+            open.read = Box::pin(read_on(server, read_timeout));
+            Ok(Some(chunk))
+        }
+        (Ok(_), _) => {
+            *source = None;
+            Ok(None)
+        }
+        (Err(failure), _) => {
+            *source = None;
+            Err(failure)
+        }
+    }
+}
+
+/// Charges the bytes that were moved for a tenant as they are moved, and the rest however the exchange ends.
+struct Moved<'a> {
+    request: &'a Request<'a>,
+    bytes: u64,
+}
+
+/// Bytes of a long answer that are charged at a time.
+const CHARGED_EVERY: u64 = 1 << 20;
+
+impl<'a> Moved<'a> {
+    fn new(request: &'a Request<'a>) -> Self {
+        Self { request, bytes: 0 }
+    }
+
+    fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        if self.bytes >= CHARGED_EVERY {
+            self.charge();
+        }
+    }
+
+    fn charge(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        if bytes > 0 && self.request.tenant.plan.http.bandwidth.is_some() {
+            self.request.access.gate.charge_bytes(self.request.tenant.id, bytes);
+        }
+    }
+}
+
+impl Drop for Moved<'_> {
+    fn drop(&mut self) {
+        self.charge();
     }
 }
 

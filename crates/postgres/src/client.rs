@@ -40,6 +40,8 @@ pub(crate) struct Route {
     pub(crate) pooling: PoolingMode,
     pub(crate) class: Class,
     pub(crate) max_wait: Duration,
+    /// The same for an Odoo process that turns out to run cron jobs.
+    pub(crate) background_wait: Duration,
     /// Whether bytes are counted against a budget.
     pub(crate) metered: bool,
     pub(crate) idle_in_transaction: Duration,
@@ -364,6 +366,7 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
             pooling: PoolingMode::Transaction,
             class: Class::Admin,
             max_wait: Duration::from_secs(30),
+            background_wait: Duration::from_secs(30),
             metered: false,
             idle_in_transaction: Duration::from_secs(600),
             max_clients: MAINTENANCE_CLIENTS,
@@ -381,6 +384,7 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
         pooling: tenant.pooling,
         class,
         max_wait: tenant.plan.postgres.max_wait(class),
+        background_wait: tenant.plan.postgres.max_wait(Class::Background),
         metered: tenant.plan.postgres.bandwidth.is_some(),
         idle_in_transaction: tenant.plan.idle_in_transaction_timeout,
         max_clients: tenant.plan.max_clients,

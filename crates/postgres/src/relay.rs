@@ -464,12 +464,15 @@ impl Relay {
         let route = &self.established.route;
         let handle = Arc::clone(&self.established.registration.handle);
         let process = self.established.process.as_ref();
-        let class = if process.is_some_and(|p| p.is_cron()) { Class::Background } else { route.class };
+        let (class, max_wait) = match process {
+            Some(p) if p.is_cron() => (Class::Background, route.background_wait),
+            _ => (route.class, route.max_wait),
+        };
         let gate = &route.access.gate;
         let mut acquire = if process.is_some_and(|p| p.holds(route.account)) {
-            gate.acquire_nested(route.account, class, route.max_wait)
+            gate.acquire_nested(route.account, class, max_wait)
         } else {
-            gate.acquire(route.account, class, route.max_wait)
+            gate.acquire(route.account, class, max_wait)
         };
         // The usual case: a slot is free.
         let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut acquire).poll(cx))).await;
@@ -483,7 +486,7 @@ impl Relay {
                 }
                 handle.waits(true);
                 let _waiting = Waiting(&handle);
-                let mut timer = pin!(tokio::time::sleep(route.max_wait));
+                let mut timer = pin!(tokio::time::sleep(max_wait));
                 loop {
                     let read_ahead = self.inbound.len() < READ_AHEAD;
                     tokio::select! {
@@ -572,6 +575,7 @@ impl Relay {
 
     /// The client is gone: whatever it was doing is stopped, and the connection is reset or closed.
     async fn abandon(mut self) {
+        self.charge_bytes(0);
         let Some(mut leased) = self.lease.take() else { return };
         self.established.registration.handle.disowns().await;
         if self.session.is_at_rest() && self.passing.remaining == 0 && leased.upstream.inbound.is_empty() {

@@ -327,7 +327,9 @@ impl Scheduler {
     /// cancellation, [`advance`](Self::advance) and reconfiguration.
     pub fn next_grant(&mut self, now: Timestamp) -> Option<(Ticket, Grant)> {
         self.now = self.now.max(now);
-        let (ticket, nested) = if let Some(ticket) = self.next_nested() { (ticket, true) } else {
+        let (ticket, nested) = if let Some(ticket) = self.next_nested() {
+            (ticket, true)
+        } else {
             let (account, queue) = self.peek()?;
             (self.candidate(account, queue.lane())?.1, false)
         };

@@ -158,6 +158,9 @@ impl Check<'_> {
                 let mine = |t: &&Arc<Tenant>| t.cluster.as_ref().is_some_and(|q| q.name == c.name);
                 let sum: u64 = catalog.tenants.iter().filter(mine).map(|t| u64::from(t.plan.postgres.reserved)).sum();
                 let without = catalog.tenants.iter().filter(mine).filter(|t| t.plan.postgres.reserved == 0).count();
+                // The accounts of pools that may open the maintenance database have no reservation either.
+                let maintained = |p: &&Arc<crate::Pool>| p.maintenance.as_ref().is_some_and(|m| m.name == c.name);
+                let without = without + catalog.pools.values().filter(maintained).count();
                 ("clusters", c.name.as_str(), c.slots, sum, without)
             }))
         {
