@@ -7,15 +7,18 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 ARGS ?=
+TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 # What a build and the tests need of Debian: a C compiler and cmake for zlib under pingora, PostgreSQL's server and
 # programs, psycopg2 and curl as clients.
 BUILD_PACKAGES := gcc libc6-dev cmake make
 DEMO_PACKAGES := $(BUILD_PACKAGES) postgresql
 TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 curl procps
 
+BENCH_PACKAGES := $(DEMO_PACKAGES) pgbouncer haproxy nginx-light
+
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help demo test lint check-format clippy docs deny unit fuzz bench schemas install-demo install-test
+.PHONY: help demo test lint check-format clippy docs deny unit fuzz bench bench-isolation simulate schemas install-demo install-bench install-test
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -33,6 +36,8 @@ unit: ## Run all tests (what is needed must be installed).
 		echo "cargo-nextest is not here: $(CARGO) test" && \
 		$(CARGO) test --workspace --locked --no-fail-fast -- --test-threads 1; \
 	fi
+	$(CARGO) test --locked --package cofferdam-fairness --features simulator --test simulator
+	$(CARGO) test --locked --package cofferdam-fairness --features shuttle --test shuttle
 	$(CARGO) test --workspace --locked --doc
 
 lint: check-format clippy docs deny ## Format, clippy, documentation, licences.
@@ -62,6 +67,15 @@ fuzz: ## Fuzz every target for SECONDS each (default 120). Needs cargo-fuzz and 
 		$(CARGO) +nightly fuzz run $$target -- -max_total_time=$${SECONDS_EACH:-120} -rss_limit_mb=2048 || exit 1; \
 	done
 
+bench-isolation: install-bench ## Isolation beside peers, on both planes. ARGS="--seconds 20" for longer.
+	$(CARGO) build --release --quiet --locked --package cofferdam-cli
+	for plane in postgres http both; do \
+		$(TARGET)/release/cofferdam bench isolation --plane $$plane --svg isolation-$$plane.svg $(ARGS); \
+	done
+
+simulate: ## The scheduling policies in simulation.
+	$(CARGO) run --release --quiet --locked --package cofferdam-cli -- bench simulate $(ARGS)
+
 bench: ## Run the benchmarks in benches/.
 	$(CARGO) bench --package cofferdam-benches
 
@@ -70,6 +84,9 @@ schemas: ## Write the JSON Schemas again after a change of the configuration's t
 
 install-demo:
 	@$(call install,$(DEMO_PACKAGES))
+
+install-bench: # Debian starts what it installs; the benchmark wants its own.
+	@$(call install,$(BENCH_PACKAGES))
 
 install-test:
 	@$(call install,$(TEST_PACKAGES))

@@ -3,9 +3,12 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
-use cofferdam_fairness::{Class, Gate, GateConfig, MonotonicClock, Scheduler, Share, Submitted, Timestamp};
+use cofferdam_fairness::{
+    Class, Gate, GateConfig, Ledger, LedgerConfig, MonotonicClock, Pressure, Scheduler, Share, Submitted, Timestamp,
+};
 use cofferdam_tenant::TenantId;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -52,5 +55,44 @@ fn gate(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, decision, gate);
+/// A slot that somebody waits for: asked for by one, given back by the other, handed over and woken.
+fn hand_over(c: &mut Criterion) {
+    let gate = Gate::new(GateConfig::slots(1), Arc::new(MonotonicClock::since(Instant::now())));
+    gate.register((0..2).map(|t| (TenantId(t), Share::default())));
+    let mut context = Context::from_waker(Waker::noop());
+    let mut held = gate.try_acquire(TenantId(0), Class::Rpc);
+    let mut tenant = 0;
+    c.bench_function("a slot handed to one who waits", |b| {
+        b.iter(|| {
+            tenant = 1 - tenant;
+            let mut wait = Box::pin(gate.acquire(TenantId(tenant), Class::Rpc, Duration::from_secs(3_600)));
+            assert!(wait.as_mut().poll(&mut context).is_pending());
+            drop(held.take());
+            if let Poll::Ready(Ok(permit)) = wait.as_mut().poll(&mut context) {
+                held = Some(permit);
+            }
+        });
+    });
+}
+
+/// What the coupling of the planes costs, ten times a second: tenants whose database work waits, all of them squeezed.
+fn ledger(c: &mut Criterion) {
+    let mut group = c.benchmark_group("ledger update, tenants that wait");
+    for tenants in [10u32, 1_000, 10_000] {
+        let waiting: Vec<Pressure> = (0..tenants)
+            .map(|t| Pressure { tenant: TenantId(t), running: 1, waiting: 3, oldest_wait: Duration::from_millis(200) })
+            .collect();
+        let mut ledger = Ledger::new(LedgerConfig::default());
+        let mut now = 0;
+        group.bench_function(BenchmarkId::from_parameter(tenants), |b| {
+            b.iter(|| {
+                now += 100;
+                black_box(ledger.observe(Timestamp::from_millis(now), &waiting, |_| 8))
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, decision, gate, hand_over, ledger);
 criterion_main!(benches);

@@ -216,6 +216,28 @@ async fn a_tenant_whose_database_is_stuck_does_not_keep_the_workers() {
     }
 }
 
+#[tokio::test]
+async fn an_operator_is_told_before_a_quota_is_used_up() {
+    let plan = "    http: { limit: 4, queue: 10, max_wait: 20s }";
+    let house = House::start(8, "", plan, "").await;
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = socket.local_addr().unwrap();
+    let gateway = Gateway::builder().config_file(house.directory.path()).admin_listener(socket).start().await.unwrap();
+    let http = gateway.http_addresses()[0];
+    let slow: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(async move { HttpClient::connect(http).await.unwrap().get(ACME, "/web?ms=5000").await }))
+        .collect();
+    let listed = || async move {
+        let mut client = HttpClient::connect(admin).await.unwrap();
+        let answer = client.get("localhost", "/api/v1/tenants?sort=work&limit=1").await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&answer.body).unwrap()
+    };
+    eventually(|| async { listed().await[0]["warnings"][0] == "http slots: 4 of 4" }).await;
+    assert_eq!(listed().await[0]["tenant"], "acme");
+    assert_eq!(listed().await.as_array().unwrap().len(), 1);
+    slow.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
 /// A connection as an Odoo process with this number opens it.
 async fn odoo_process(site: &Site, pid: u32, database: &str) -> Client {
     let mut config = tokio_postgres::Config::new();

@@ -51,7 +51,8 @@ fn dependencies_run_one_way() {
         ("admin", &[]),
         ("cofferdam", &["admin", "http", "postgres", "fairness", "tenant"]),
         ("testkit", &[]),
-        ("cli", &["cofferdam", "testkit"]),
+        ("bench", &["fairness", "testkit"]),
+        ("cli", &["bench", "cofferdam", "testkit"]),
     ]
     .into();
     for (name, uses) in dependencies() {

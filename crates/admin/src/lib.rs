@@ -25,11 +25,12 @@ use std::io;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use serde::Deserialize;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
@@ -94,8 +95,24 @@ async fn status(State(view): State<View>) -> Json<StatusView> {
     Json(view.status())
 }
 
-async fn tenants(State(view): State<View>) -> Json<Vec<TenantView>> {
-    Json(view.tenants())
+#[derive(Debug, Deserialize)]
+struct Listing {
+    /// `name` or `work`: those that have used most first.
+    #[serde(default)]
+    sort: Option<String>,
+    /// Only so many.
+    limit: Option<usize>,
+}
+
+async fn tenants(State(view): State<View>, Query(listing): Query<Listing>) -> Response {
+    let mut tenants = view.tenants();
+    match listing.sort.as_deref() {
+        None | Some("name") => {}
+        Some("work") => tenants.sort_by(|a, b| b.work().total_cmp(&a.work())),
+        Some(_) => return problem(StatusCode::BAD_REQUEST, "`sort` is `name` or `work`"),
+    }
+    tenants.truncate(listing.limit.unwrap_or(usize::MAX));
+    Json(tenants).into_response()
 }
 
 async fn tenant(State(view): State<View>, Path(slug): Path<String>) -> Response {

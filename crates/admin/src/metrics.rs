@@ -26,7 +26,7 @@ pub(crate) fn render(view: &dyn GatewayView) -> String {
     out.gauge("cofferdam_config_errors", &[], status.last_errors.len() as f64);
     totals(&out, view);
     for gate in view.gates() {
-        let labels = [("plane", gate.plane), ("gate", gate.name.as_str())];
+        let labels = [("plane", gate.plane.as_str()), ("gate", gate.name.as_str())];
         out.gauge("cofferdam_gate_slots", &labels, gate.slots.into());
         out.gauge("cofferdam_gate_open_slots", &labels, gate.open_slots.into());
         out.gauge("cofferdam_gate_open_expensive_slots", &labels, gate.open_expensive.into());
@@ -61,11 +61,13 @@ fn totals(out: &Out<'_>, view: &dyn GatewayView) {
     out.gauge("cofferdam_postgres_clients", &[], t.postgres_clients as f64);
 }
 
+/// The label under which the tenants beyond the first are summed; no tenant can have it, since names have no
+/// underscore.
+const OTHER: &str = "_other";
+
 fn tenants(out: &Out<'_>, view: &dyn GatewayView) {
     let mut tenants = view.tenants();
-    let work =
-        |t: &crate::TenantView| t.http.map_or(0.0, |u| u.slot_seconds) + t.postgres.map_or(0.0, |u| u.slot_seconds);
-    tenants.sort_by(|a, b| work(b).total_cmp(&work(a)));
+    tenants.sort_by(|a, b| b.work().total_cmp(&a.work()));
     let mut other: [Option<PlaneUsage>; 2] = [None, None];
     for (i, tenant) in tenants.iter().enumerate() {
         for (n, (plane, usage)) in [("http", &tenant.http), ("postgres", &tenant.postgres)].into_iter().enumerate() {
@@ -85,7 +87,7 @@ fn tenants(out: &Out<'_>, view: &dyn GatewayView) {
     }
     for (plane, usage) in ["http", "postgres"].into_iter().zip(&other) {
         if let Some(usage) = usage {
-            tenant_plane(out, "other", plane, usage);
+            tenant_plane(out, OTHER, plane, usage);
         }
     }
 }
@@ -99,6 +101,19 @@ fn tenant_plane(out: &Out<'_>, tenant: &str, plane: &str, usage: &PlaneUsage) {
     out.gauge("cofferdam_tenant_wait_seconds_total", &labels, usage.wait_seconds);
     out.counter("cofferdam_tenant_granted_total", &labels, usage.granted);
     out.counter("cofferdam_tenant_rejected_total", &labels, usage.rejected);
+    if tenant != OTHER {
+        if let Some(limit) = usage.limit {
+            out.gauge("cofferdam_tenant_limit", &labels, limit.into());
+        }
+        out.gauge(
+            "cofferdam_tenant_held_back",
+            &labels,
+            f64::from(u8::from(usage.throttled || usage.squeezed_to.is_some())),
+        );
+        if let Some(balance) = usage.work_balance {
+            out.gauge("cofferdam_tenant_work_balance_seconds", &labels, balance);
+        }
+    }
 }
 
 struct Out<'a>(&'a PrometheusRecorder);

@@ -1,7 +1,7 @@
 //! What the admin surface needs to know of a gateway, and how it is shown.
 
 use async_trait::async_trait;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A running gateway, as the admin surface sees it.
 #[async_trait]
@@ -97,7 +97,7 @@ pub struct TotalsView {
 }
 
 /// A tenant and what it uses.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TenantView {
     /// Its name.
     pub tenant: String,
@@ -117,10 +117,18 @@ pub struct TenantView {
     pub postgres: Option<PlaneUsage>,
     /// PostgreSQL clients connected.
     pub postgres_clients: u32,
+    /// PostgreSQL clients at once by the plan.
+    pub max_clients: u32,
+    /// WebSockets open.
+    pub websockets: u32,
+    /// WebSockets at once by the plan.
+    pub max_websockets: u32,
+    /// Quotas that are nearly used up, or hold the tenant back already, in words.
+    pub warnings: Vec<String>,
 }
 
 /// A tenant's use of one gate.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct PlaneUsage {
     /// Slots held.
     pub running: u32,
@@ -140,13 +148,34 @@ pub struct PlaneUsage {
     pub granted: u64,
     /// Work turned away so far.
     pub rejected: u64,
+    /// Slots held beside `running` by transactions inside others of the same process.
+    pub nested: u32,
+    /// The lower limit in force while the tenant's database work is queued.
+    pub squeezed_to: Option<u32>,
+    /// Whether a rate or a budget holds the tenant back at the moment.
+    pub throttled: bool,
+    /// Starts per second by the plan.
+    pub rate: Option<u64>,
+    /// Seconds in slots per second by the plan.
+    pub work_per_second: Option<f64>,
+    /// Seconds in slots left of what can be saved up; negative in debt.
+    pub work_balance: Option<f64>,
+    /// Bytes per second by the plan.
+    pub bytes_per_second: Option<u64>,
+}
+
+impl TenantView {
+    /// Work so far on both planes, in slot-seconds.
+    pub fn work(&self) -> f64 {
+        [&self.http, &self.postgres].into_iter().flatten().map(|u| u.slot_seconds).sum()
+    }
 }
 
 /// A gate and its slots.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GateView {
     /// `http` or `postgres`.
-    pub plane: &'static str,
+    pub plane: String,
     /// The pool or cluster.
     pub name: String,
     /// Slots in all.

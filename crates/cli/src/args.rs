@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Show what a noisy neighbour does without Cofferdam, and with it.
     Demo(DemoArgs),
+    /// Watch the tenants that use most, live.
+    Top(TopArgs),
     /// Measure: the isolation of tenants beside peers, or scheduling policies in simulation.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -99,6 +101,33 @@ pub(crate) struct DemoArgs {
     /// Never redraw: print the tables one below the other, as without a terminal.
     #[arg(long)]
     pub(crate) plain: bool,
+}
+
+/// Watch the tenants that use most, live.
+///
+/// Asks the admin listener of a running gateway every second. `http s/s` and `sql s/s` are seconds of work per second on
+/// either plane: how many slots a tenant kept busy. `run` is slots held and the limit of the plan, `wait` is work waiting,
+/// `ms` how long granted work had waited. A line with `!` says which quota is nearly used up. Ends with Ctrl-C.
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    /// Host and port of the admin listener.
+    #[arg(long, env = "COFFERDAM_ADMIN", default_value = "127.0.0.1:9180")]
+    pub(crate) admin: String,
+    /// File with the bearer token, when the admin listener wants one.
+    #[arg(long)]
+    pub(crate) token_file: Option<PathBuf>,
+    /// The bearer token itself; better in a file.
+    #[arg(long, env = "COFFERDAM_ADMIN_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Tenants shown.
+    #[arg(short, long, default_value_t = 20)]
+    pub(crate) tenants: usize,
+    /// Seconds between two looks.
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) interval: u64,
+    /// Print once and end.
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 #[derive(Debug, Subcommand)]

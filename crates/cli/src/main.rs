@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod demo;
 mod serve;
+mod top;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve::run(&serve),
         Command::Check(check) => check::run(&check),
         Command::Demo(demo) => demo::run(&demo),
+        Command::Top(top) => top::run(&top),
         Command::Bench(bench) => bench::run(&bench),
         Command::Schema { kind } => schema(kind),
         Command::Completions { shell } => {

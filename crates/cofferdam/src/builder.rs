@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::files::{SystemSecrets, load_sources};
 use crate::gateway::{Gateway, Inner, Origin};
 use crate::listeners::Listening;
-use crate::{coupling, view, watch};
+use crate::{coupling, quotas, view, watch};
 
 /// Why a gateway could not start.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +190,8 @@ impl Builder {
         if let Some(plane) = &inner.postgres {
             inner.tasks.spawn(Arc::clone(plane).housekeeping());
         }
-        // Not one of the tasks that are waited for: it ends with the gateway.
+        // Not among the tasks that are waited for: they end with the gateway.
+        tokio::spawn(quotas::run(Arc::downgrade(&inner)));
         tokio::spawn(coupling::run(Arc::downgrade(&inner), clock));
         if self.watch {
             watch::start(&inner);

@@ -28,6 +28,7 @@ mod coupling;
 mod files;
 mod gateway;
 mod listeners;
+mod quotas;
 mod view;
 mod watch;
 

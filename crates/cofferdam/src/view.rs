@@ -1,5 +1,6 @@
 //! The gateway as the admin surface sees it.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -8,7 +9,7 @@ use cofferdam_admin::{
     ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, StatusView, TenantView, TotalsView,
 };
 use cofferdam_fairness::{GateSet, TenantUsage};
-use cofferdam_tenant::{Diagnostic, Diagnostics, PlaneQuota, Tenant};
+use cofferdam_tenant::{Diagnostic, Diagnostics, PlaneQuota, Tenant, TenantId};
 
 use crate::gateway::{Inner, ReloadError};
 
@@ -41,15 +42,14 @@ impl GatewayView for View {
 
     fn tenants(&self) -> Vec<TenantView> {
         let catalog = self.0.catalog.load();
-        let clients = self.0.postgres.as_ref().map(|p| p.usage().clients).unwrap_or_default();
-        catalog.tenants().iter().map(|t| self.describe(t, clients.get(&t.id).copied().unwrap_or(0))).collect()
+        let open = self.open();
+        catalog.tenants().iter().map(|t| self.describe(t, &open)).collect()
     }
 
     fn tenant(&self, slug: &str) -> Option<TenantView> {
         let catalog = self.0.catalog.load();
         let tenant = catalog.by_slug(slug)?;
-        let clients = self.0.postgres.as_ref().map(|p| p.usage().clients).unwrap_or_default();
-        Some(self.describe(tenant, clients.get(&tenant.id).copied().unwrap_or(0)))
+        Some(self.describe(tenant, &self.open()))
     }
 
     fn gates(&self) -> Vec<GateView> {
@@ -60,7 +60,7 @@ impl GatewayView for View {
                 .map(|(name, gate)| {
                     let usage = gate.usage();
                     GateView {
-                        plane,
+                        plane: plane.to_owned(),
                         name,
                         slots: usage.slots,
                         open_slots: usage.open_slots,
@@ -117,8 +117,21 @@ impl GatewayView for View {
     }
 }
 
+/// Connections open by tenant.
+struct OpenConnections {
+    clients: HashMap<TenantId, u32>,
+    websockets: HashMap<TenantId, u32>,
+}
+
 impl View {
-    fn describe(&self, tenant: &Tenant, clients: u32) -> TenantView {
+    fn open(&self) -> OpenConnections {
+        OpenConnections {
+            clients: self.0.postgres.as_ref().map(|p| p.usage().clients).unwrap_or_default(),
+            websockets: self.0.http.as_ref().map(|p| p.usage().websockets).unwrap_or_default(),
+        }
+    }
+
+    fn describe(&self, tenant: &Tenant, open: &OpenConnections) -> TenantView {
         let pool = tenant.pool.as_ref().map(|p| p.name.as_str());
         let cluster = tenant.cluster.as_ref().map(|c| c.name.as_str());
         let usage = |gates: Option<&GateSet>, name: Option<&str>, quota: &PlaneQuota| {
@@ -126,7 +139,8 @@ impl View {
             Some(plane_usage(&gate.tenant_usage(tenant.id), quota))
         };
         let (http, postgres) = (self.0.http.as_ref(), self.0.postgres.as_ref());
-        TenantView {
+        let of = |counts: &HashMap<TenantId, u32>| counts.get(&tenant.id).copied().unwrap_or(0);
+        let mut view = TenantView {
             tenant: tenant.slug.as_str().to_owned(),
             hosts: tenant.hosts.iter().map(|h| h.as_str().to_owned()).collect(),
             database: tenant.database.as_ref().map(|d| d.as_str().to_owned()),
@@ -135,9 +149,48 @@ impl View {
             plan: tenant.plan.name.as_str().to_owned(),
             http: usage(http.map(|p| p.gates()), pool, &tenant.plan.http),
             postgres: usage(postgres.map(|p| p.gates()), cluster, &tenant.plan.postgres),
-            postgres_clients: clients,
+            postgres_clients: of(&open.clients),
+            max_clients: tenant.plan.max_clients,
+            websockets: of(&open.websockets),
+            max_websockets: tenant.plan.max_websockets,
+            warnings: Vec::new(),
+        };
+        view.warnings = warnings(&view);
+        view
+    }
+}
+
+/// From this part of a quota on an operator is told.
+const NEARLY: f64 = 0.8;
+
+/// What is nearly used up, or holds the tenant back already.
+pub(crate) fn warnings(tenant: &TenantView) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut nearly = |what: &str, used: u32, limit: u32| {
+        if limit > 0 && f64::from(used) >= NEARLY * f64::from(limit) {
+            out.push(format!("{what}: {used} of {limit}"));
+        }
+    };
+    for (plane, usage) in [("http", &tenant.http), ("postgres", &tenant.postgres)] {
+        let Some(usage) = usage else { continue };
+        // One of one is what a limit of one is for.
+        if let Some(limit) = usage.limit.filter(|l| *l > 1 || usage.waiting > 0) {
+            nearly(&format!("{plane} slots"), usage.running, limit);
+        }
+        nearly(&format!("{plane} queue"), usage.waiting, usage.queue);
+    }
+    nearly("PostgreSQL clients", tenant.postgres_clients, tenant.max_clients);
+    nearly("WebSockets", tenant.websockets, tenant.max_websockets);
+    for (plane, usage) in [("http", &tenant.http), ("postgres", &tenant.postgres)] {
+        let Some(usage) = usage else { continue };
+        if usage.throttled {
+            out.push(format!("{plane}: held back by its rate or budget"));
+        }
+        if let Some(limit) = usage.squeezed_to {
+            out.push(format!("{plane}: limited to {limit} while its database work is queued"));
         }
     }
+    out
 }
 
 fn plane_usage(usage: &TenantUsage, quota: &PlaneQuota) -> PlaneUsage {
@@ -151,6 +204,13 @@ fn plane_usage(usage: &TenantUsage, quota: &PlaneQuota) -> PlaneUsage {
         wait_seconds: usage.waited.as_secs_f64(),
         granted: usage.granted,
         rejected: usage.rejected,
+        nested: usage.nested,
+        squeezed_to: usage.squeezed_to,
+        throttled: usage.throttled,
+        rate: quota.rate.map(|r| r.amount),
+        work_per_second: quota.work.map(|w| w.amount as f64 / 1e3),
+        work_balance: usage.work_balance.map(|ms| ms / 1e3),
+        bytes_per_second: quota.bandwidth.map(|b| b.amount),
     }
 }
 

@@ -44,7 +44,9 @@ fn who_used_an_idle_gate_is_not_locked_out_afterwards() {
         t += 100;
         s.advance(ms(t));
     }
-    long.into_iter().for_each(|g| s.complete(ms(t), g));
+    for g in long {
+        s.complete(ms(t), g);
+    }
     let mut owner: HashMap<Ticket, TenantId> = HashMap::new();
     let mut running = Vec::new();
     let mut served = [0u32; 3];

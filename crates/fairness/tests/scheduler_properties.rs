@@ -15,6 +15,9 @@ enum Step {
     Cancel { which: usize },
     Pass { ms: u64 },
     Slots { n: u32 },
+    Nested { tenant: u32, patience_ms: u64 },
+    Squeeze { tenant: u32, limit: Option<u32> },
+    Leave { tenant: u32 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -25,6 +28,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0usize..64).prop_map(|which| Step::Cancel { which }),
         4 => (1u64..400).prop_map(|ms| Step::Pass { ms }),
         1 => (3u32..9).prop_map(|n| Step::Slots { n }),
+        1 => (0u32..5, 1u64..2_000).prop_map(|(tenant, patience_ms)| Step::Nested { tenant, patience_ms }),
+        1 => (0u32..5, proptest::option::of(1u32..4)).prop_map(|(tenant, limit)| Step::Squeeze { tenant, limit }),
+        1 => (0u32..5).prop_map(|tenant| Step::Leave { tenant }),
     ]
 }
 
@@ -35,12 +41,18 @@ struct Model {
     waiting: HashMap<Ticket, (TenantId, Timestamp)>,
     shares: Vec<Share>,
     slots: u32,
+    least: u32,
+    overdraft: u32,
     virtual_time: f64,
 }
 
 impl Model {
     fn new(shares: Vec<Share>) -> Self {
-        let mut scheduler = Scheduler::new(GateConfig::slots(4));
+        Self::with(shares, 4, 0)
+    }
+
+    fn with(shares: Vec<Share>, least: u32, overdraft: u32) -> Self {
+        let mut scheduler = Scheduler::new(GateConfig { least_slots: least, overdraft, ..GateConfig::slots(4) });
         for (i, share) in shares.iter().enumerate() {
             scheduler.register(TenantId(i as u32), *share);
         }
@@ -51,6 +63,8 @@ impl Model {
             waiting: HashMap::new(),
             shares,
             slots: 4,
+            least,
+            overdraft,
             virtual_time: 0.0,
         }
     }
@@ -83,7 +97,25 @@ impl Model {
             Step::Pass { ms } => self.now = self.now + Duration::from_millis(ms),
             Step::Slots { n } => {
                 self.slots = n;
-                self.scheduler.configure(GateConfig::slots(n));
+                let (least_slots, overdraft) = (self.least, self.overdraft);
+                self.scheduler.configure(GateConfig { least_slots, overdraft, ..GateConfig::slots(n) });
+            }
+            Step::Nested { tenant, patience_ms } => {
+                let tenant = TenantId(tenant);
+                let deadline = self.now + Duration::from_millis(patience_ms);
+                match self.scheduler.submit_nested(self.now, tenant, Class::Rpc, deadline) {
+                    Submitted::Granted(grant) => self.running.push((tenant, grant)),
+                    Submitted::Queued(ticket) => {
+                        self.waiting.insert(ticket, (tenant, deadline));
+                    }
+                    Submitted::Rejected(_) => {}
+                }
+            }
+            Step::Squeeze { tenant, limit } => self.scheduler.squeeze(TenantId(tenant), limit),
+            Step::Leave { tenant } => {
+                // It comes back with the next reload.
+                self.scheduler.unregister(TenantId(tenant));
+                self.scheduler.register(TenantId(tenant), self.shares[tenant as usize]);
             }
             Step::Complete { .. } | Step::Cancel { .. } => {}
         }
@@ -97,16 +129,22 @@ impl Model {
             assert!(deadline <= self.now);
             assert_eq!(rejection.tenant, tenant);
         }
+        let mut before = self.scheduler.usage().running;
         while let Some((ticket, grant)) = self.scheduler.next_grant(self.now) {
             let (tenant, _) = self.waiting.remove(&ticket).unwrap();
             self.running.push((tenant, grant));
-            assert!(self.running.len() as u32 <= self.slots, "a slot was granted that does not exist");
+            let usage = self.scheduler.usage();
+            // When slots were taken away, what runs goes on; but no more comes.
+            let is_there = usage.running == before || usage.running <= self.slots + self.overdraft;
+            assert!(is_there, "a slot was granted that does not exist");
+            before = usage.running;
+            assert!(usage.nested <= self.overdraft, "more nested than the overdraft");
         }
     }
 
     fn check(&mut self) {
         let usage = self.scheduler.usage();
-        assert_eq!(usage.running as usize, self.running.len());
+        assert_eq!((usage.running + usage.nested) as usize, self.running.len());
         assert_eq!(usage.waiting as usize, self.waiting.len());
         let mut held = [0u32; 5];
         for (tenant, _) in &self.running {
@@ -114,8 +152,9 @@ impl Model {
         }
         for (i, share) in self.shares.iter().enumerate() {
             let mine = self.scheduler.tenant_usage(self.now, TenantId(i as u32));
-            assert_eq!(mine.running, held[i]);
-            assert!(held[i] <= share.limit, "above its limit");
+            assert_eq!(mine.running + mine.nested, held[i]);
+            assert!(mine.running <= share.limit, "above its limit");
+            assert!(mine.nested <= self.overdraft);
             assert!(mine.waiting <= share.queue, "more waiting than the queue holds");
         }
         // Nobody is left waiting past the deadline, and nobody below a reservation waits while a slot is free for
@@ -127,10 +166,18 @@ impl Model {
 }
 
 fn shares() -> impl Strategy<Value = Vec<Share>> {
-    proptest::collection::vec((1u32..5, 0u32..1, 1u32..6, 0u32..6), 5).prop_map(|shares| {
+    proptest::collection::vec((1u32..5, 0u32..2, 1u32..6, 0u32..6), 5).prop_map(|shares| {
         shares
             .into_iter()
-            .map(|(weight, reserved, limit, queue)| Share { weight, reserved, limit, queue, ..Share::default() })
+            .enumerate()
+            // Two of them may have a slot reserved: less than the three that there are at least.
+            .map(|(i, (weight, reserved, limit, queue))| Share {
+                weight,
+                reserved: if i < 2 { reserved } else { 0 },
+                limit,
+                queue,
+                ..Share::default()
+            })
             .collect()
     })
 }
@@ -141,9 +188,11 @@ proptest! {
     #[test]
     fn slots_limits_queues_and_deadlines_hold_in_every_order_of_events(
         shares in shares(),
+        least in 1u32..5,
+        overdraft in 0u32..3,
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let mut model = Model::new(shares);
+        let mut model = Model::with(shares, least, overdraft);
         for step in steps {
             model.run(step);
         }
@@ -162,6 +211,48 @@ proptest! {
         prop_assert_eq!(model.scheduler.usage().expensive, 0);
     }
 
+    /// Whatever has happened: when everything that runs ends in time, everything that waits is served. No limit,
+    /// reservation, lane, trust, squeeze or number of slots keeps anybody waiting for ever.
+    #[test]
+    fn nobody_starves(
+        shares in shares(),
+        least in 1u32..5,
+        overdraft in 0u32..3,
+        steps in proptest::collection::vec(step(), 1..120),
+        classes in proptest::collection::vec(0usize..8, 5),
+    ) {
+        let shares: Vec<Share> = shares.into_iter().map(|s| Share { queue: 1_000, ..s }).collect();
+        let mut model = Model::with(shares, least, overdraft);
+        for step in steps {
+            model.run(step);
+        }
+        let far = model.now + Duration::from_secs(100_000);
+        let mut owed = Vec::new();
+        for (tenant, class) in classes.into_iter().enumerate() {
+            for _ in 0..3 {
+                let tenant = TenantId(tenant as u32);
+                match model.scheduler.submit(model.now, tenant, Class::ALL[class], far) {
+                    Submitted::Granted(grant) => model.running.push((tenant, grant)),
+                    Submitted::Queued(ticket) => {
+                        model.waiting.insert(ticket, (tenant, far));
+                        owed.push(ticket);
+                    }
+                    Submitted::Rejected(r) => prop_assert!(false, "{r}"),
+                }
+            }
+        }
+        for _ in 0..300 {
+            model.now = model.now + Duration::from_millis(150);
+            for (_, grant) in std::mem::take(&mut model.running) {
+                model.scheduler.complete(model.now, grant);
+            }
+            model.scheduler.advance(model.now);
+            model.drain();
+        }
+        let left = owed.iter().filter(|t| model.waiting.contains_key(t)).count();
+        prop_assert_eq!(left, 0, "still waiting: {:?} {:?}", model.scheduler.usage(), model.scheduler.pressures(model.now));
+    }
+
     #[test]
     fn a_reservation_is_there_at_once_whatever_the_others_do(steps in proptest::collection::vec(step(), 1..100)) {
         let mut shares = vec![Share::default(); 5];
@@ -170,7 +261,11 @@ proptest! {
         for step in steps {
             // Tenant 4 stays away; the others do what they like.
             match step {
-                Step::Submit { tenant: 4, .. } | Step::Slots { .. } => {}
+                Step::Submit { tenant: 4, .. }
+                | Step::Nested { tenant: 4, .. }
+                | Step::Squeeze { tenant: 4, .. }
+                | Step::Leave { tenant: 4 }
+                | Step::Slots { .. } => {}
                 step => model.run(step),
             }
         }

@@ -408,9 +408,12 @@ async fn pass_on(
     outcome
 }
 
+/// A server, and what a read from it has brought.
+type Read = (ServerSession, Result<Option<Bytes>, Failure>);
+
 /// A server that still sends, and the slot that it holds.
 struct Source {
-    read: Pin<Box<dyn Future<Output = (ServerSession, Result<Option<Bytes>, Failure>)> + Send>>,
+    read: Pin<Box<dyn Future<Output = Read> + Send>>,
     _occupied: Occupied,
 }
 
@@ -525,7 +528,7 @@ impl Drop for Moved<'_> {
 }
 
 /// The next part of a body, and the server it came from.
-async fn read_on(mut server: ServerSession, limit: Duration) -> (ServerSession, Result<Option<Bytes>, Failure>) {
+async fn read_on(mut server: ServerSession, limit: Duration) -> Read {
     let chunk = match tokio::time::timeout(limit, server.read_body_bytes()).await {
         Ok(Ok(chunk)) => Ok(chunk),
         Ok(Err(_)) | Err(_) => Err(Failure::Broken),

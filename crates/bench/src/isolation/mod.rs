@@ -109,8 +109,12 @@ pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyho
                 let name = format!("{} {}x {}", workload.as_str(), n, peer.name());
                 bed.prepare(matches!(peer, Peer::Cofferdam | Peer::Fifo)).await?;
                 let running = Running::start(*peer, &bed.behind(), &options.cofferdam).await?;
-                let cell = one(&bed, &running, *peer, *workload, *n, options).await.with_context(|| name.clone())?;
+                let (cell, note) =
+                    one(&bed, &running, *peer, *workload, *n, options).await.with_context(|| name.clone())?;
                 progress(&format!("{name:32} {}", brief(&cell)));
+                if let Some(note) = note {
+                    progress(&format!("  {}: {note}", peer.name()));
+                }
                 cells.push(cell);
             }
         }
@@ -133,7 +137,7 @@ pub async fn aggressor_alone(options: &Options) -> anyhow::Result<Vec<(Workload,
                 aggressor(&target, 60, &counter, &stop);
             }
             // Slots open as work shows that it does no harm: what counts is what it comes to.
-            tokio::time::sleep(4 * ONSET).await;
+            tokio::time::sleep(8 * ONSET).await;
             let before = counter.done();
             tokio::time::sleep(Duration::from_secs(options.seconds)).await;
             *rate = (counter.done() - before) as f64 / options.seconds as f64;
@@ -152,7 +156,7 @@ async fn one(
     workload: Workload,
     n: u32,
     options: &Options,
-) -> anyhow::Result<Cell> {
+) -> anyhow::Result<(Cell, Option<String>)> {
     let recorder = Arc::new(Recorder::default());
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
@@ -199,10 +203,9 @@ async fn one(
         contended: Latency::of(served(&contended)),
         served_ratio: finished / (finished + failed + missing),
     };
-    for error in counters.iter().map(|c| c.first_error()).chain([recorder.first_error()]).flatten().take(1) {
-        eprintln!("  note: {}: {}", kind.name(), error.lines().next().unwrap_or_default());
-    }
-    Ok(Cell {
+    let errors = counters.iter().map(|c| c.first_error()).chain([recorder.first_error()]);
+    let note = errors.flatten().next().map(|e| e.lines().next().unwrap_or_default().to_owned());
+    let cell = Cell {
         plane: options.plane.as_str(),
         peer: kind.name(),
         workload: workload.as_str(),
@@ -214,7 +217,8 @@ async fn one(
         jain,
         min_max,
         reaction_ms,
-    })
+    };
+    Ok((cell, note))
 }
 
 /// What was in use, from 0 to 1.
