@@ -3,7 +3,6 @@
 //! Works on any executor: it uses only wakers and one short lock that is never held across an await. Timers belong to
 //! the caller, who bounds the wait and then asks [`Acquire::give_up`] for the reason.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -12,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use cofferdam_tenant::{Class, TenantId};
+use rustc_hash::FxHashMap;
 
 use crate::scheduler::{Grant, Pressure, Scheduler, Submitted, TenantUsage, Ticket, Usage};
 use crate::share::{GateConfig, Rejection, Share};
@@ -26,7 +26,7 @@ pub struct Gate {
 
 struct State {
     scheduler: Scheduler,
-    waiters: HashMap<Ticket, Waiter>,
+    waiters: FxHashMap<Ticket, Waiter>,
 }
 
 enum Waiter {
@@ -38,7 +38,7 @@ enum Waiter {
 impl Gate {
     /// A gate with these slots.
     pub fn new(config: GateConfig, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let state = State { scheduler: Scheduler::new(config), waiters: HashMap::new() };
+        let state = State { scheduler: Scheduler::new(config), waiters: FxHashMap::default() };
         Arc::new(Self { state: Mutex::new(state), clock })
     }
 

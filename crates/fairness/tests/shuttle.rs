@@ -70,7 +70,7 @@ fn a_wait_that_is_dropped_while_its_slot_is_handed_over_passes_it_on() {
                 let mut wait = Box::pin(gate.acquire(TenantId(1), Class::Rpc, PATIENCE));
                 // Asked for once or twice, and then dropped, whatever has become of it.
                 std::future::poll_fn(|cx| {
-                    let _ = std::future::Future::poll(wait.as_mut(), cx);
+                    let _ = Future::poll(wait.as_mut(), cx);
                     Poll::Ready(())
                 })
                 .await;
@@ -99,10 +99,8 @@ fn giving_up_at_the_last_moment_takes_the_slot_or_leaves_it_to_others() {
             let gate = Arc::clone(&gate);
             future::spawn(async move {
                 let mut wait = gate.acquire(TenantId(1), Class::Rpc, PATIENCE);
-                let first = std::future::poll_fn(|cx| {
-                    Poll::Ready(std::future::Future::poll(std::pin::Pin::new(&mut wait), cx))
-                })
-                .await;
+                let first =
+                    std::future::poll_fn(|cx| Poll::Ready(Future::poll(std::pin::Pin::new(&mut wait), cx))).await;
                 future::yield_now().await;
                 match first {
                     Poll::Ready(outcome) => drop(outcome),

@@ -129,6 +129,8 @@ pub(super) struct Account {
     pub(super) share: Share,
     pub(super) virtual_time: f64,
     pub(super) queues: [VecDeque<Waiting>; Class::ALL.len()],
+    /// Which of the queues are not empty, a bit for each.
+    pub(super) busy: u8,
     pub(super) estimates: [f32; Class::ALL.len()],
     pub(super) baselines: [Baseline; Class::ALL.len()],
     pub(super) class_running: [u32; Class::ALL.len()],
@@ -162,6 +164,7 @@ impl Account {
             share: Share::default(),
             virtual_time,
             queues: Default::default(),
+            busy: 0,
             estimates: Class::ALL.map(first_estimate),
             baselines: Default::default(),
             class_running: Default::default(),
@@ -232,13 +235,24 @@ impl Account {
         }
     }
 
-    /// Who waits longest in a class, and which class's work goes next: who came first, with the class's handicap.
-    pub(super) fn candidate(&self, is_mine: impl Fn(Class) -> bool) -> Option<(Class, Ticket)> {
-        Class::ALL
-            .into_iter()
-            .filter(|c| !self.queues[*c as usize].is_empty() && is_mine(*c))
-            .filter_map(|c| self.queues[c as usize].front().map(|w| (w.since + handicap(c), w.ticket, c)))
-            .min()
-            .map(|(_, ticket, class)| (class, ticket))
+    /// The work that goes next in each lane: who came first, with the class's handicap. `threshold`: from this estimate
+    /// on work is expensive. `bounded`: classes at their limit are left out.
+    pub(super) fn candidates(&self, threshold: f32, bounded: bool) -> [Option<Ticket>; 2] {
+        let mut best: [Option<(Timestamp, Ticket)>; 2] = [None; 2];
+        let mut busy = self.busy;
+        while busy != 0 {
+            let class = Class::ALL[busy.trailing_zeros() as usize];
+            busy &= busy - 1;
+            if bounded && !self.class_has_room(class) {
+                continue;
+            }
+            let Some(first) = self.queues[class as usize].front() else { continue };
+            let lane = usize::from(self.estimates[class as usize] >= threshold);
+            let key = (first.since + handicap(class), first.ticket);
+            if best[lane].is_none_or(|b| key < b) {
+                best[lane] = Some(key);
+            }
+        }
+        best.map(|b| b.map(|(_, ticket)| ticket))
     }
 }

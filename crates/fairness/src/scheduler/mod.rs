@@ -12,10 +12,11 @@
 
 mod account;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cofferdam_tenant::{Class, TenantId};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 
 use crate::adaptive::{Concurrency, Evidence, Headroom, Observed, Seen, Verdict};
@@ -37,9 +38,13 @@ const NESTED_RATE: Rate = Rate::one_per_second(5);
 /// A tenant with no more than this running and waiting is no storm.
 const MODEST: u32 = 3;
 
-/// Waiting work.
+/// Waiting work. Tickets sort in the order in which they were given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Ticket(u64);
+pub struct Ticket {
+    serial: u64,
+    account: u32,
+    class: Class,
+}
 
 /// Running work: the right to a slot, to be given back with [`Scheduler::complete`].
 #[derive(Debug, PartialEq, Eq)]
@@ -107,8 +112,10 @@ struct Open {
 #[derive(Debug)]
 pub struct Scheduler {
     config: GateConfig,
+    /// The configured threshold, in seconds.
+    expensive_from: f32,
     accounts: Vec<Account>,
-    index: HashMap<TenantId, usize>,
+    index: FxHashMap<TenantId, usize>,
     /// Σ weight of the registered tenants, and their number.
     registered_weight: u64,
     registered: u32,
@@ -127,7 +134,6 @@ pub struct Scheduler {
     reserved: u64,
     deadlines: BTreeSet<(Timestamp, Ticket)>,
     throttled: BTreeSet<(Timestamp, usize)>,
-    tickets: HashMap<Ticket, (usize, Class)>,
     /// Of the waiting work, that inside other work of its tenant.
     nested_waiting: BTreeSet<Ticket>,
     shed: Vec<(Ticket, Rejection)>,
@@ -152,8 +158,9 @@ impl Scheduler {
         let config = config.sane();
         let mut scheduler = Self {
             config,
+            expensive_from: config.expensive_from.as_secs_f32(),
             accounts: Vec::new(),
-            index: HashMap::new(),
+            index: FxHashMap::default(),
             registered_weight: 0,
             registered: 0,
             ready: Default::default(),
@@ -166,7 +173,6 @@ impl Scheduler {
             reserved: 0,
             deadlines: BTreeSet::new(),
             throttled: BTreeSet::new(),
-            tickets: HashMap::new(),
             nested_waiting: BTreeSet::new(),
             shed: Vec::new(),
             virtual_time: 0.0,
@@ -189,6 +195,7 @@ impl Scheduler {
     pub fn configure(&mut self, config: GateConfig) {
         let config = config.sane();
         self.config = config;
+        self.expensive_from = config.expensive_from.as_secs_f32();
         self.concurrency.set_bounds(config.least_slots, config.slots);
         self.open_slots();
         for account in 0..self.accounts.len() {
@@ -266,12 +273,13 @@ impl Scheduler {
         {
             return Submitted::Rejected(rejection);
         }
-        let ticket = Ticket(self.id());
+        let ticket = Ticket { serial: self.id(), account: account as u32, class };
         let waiting = Waiting { ticket, since: now, deadline };
-        self.accounts[account].queues[class as usize].push_back(waiting);
-        self.accounts[account].usage.waiting += 1;
+        let a = &mut self.accounts[account];
+        a.queues[class as usize].push_back(waiting);
+        a.busy |= 1 << class as u8;
+        a.usage.waiting += 1;
         self.waiting += 1;
-        self.tickets.insert(ticket, (account, class));
         self.deadlines.insert((deadline, ticket));
         self.rank(account);
         Submitted::Queued(ticket)
@@ -306,7 +314,7 @@ impl Scheduler {
 
     /// The first nested work that can go. There are never many: one for each slot at most.
     fn next_nested(&self) -> Option<Ticket> {
-        self.nested_waiting.iter().copied().find(|t| self.tickets.get(t).is_some_and(|(a, _)| self.may_nest(*a)))
+        self.nested_waiting.iter().copied().find(|t| self.may_nest(t.account as usize))
     }
 
     /// Takes a slot if one is free for this tenant now, and never waits.
@@ -331,11 +339,10 @@ impl Scheduler {
             (ticket, true)
         } else {
             let (account, queue) = self.peek()?;
-            (self.candidate(account, queue.lane())?.1, false)
+            (self.candidates(account)[queue.lane() as usize]?, false)
         };
-        let (account, class) = *self.tickets.get(&ticket)?;
         let waiting = self.take_out(ticket)?;
-        let grant = self.start(account, class, waiting.since, nested);
+        let grant = self.start(ticket.account as usize, ticket.class, waiting.since, nested);
         Some((ticket, grant))
     }
 
@@ -383,24 +390,27 @@ impl Scheduler {
 
     /// Takes waiting work out of its queue. False when it was not waiting any more.
     pub fn cancel(&mut self, ticket: Ticket) -> bool {
-        let account = self.tickets.get(&ticket).map(|(account, _)| *account);
         let found = self.take_out(ticket).is_some();
-        if let Some(account) = account {
-            self.rank(account);
+        if found {
+            self.rank(ticket.account as usize);
         }
         found
     }
 
     /// Takes waiting work out of its queue; the account is to be ranked afterwards.
     fn take_out(&mut self, ticket: Ticket) -> Option<Waiting> {
-        let (account, class) = self.tickets.remove(&ticket)?;
-        self.nested_waiting.remove(&ticket);
-        let a = &mut self.accounts[account];
-        let queue = &mut a.queues[class as usize];
+        let a = self.accounts.get_mut(ticket.account as usize)?;
+        let queue = &mut a.queues[ticket.class as usize];
         // Nearly always the first.
         let position = queue.iter().position(|w| w.ticket == ticket)?;
         let waiting = queue.remove(position)?;
+        if queue.is_empty() {
+            a.busy &= !(1 << ticket.class as u8);
+        }
         self.deadlines.remove(&(waiting.deadline, ticket));
+        if !self.nested_waiting.is_empty() {
+            self.nested_waiting.remove(&ticket);
+        }
         a.usage.waiting -= 1;
         self.waiting -= 1;
         Some(waiting)
@@ -422,8 +432,8 @@ impl Scheduler {
     /// `None` when it was not waiting any more.
     pub fn expire(&mut self, now: Timestamp, ticket: Ticket) -> Option<Rejection> {
         self.now = self.now.max(now);
-        let (account, class) = *self.tickets.get(&ticket)?;
-        let since = self.accounts[account].queues[class as usize].iter().find(|w| w.ticket == ticket)?.since;
+        let (account, class) = (ticket.account as usize, ticket.class);
+        let since = self.accounts.get(account)?.queues[class as usize].iter().find(|w| w.ticket == ticket)?.since;
         let own = (self.config.policy == Policy::Fair).then(|| self.accounts[account].own_reason(self.now, class));
         let reason = own.flatten().unwrap_or(Reason::GateBusy { slots: self.config.slots });
         self.cancel(ticket);
@@ -765,8 +775,8 @@ impl Scheduler {
     }
 
     fn lane(&self, account: usize, class: Class) -> Lane {
-        let expected = f64::from(self.accounts[account].estimates[class as usize]);
-        if expected >= self.config.expensive_from.as_secs_f64() { Lane::Expensive } else { Lane::Short }
+        let expected = self.accounts[account].estimates[class as usize];
+        if expected >= self.expensive_from { Lane::Expensive } else { Lane::Short }
     }
 
     /// Work in slots, nested work not counted.
@@ -852,10 +862,9 @@ impl Scheduler {
         self.has_free_slot(queue, !rank.above_reserved).then_some((rank, account))
     }
 
-    fn candidate(&self, account: usize, lane: Lane) -> Option<(Class, Ticket)> {
-        let fair = self.config.policy == Policy::Fair;
-        let a = &self.accounts[account];
-        a.candidate(|class| self.lane(account, class) == lane && (!fair || a.class_has_room(class)))
+    /// The account's work that goes next in each lane.
+    fn candidates(&self, account: usize) -> [Option<Ticket>; 2] {
+        self.accounts[account].candidates(self.expensive_from, self.config.policy == Policy::Fair)
     }
 
     /// Puts the account where it belongs in the ready sets after anything about it has changed.
@@ -863,11 +872,12 @@ impl Scheduler {
         self.throttle(account);
         let a = &self.accounts[account];
         let was_held = a.held_as.is_some();
-        let mut ranks = Lane::ALL.map(|lane| self.rank_in(account, lane));
-        if was_held && ranks != [None, None] && a.virtual_time < self.virtual_time {
+        let first = if a.usage.waiting == 0 { [None; 2] } else { self.candidates(account) };
+        let mut ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
+        if was_held && ranks != [None, None] && self.accounts[account].virtual_time < self.virtual_time {
             // It waited for a bound of its own, which earns no claim on what others were given meanwhile.
             self.accounts[account].virtual_time = self.virtual_time;
-            ranks = Lane::ALL.map(|lane| self.rank_in(account, lane));
+            ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
         }
         let ranks = Lane::ALL.map(|lane| ranks[lane as usize].map(|rank| (self.queue(account, lane), rank)));
         let a = &mut self.accounts[account];
@@ -916,20 +926,17 @@ impl Scheduler {
         }
     }
 
-    fn rank_in(&self, account: usize, lane: Lane) -> Option<Rank> {
+    /// Where an account stands with its first work in a lane.
+    fn rank_in(&self, account: usize, lane: Lane, first: Ticket) -> Option<Rank> {
         let a = &self.accounts[account];
-        if a.usage.waiting == 0 {
-            return None;
-        }
-        let (_, first) = self.candidate(account, lane)?;
         match self.config.policy {
-            Policy::Fifo => Some(Rank { above_reserved: false, virtual_time: 0.0, arrival: first.0 }),
+            Policy::Fifo => Some(Rank { above_reserved: false, virtual_time: 0.0, arrival: first.serial }),
             Policy::Fair if a.usage.running >= a.limit() || a.throttled.is_some() => None,
             Policy::Fair if lane == Lane::Short && a.short >= a.trust => None,
             Policy::Fair => Some(Rank {
                 above_reserved: a.usage.running >= a.share.reserved,
                 virtual_time: a.virtual_time,
-                arrival: first.0,
+                arrival: first.serial,
             }),
         }
     }
