@@ -202,6 +202,47 @@ const MISTAKES: &[Wrong] = &[
         &["hosts[0]", "without scheme, port or path"],
     ),
     wrong(Acme, "acme.example.com", "'acme.example.com:80'", "acme.yaml:2:9", &["without scheme, port or path"]),
+    // Quotas, in a plan and beside it.
+    wrong(
+        Main,
+        "slots: 4\n    login",
+        "slots: 4\n    min_slots: 5\n    login",
+        "cofferdam.yaml:",
+        &["min_slots", "`5`", "the 4 slots"],
+    ),
+    wrong(
+        Main,
+        "weight: 2",
+        "http: { rate: 0 }",
+        "cofferdam.yaml:",
+        &["plans.standard.http.rate", "at least 1 per second"],
+    ),
+    wrong(Main, "weight: 2", "http: { rate_burst: 5 }", "cofferdam.yaml:", &["http.rate_burst", "`rate` too"]),
+    wrong(Main, "weight: 2", "postgres: { work: 0s }", "cofferdam.yaml:", &["postgres.work", "`500ms`"]),
+    wrong(Main, "weight: 2", "http: { bandwidth: 5 }", "cofferdam.yaml:", &["http.bandwidth", "`5`", "a size such as"]),
+    wrong(Main, "weight: 2", "http: { classes: { reports: {} } }", "cofferdam.yaml:", &["`reports`", "`report`"]),
+    wrong(
+        Main,
+        "weight: 2",
+        "http: { classes: { report: { limit: 0 } } }",
+        "cofferdam.yaml:",
+        &["http.classes.report.limit", "at least 1 slot"],
+    ),
+    wrong(
+        Acme,
+        "plan: standard",
+        "plan: standard\nquotas: { http: { reserved: 3, limit: 2 } }",
+        "acme.yaml:6:",
+        &["quotas.http.reserved", "`3`", "at most"],
+    ),
+    wrong(
+        Acme,
+        "plan: standard",
+        "plan: standard\nquotas: { postgres: { work_burst: 9s } }",
+        "acme.yaml:6:",
+        &["quotas.postgres", "`work_burst`", "`work` too"],
+    ),
+    wrong(Acme, "plan: standard", "plan: standard\nquotas: { htpp: {} }", "acme.yaml:6:", &["did you mean `http`?"]),
     // Things that only the whole set can tell.
     wrong(
         Acme,

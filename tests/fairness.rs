@@ -278,6 +278,10 @@ async fn a_process_that_waits_for_cron_triggers_does_background_work() {
         jobs.push((trigger, odoo_process(&site, pid, "acme_db").await));
     }
     let web = odoo_process(&site, 80, "acme_db").await;
+    // Every worker may wake cron up, and is no cron worker for that.
+    let waker = odoo_process(&site, 80, "postgres").await;
+    waker.batch_execute("SELECT pg_notify('cron_trigger', 'acme_db')").await.unwrap();
+    waker.batch_execute("NOTIFY cron_trigger, 'acme_db'").await.unwrap();
     jobs[0].1.batch_execute("BEGIN").await.unwrap();
     let error = jobs[1].1.batch_execute("BEGIN").await.unwrap_err();
     assert!(format!("{error:?}").contains("for background work"), "{error:?}");

@@ -21,6 +21,7 @@ pub use view::{
     ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, StatusView, TenantView, TotalsView,
 };
 
+use std::cmp::Ordering;
 use std::io;
 use std::sync::Arc;
 
@@ -97,7 +98,7 @@ async fn status(State(view): State<View>) -> Json<StatusView> {
 
 #[derive(Debug, Deserialize)]
 struct Listing {
-    /// `name` or `work`: those that have used most first.
+    /// `name`; `work`: those that have used most first; `now`: those with most running and waiting.
     #[serde(default)]
     sort: Option<String>,
     /// Only so many.
@@ -109,7 +110,10 @@ async fn tenants(State(view): State<View>, Query(listing): Query<Listing>) -> Re
     match listing.sort.as_deref() {
         None | Some("name") => {}
         Some("work") => tenants.sort_by(|a, b| b.work().total_cmp(&a.work())),
-        Some(_) => return problem(StatusCode::BAD_REQUEST, "`sort` is `name` or `work`"),
+        Some("now") => {
+            tenants.sort_by(|a, b| (b.now(), b.work()).partial_cmp(&(a.now(), a.work())).unwrap_or(Ordering::Equal));
+        }
+        Some(_) => return problem(StatusCode::BAD_REQUEST, "`sort` is `name`, `work` or `now`"),
     }
     tenants.truncate(listing.limit.unwrap_or(usize::MAX));
     Json(tenants).into_response()

@@ -61,21 +61,22 @@ fn totals(out: &Out<'_>, view: &dyn GatewayView) {
     out.gauge("cofferdam_postgres_clients", &[], t.postgres_clients as f64);
 }
 
-/// The label under which the tenants beyond the first are summed; no tenant can have it, since names have no
-/// underscore.
-const OTHER: &str = "_other";
+/// The label under which all tenants are summed; no tenant can have it, since names have no underscore.
+const ALL: &str = "_all";
 
 fn tenants(out: &Out<'_>, view: &dyn GatewayView) {
     let mut tenants = view.tenants();
     tenants.sort_by(|a, b| b.work().total_cmp(&a.work()));
-    let mut other: [Option<PlaneUsage>; 2] = [None, None];
+    let mut all: [Option<PlaneUsage>; 2] = [None, None];
     for (i, tenant) in tenants.iter().enumerate() {
         for (n, (plane, usage)) in [("http", &tenant.http), ("postgres", &tenant.postgres)].into_iter().enumerate() {
             let Some(usage) = usage else { continue };
             if i < TENANT_SERIES {
                 tenant_plane(out, &tenant.tenant, plane, usage);
-            } else {
-                let sum = other[n].get_or_insert_default();
+            }
+            // Over all, also the first: who is among them changes, and counters must not fall.
+            {
+                let sum = all[n].get_or_insert_default();
                 sum.running += usage.running;
                 sum.waiting += usage.waiting;
                 sum.slot_seconds += usage.slot_seconds;
@@ -85,9 +86,9 @@ fn tenants(out: &Out<'_>, view: &dyn GatewayView) {
             }
         }
     }
-    for (plane, usage) in ["http", "postgres"].into_iter().zip(&other) {
+    for (plane, usage) in ["http", "postgres"].into_iter().zip(&all) {
         if let Some(usage) = usage {
-            tenant_plane(out, OTHER, plane, usage);
+            tenant_plane(out, ALL, plane, usage);
         }
     }
 }
@@ -101,7 +102,7 @@ fn tenant_plane(out: &Out<'_>, tenant: &str, plane: &str, usage: &PlaneUsage) {
     out.gauge("cofferdam_tenant_wait_seconds_total", &labels, usage.wait_seconds);
     out.counter("cofferdam_tenant_granted_total", &labels, usage.granted);
     out.counter("cofferdam_tenant_rejected_total", &labels, usage.rejected);
-    if tenant != OTHER {
+    if tenant != ALL {
         if let Some(limit) = usage.limit {
             out.gauge("cofferdam_tenant_limit", &labels, limit.into());
         }

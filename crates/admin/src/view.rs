@@ -165,6 +165,11 @@ pub struct PlaneUsage {
 }
 
 impl TenantView {
+    /// Work running and waiting on both planes.
+    pub fn now(&self) -> u32 {
+        [&self.http, &self.postgres].into_iter().flatten().map(|u| u.running + u.nested + u.waiting).sum()
+    }
+
     /// Work so far on both planes, in slot-seconds.
     pub fn work(&self) -> f64 {
         [&self.http, &self.postgres].into_iter().flatten().map(|u| u.slot_seconds).sum()

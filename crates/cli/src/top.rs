@@ -88,9 +88,14 @@ struct Sample {
 impl Sample {
     async fn take(admin: &Admin, shown: usize) -> anyhow::Result<Self> {
         let gates = admin.get("/api/v1/gates").await?;
-        let path = format!("/api/v1/tenants?sort=work&limit={}", shown.saturating_mul(4) + MARGIN);
-        let tenants: Vec<TenantView> = admin.get(&path).await?;
-        let tenants = tenants.into_iter().map(|t| (t.tenant.clone(), t)).collect();
+        // Who is busy now, and who has been so far: a storm that begins is among the first, a long history among the
+        // second.
+        let mut tenants = HashMap::new();
+        for sort in ["work", "now"] {
+            let path = format!("/api/v1/tenants?sort={sort}&limit={}", shown.saturating_mul(4) + MARGIN);
+            let some: Vec<TenantView> = admin.get(&path).await?;
+            tenants.extend(some.into_iter().map(|t| (t.tenant.clone(), t)));
+        }
         Ok(Self { at: Instant::now(), gates, tenants })
     }
 }

@@ -26,8 +26,8 @@ use crate::time::Timestamp;
 
 /// How often the level may change.
 pub(crate) const STEP: Duration = Duration::from_millis(100);
-/// Inflation (as a natural logarithm) below which there is room for more: a fifth more time.
-const ROOM: f64 = 0.18;
+/// Inflation (as a natural logarithm) below which there is room for more: a sixth more time.
+const ROOM: f64 = 0.15;
 /// Inflation from which concurrency is much too high: half as much again.
 const TOO_MUCH: f64 = 0.4;
 /// The part of the added concurrency that may be lost to inflation; with more, growing was not worth it.
@@ -35,10 +35,14 @@ const WASTE: f64 = 0.4;
 /// The part of the concurrency given up that must come back as less inflation; with less, concurrency was not the cause.
 const RELIEF: f64 = 0.15;
 const GROWTH: f64 = 1.5;
+/// Near the least level, where each slot counts for more.
+const CAREFUL_GROWTH: f64 = 1.25;
 const SHRINK: f64 = 0.6;
 const SHRINK_GENTLY: f64 = 0.8;
 /// After a change, and after work has begun to wait, the effect is awaited for this long.
 const SETTLE: Duration = Duration::from_millis(400);
+/// What happens in this time after work has begun to wait is not looked at.
+const ONSET: Duration = Duration::from_millis(600);
 /// When this long has passed, the better guess may decide where convincing evidence did not.
 const JUDGED: Duration = Duration::from_secs(1);
 /// After this time a change that nothing speaks against is right.
@@ -162,7 +166,8 @@ impl Concurrency {
             if !self.is_limited {
                 // Until now nobody wanted more than there was: what was measured says nothing about what comes.
                 self.is_limited = true;
-                self.since = now;
+                // What comes in the first moment, connections and cold caches, is not what will come.
+                self.since = now + ONSET;
                 self.trial = None;
             }
         } else if now.since(self.limited) >= FORGET {
@@ -204,12 +209,17 @@ impl Concurrency {
                 self.set(now, trial.from, None, false);
                 return Verdict::Rebase;
             }
-            if enough {
+            if step < 0.0 && risen + doubt < RELIEF * step {
+                self.trial = None; // it helped
+            } else if enough {
                 self.trial = None; // what comes from now on has another cause
                 if trial.despite && step > 0.0 {
                     return Verdict::Rebase;
                 }
             }
+        }
+        if self.trial.is_some_and(|t| t.from > self.level) {
+            return Verdict::Keep; // whether having fewer helps is not known yet
         }
         let is_least = self.level <= self.least;
         if !is_least && is_too_much {
@@ -221,7 +231,8 @@ impl Concurrency {
         } else if seen.limited && (has_room || self.trial.is_none() && settled >= LASTING) {
             let next = self.level + 1.0;
             let careful = !has_room && self.ceiling.is_some();
-            let grown = if careful { next } else { next.max(self.level * GROWTH) };
+            let factor = if self.level < 2.0 * self.least { CAREFUL_GROWTH } else { GROWTH };
+            let grown = if careful { next } else { next.max(self.level * factor) };
             let top = match self.ceiling {
                 Some((ceiling, until)) if until >= now => ceiling.max(self.least),
                 // What was too much once is tried again one by one.

@@ -373,3 +373,46 @@ fn short_work_uses_the_slots_that_expensive_work_may_not() {
     }
     assert!(most >= 20, "{most} of 40 slots in use at most, {:?}", s.usage());
 }
+
+/// A tenant that is always below its reservation goes first whatever it has used. Its time must not become everybody's:
+/// who comes next would stand behind all who are there already.
+#[test]
+fn who_goes_first_for_its_reservation_does_not_set_the_clock_for_newcomers() {
+    let mut s = Scheduler::new(GateConfig::slots(20));
+    s.register(R, Share { reserved: 8, queue: 10_000, ..Share::default() });
+    s.register(A, Share::default());
+    for t in 10..30 {
+        s.register(TenantId(t), Share { queue: 10_000, ..Share::default() });
+    }
+    let mut running: Vec<(u64, TenantId, Grant)> = Vec::new();
+    let mut owner: HashMap<Ticket, TenantId> = HashMap::new();
+    let mut again: Vec<TenantId> = (0..8).map(|_| R).chain((10..30).flat_map(|t| [TenantId(t); 3])).collect();
+    let mut newcomer = None;
+    let (mut served, mut t) = (false, 1_000);
+    while t < 120_000 && !served {
+        t += 100;
+        if t == 61_000 {
+            newcomer = Some(s.submit(ms(t), A, Class::Report, FAR));
+        }
+        let (done, going) = std::mem::take(&mut running).into_iter().partition::<Vec<_>, _>(|(end, ..)| *end <= t);
+        running = going;
+        for (_, who, grant) in done {
+            s.complete(ms(t), grant);
+            again.push(who);
+        }
+        for who in std::mem::take(&mut again) {
+            match s.submit(ms(t), who, Class::Report, FAR) {
+                Submitted::Granted(grant) => running.push((t + 2_000, who, grant)),
+                Submitted::Queued(ticket) => drop(owner.insert(ticket, who)),
+                Submitted::Rejected(r) => panic!("{r}"),
+            }
+        }
+        while let Some((ticket, grant)) = s.next_grant(ms(t)) {
+            match owner.remove(&ticket) {
+                Some(who) => running.push((t + 2_000, who, grant)),
+                None => served = newcomer == Some(Submitted::Queued(ticket)),
+            }
+        }
+    }
+    assert!(served && t < 70_000, "the newcomer came at 61 s and was served by {} s: {served}", t / 1_000);
+}

@@ -434,7 +434,9 @@ async fn copy(
     let snapshot = request.snapshot;
     let mut backlog = Backlog::new(snapshot.spool_threshold, snapshot.max_backlog, snapshot.spool_directory.clone());
     let mut moved = Moved::new(request);
+    let mut ahead = Ahead { request, bytes: 0 };
     loop {
+        ahead.keep(backlog.len());
         let next = match (backlog.next().await.map_err(|e| backlog_failed(&e))?, &mut *source) {
             (Some(bytes), _) => bytes,
             (None, None) => return Ok(()),
@@ -450,7 +452,8 @@ async fn copy(
         }
         let mut write = pin!(session.write_body(&next));
         loop {
-            let Some(open) = source.as_mut().filter(|_| backlog.len() < snapshot.max_backlog) else {
+            let mut may_read = || backlog.len() < snapshot.max_backlog && ahead.reserve(backlog.len());
+            let Some(open) = source.as_mut().filter(|_| may_read()) else {
                 write.await?;
                 break;
             };
@@ -488,6 +491,45 @@ fn advance(
         (Err(failure), _) => {
             *source = None;
             Err(failure)
+        }
+    }
+}
+
+/// The part of what may be read ahead that one answer has taken.
+struct Ahead<'a> {
+    request: &'a Request<'a>,
+    bytes: u64,
+}
+
+/// Room is taken for so much at a time: more than one read brings.
+const AHEAD_STEP: u64 = 1 << 20;
+
+impl Ahead<'_> {
+    /// Whether there is room for one more read beside `len` bytes.
+    fn reserve(&mut self, len: u64) -> bool {
+        while self.bytes < len + AHEAD_STEP / 4 {
+            if !self.request.plane.ahead.take(self.request.tenant.id, AHEAD_STEP) {
+                return false;
+            }
+            self.bytes += AHEAD_STEP;
+        }
+        true
+    }
+
+    /// Gives back what is not needed for `len` bytes.
+    fn keep(&mut self, len: u64) {
+        let wanted = len.div_ceil(AHEAD_STEP) * AHEAD_STEP;
+        if self.bytes > wanted + AHEAD_STEP {
+            self.request.plane.ahead.give_back(self.request.tenant.id, self.bytes - wanted);
+            self.bytes = wanted;
+        }
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.request.plane.ahead.give_back(self.request.tenant.id, self.bytes);
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct HttpPlane {
     gates: GateSet,
     clock: Arc<dyn Clock>,
     pub(crate) counters: Counters,
+    /// Bytes of answers that were read ahead of slow clients.
+    pub(crate) ahead: ReadAhead,
     pub(crate) websockets: Mutex<HashMap<TenantId, u32>>,
     pub(crate) draining: CancellationToken,
     connections: Semaphore,
@@ -42,6 +44,43 @@ pub struct HttpPlane {
     /// Makes request ids of different runs different.
     run: u64,
     next_request: AtomicU64,
+}
+
+/// Most bytes that answers are read ahead of slow clients: in all, and for one tenant.
+const MOST_AHEAD: u64 = 2 << 30;
+const MOST_AHEAD_OF_ONE: u64 = 512 << 20;
+
+/// Counts what was read ahead of slow clients. Beyond the bounds a server is read only as fast as its client takes,
+/// and its slot is held as long.
+#[derive(Debug, Default)]
+pub(crate) struct ReadAhead {
+    all: AtomicU64,
+    by_tenant: Mutex<HashMap<TenantId, u64>>,
+}
+
+impl ReadAhead {
+    /// Takes room for more bytes, if there is.
+    pub(crate) fn take(&self, tenant: TenantId, bytes: u64) -> bool {
+        let mut by_tenant = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = by_tenant.entry(tenant).or_default();
+        let fits = *own + bytes <= MOST_AHEAD_OF_ONE && self.all.load(Ordering::Relaxed) + bytes <= MOST_AHEAD;
+        if fits {
+            *own += bytes;
+            self.all.fetch_add(bytes, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    pub(crate) fn give_back(&self, tenant: TenantId, bytes: u64) {
+        let mut by_tenant = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
+        self.all.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(own) = by_tenant.get_mut(&tenant) {
+            *own -= bytes;
+            if *own == 0 {
+                by_tenant.remove(&tenant);
+            }
+        }
+    }
 }
 
 /// Counts since the plane was made.
@@ -118,6 +157,7 @@ impl HttpPlane {
             gates: GateSet::new(Arc::clone(&clock)),
             clock,
             counters: Counters::default(),
+            ahead: ReadAhead::default(),
             websockets: Mutex::default(),
             draining: CancellationToken::new(),
             connections: Semaphore::new(config.max_connections as usize),

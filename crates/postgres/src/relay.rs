@@ -27,8 +27,6 @@ const READ_AHEAD: usize = 64 << 10;
 const SLOW_READER: Duration = Duration::from_secs(60);
 /// Bytes of a long transfer that are charged at a time.
 const CHARGED_EVERY: u64 = 1 << 20;
-/// The channel that only Odoo's cron workers listen on.
-const CRON_CHANNEL: &[u8] = b"cron_trigger";
 /// Time for `DISCARD ALL` before a connection is thrown away instead.
 const RESET_LIMIT: Duration = Duration::from_secs(5);
 
@@ -231,7 +229,7 @@ impl Relay {
             if header.kind == b'Q'
                 && self.established.parameters.database == Catalog::MAINTENANCE_DATABASE
                 && let Some(process) = &self.established.process
-                && bytes.windows(CRON_CHANNEL.len()).any(|w| w.eq_ignore_ascii_case(CRON_CHANNEL))
+                && listens_for_cron(&bytes[Frame::HEADER.min(bytes.len())..])
             {
                 process.runs_cron();
             }
@@ -498,7 +496,7 @@ impl Relay {
                         }
                         read = self.client.fill(&mut self.inbound), if read_ahead => match read {
                             Ok(0) | Err(_) => return Err(End::ClientGone),
-                            Ok(_) => {}
+                            Ok(n) => self.moved += n as u64,
                         },
                         () = &mut timer => break acquire.give_up(),
                     }
@@ -602,6 +600,14 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waits(false);
     }
+}
+
+/// Whether a query is `LISTEN cron_trigger`, which only Odoo's cron workers say. Every worker may *notify* the channel.
+fn listens_for_cron(query: &[u8]) -> bool {
+    let text = std::str::from_utf8(query).unwrap_or_default().trim_end_matches('\0');
+    let mut words = text.split(|c: char| c.is_whitespace() || c == ';' || c == '"').filter(|w| !w.is_empty());
+    words.next().is_some_and(|w| w.eq_ignore_ascii_case("listen"))
+        && words.next().is_some_and(|w| w.eq_ignore_ascii_case("cron_trigger"))
 }
 
 /// Whether an ErrorResponse ends the connection. Its severity stands in the first fields.

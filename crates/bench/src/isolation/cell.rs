@@ -39,15 +39,17 @@ pub struct Cell {
     pub victim: Victim,
     /// The victims' p99 contended over alone.
     pub inflation: f64,
-    /// Slots or cores in use while contended, whichever is nearer to its end, from 0 to 1.
+    /// Slots, or cores of the machine, in use while contended, whichever is nearer to its end, from 0 to 1. The cores
+    /// serve the load generator too.
     pub utilisation: f64,
     /// Pieces of work per second, all aggressors together.
     pub aggressor_throughput: f64,
-    /// Jain's index of the aggressors' slot-seconds.
+    /// Jain's index of the aggressors' finished work, of which all pieces are alike.
     pub jain: f64,
-    /// The least of the aggressors' slot-seconds over the most.
+    /// The least finished work of an aggressor over the most.
     pub min_max: f64,
-    /// From the aggressors' first call until the victims' latency is back in bounds for good; `null`: never.
+    /// From the aggressors' first call until the beginning of the first second in which the victims' latency was in
+    /// bounds; `null`: there was none.
     pub reaction_ms: Option<f64>,
 }
 

@@ -79,6 +79,8 @@ impl Target {
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     samples: Mutex<Vec<Sample>>,
+    /// When transactions were due, finished or not.
+    due: Mutex<Vec<Instant>>,
     first_error: Mutex<Option<String>>,
 }
 
@@ -102,6 +104,12 @@ impl Recorder {
     pub(super) fn between(&self, from: Instant, to: Instant) -> Vec<Sample> {
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         samples.iter().filter(|s| s.due >= from && s.due < to).copied().collect()
+    }
+
+    /// How many were due in a time.
+    pub(super) fn due_between(&self, from: Instant, to: Instant) -> usize {
+        let due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        due.iter().filter(|d| **d >= from && **d < to).count()
     }
 
     pub(super) fn first_error(&self) -> Option<String> {
@@ -134,6 +142,7 @@ pub(super) async fn victim(target: Target, rate: f64, seed: u64, recorder: Arc<R
             () = tokio::time::sleep_until(next) => {}
             () = stop.cancelled() => return,
         }
+        recorder.due.lock().unwrap_or_else(PoisonError::into_inner).push(next);
         if due.send(next).is_err() {
             return;
         }

@@ -30,7 +30,7 @@ const VICTIM_RATE: f64 = 20.0;
 /// The victims run this long before anything is measured.
 const WARM_UP: Duration = Duration::from_secs(2);
 /// What happens in this time after the aggressors' first call counts for the reaction time, not for the rest.
-const ONSET: Duration = Duration::from_secs(4);
+const ONSET: Duration = Duration::from_secs(6);
 const WINDOW: Duration = Duration::from_millis(250);
 /// What still runs when a measurement is over is waited for this long.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -137,7 +137,7 @@ pub async fn aggressor_alone(options: &Options) -> anyhow::Result<Vec<(Workload,
                 aggressor(&target, 60, &counter, &stop);
             }
             // Slots open as work shows that it does no harm: what counts is what it comes to.
-            tokio::time::sleep(8 * ONSET).await;
+            tokio::time::sleep(5 * ONSET).await;
             let before = counter.done();
             tokio::time::sleep(Duration::from_secs(options.seconds)).await;
             *rate = (counter.done() - before) as f64 / options.seconds as f64;
@@ -193,15 +193,16 @@ async fn one(
     stop.cancel();
     settle(bed).await?;
     let served = |samples: &[Sample]| samples.iter().filter_map(|s| s.latency_ms).collect::<Vec<_>>();
-    // What never came back is missing from the samples: count what was due, at the rate that was asked for.
-    let expected = VICTIM_RATE * bed::VICTIMS as f64 * (to - from).as_secs_f64();
-    let finished = served(&contended).len() as f64;
-    let failed = contended.iter().filter(|s| s.latency_ms.is_none()).count() as f64;
-    let missing = (0.9 * expected - finished - failed).max(0.0);
+    // What has not come back counts as having taken until now, and as not served.
+    let due_in_all = recorder.due_between(from, to);
+    let mut latencies = served(&contended);
+    let finished = latencies.len();
+    let missing = due_in_all.saturating_sub(finished);
+    latencies.extend(std::iter::repeat_n((due - from).as_secs_f64() * 1e3, missing));
     let victim = Victim {
         alone: Latency::of(served(&alone)),
-        contended: Latency::of(served(&contended)),
-        served_ratio: finished / (finished + failed + missing),
+        contended: Latency::of(latencies),
+        served_ratio: finished as f64 / due_in_all.max(1) as f64,
     };
     let errors = counters.iter().map(|c| c.first_error()).chain([recorder.first_error()]);
     let note = errors.flatten().next().map(|e| e.lines().next().unwrap_or_default().to_owned());

@@ -255,6 +255,10 @@ impl Scheduler {
 
     /// Asks for a slot. A tenant that nobody registered gets the default share.
     pub fn submit(&mut self, now: Timestamp, tenant: TenantId, class: Class, deadline: Timestamp) -> Submitted {
+        self.ask(now, tenant, class, deadline, false)
+    }
+
+    fn ask(&mut self, now: Timestamp, tenant: TenantId, class: Class, deadline: Timestamp, nested: bool) -> Submitted {
         self.advance(now);
         let account = self.account(tenant);
         let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
@@ -269,6 +273,7 @@ impl Scheduler {
             return Submitted::Granted(self.start(account, class, now, false));
         }
         if self.config.policy == Policy::Fair
+            && !nested
             && let Some(rejection) = self.turned_away(account, class, deadline)
         {
             return Submitted::Rejected(rejection);
@@ -296,7 +301,10 @@ impl Scheduler {
         if self.may_nest(account) {
             return Submitted::Granted(self.start(account, class, now, true));
         }
-        let submitted = self.submit(now, tenant, class, deadline);
+        // As many as the tenant holds slots are not turned away because its queue is full: the outer ones wait for them.
+        let a = &self.accounts[account].usage;
+        let is_one_per_slot = (self.nested_waiting.len() as u64) < u64::from(a.running);
+        let submitted = self.ask(now, tenant, class, deadline, is_one_per_slot);
         if let Submitted::Queued(ticket) = submitted {
             self.nested_waiting.insert(ticket);
         }
@@ -312,8 +320,12 @@ impl Scheduler {
             && (a.held_back(self.now).is_none() || a.nested_rate.ready_at(NESTED_RATE) <= self.now)
     }
 
-    /// The first nested work that can go. There are never many: one for each slot at most.
+    /// The first nested work that can go. Looked for only while the overdraft has room.
     fn next_nested(&self) -> Option<Ticket> {
+        if self.nested_waiting.is_empty() || self.nested >= self.config.overdraft || self.config.policy == Policy::Fifo
+        {
+            return None;
+        }
         self.nested_waiting.iter().copied().find(|t| self.may_nest(t.account as usize))
     }
 
@@ -563,7 +575,7 @@ impl Scheduler {
         let queue = self.queue(account, self.lane(account, class));
         let a = &mut self.accounts[account];
         let charged = f64::from(a.estimates[class as usize]);
-        self.virtual_time = self.virtual_time.max(a.virtual_time);
+        let own = a.virtual_time;
         a.virtual_time += charged / f64::from(a.share.weight);
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
@@ -583,6 +595,11 @@ impl Scheduler {
             self.held_by[queue as usize] += 1;
             a.short += u32::from(queue != Queue::Expensive);
             self.with_reservation(account, |a| a.usage.running += 1);
+        }
+        if !nested {
+            // Not beyond whoever else is next: this one may have gone first for its reservation, or in another queue.
+            let least = self.ready_heads().fold(own, f64::min);
+            self.virtual_time = self.virtual_time.max(least);
         }
         let entry = self.running.vacant_entry();
         let grant = Grant { key: entry.key(), serial };
@@ -702,10 +719,15 @@ impl Scheduler {
     /// to those who come afterwards.
     fn catch_up(&mut self) {
         let runs = self.running.iter().map(|(_, run)| self.accounts[run.account].virtual_time);
-        let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
-        let heads = self.ready.iter().flat_map(|set| set.first().into_iter().chain(set.range((from, 0)..).next()));
-        let least = runs.chain(heads.map(|(rank, _)| rank.virtual_time)).min_by(f64::total_cmp);
+        let least = runs.chain(self.ready_heads()).min_by(f64::total_cmp);
         self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
+    }
+
+    /// The virtual times of those who are first in the ready sets, with and without a reservation.
+    fn ready_heads(&self) -> impl Iterator<Item = f64> {
+        let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
+        let heads = self.ready.iter().flat_map(move |set| set.first().into_iter().chain(set.range((from, 0)..).next()));
+        heads.map(|(rank, _)| rank.virtual_time)
     }
 
     /// One step of the controller of the number of slots.
@@ -834,7 +856,7 @@ impl Scheduler {
         // work need not wait for it where the server can bear more.
         let bearable = expensive.min(open.expensive);
         let is_open = first + more + bearable + kept < open.slots
-            && running + kept < self.config.slots.saturating_add(self.config.overdraft);
+            && running + self.nested + kept < self.config.slots.saturating_add(self.config.overdraft);
         // What is kept from storms and from expensive work is kept, to one half, from both together.
         let spare = open.slots - open.more.max(open.expensive);
         let is_shared = more + bearable < open.slots - spare / 2;

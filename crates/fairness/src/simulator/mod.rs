@@ -109,8 +109,8 @@ fn play(scenario: &Scenario, policy: Policy, seed: u64, aggressors: bool) -> Rec
             server.start(now, key, job.compute, job.wait);
         }
     }
-    // What still runs has used slots too.
-    for (_, job) in jobs.iter().filter(|(_, j)| j.started.is_some()) {
+    // What still runs has used slots too, and what still waits has waited.
+    for (_, job) in &jobs {
         recorder.cut_off(end, job);
     }
     recorder

@@ -109,8 +109,10 @@ impl Check<'_> {
             }
         }
         let plan = merged.map_or_else(|| Arc::clone(plan), |merged| Arc::new(resolve_plan(&file.plan, &merged)));
-        for (plane, quota) in [("http", &plan.http), ("postgres", &plan.postgres)] {
-            if quota.reserved > quota.limit {
+        let own = [(&file.quotas.http, "http", &plan.http), (&file.quotas.postgres, "postgres", &plan.postgres)];
+        for (own, plane, quota) in own {
+            // What is wrong with the plan itself has been said there.
+            if (own.reserved.is_some() || own.limit.is_some()) && quota.reserved > quota.limit {
                 let found = format!("{} slots reserved and a limit of {}, with its plan", quota.reserved, quota.limit);
                 self.fault(place, &["quotas", plane], found, "no more reserved than the limit");
             }
