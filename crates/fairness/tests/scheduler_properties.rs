@@ -156,7 +156,7 @@ impl Model {
             assert!(mine.running <= share.limit, "above its limit");
             assert!(mine.nested <= self.overdraft);
             // Nested work may wait beside the queue, one for each slot.
-            assert!(mine.waiting <= share.queue + share.limit, "more waiting than the queue holds");
+            assert!(mine.waiting <= share.queue.saturating_add(share.limit), "more waiting than the queue holds");
         }
         // Nobody is left waiting past the deadline, and nobody below a reservation waits while a slot is free for
         // short work.
