@@ -97,7 +97,7 @@ pub fn bars(title: &str, unit: &str, target: Option<f64>, groups: &[Group]) -> a
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(SeriesLabelPosition::UpperLeft)
             .background_style(WHITE.mix(0.85))
             .border_style(BLACK.mix(0.3))
             .draw()
