@@ -177,7 +177,7 @@ pub(crate) struct SimulateArgs {
     /// Every random choice follows from it.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Also 100,000 tenants on 1,000 slots; takes a minute.
+    /// Also 100,000 tenants on 1,000 slots; takes some seconds.
     #[arg(long)]
     pub(crate) large: bool,
     /// Write a picture to this file.
