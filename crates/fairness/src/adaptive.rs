@@ -11,7 +11,7 @@
 //!   without inflation: no evidence, no growth. So ten-second transactions on a quiet morning cannot take every slot
 //!   before anybody knows what they are.
 //! * When a growth was answered by inflation that eats up much of it, it is taken back.
-//! * When most active tenants see inflation it shrinks, at once by much when it is high, gently when it lasts, and
+//! * When active tenants see inflation on average it shrinks, at once by much when it is high, gently when it lasts, and
 //!   remembers the level for a while.
 //! * When there is some inflation it grows by one to see whether that makes it worse, ever more rarely if it does.
 //! * When shrinking has not helped, or growing has not hurt, concurrency was not the cause: the new times are
@@ -367,8 +367,9 @@ pub(crate) struct Headroom {
     peak: f64,
 }
 
-/// Steps a second, and after how many a new load counts for two thirds, and an old peak for half.
+/// Steps, of which there are ten a second, after which a new load counts for two thirds.
 const LOAD_STEPS: f64 = 20.0;
+/// Steps after which an old peak counts for half.
 const PEAK_HALF_LIFE: f64 = 600.0;
 
 impl Headroom {

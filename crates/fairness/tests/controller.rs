@@ -1,19 +1,14 @@
 //! What once went wrong with the number of slots, as sentences. Deterministic: simulated time, seeded work.
 #![allow(clippy::unwrap_used, clippy::panic, unused_must_use)]
+
+mod common;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
 use cofferdam_fairness::*;
 use cofferdam_tenant::TenantId;
-
-const FAR: Timestamp = Timestamp::from_millis(1_000_000_000);
-const A: TenantId = TenantId(0);
-const B: TenantId = TenantId(1);
-const R: TenantId = TenantId(2);
-
-fn ms(n: u64) -> Timestamp {
-    Timestamp::from_millis(n)
-}
+use common::{A, B, FAR, R, ms};
 
 struct Rng(u64);
 impl Rng {

@@ -1,20 +1,15 @@
 //! What once went wrong between tenants, as sentences.
 #![allow(clippy::unwrap_used, clippy::panic, unused_must_use)]
+
+mod common;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_fairness::*;
 use cofferdam_tenant::TenantId;
-
-const FAR: Timestamp = Timestamp::from_millis(1_000_000_000);
-const A: TenantId = TenantId(0);
-const B: TenantId = TenantId(1);
-const R: TenantId = TenantId(2);
-
-fn ms(n: u64) -> Timestamp {
-    Timestamp::from_millis(n)
-}
+use common::{A, B, FAR, R, ms};
 
 /// Submits `n` short pieces; the granted ones are completed 10 ms later; then the gate ticks for ten minutes.
 fn served_of_a_burst(mut s: Scheduler, n: u32) -> (u32, Usage) {

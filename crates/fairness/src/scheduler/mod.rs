@@ -11,6 +11,9 @@
 //! the tenant's part of the slots among all *registered* tenants and grows with each piece that was short indeed.
 
 mod account;
+mod order;
+mod slots;
+mod usage;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -19,24 +22,19 @@ use cofferdam_tenant::{Class, TenantId};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
-use crate::adaptive::{Concurrency, Evidence, Headroom, Observed, Seen, Verdict};
+use crate::adaptive::{Concurrency, Headroom};
 use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
 pub use account::TenantUsage;
-use account::{Account, Lane, Queue, Rank, Running, Waiting};
+use account::{Account, Queue, Rank, Running, Waiting};
+pub use usage::{Pressure, Usage};
 
 /// How often running work is charged for the time it has run so far.
 const RECHARGE_EVERY: Duration = Duration::from_millis(100);
-/// For how long measurements are gathered when the number of slots does not change.
-const WINDOW: Duration = Duration::from_secs(10);
-/// The most that one tenant's inflation counts, as a logarithm.
-const LOUDEST: f64 = 1.1;
 /// Nested work of a tenant that is held back: enough for a transaction to come to its end.
 const NESTED_RATE: Rate = Rate::one_per_second(5);
-/// A tenant with no more than this running and waiting is no storm.
-const MODEST: u32 = 3;
 
 /// Waiting work. Tickets sort in the order in which they were given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,41 +61,6 @@ pub enum Submitted {
     Queued(Ticket),
     /// Not admitted.
     Rejected(Rejection),
-}
-
-/// What a gate is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Usage {
-    /// Slots in all, as configured.
-    pub slots: u32,
-    /// Slots that are worth using now: fewer than configured when more only made everything slower.
-    pub open_slots: u32,
-    /// Of these, open to expensive work.
-    pub open_expensive: u32,
-    /// Slots held.
-    pub running: u32,
-    /// Of these, by expensive work.
-    pub expensive: u32,
-    /// Slots held beside these by nested work.
-    pub nested: u32,
-    /// Work waiting.
-    pub waiting: u32,
-    /// How many times longer work took lately than on a nearly empty gate; the mean over active tenants. 1 when
-    /// unknown, and when the number of slots is fixed.
-    pub inflation: f64,
-}
-
-/// A tenant whose work waits, as [`Scheduler::pressures`] reports it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pressure {
-    /// Whose work.
-    pub tenant: TenantId,
-    /// Slots held.
-    pub running: u32,
-    /// Work waiting.
-    pub waiting: u32,
-    /// How long the first of it has waited.
-    pub oldest_wait: Duration,
 }
 
 /// How many of the slots are open: to everybody, to tenants with much short work, and to expensive work.
@@ -259,19 +222,10 @@ impl Scheduler {
     }
 
     fn ask(&mut self, now: Timestamp, tenant: TenantId, class: Class, deadline: Timestamp, nested: bool) -> Submitted {
-        self.advance(now);
-        let account = self.account(tenant);
-        let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
-        let a = &mut self.accounts[account];
-        a.wake(now, entitlement);
-        // Whoever wanted nothing that it could have had has no claim on what it did not use.
-        if a.ready_as == [None; 2] {
-            a.virtual_time = a.virtual_time.max(floor);
-        }
-        // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
-        if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {
-            return Submitted::Granted(self.start(account, class, now, false));
-        }
+        let account = match self.try_at_once(now, tenant, class) {
+            Ok(grant) => return Submitted::Granted(grant),
+            Err(account) => account,
+        };
         if self.config.policy == Policy::Fair
             && !nested
             && let Some(rejection) = self.turned_away(account, class, deadline)
@@ -331,16 +285,26 @@ impl Scheduler {
 
     /// Takes a slot if one is free for this tenant now, and never waits.
     pub fn try_start(&mut self, now: Timestamp, tenant: TenantId, class: Class) -> Option<Grant> {
+        self.try_at_once(now, tenant, class).ok()
+    }
+
+    /// A slot at once, or the account that has to wait for one.
+    fn try_at_once(&mut self, now: Timestamp, tenant: TenantId, class: Class) -> Result<Grant, usize> {
         self.advance(now);
         let account = self.account(tenant);
         let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
         let a = &mut self.accounts[account];
         a.wake(now, entitlement);
+        // Whoever wanted nothing that it could have had has no claim on what it did not use.
         if a.ready_as == [None; 2] {
             a.virtual_time = a.virtual_time.max(floor);
         }
-        let may = self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none());
-        may.then(|| self.start(account, class, now, false))
+        // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
+        if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {
+            Ok(self.start(account, class, now, false))
+        } else {
+            Err(account)
+        }
     }
 
     /// The waiting work that gets a slot now, if any. To be called until it returns `None` after each completion,
@@ -481,55 +445,6 @@ impl Scheduler {
         if self.concurrency.is_due(now) {
             self.adapt();
         }
-    }
-
-    /// What the gate is doing.
-    pub fn usage(&self) -> Usage {
-        Usage {
-            slots: self.config.slots,
-            open_slots: self.open.slots,
-            open_expensive: self.open.expensive,
-            running: self.in_slots(),
-            expensive: self.held_by[Queue::Expensive as usize],
-            nested: self.nested,
-            waiting: self.waiting,
-            inflation: self.inflation.exp(),
-        }
-    }
-
-    /// What one tenant uses, running work included up to `now`.
-    pub fn tenant_usage(&self, now: Timestamp, tenant: TenantId) -> TenantUsage {
-        let Some(&account) = self.index.get(&tenant) else { return TenantUsage::default() };
-        let a = &self.accounts[account];
-        let mut usage = a.usage;
-        usage.squeezed_to = a.squeeze;
-        usage.throttled = a.held_back(now).is_some();
-        usage.work_balance = a.share.work.map(|w| a.work.balance(w, now));
-        for (_, run) in self.running.iter().filter(|(_, r)| r.account == account) {
-            usage.used += now.since(run.since).into();
-        }
-        usage
-    }
-
-    /// The tenants whose work waits now, as far as somebody waits for it: jobs in the background do not count.
-    pub fn pressures(&self, now: Timestamp) -> Vec<Pressure> {
-        let mut accounts: Vec<usize> =
-            self.ready.iter().flatten().chain(&self.held).map(|(_, account)| *account).collect();
-        accounts.sort_unstable();
-        accounts.dedup();
-        let describe = |account: usize| {
-            let a = &self.accounts[account];
-            let somebody_waits = |c: &Class| !matches!(c, Class::Background | Class::Bulk | Class::Admin);
-            let queues = || Class::ALL.into_iter().filter(somebody_waits).map(|c| &a.queues[c as usize]);
-            let since = queues().filter_map(|q| q.front()).map(|w| w.since).min()?;
-            Some(Pressure {
-                tenant: a.tenant,
-                running: a.usage.running + a.usage.nested,
-                waiting: queues().map(|q| q.len() as u32).sum(),
-                oldest_wait: now.since(since),
-            })
-        };
-        accounts.into_iter().filter_map(describe).collect()
     }
 
     /// The gate's virtual time, which never goes back.
@@ -713,254 +628,6 @@ impl Scheduler {
             self.rank(account);
         }
         self.catch_up();
-    }
-
-    /// Time goes on with whoever is active, also when nothing starts: who used an idle gate for an hour owes nothing
-    /// to those who come afterwards.
-    fn catch_up(&mut self) {
-        let runs = self.running.iter().map(|(_, run)| self.accounts[run.account].virtual_time);
-        let least = runs.chain(self.ready_heads()).min_by(f64::total_cmp);
-        self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
-    }
-
-    /// The virtual times of those who are first in the ready sets, with and without a reservation.
-    fn ready_heads(&self) -> impl Iterator<Item = f64> {
-        let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
-        let heads = self.ready.iter().flat_map(move |set| set.first().into_iter().chain(set.range((from, 0)..).next()));
-        heads.map(|(rank, _)| rank.virtual_time)
-    }
-
-    /// One step of the controller of the number of slots.
-    fn adapt(&mut self) {
-        let evidence = self.evidence();
-        let observed = Observed {
-            limited: self.ready.iter().any(|set| !set.is_empty()),
-            evidence,
-            excess: self.in_slots() > self.open.slots,
-        };
-        if let Some(evidence) = evidence {
-            self.inflation = evidence.inflation.max(0.0);
-        } else if self.now.since(self.window_since) >= WINDOW {
-            self.inflation = 0.0;
-        }
-        if self.concurrency.step(self.now, observed) == Verdict::Rebase {
-            for account in &self.touched {
-                self.accounts[*account].baselines.iter_mut().for_each(crate::adaptive::Baseline::rebase);
-            }
-        }
-        if self.concurrency.since() == self.now || self.now.since(self.window_since) >= WINDOW {
-            self.touched.clear();
-            self.window = self.window.wrapping_add(1);
-            self.window_since = self.now;
-        }
-        self.open_slots();
-    }
-
-    /// The inflation that the active tenants see, each with one voice that is not louder than threefold, and its
-    /// standard error. Not the median: times are skewed, and the median of few is not their mean.
-    fn evidence(&self) -> Option<Evidence> {
-        let count = self.touched.len() as f64;
-        let seen = || self.touched.iter().map(|a| &self.accounts[*a].seen);
-        let sum: f64 = seen().map(|s| s.mean().clamp(-LOUDEST, LOUDEST)).sum();
-        let variance: f64 = seen().map(Seen::variance_of_mean).sum();
-        (count > 0.0).then(|| Evidence { inflation: sum / count, error: variance.sqrt() / count })
-    }
-
-    /// Sets the slots in use from the controller's level.
-    fn open_slots(&mut self) {
-        let between = |least: u32, most: u32| {
-            let least = least.min(most);
-            least + (f64::from(most - least) * self.concurrency.fraction()).round() as u32
-        };
-        let (least, most) = (self.config.least_slots, self.config.slots);
-        let expensive = self.config.expensive_slots.clamp(1, most);
-        // A storm of short work may have all but a few; one tenant alone, all.
-        let more = if self.registered > 1 { most.saturating_sub(most.div_ceil(16)).max(1) } else { most };
-        // With few slots most of them stay with modest work, whatever part it is with many.
-        let least_of = |most: u32| if least >= self.config.slots { most } else { (least / 4).max(1) };
-        // What is reserved is there, and one for those without a reservation.
-        let reserved = u32::try_from(self.reserved.saturating_add(1)).unwrap_or(u32::MAX);
-        let slots = between(least, most).max(reserved.min(most));
-        // What modest work has needed lately stays free for it, up to half of the slots.
-        let kept = if self.registered > 1 { self.headroom.slots().min(slots / 2) } else { 0 };
-        let below = |n: u32| n.min(slots - kept).max(1);
-        self.open = Open {
-            slots,
-            more: below(between(least_of(more), more)),
-            expensive: below(between(least_of(expensive), expensive)),
-        };
-    }
-
-    /// Whether so little runs that how long work takes now is how long it takes.
-    fn is_calm(&self) -> bool {
-        self.running.len() as u32 <= (self.config.least_slots / 2).max(1)
-    }
-
-    fn lane(&self, account: usize, class: Class) -> Lane {
-        let expected = self.accounts[account].estimates[class as usize];
-        if expected >= self.expensive_from { Lane::Expensive } else { Lane::Short }
-    }
-
-    /// Work in slots, nested work not counted.
-    fn in_slots(&self) -> u32 {
-        self.held_by.iter().sum()
-    }
-
-    /// The most slots that one tenant may hold while there are others: never all of them.
-    fn single_tenant_limit(&self) -> u32 {
-        if self.registered > 1 { (self.open.slots - 1).max(1) } else { u32::MAX }
-    }
-
-    /// Under which condition a tenant's work in a lane gets a slot.
-    fn queue(&self, account: usize, lane: Lane) -> Queue {
-        let a = &self.accounts[account];
-        let modest = a.usage.running + a.usage.waiting <= MODEST;
-        match lane {
-            Lane::Short if modest || a.usage.running < a.share.reserved => Queue::First,
-            Lane::Short => Queue::More,
-            Lane::Expensive => Queue::Expensive,
-        }
-    }
-
-    fn may_start(&self, account: usize, class: Class) -> bool {
-        let a = &self.accounts[account];
-        let lane = self.lane(account, class);
-        match self.config.policy {
-            Policy::Fifo => self.in_slots() < self.config.slots,
-            Policy::Fair => {
-                a.usage.running < a.limit().min(self.single_tenant_limit())
-                    && a.class_has_room(class)
-                    && a.throttled.is_none()
-                    && a.held_back(self.now).is_none()
-                    && (lane == Lane::Expensive || a.short < a.trust)
-                    && self.has_free_slot(self.queue(account, lane), a.usage.running < a.share.reserved)
-            }
-        }
-    }
-
-    /// Whether a slot is free for a queue: for a tenant below its reservation any, for others only what is not kept
-    /// for those.
-    fn has_free_slot(&self, queue: Queue, below_reserved: bool) -> bool {
-        let [first, more, expensive] = self.held_by;
-        let running = first + more + expensive;
-        if self.config.policy == Policy::Fifo {
-            return running < self.config.slots;
-        }
-        let open = self.open;
-        let kept = if below_reserved {
-            0
-        } else {
-            u32::try_from(self.unmet_reserved).unwrap_or(u32::MAX / 4).min(u32::MAX / 4)
-        };
-        // Expensive work beyond its part was mistaken for short, or was admitted when there were more slots: short
-        // work need not wait for it where the server can bear more.
-        let bearable = expensive.min(open.expensive);
-        let is_open = first + more + bearable + kept < open.slots
-            && running + self.nested + kept < self.config.slots.saturating_add(self.config.overdraft);
-        // What is kept from storms and from expensive work is kept, to one half, from both together.
-        let spare = open.slots - open.more.max(open.expensive);
-        let is_shared = more + bearable < open.slots - spare / 2;
-        match queue {
-            Queue::First => is_open,
-            Queue::More => is_open && is_shared && more < open.more,
-            Queue::Expensive if below_reserved => is_open,
-            Queue::Expensive => running + kept < open.slots && is_shared && expensive < open.expensive,
-        }
-    }
-
-    /// The account that gets the next slot, and out of which queue.
-    fn peek(&self) -> Option<(usize, Queue)> {
-        let heads = Queue::ALL.into_iter().filter_map(|queue| self.first_ready(queue).map(|(r, a)| (r, a, queue)));
-        heads.min_by_key(|(rank, _, _)| *rank).map(|(_, account, queue)| (account, queue))
-    }
-
-    fn first_ready(&self, queue: Queue) -> Option<(Rank, usize)> {
-        let most = self.single_tenant_limit();
-        // At most a tenant or two can be at the limit of a single one: this looks at few.
-        let (rank, account) = self.ready[queue as usize]
-            .iter()
-            .find(|(_, a)| self.config.policy == Policy::Fifo || self.accounts[*a].usage.running < most)
-            .copied()?;
-        self.has_free_slot(queue, !rank.above_reserved).then_some((rank, account))
-    }
-
-    /// The account's work that goes next in each lane.
-    fn candidates(&self, account: usize) -> [Option<Ticket>; 2] {
-        self.accounts[account].candidates(self.expensive_from, self.config.policy == Policy::Fair)
-    }
-
-    /// Puts the account where it belongs in the ready sets after anything about it has changed.
-    fn rank(&mut self, account: usize) {
-        self.throttle(account);
-        let a = &self.accounts[account];
-        let was_held = a.held_as.is_some();
-        let first = if a.usage.waiting == 0 { [None; 2] } else { self.candidates(account) };
-        let mut ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
-        if was_held && ranks != [None, None] && self.accounts[account].virtual_time < self.virtual_time {
-            // It waited for a bound of its own, which earns no claim on what others were given meanwhile.
-            self.accounts[account].virtual_time = self.virtual_time;
-            ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
-        }
-        let ranks = Lane::ALL.map(|lane| ranks[lane as usize].map(|rank| (self.queue(account, lane), rank)));
-        let a = &mut self.accounts[account];
-        for (lane, place) in ranks.into_iter().enumerate() {
-            if a.ready_as[lane] == place {
-                continue;
-            }
-            if let Some((queue, old)) = a.ready_as[lane].take() {
-                self.ready[queue as usize].remove(&(old, account));
-            }
-            if let Some((queue, new)) = place {
-                self.ready[queue as usize].insert((new, account));
-                a.ready_as[lane] = place;
-            }
-        }
-        let held = (a.usage.waiting > 0 && ranks == [None, None]).then_some(Rank {
-            above_reserved: true,
-            virtual_time: a.virtual_time,
-            arrival: 0,
-        });
-        if a.held_as != held {
-            if let Some(old) = a.held_as.take() {
-                self.held.remove(&(old, account));
-            }
-            if let Some(new) = held {
-                self.held.insert((new, account));
-                a.held_as = Some(new);
-            }
-        }
-    }
-
-    /// Notes until when rate and budgets hold an account back that has something waiting.
-    fn throttle(&mut self, account: usize) {
-        let a = &mut self.accounts[account];
-        let until =
-            (a.usage.waiting > 0 && self.config.policy == Policy::Fair).then(|| a.held_back(self.now)).flatten();
-        let until = until.map(|(at, _)| at);
-        if a.throttled != until {
-            if let Some(old) = a.throttled.take() {
-                self.throttled.remove(&(old, account));
-            }
-            if let Some(new) = until {
-                self.throttled.insert((new, account));
-                a.throttled = Some(new);
-            }
-        }
-    }
-
-    /// Where an account stands with its first work in a lane.
-    fn rank_in(&self, account: usize, lane: Lane, first: Ticket) -> Option<Rank> {
-        let a = &self.accounts[account];
-        match self.config.policy {
-            Policy::Fifo => Some(Rank { above_reserved: false, virtual_time: 0.0, arrival: first.serial }),
-            Policy::Fair if a.usage.running >= a.limit() || a.throttled.is_some() => None,
-            Policy::Fair if lane == Lane::Short && a.short >= a.trust => None,
-            Policy::Fair => Some(Rank {
-                above_reserved: a.usage.running >= a.share.reserved,
-                virtual_time: a.virtual_time,
-                arrival: first.serial,
-            }),
-        }
     }
 
     /// Changes an account and keeps the sum of unmet reservations true.

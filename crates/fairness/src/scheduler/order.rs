@@ -1,0 +1,117 @@
+//! Who goes next: the ready sets, kept in the order of virtual time.
+
+use super::account::{Lane, Queue, Rank};
+use super::{Scheduler, Ticket};
+use crate::share::Policy;
+
+impl Scheduler {
+    /// The account that gets the next slot, and out of which queue.
+    pub(super) fn peek(&self) -> Option<(usize, Queue)> {
+        let heads = Queue::ALL.into_iter().filter_map(|queue| self.first_ready(queue).map(|(r, a)| (r, a, queue)));
+        heads.min_by_key(|(rank, _, _)| *rank).map(|(_, account, queue)| (account, queue))
+    }
+
+    pub(super) fn first_ready(&self, queue: Queue) -> Option<(Rank, usize)> {
+        let most = self.single_tenant_limit();
+        // At most a tenant or two can be at the limit of a single one: this looks at few.
+        let (rank, account) = self.ready[queue as usize]
+            .iter()
+            .find(|(_, a)| self.config.policy == Policy::Fifo || self.accounts[*a].usage.running < most)
+            .copied()?;
+        self.has_free_slot(queue, !rank.above_reserved).then_some((rank, account))
+    }
+
+    /// The account's work that goes next in each lane.
+    pub(super) fn candidates(&self, account: usize) -> [Option<Ticket>; 2] {
+        self.accounts[account].candidates(self.expensive_from, self.config.policy == Policy::Fair)
+    }
+
+    /// Puts the account where it belongs in the ready sets after anything about it has changed.
+    pub(super) fn rank(&mut self, account: usize) {
+        self.throttle(account);
+        let a = &self.accounts[account];
+        let was_held = a.held_as.is_some();
+        let first = if a.usage.waiting == 0 { [None; 2] } else { self.candidates(account) };
+        let mut ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
+        if was_held && ranks != [None, None] && self.accounts[account].virtual_time < self.virtual_time {
+            // It waited for a bound of its own, which earns no claim on what others were given meanwhile.
+            self.accounts[account].virtual_time = self.virtual_time;
+            ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
+        }
+        let ranks = Lane::ALL.map(|lane| ranks[lane as usize].map(|rank| (self.queue(account, lane), rank)));
+        let a = &mut self.accounts[account];
+        for (lane, place) in ranks.into_iter().enumerate() {
+            if a.ready_as[lane] == place {
+                continue;
+            }
+            if let Some((queue, old)) = a.ready_as[lane].take() {
+                self.ready[queue as usize].remove(&(old, account));
+            }
+            if let Some((queue, new)) = place {
+                self.ready[queue as usize].insert((new, account));
+                a.ready_as[lane] = place;
+            }
+        }
+        let held = (a.usage.waiting > 0 && ranks == [None, None]).then_some(Rank {
+            above_reserved: true,
+            virtual_time: a.virtual_time,
+            arrival: 0,
+        });
+        if a.held_as != held {
+            if let Some(old) = a.held_as.take() {
+                self.held.remove(&(old, account));
+            }
+            if let Some(new) = held {
+                self.held.insert((new, account));
+                a.held_as = Some(new);
+            }
+        }
+    }
+
+    /// Notes until when rate and budgets hold an account back that has something waiting.
+    pub(super) fn throttle(&mut self, account: usize) {
+        let a = &mut self.accounts[account];
+        let until =
+            (a.usage.waiting > 0 && self.config.policy == Policy::Fair).then(|| a.held_back(self.now)).flatten();
+        let until = until.map(|(at, _)| at);
+        if a.throttled != until {
+            if let Some(old) = a.throttled.take() {
+                self.throttled.remove(&(old, account));
+            }
+            if let Some(new) = until {
+                self.throttled.insert((new, account));
+                a.throttled = Some(new);
+            }
+        }
+    }
+
+    /// Where an account stands with its first work in a lane.
+    pub(super) fn rank_in(&self, account: usize, lane: Lane, first: Ticket) -> Option<Rank> {
+        let a = &self.accounts[account];
+        match self.config.policy {
+            Policy::Fifo => Some(Rank { above_reserved: false, virtual_time: 0.0, arrival: first.serial }),
+            Policy::Fair if a.usage.running >= a.limit() || a.throttled.is_some() => None,
+            Policy::Fair if lane == Lane::Short && a.short >= a.trust => None,
+            Policy::Fair => Some(Rank {
+                above_reserved: a.usage.running >= a.share.reserved,
+                virtual_time: a.virtual_time,
+                arrival: first.serial,
+            }),
+        }
+    }
+
+    /// Time goes on with whoever is active, also when nothing starts: who used an idle gate for an hour owes nothing
+    /// to those who come afterwards.
+    pub(super) fn catch_up(&mut self) {
+        let runs = self.running.iter().map(|(_, run)| self.accounts[run.account].virtual_time);
+        let least = runs.chain(self.ready_heads()).min_by(f64::total_cmp);
+        self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
+    }
+
+    /// The virtual times of those who are first in the ready sets, with and without a reservation.
+    pub(super) fn ready_heads(&self) -> impl Iterator<Item = f64> {
+        let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
+        let heads = self.ready.iter().flat_map(move |set| set.first().into_iter().chain(set.range((from, 0)..).next()));
+        heads.map(|(rank, _)| rank.virtual_time)
+    }
+}

@@ -1,0 +1,157 @@
+//! How many slots are open, to whom, and whether one is free.
+
+use std::time::Duration;
+
+use cofferdam_tenant::Class;
+
+use super::account::{Lane, Queue};
+use super::{Open, Scheduler};
+use crate::adaptive::{Baseline, Evidence, Observed, Seen, Verdict};
+use crate::share::Policy;
+
+/// For how long measurements are gathered when the number of slots does not change.
+const WINDOW: Duration = Duration::from_secs(10);
+/// The most that one tenant's inflation counts, as a logarithm.
+const LOUDEST: f64 = 1.1;
+/// A tenant with no more than this running and waiting is no storm.
+const MODEST: u32 = 3;
+
+impl Scheduler {
+    /// One step of the controller of the number of slots.
+    pub(super) fn adapt(&mut self) {
+        let evidence = self.evidence();
+        let observed = Observed {
+            limited: self.ready.iter().any(|set| !set.is_empty()),
+            evidence,
+            excess: self.in_slots() > self.open.slots,
+        };
+        if let Some(evidence) = evidence {
+            self.inflation = evidence.inflation.max(0.0);
+        } else if self.now.since(self.window_since) >= WINDOW {
+            self.inflation = 0.0;
+        }
+        if self.concurrency.step(self.now, observed) == Verdict::Rebase {
+            for account in &self.touched {
+                self.accounts[*account].baselines.iter_mut().for_each(Baseline::rebase);
+            }
+        }
+        if self.concurrency.since() == self.now || self.now.since(self.window_since) >= WINDOW {
+            self.touched.clear();
+            self.window = self.window.wrapping_add(1);
+            self.window_since = self.now;
+        }
+        self.open_slots();
+    }
+
+    /// The inflation that the active tenants see, each with one voice that is not louder than threefold, and its
+    /// standard error. Not the median: times are skewed, and the median of few is not their mean.
+    pub(super) fn evidence(&self) -> Option<Evidence> {
+        let count = self.touched.len() as f64;
+        let seen = || self.touched.iter().map(|a| &self.accounts[*a].seen);
+        let sum: f64 = seen().map(|s| s.mean().clamp(-LOUDEST, LOUDEST)).sum();
+        let variance: f64 = seen().map(Seen::variance_of_mean).sum();
+        (count > 0.0).then(|| Evidence { inflation: sum / count, error: variance.sqrt() / count })
+    }
+
+    /// Sets the slots in use from the controller's level.
+    pub(super) fn open_slots(&mut self) {
+        let between = |least: u32, most: u32| {
+            let least = least.min(most);
+            least + (f64::from(most - least) * self.concurrency.fraction()).round() as u32
+        };
+        let (least, most) = (self.config.least_slots, self.config.slots);
+        let expensive = self.config.expensive_slots.clamp(1, most);
+        // A storm of short work may have all but a few; one tenant alone, all.
+        let more = if self.registered > 1 { most.saturating_sub(most.div_ceil(16)).max(1) } else { most };
+        // With few slots most of them stay with modest work, whatever part it is with many.
+        let least_of = |most: u32| if least >= self.config.slots { most } else { (least / 4).max(1) };
+        // What is reserved is there, and one for those without a reservation.
+        let reserved = u32::try_from(self.reserved.saturating_add(1)).unwrap_or(u32::MAX);
+        let slots = between(least, most).max(reserved.min(most));
+        // What modest work has needed lately stays free for it, up to half of the slots.
+        let kept = if self.registered > 1 { self.headroom.slots().min(slots / 2) } else { 0 };
+        let below = |n: u32| n.min(slots - kept).max(1);
+        self.open = Open {
+            slots,
+            more: below(between(least_of(more), more)),
+            expensive: below(between(least_of(expensive), expensive)),
+        };
+    }
+
+    /// Whether so little runs that how long work takes now is how long it takes.
+    pub(super) fn is_calm(&self) -> bool {
+        self.running.len() as u32 <= (self.config.least_slots / 2).max(1)
+    }
+
+    pub(super) fn lane(&self, account: usize, class: Class) -> Lane {
+        let expected = self.accounts[account].estimates[class as usize];
+        if expected >= self.expensive_from { Lane::Expensive } else { Lane::Short }
+    }
+
+    /// Work in slots, nested work not counted.
+    pub(super) fn in_slots(&self) -> u32 {
+        self.held_by.iter().sum()
+    }
+
+    /// The most slots that one tenant may hold while there are others: never all of them.
+    pub(super) fn single_tenant_limit(&self) -> u32 {
+        if self.registered > 1 { (self.open.slots - 1).max(1) } else { u32::MAX }
+    }
+
+    /// Under which condition a tenant's work in a lane gets a slot.
+    pub(super) fn queue(&self, account: usize, lane: Lane) -> Queue {
+        let a = &self.accounts[account];
+        let modest = a.usage.running + a.usage.waiting <= MODEST;
+        match lane {
+            Lane::Short if modest || a.usage.running < a.share.reserved => Queue::First,
+            Lane::Short => Queue::More,
+            Lane::Expensive => Queue::Expensive,
+        }
+    }
+
+    pub(super) fn may_start(&self, account: usize, class: Class) -> bool {
+        let a = &self.accounts[account];
+        let lane = self.lane(account, class);
+        match self.config.policy {
+            Policy::Fifo => self.in_slots() < self.config.slots,
+            Policy::Fair => {
+                a.usage.running < a.limit().min(self.single_tenant_limit())
+                    && a.class_has_room(class)
+                    && a.throttled.is_none()
+                    && a.held_back(self.now).is_none()
+                    && (lane == Lane::Expensive || a.short < a.trust)
+                    && self.has_free_slot(self.queue(account, lane), a.usage.running < a.share.reserved)
+            }
+        }
+    }
+
+    /// Whether a slot is free for a queue: for a tenant below its reservation any, for others only what is not kept
+    /// for those.
+    pub(super) fn has_free_slot(&self, queue: Queue, below_reserved: bool) -> bool {
+        let [first, more, expensive] = self.held_by;
+        let running = first + more + expensive;
+        if self.config.policy == Policy::Fifo {
+            return running < self.config.slots;
+        }
+        let open = self.open;
+        let kept = if below_reserved {
+            0
+        } else {
+            u32::try_from(self.unmet_reserved).unwrap_or(u32::MAX / 4).min(u32::MAX / 4)
+        };
+        // Expensive work beyond its part was mistaken for short, or was admitted when there were more slots: short
+        // work need not wait for it where the server can bear more.
+        let bearable = expensive.min(open.expensive);
+        let is_open = first + more + bearable + kept < open.slots
+            && running + self.nested + kept < self.config.slots.saturating_add(self.config.overdraft);
+        // What is kept from storms and from expensive work is kept, to one half, from both together.
+        let spare = open.slots - open.more.max(open.expensive);
+        let is_shared = more + bearable < open.slots - spare / 2;
+        match queue {
+            Queue::First => is_open,
+            Queue::More => is_open && is_shared && more < open.more,
+            Queue::Expensive if below_reserved => is_open,
+            Queue::Expensive => running + kept < open.slots && is_shared && expensive < open.expensive,
+        }
+    }
+}
