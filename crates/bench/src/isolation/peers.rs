@@ -54,10 +54,12 @@ pub(super) struct Running {
     _files: Option<Files>,
 }
 
+/// A configuration, held until the peer has ended: dropping it removes the files.
 #[derive(Debug)]
+#[allow(dead_code)] // held for its Drop
 enum Files {
-    Plain(#[allow(dead_code)] TempDir),
-    Tenants(#[allow(dead_code)] TenantDirectory),
+    Plain(TempDir),
+    Tenants(TenantDirectory),
 }
 
 /// What a peer is put in front of.
