@@ -18,7 +18,7 @@ BENCH_PACKAGES := $(DEMO_PACKAGES) pgbouncer haproxy nginx-light
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help demo test lint check-format clippy docs deny unit fuzz bench bench-isolation simulate schemas install-demo install-bench install-test
+.PHONY: help demo test lint check-format clippy docs deny unit fuzz bench bench-isolation bench-postgres simulate schemas install-demo install-bench install-test
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -72,6 +72,10 @@ bench-isolation: install-bench ## Isolation beside peers, on both planes. ARGS="
 	for plane in postgres http both; do \
 		$(TARGET)/release/cofferdam bench isolation --plane $$plane --svg isolation-$$plane.svg $(ARGS); \
 	done
+
+bench-postgres: install-bench ## What a pooler costs, beside PgBouncer. ARGS="--brief --rounds 1" for a short one.
+	$(CARGO) build --release --quiet --locked --package cofferdam-cli
+	$(TARGET)/release/cofferdam bench postgres --svg bench-postgres.svg $(ARGS)
 
 simulate: ## The scheduling policies in simulation.
 	$(CARGO) run --release --quiet --locked --package cofferdam-cli -- bench simulate $(ARGS)

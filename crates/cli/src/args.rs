@@ -134,8 +134,64 @@ pub(crate) struct TopArgs {
 pub(crate) enum BenchCommand {
     /// How much a noisy neighbour costs the others, on real servers, beside peers.
     Isolation(IsolationArgs),
+    /// What a pooler costs: pgbench directly, through PgBouncer and through Cofferdam.
+    Postgres(ThroughputArgs),
     /// The scheduling policies, simulated: the same result on every machine.
     Simulate(SimulateArgs),
+}
+
+/// What a pooler costs: pgbench directly, through PgBouncer and through Cofferdam.
+///
+/// All with 20 connections to one private PostgreSQL, in turn, several times; medians are printed, with the processor
+/// time that the pooler itself used per transaction. Then idle clients are weighed. PgBouncer must be installed:
+/// `make install-bench`.
+#[derive(Debug, Args)]
+pub(crate) struct ThroughputArgs {
+    /// What a transaction is.
+    #[arg(long, value_enum, default_values_t = [BenchScript::Select, BenchScript::Tpcb])]
+    pub(crate) script: Vec<BenchScript>,
+    /// How statements are sent.
+    #[arg(long, value_enum, default_values_t = [BenchProtocol::Simple, BenchProtocol::Extended, BenchProtocol::Prepared])]
+    pub(crate) protocol: Vec<BenchProtocol>,
+    /// Clients at once.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 512], value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) clients: Vec<u32>,
+    /// How long one measurement takes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+    /// How often each is repeated.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+    pub(crate) rounds: u16,
+    /// How many idle clients to weigh; 0 for none.
+    #[arg(long, value_delimiter = ',', default_values_t = [1000, 9000], value_parser = clap::value_parser!(u32).range(0..=11_000))]
+    pub(crate) idle: Vec<u32>,
+    /// Leave out what is without a pooler, and PgBouncer as two processes.
+    #[arg(long)]
+    pub(crate) brief: bool,
+    /// Print JSON instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Write a picture to this file.
+    #[arg(long)]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchScript {
+    /// One row by its key.
+    Select,
+    /// Seven statements, three of them updates.
+    Tpcb,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchProtocol {
+    /// Text in one message.
+    Simple,
+    /// Parse, Bind, Execute each time.
+    Extended,
+    /// Parse once by name.
+    Prepared,
 }
 
 /// How much a noisy neighbour costs the others, on real servers, beside peers.

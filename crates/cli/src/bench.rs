@@ -4,28 +4,70 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use cofferdam_bench::isolation::{self, Options, Peer, Plane, Workload};
-use cofferdam_bench::simulate;
+use cofferdam_bench::isolation::{self, Options, Plane, Workload};
+use cofferdam_bench::{Peer, simulate, throughput};
 
-use crate::args::{BenchCommand, BenchPeer, BenchPlane, BenchWorkload, IsolationArgs, SimulateArgs};
+use crate::args::{
+    BenchCommand, BenchPeer, BenchPlane, BenchProtocol, BenchScript, BenchWorkload, IsolationArgs, SimulateArgs,
+    ThroughputArgs,
+};
 
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
     match command {
         BenchCommand::Simulate(args) => simulated(args),
-        BenchCommand::Isolation(args) => {
-            let runtime =
-                tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
-            let outcome = runtime.block_on(async {
-                tokio::select! {
-                    outcome = isolated(args) => outcome,
-                    _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted; everything that was started has been stopped")),
-                }
-            });
-            // Work that still computes must not hold up the exit.
-            runtime.shutdown_background();
-            outcome
-        }
+        BenchCommand::Isolation(args) => until_interrupted(isolated(args)),
+        BenchCommand::Postgres(args) => until_interrupted(pooled(args)),
     }
+}
+
+fn until_interrupted(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start a runtime")?;
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            outcome = work => outcome,
+            _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted; everything that was started has been stopped")),
+        }
+    });
+    // Work that still computes must not hold up the exit.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn pooled(args: &ThroughputArgs) -> anyhow::Result<ExitCode> {
+    let all = [Peer::Direct, Peer::PgBouncer(20), Peer::PgBouncers(20), Peer::Cofferdam];
+    let options = throughput::Options {
+        peers: if args.brief { vec![Peer::PgBouncer(20), Peer::Cofferdam] } else { all.to_vec() },
+        scripts: args
+            .script
+            .iter()
+            .map(|s| match s {
+                BenchScript::Select => throughput::Script::Select,
+                BenchScript::Tpcb => throughput::Script::TpcB,
+            })
+            .collect(),
+        protocols: args
+            .protocol
+            .iter()
+            .map(|p| match p {
+                BenchProtocol::Simple => throughput::Protocol::Simple,
+                BenchProtocol::Extended => throughput::Protocol::Extended,
+                BenchProtocol::Prepared => throughput::Protocol::Prepared,
+            })
+            .collect(),
+        clients: args.clients.clone(),
+        seconds: args.seconds,
+        rounds: usize::from(args.rounds),
+        idle: args.idle.iter().copied().filter(|n| *n > 0).collect(),
+        cofferdam: std::env::current_exe().context("cannot tell what program this is")?,
+    };
+    let report = throughput::measure(&options, |line| eprintln!("{line}")).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", throughput::table(&report));
+    }
+    write(args.svg.as_deref(), || throughput::picture(&report))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn simulated(args: &SimulateArgs) -> anyhow::Result<ExitCode> {

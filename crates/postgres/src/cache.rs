@@ -1,11 +1,13 @@
-//! The open server connections of one cluster: idle ones by (database, role, settings), and a cap on all of them.
+//! The open server connections of one cluster, and a cap on all of them.
 //!
 //! Having a connection and being allowed to use it are two things: slots come from the gate, connections from here. A
-//! connection serves only clients with the same database, role and startup settings (rule 11), so `RESET` returns
-//! to what the client itself asked for.
+//! [`Pool`] holds those of one (database, login, startup settings), so that `RESET` returns to what the client itself
+//! asked for and no connection ever changes its role (rule 11). Sessions keep their pool at hand: what happens for each
+//! transaction takes one short lock that only clients of the same pool want.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cofferdam_tenant::{Cluster, Login, TenantId};
@@ -17,7 +19,9 @@ use crate::tls::{TlsError, client_config};
 use crate::upstream::{Upstream, UpstreamError, connect};
 
 /// Connections being opened at once per cluster: PostgreSQL forks for each, and a thundering herd helps nobody.
-const CONNECTING: usize = 4;
+const CONNECTING: usize = 8;
+/// The same for one pool, so that logins which hang leave room for others.
+const CONNECTING_OF_POOL: usize = 2;
 
 /// What makes two server connections interchangeable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,30 +37,35 @@ pub(crate) struct Key {
 pub(crate) struct ConnectionCache {
     cluster: Arc<Cluster>,
     tls: Option<Arc<ClientConfig>>,
-    state: Mutex<State>,
+    pools: Mutex<HashMap<Arc<Key>, Arc<Pool>>>,
+    /// Open connections, idle ones included.
+    open: AtomicU32,
+    closed: AtomicBool,
+    /// Connections kept by sessions with state, per account.
+    pinned: Mutex<HashMap<TenantId, u32>>,
     freed: Notify,
     connecting: Semaphore,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    idle: HashMap<Arc<Key>, Vec<Idle>>,
-    idle_count: u32,
-    open: u32,
-    closed: bool,
-    /// Reported settings per key, so that a login needs no server connection.
-    greetings: HashMap<Arc<Key>, Arc<BTreeMap<String, String>>>,
-    statements: HashMap<Arc<Key>, Weak<StatementRegistry>>,
-    /// Connections kept by sessions with state, per account.
-    pinned: HashMap<TenantId, u32>,
+/// The connections of one cluster that are interchangeable.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    key: Arc<Key>,
+    cache: Arc<ConnectionCache>,
+    idle: Mutex<Vec<Idle>>,
+    /// What the server reports at login, so that a client's login needs no server connection.
+    greeting: Mutex<Option<Arc<BTreeMap<String, String>>>>,
+    statements: Arc<StatementRegistry>,
+    connecting: Semaphore,
+    /// Connections that were opened before this generation are not used again.
+    generation: AtomicU32,
 }
 
 #[derive(Debug)]
 struct Idle {
-    upstream: Upstream,
+    leased: Leased,
     since: Instant,
     core: usize,
-    counted: Counted,
 }
 
 /// One of the cluster's connections; counts as open until it is dropped.
@@ -64,7 +73,7 @@ struct Idle {
 pub(crate) struct Leased {
     // Fields drop in order: the socket closes before the connection stops counting.
     pub(crate) upstream: Upstream,
-    pub(crate) key: Arc<Key>,
+    generation: u32,
     counted: Counted,
 }
 
@@ -73,7 +82,7 @@ struct Counted(Arc<ConnectionCache>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.lock().open -= 1;
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
         self.0.freed.notify_one();
     }
 }
@@ -87,11 +96,11 @@ pub(crate) struct Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        let mut state = self.cache.lock();
-        if let Some(count) = state.pinned.get_mut(&self.account) {
+        let mut pinned = lock(&self.cache.pinned);
+        if let Some(count) = pinned.get_mut(&self.account) {
             *count -= 1;
             if *count == 0 {
-                state.pinned.remove(&self.account);
+                pinned.remove(&self.account);
             }
         }
     }
@@ -105,6 +114,8 @@ pub(crate) enum LeaseError {
     Upstream(#[from] UpstreamError),
     #[error("all {limit} connections of the cluster are held by sessions with state of their own")]
     Exhausted { limit: u32 },
+    #[error("no server connection could be opened within {0:?}: others are being opened")]
+    Crowded(Duration),
 }
 
 /// What the cache holds now.
@@ -122,7 +133,10 @@ impl ConnectionCache {
         Ok(Arc::new(Self {
             cluster,
             tls,
-            state: Mutex::default(),
+            pools: Mutex::default(),
+            open: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+            pinned: Mutex::default(),
             freed: Notify::new(),
             connecting: Semaphore::new(CONNECTING),
         }))
@@ -133,60 +147,33 @@ impl ConnectionCache {
     }
 
     pub(crate) fn usage(&self) -> CacheUsage {
-        let state = self.lock();
-        CacheUsage { open: state.open, idle: state.idle_count }
+        let idle = self.pools().iter().map(|p| p.idle_count()).sum();
+        CacheUsage { open: self.open.load(Ordering::Acquire), idle }
     }
 
-    /// An idle connection, or a new one; at the cap, another key's idle connection makes room.
-    ///
-    /// Cancel-safe: a connection that was being opened is closed and stops counting.
-    pub(crate) async fn lease(
-        self: &Arc<Self>,
-        key: &Arc<Key>,
-        application_name: &str,
-        patience: Duration,
-    ) -> Result<Leased, LeaseError> {
-        let deadline = tokio::time::Instant::now() + patience;
-        loop {
-            let freed = self.freed.notified();
-            match self.take(key, application_name) {
-                Taken::Idle(leased) if leased.upstream.is_alive() => return Ok(*leased),
-                Taken::Idle(_) => {} // it has died while it was idle: the next one
-                Taken::MayOpen(counted) => {
-                    let Ok(_turn) = self.connecting.acquire().await else {
-                        return Err(LeaseError::Exhausted { limit: self.cluster.connections });
-                    };
-                    let Key { database, login, settings } = &**key;
-                    let tls = self.tls.as_ref();
-                    let upstream = connect(&self.cluster, tls, login, database, settings, application_name).await?;
-                    self.lock().greet(key, &upstream.reported);
-                    return Ok(Leased { upstream, key: Arc::clone(key), counted });
-                }
-                Taken::Full => {
-                    if tokio::time::timeout_at(deadline, freed).await.is_err() {
-                        return Err(LeaseError::Exhausted { limit: self.cluster.connections });
-                    }
-                }
-            }
-        }
+    /// All pools, in no order.
+    pub(crate) fn pools(&self) -> Vec<Arc<Pool>> {
+        lock(&self.pools).values().cloned().collect()
     }
 
-    /// Puts a clean connection back.
-    pub(crate) fn give_back(&self, leased: Leased) {
-        let Leased { mut upstream, key, counted } = leased;
-        upstream.inbound = bytes::BytesMut::new();
-        upstream.outbound = bytes::BytesMut::new();
-        let idle = Idle { upstream, since: Instant::now(), core: crate::core_number(), counted };
-        let mut state = self.lock();
-        if state.closed {
-            drop(state);
-            drop(idle);
-            return;
+    /// The pool of connections with this key.
+    pub(crate) fn pool(self: &Arc<Self>, key: Key) -> Arc<Pool> {
+        let mut pools = lock(&self.pools);
+        if let Some(pool) = pools.get(&key) {
+            return Arc::clone(pool);
         }
-        state.idle.entry(key).or_default().push(idle);
-        state.idle_count += 1;
-        drop(state);
-        self.freed.notify_one();
+        let key = Arc::new(key);
+        let pool = Arc::new(Pool {
+            key: Arc::clone(&key),
+            cache: Arc::clone(self),
+            idle: Mutex::default(),
+            greeting: Mutex::default(),
+            statements: Arc::default(),
+            connecting: Semaphore::new(CONNECTING_OF_POOL),
+            generation: AtomicU32::new(0),
+        });
+        pools.insert(key, Arc::clone(&pool));
+        pool
     }
 
     /// Connections that the sessions of one account may keep: half of what the slots leave, so that no tenant can take
@@ -197,8 +184,8 @@ impl ConnectionCache {
 
     /// Notes that a session keeps its connection; `None` when its account keeps too many already.
     pub(crate) fn pin(self: &Arc<Self>, account: TenantId) -> Option<Pinned> {
-        let mut state = self.lock();
-        let count = state.pinned.entry(account).or_default();
+        let mut pinned = lock(&self.pinned);
+        let count = pinned.entry(account).or_default();
         if *count >= self.pin_limit() {
             return None;
         }
@@ -206,109 +193,170 @@ impl ConnectionCache {
         Some(Pinned { cache: Arc::clone(self), account })
     }
 
-    /// What a client with this key is told at login, if any connection with this key has been opened.
-    pub(crate) fn greeting(&self, key: &Arc<Key>) -> Option<Arc<BTreeMap<String, String>>> {
-        self.lock().greetings.get(key).cloned()
-    }
-
-    /// The prepared statements of clients with this key, shared as long as one of them is there.
-    pub(crate) fn statements(&self, key: &Arc<Key>) -> Arc<StatementRegistry> {
-        let mut state = self.lock();
-        if let Some(registry) = state.statements.get(key).and_then(Weak::upgrade) {
-            return registry;
-        }
-        let registry = Arc::new(StatementRegistry::default());
-        state.statements.retain(|_, r| r.strong_count() > 0);
-        state.statements.insert(Arc::clone(key), Arc::downgrade(&registry));
-        registry
-    }
-
-    /// Closes connections that have been idle for longer than the cluster allows.
+    /// Closes connections that have been idle for longer than the cluster allows, and forgets pools that nobody uses.
     pub(crate) fn close_idle(&self, now: Instant) {
         let limit = self.cluster.idle_timeout;
-        let mut closing = Vec::new();
-        {
-            let mut state = self.lock();
-            for idle in state.idle.values_mut() {
-                let (old, young) = std::mem::take(idle)
-                    .into_iter()
-                    .partition(|i| now.saturating_duration_since(i.since) >= limit || !i.upstream.is_alive());
-                *idle = young;
-                closing.extend::<Vec<Idle>>(old);
-            }
-            state.idle.retain(|_, idle| !idle.is_empty());
-            state.idle_count -= closing.len() as u32;
+        for pool in self.pools() {
+            let closing: Vec<Idle> = {
+                let mut idle = lock(&pool.idle);
+                let old =
+                    |i: &mut Idle| now.saturating_duration_since(i.since) >= limit || !i.leased.upstream.is_alive();
+                idle.extract_if(.., old).collect()
+            };
+            drop(closing);
         }
-        drop(closing);
+        // A pool that somebody looks up meanwhile is held by two and stays.
+        lock(&self.pools).retain(|_, pool| Arc::strong_count(pool) > 1 || pool.idle_count() > 0);
     }
 
     /// Closes all idle connections and keeps none from now on: the cluster was removed or has moved.
     pub(crate) fn close(&self) {
-        let idle = {
-            let mut state = self.lock();
-            state.closed = true;
-            state.idle_count = 0;
-            std::mem::take(&mut state.idle)
-        };
-        drop(idle);
+        self.closed.store(true, Ordering::Release);
+        for pool in self.pools() {
+            let closing = std::mem::take(&mut *lock(&pool.idle));
+            drop(closing);
+        }
+        lock(&self.pools).clear();
+        self.freed.notify_waiters();
     }
 
-    fn take(self: &Arc<Self>, key: &Arc<Key>, application_name: &str) -> Taken {
-        let mut state = self.lock();
-        if let Some(idle) = state.idle.get_mut(key) {
+    /// The right to open a connection. At the cap the database with most idle ones gives one up: who opens pools with
+    /// ever new settings only displaces itself.
+    fn may_open(self: &Arc<Self>) -> Option<Counted> {
+        let limit = self.cluster.connections;
+        let one_more = |open| (open < limit).then_some(open + 1);
+        if self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok() {
+            return Some(Counted(Arc::clone(self)));
+        }
+        loop {
+            let pools = self.pools();
+            let mut idle_of: HashMap<&str, u32> = HashMap::new();
+            for pool in &pools {
+                *idle_of.entry(&pool.key.database).or_default() += pool.idle_count();
+            }
+            let (richest, _) = idle_of.into_iter().filter(|(_, idle)| *idle > 0).max_by_key(|(_, idle)| *idle)?;
+            let of_richest = pools.iter().filter(|p| p.key.database == richest);
+            let oldest = of_richest.filter_map(|p| Some((lock(&p.idle).first()?.since, p))).min_by_key(|(s, _)| *s);
+            // Another may have been faster.
+            let evicted = oldest.and_then(|(_, pool)| {
+                let mut idle = lock(&pool.idle);
+                if idle.is_empty() { None } else { Some(idle.remove(0).leased) }
+            });
+            if let Some(Leased { upstream, counted, .. }) = evicted {
+                // Its place is taken over, so that nobody slips in between.
+                drop(upstream);
+                return Some(counted);
+            }
+        }
+    }
+}
+
+impl Pool {
+    pub(crate) fn key(&self) -> &Key {
+        &self.key
+    }
+
+    pub(crate) fn idle_count(&self) -> u32 {
+        lock(&self.idle).len() as u32
+    }
+
+    /// The prepared statements of clients of this pool.
+    pub(crate) fn statements(&self) -> &Arc<StatementRegistry> {
+        &self.statements
+    }
+
+    /// What a client is told at login, if any connection has been opened.
+    pub(crate) fn greeting(&self) -> Option<Arc<BTreeMap<String, String>>> {
+        lock(&self.greeting).clone()
+    }
+
+    /// Closes idle connections, and lets those in use end with their transaction.
+    pub(crate) fn reconnect(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        let closing = std::mem::take(&mut *lock(&self.idle));
+        drop(closing);
+    }
+
+    /// An idle connection, if there is one.
+    pub(crate) fn take(&self, application_name: &str) -> Option<Leased> {
+        let here = crate::core_number();
+        loop {
+            let mut idle = lock(&self.idle);
             // The same name saves a statement, the same core saves a wake-up across threads; else the warmest.
-            let here = crate::core_number();
-            let fits = |i: &Idle| {
-                2 * u8::from(i.upstream.backend.application_name == application_name) + u8::from(i.core == here)
-            };
-            let best = idle.iter().enumerate().max_by_key(|(_, i)| fits(i)).map(|(n, _)| n);
-            if let Some(Idle { upstream, counted, .. }) = best.map(|n| idle.remove(n)) {
-                if idle.is_empty() {
-                    state.idle.remove(key);
+            let mut best: Option<(u8, usize)> = None;
+            for (n, i) in idle.iter().enumerate().rev() {
+                let same_name = i.leased.upstream.backend.application_name == application_name;
+                let fit = 2 * u8::from(same_name) + u8::from(i.core == here);
+                if best.is_none_or(|(known, _)| fit > known) {
+                    best = Some((fit, n));
+                    if fit == 3 {
+                        break;
+                    }
                 }
-                state.idle_count -= 1;
-                return Taken::Idle(Box::new(Leased { upstream, key: Arc::clone(key), counted }));
+            }
+            let Idle { leased, .. } = idle.remove(best?.1);
+            drop(idle);
+            if leased.upstream.is_alive() {
+                return Some(leased);
             }
         }
-        if state.open >= self.cluster.connections {
-            let oldest = state
-                .idle
-                .iter()
-                .filter_map(|(k, idle)| idle.first().map(|i| (i.since, k)))
-                .min_by_key(|(since, _)| *since)
-                .map(|(_, k)| Arc::clone(k));
-            let Some(victim) = oldest else { return Taken::Full };
-            let evicted = state.idle.get_mut(&victim).map(|idle| idle.remove(0));
-            if state.idle.get(&victim).is_some_and(Vec::is_empty) {
-                state.idle.remove(&victim);
-            }
-            state.idle_count -= 1;
-            state.open += 1; // before the other stops counting, so that nobody slips in between
-            drop(state);
-            drop(evicted);
-            return Taken::MayOpen(Counted(Arc::clone(self)));
-        }
-        state.open += 1;
-        Taken::MayOpen(Counted(Arc::clone(self)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// An idle connection, or a new one; at the cap, another pool's idle connection makes room.
+    ///
+    /// Cancel-safe: a connection that was being opened is closed and stops counting.
+    pub(crate) async fn lease(&self, application_name: &str, patience: Duration) -> Result<Leased, LeaseError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        let cache = &self.cache;
+        loop {
+            let mut freed = std::pin::pin!(cache.freed.notified());
+            freed.as_mut().enable();
+            if let Some(leased) = self.take(application_name) {
+                return Ok(leased);
+            }
+            let Some(counted) = cache.may_open() else {
+                if tokio::time::timeout_at(deadline, freed).await.is_err() {
+                    return Err(LeaseError::Exhausted { limit: cache.cluster.connections });
+                }
+                continue;
+            };
+            let turn = async { (self.connecting.acquire().await, cache.connecting.acquire().await) };
+            let Ok((Ok(_of_pool), Ok(_of_cluster))) = tokio::time::timeout_at(deadline, turn).await else {
+                return Err(LeaseError::Crowded(patience));
+            };
+            // Meanwhile somebody may have given one back.
+            if let Some(leased) = self.take(application_name) {
+                return Ok(leased);
+            }
+            let generation = self.generation.load(Ordering::Acquire);
+            let Key { database, login, settings } = &*self.key;
+            let tls = cache.tls.as_ref();
+            let upstream = connect(&cache.cluster, tls, login, database, settings, application_name).await?;
+            *lock(&self.greeting) = Some(Arc::clone(&upstream.reported));
+            return Ok(Leased { upstream, generation, counted });
+        }
+    }
+
+    /// Puts a clean connection back.
+    pub(crate) fn give_back(&self, mut leased: Leased) {
+        leased.upstream.inbound = bytes::BytesMut::new();
+        leased.upstream.outbound = bytes::BytesMut::new();
+        let idle = Idle { leased, since: Instant::now(), core: crate::core_number() };
+        let mut all = lock(&self.idle);
+        // Looked at under the lock: `close` and `reconnect` empty the pool after they have changed these.
+        if self.cache.closed.load(Ordering::Acquire)
+            || idle.leased.generation != self.generation.load(Ordering::Acquire)
+        {
+            drop(all);
+            drop(idle);
+            return;
+        }
+        all.push(idle);
+        drop(all);
+        self.cache.freed.notify_one();
     }
 }
 
-enum Taken {
-    Idle(Box<Leased>),
-    MayOpen(Counted),
-    Full,
-}
-
-impl State {
-    fn greet(&mut self, key: &Arc<Key>, reported: &Arc<BTreeMap<String, String>>) {
-        const MANY: usize = 50_000;
-        if self.greetings.len() >= MANY {
-            self.greetings.clear();
-        }
-        self.greetings.insert(Arc::clone(key), Arc::clone(reported));
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -82,6 +82,11 @@ impl CancelHandle {
         lock(&self.state).waiting = waiting;
     }
 
+    /// A cancel that came too late for the last wait must not end the next one.
+    pub(crate) fn forget_stale(&self) {
+        std::pin::pin!(self.waiting_cancelled.notified()).enable();
+    }
+
     /// The client gives its server connection away. Waits until a cancel that is under way has reached the server:
     /// it must not hit whoever gets the connection next.
     pub(crate) async fn disowns(&self) {

@@ -14,17 +14,21 @@ use tokio::sync::SemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{ScramKeys, ScramServer, md5_matches};
-use crate::cache::{Key, LeaseError};
+use crate::cache::{Key, LeaseError, Pool};
 use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
 use crate::process::{Process, class_of};
 use crate::relay::Relay;
 use crate::stream::Stream;
 use crate::tls::ALPN;
 use crate::upstream::UpstreamError;
-use crate::wire::{Frame, Reply, Severity, Side, Startup, StartupParameters, TransactionStatus, cstr, frame, startup};
+use crate::wire::{
+    CancelKey, Frame, Reply, Severity, Side, Startup, StartupParameters, TransactionStatus, cstr, frame, startup,
+};
 
 /// Connections to the maintenance database that one pool's workers may hold.
 const MAINTENANCE_CLIENTS: u32 = 1_000;
+/// A client asks for each kind of encryption once.
+const MAX_ENCRYPTION_REQUESTS: u32 = 2;
 /// A password message longer than this is not one.
 const MAX_PASSWORD_MESSAGE: usize = 4_096;
 
@@ -36,7 +40,7 @@ pub(crate) struct Route {
     /// The name for messages.
     pub(crate) name: String,
     pub(crate) access: ClusterAccess,
-    pub(crate) key: Arc<Key>,
+    pub(crate) pool: Arc<Pool>,
     pub(crate) pooling: PoolingMode,
     pub(crate) class: Class,
     pub(crate) max_wait: Duration,
@@ -68,6 +72,7 @@ fn fatal(code: &'static str, message: impl Into<String>) -> Refusal {
 /// Serves one client until it leaves.
 pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) {
     let _ = tcp.set_nodelay(true);
+    keep_alive(&tcp);
     let Ok(_connection) = plane.connections.try_acquire() else {
         say_goodbye(tcp.into(), "53300", "the gateway has no connection left (limit `postgres.max_connections`)").await;
         return;
@@ -89,8 +94,14 @@ pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: Socke
     let (stream, buffer) = (login.stream.take(), std::mem::take(&mut login.buffer));
     drop(login);
     let established = match outcome {
-        Ok(Ok(Some(established))) => established,
-        Ok(Ok(None) | Err(Refusal::Gone)) => return,
+        Ok(Ok(Arrival::Session(established))) => *established,
+        Ok(Ok(Arrival::Cancel(key))) => {
+            // Not within the time for a login: a delivery must be seen to its end.
+            plane.counters.cancels.fetch_add(1, Ordering::Relaxed);
+            plane.cancels.cancel(&key).await;
+            return;
+        }
+        Ok(Err(Refusal::Gone)) => return,
         Ok(Err(refusal)) => {
             plane.counters.login_failures.fetch_add(1, Ordering::Relaxed);
             let (code, message) = match refusal {
@@ -116,6 +127,22 @@ pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: Socke
     Relay::new(Arc::clone(&plane), snapshot, stream, buffer, established).run().await;
 }
 
+/// A peer whose machine is gone without a word is noticed after two minutes.
+pub(crate) fn keep_alive(tcp: &TcpStream) {
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&probes);
+}
+
+/// What a connection turns out to be.
+enum Arrival {
+    Session(Box<Established>),
+    /// It was only there to cancel another's query.
+    Cancel(CancelKey),
+}
+
 /// What a login has established.
 pub(crate) struct Established {
     pub(crate) route: Route,
@@ -139,8 +166,7 @@ struct LoginTask<'a> {
 }
 
 impl LoginTask<'_> {
-    /// `None` when the connection was only there to cancel another's query.
-    async fn run(&mut self) -> Result<Option<Established>, Refusal> {
+    async fn run(&mut self) -> Result<Arrival, Refusal> {
         let tls = self.snapshot.tls.as_ref().map(|t| t.0.clone());
         let mut encrypted = false;
         if let Some(acceptor) = &tls {
@@ -150,8 +176,13 @@ impl LoginTask<'_> {
                 encrypted = true;
             }
         }
+        let mut requests = 0;
         let parameters = loop {
+            requests += 1;
             match self.startup().await? {
+                Startup::Ssl | Startup::GssEnc if requests > MAX_ENCRYPTION_REQUESTS => {
+                    return Err(fatal("08P01", "expected a startup packet, received one more request for encryption"));
+                }
                 Startup::Ssl | Startup::GssEnc if !self.buffer.is_empty() => {
                     // Whoever sends plaintext behind the request hopes that we take it for encrypted (rule 2).
                     return Err(fatal("08P01", "received unencrypted data after the encryption request"));
@@ -164,11 +195,7 @@ impl LoginTask<'_> {
                     encrypted = true;
                 }
                 Startup::Ssl | Startup::GssEnc => self.send(|b| b.put_u8(b'N')).await?,
-                Startup::Cancel(key) => {
-                    self.plane.counters.cancels.fetch_add(1, Ordering::Relaxed);
-                    self.plane.cancels.cancel(&key).await;
-                    return Ok(None);
-                }
+                Startup::Cancel(key) => return Ok(Arrival::Cancel(key)),
                 Startup::Session(parameters) => break parameters,
             }
         };
@@ -200,16 +227,13 @@ impl LoginTask<'_> {
             fatal("53300", format!("{} has {} connections open, its limit", route.name, route.max_clients))
         })?;
         let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
-        let greeting = if let Some(greeting) = route.access.cache.greeting(&route.key) {
+        let greeting = if let Some(greeting) = route.pool.greeting() {
             greeting
         } else {
-            let cache = &route.access.cache;
-            let leased = cache
-                .lease(&route.key, &application_name, self.snapshot.login_timeout)
-                .await
-                .map_err(Refusal::Upstream)?;
+            let leased =
+                route.pool.lease(&application_name, self.snapshot.login_timeout).await.map_err(Refusal::Upstream)?;
             let greeting = Arc::clone(&leased.upstream.reported);
-            cache.give_back(leased);
+            route.pool.give_back(leased);
             greeting
         };
         let registration =
@@ -229,7 +253,7 @@ impl LoginTask<'_> {
         })
         .await?;
         let process = self.plane.processes.of_client(self.peer.ip(), &application_name);
-        Ok(Some(Established { route, parameters, registration, process, _counted: counted }))
+        Ok(Arrival::Session(Box::new(Established { route, parameters, registration, process, _counted: counted })))
     }
 
     async fn startup(&mut self) -> Result<Startup, Refusal> {
@@ -353,16 +377,18 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
     let role = parameters.user.as_str();
     let mut settings: BTreeMap<String, String> = parameters.settings.clone();
     let name = settings.remove("application_name").unwrap_or_default();
-    let key = |login: &Login| {
-        Arc::new(Key { database: parameters.database.clone(), login: login.clone(), settings: settings.clone() })
+    let pool = |access: &ClusterAccess, login: &Login| {
+        let (database, settings) = (parameters.database.clone(), settings.clone());
+        access.cache.pool(Key { database, login: login.clone(), settings })
     };
     if parameters.database == Catalog::MAINTENANCE_DATABASE {
-        let (pool, login, cluster) = catalog.maintenance(role)?;
+        let (workers, login, cluster) = catalog.maintenance(role)?;
+        let access = snapshot.clusters.get(&cluster.name)?.clone();
         return Some(Route {
-            account: pool.account,
-            name: format!("pool {}", pool.name),
-            access: snapshot.clusters.get(&cluster.name)?.clone(),
-            key: key(login),
+            account: workers.account,
+            name: format!("pool {}", workers.name),
+            pool: pool(&access, login),
+            access,
             pooling: PoolingMode::Transaction,
             class: Class::Admin,
             max_wait: Duration::from_secs(30),
@@ -376,11 +402,12 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
     let login = tenant.login(role)?;
     let cluster = tenant.cluster.as_ref()?;
     let class = class_of(&name);
+    let access = snapshot.clusters.get(&cluster.name)?.clone();
     Some(Route {
         account: tenant.id,
         name: format!("tenant {}", tenant.slug),
-        access: snapshot.clusters.get(&cluster.name)?.clone(),
-        key: key(login),
+        pool: pool(&access, login),
+        access,
         pooling: tenant.pooling,
         class,
         max_wait: tenant.plan.postgres.max_wait(class),
@@ -440,7 +467,7 @@ pub(crate) fn describe(error: &LeaseError) -> (String, String) {
             ("08006".into(), "cofferdam: the database server cannot be reached; try again".into())
         }
         LeaseError::Upstream(other) => ("08006".into(), format!("cofferdam: {other}")),
-        LeaseError::Exhausted { .. } => ("XX000".into(), format!("cofferdam: {error}")),
+        LeaseError::Exhausted { .. } | LeaseError::Crowded(_) => ("XX000".into(), format!("cofferdam: {error}")),
     }
 }
 

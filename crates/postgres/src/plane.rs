@@ -297,6 +297,14 @@ impl PostgresPlane {
     }
 }
 
+impl Drop for PostgresPlane {
+    fn drop(&mut self) {
+        for access in self.snapshot.load().clusters.values() {
+            access.cache.close();
+        }
+    }
+}
+
 impl fmt::Debug for PostgresPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresPlane").field("gates", &self.gates).finish_non_exhaustive()

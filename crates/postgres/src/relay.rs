@@ -9,10 +9,11 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use cofferdam_fairness::{Class, Permit};
 use cofferdam_tenant::{Catalog, PoolingMode};
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::cache::{Leased, Pinned};
-use crate::client::{Established, Route, describe, route};
+use crate::client::{Established, describe, route};
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
@@ -27,6 +28,11 @@ const READ_AHEAD: usize = 64 << 10;
 const SLOW_READER: Duration = Duration::from_secs(60);
 /// Bytes of a long transfer that are charged at a time.
 const CHARGED_EVERY: u64 = 1 << 20;
+/// What a client has sent before it said goodbye, or just left, is finished for so long before it is cancelled.
+const FINISH_AFTER_GOODBYE: Duration = Duration::from_secs(60);
+const FINISH_AFTER_LEAVING: Duration = Duration::from_secs(1);
+/// Bytes of a large message that count as a sign of life.
+const SIGN_OF_LIFE: usize = 64 << 10;
 /// Time for `DISCARD ALL` before a connection is thrown away instead.
 const RESET_LIMIT: Duration = Duration::from_secs(5);
 
@@ -53,6 +59,14 @@ pub(crate) struct Relay {
     server_passing: Passing,
     /// Judging the client's messages stopped because the server did not take more.
     stalled: bool,
+    /// The same because too many replies are owed; the server has been asked to send those it has.
+    overwhelmed: bool,
+    /// Until when the client, which holds a slot, has to give a sign of life.
+    idle_until: Option<Instant>,
+    /// Bytes of the client's current message since its last sign of life.
+    silent: usize,
+    /// The client has sent Terminate.
+    said_goodbye: bool,
     /// The server has said why it ends the connection.
     farewell_seen: bool,
     draining: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -108,7 +122,7 @@ impl Relay {
     ) -> Self {
         let draining = Box::pin(plane.draining.clone().cancelled_owned());
         Self {
-            session: Session::new(established.route.access.cache.statements(&established.route.key)),
+            session: Session::new(Arc::clone(established.route.pool.statements())),
             application_name: established.parameters.settings.get("application_name").cloned().unwrap_or_default(),
             plane,
             snapshot,
@@ -123,6 +137,10 @@ impl Relay {
             passing: Passing::default(),
             server_passing: Passing::default(),
             stalled: false,
+            overwhelmed: false,
+            idle_until: None,
+            silent: 0,
+            said_goodbye: false,
             farewell_seen: false,
             draining,
         }
@@ -134,6 +152,10 @@ impl Relay {
             Ok(()) => End::ClientGone,
             Err(end) => end,
         };
+        if matches!(end, End::ClientGone) && self.lease.is_some() {
+            let limit = if self.said_goodbye { FINISH_AFTER_GOODBYE } else { FINISH_AFTER_LEAVING };
+            let _ = tokio::time::timeout(limit, self.finish()).await;
+        }
         let server_lost = matches!(end, End::ServerGone);
         let farewell = match end {
             End::ClientGone => None,
@@ -164,7 +186,10 @@ impl Relay {
                     continue;
                 }
                 Some(Pump::Wait) => {}
-                None => return Ok(()),
+                None => {
+                    self.said_goodbye = true;
+                    return Ok(());
+                }
             }
             let event = self.wait().await?;
             self.charge_bytes(CHARGED_EVERY);
@@ -201,6 +226,10 @@ impl Relay {
                 }
                 self.inbound.advance(n);
                 self.passing.remaining -= n;
+                self.silent += n;
+                if self.silent >= SIGN_OF_LIFE {
+                    self.alive();
+                }
                 if self.passing.remaining > 0 {
                     return Ok(Some(Pump::Wait));
                 }
@@ -210,6 +239,15 @@ impl Relay {
                 self.stalled = true;
                 return Ok(Some(Pump::Wait));
             }
+            if self.session.is_overwhelmed() {
+                // What the server keeps in its buffer until Sync has to come first.
+                if let (Some(upstream), false) = (upstream, self.overwhelmed) {
+                    upstream.outbound.message(b'H', |_| {});
+                }
+                self.overwhelmed = true;
+                return Ok(Some(Pump::Wait));
+            }
+            self.overwhelmed = false;
             let header =
                 frame(Side::Client, &self.inbound).map_err(|e| End::Fatal { code: "08P01", message: e.to_string() })?;
             let Some(header) = header else { return Ok(Some(Pump::Wait)) };
@@ -243,7 +281,14 @@ impl Relay {
                 ClientStep::Terminate => return Ok(None),
             }
             self.inbound.advance(seen);
+            self.alive();
         }
+    }
+
+    /// The client has given a sign of life.
+    fn alive(&mut self) {
+        self.idle_until = None;
+        self.silent = 0;
     }
 
     /// Judges what the server has sent so far, and appends what the client shall see to `outbound`.
@@ -319,17 +364,21 @@ impl Relay {
             let unwritten = self.is_unwritten();
             // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
             let idles = self.permit.is_some() && (self.session.waits_for_client() || self.passing.remaining > 0);
-            let limit = match (unwritten, idles) {
-                (true, _) => SLOW_READER,
-                (false, true) => self.established.route.idle_in_transaction,
-                (false, false) => return self.next_event().await,
+            let limit = self.established.route.idle_in_transaction;
+            let until = match (unwritten, idles) {
+                (true, _) => Instant::now() + SLOW_READER,
+                (false, true) => *self.idle_until.get_or_insert_with(|| Instant::now() + limit),
+                (false, false) => {
+                    self.idle_until = None;
+                    return self.next_event().await;
+                }
             };
-            match tokio::time::timeout(limit, self.next_event()).await {
+            match tokio::time::timeout_at(until, self.next_event()).await {
                 Ok(event) => return event,
                 Err(_) if !unwritten => {
                     let message = format!(
-                        "terminating connection due to idle-in-transaction timeout ({:?}, from the plan of {})",
-                        limit, self.established.route.name
+                        "terminating connection due to idle-in-transaction timeout ({limit:?}, from the plan of {})",
+                        self.established.route.name
                     );
                     return Err(End::Fatal { code: "25P03", message });
                 }
@@ -426,35 +475,61 @@ impl Relay {
             }
         }
         if self.lease.is_none() {
-            let Route { access, key, max_wait, .. } = &self.established.route;
-            match access.cache.lease(key, &self.application_name, *max_wait).await {
+            let leased = match self.established.route.pool.take(&self.application_name) {
+                Some(leased) => Ok(leased),
+                None => self.connection().await?,
+            };
+            match leased {
                 Ok(leased) => self.take_over(leased),
-                Err(error) => {
-                    let (code, message) = describe(&error);
+                Err((code, message)) => {
                     self.permit = None;
                     self.refuse(kind, &code, &message);
                 }
             }
         } else if let Some(lease) = &self.lease {
             self.established.registration.handle.owns(&lease.upstream.target);
+            if self.session.take_nameless() {
+                self.name_connection();
+            }
         }
         Ok(())
     }
 
-    fn take_over(&mut self, mut leased: Leased) {
+    fn take_over(&mut self, leased: Leased) {
         self.session.leased();
         self.server_passing = Passing::default();
         self.farewell_seen = false;
         self.established.registration.handle.owns(&leased.upstream.target);
-        let upstream = &mut leased.upstream;
+        self.lease = Some(leased);
+        self.name_connection();
+    }
+
+    /// Gives the connection the name that the client gave itself at login, in the same write as the first query (rule 12).
+    fn name_connection(&mut self) {
+        let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream) else { return };
         if upstream.backend.application_name != self.application_name {
-            // Rule 12: in the same write as the first query.
             let quoted = self.application_name.replace('\\', "\\\\").replace('\'', "''");
             let sql = format!("SET application_name TO E'{quoted}'");
             self.session.inject(&sql, &mut upstream.outbound, &mut self.outbound);
             upstream.backend.application_name.clone_from(&self.application_name);
         }
-        self.lease = Some(leased);
+    }
+
+    /// A server connection that may have to be opened, or the error for the client. Ends early when the client leaves or
+    /// cancels.
+    async fn connection(&mut self) -> Result<Result<Leased, (String, String)>, End> {
+        let route = &self.established.route;
+        let handle = Arc::clone(&self.established.registration.handle);
+        let lease = pin!(route.pool.lease(&self.application_name, route.max_wait));
+        handle.forget_stale();
+        handle.waits(true);
+        let _waiting = Waiting(&handle);
+        let outcome =
+            unless_client_leaves(lease, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
+        Ok(match outcome {
+            Some(leased) => leased.map_err(|error| describe(&error)),
+            None => Err(cancelled("a server connection")),
+        })
     }
 
     /// A slot, or the error for the client. Ends early when the client leaves or cancels.
@@ -477,29 +552,17 @@ impl Relay {
         let outcome = match first {
             Poll::Ready(outcome) => outcome,
             Poll::Pending => {
-                // A cancel that came too late for the last wait must not end this one.
-                {
-                    let mut stale = pin!(handle.waiting_cancelled.notified());
-                    let _ = std::future::poll_fn(|cx| Poll::Ready(stale.as_mut().poll(cx))).await;
-                }
+                handle.forget_stale();
                 handle.waits(true);
                 let _waiting = Waiting(&handle);
-                let mut timer = pin!(tokio::time::sleep(max_wait));
-                loop {
-                    let read_ahead = self.inbound.len() < READ_AHEAD;
-                    tokio::select! {
-                        biased;
-                        outcome = &mut acquire => break outcome,
-                        () = handle.waiting_cancelled.notified() => {
-                            let message = "canceling statement due to user request, while waiting for a slot";
-                            return Ok(Err(("57014".into(), message.into())));
-                        }
-                        read = self.client.fill(&mut self.inbound), if read_ahead => match read {
-                            Ok(0) | Err(_) => return Err(End::ClientGone),
-                            Ok(n) => self.moved += n as u64,
-                        },
-                        () = &mut timer => break acquire.give_up(),
-                    }
+                let waited = {
+                    let in_time = pin!(tokio::time::timeout(max_wait, &mut acquire));
+                    unless_client_leaves(in_time, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?
+                };
+                match waited {
+                    Some(Ok(outcome)) => outcome,
+                    Some(Err(_)) => acquire.give_up(),
+                    None => return Ok(Err(cancelled("a slot"))),
                 }
             }
         };
@@ -521,7 +584,7 @@ impl Relay {
     fn follow_catalog(&mut self) -> Result<(), End> {
         self.snapshot = self.plane.snapshot();
         if let Some(route) = route(&self.snapshot, &self.established.parameters) {
-            if route.key != self.established.route.key {
+            if route.pool.key() != self.established.route.pool.key() {
                 // The password has changed; who logged in with the old one stays, with the new one at the server.
                 tracing::debug!(account = %route.name, "login changed");
             }
@@ -559,16 +622,37 @@ impl Relay {
         let Some(mut leased) = self.lease.take() else { return Ok(()) };
         self.established.registration.handle.disowns().await;
         let clean = leased.upstream.inbound.is_empty() && leased.upstream.outbound.is_empty();
-        if self.session.needs_reset() && clean {
-            if leased.upstream.reset(RESET_LIMIT).await.is_ok() {
-                self.established.route.access.cache.give_back(leased);
-            }
-        } else if clean {
-            self.established.route.access.cache.give_back(leased);
+        let needs_reset = self.session.needs_reset() || leased.upstream.backend.is_doubtful();
+        if clean && (!needs_reset || leased.upstream.reset(RESET_LIMIT).await.is_ok()) {
+            self.established.route.pool.give_back(leased);
         }
         self.session.released();
         self.permit = None;
         Ok(())
+    }
+
+    /// Lets the server finish what it has been sent by a client that is gone, as it would without a gateway.
+    async fn finish(&mut self) {
+        if self.passing.remaining > 0 {
+            return; // the rest of the message will never come
+        }
+        while self.session.is_waiting_for_server() && !self.session.waits_for_client() {
+            let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream) else { return };
+            let moved = std::future::poll_fn(|cx| {
+                if let Poll::Ready(Err(error)) = upstream.stream.poll_drain(cx, &mut upstream.outbound) {
+                    return Poll::Ready(Err(error));
+                }
+                upstream.stream.poll_fill(cx, &mut upstream.inbound)
+            });
+            match moved.await {
+                Ok(n) if n > 0 => {}
+                _ => return,
+            }
+            if self.pump_server().is_err() {
+                return;
+            }
+            self.outbound.clear();
+        }
     }
 
     /// The client is gone: whatever it was doing is stopped, and the connection is reset or closed.
@@ -578,7 +662,7 @@ impl Relay {
         self.established.registration.handle.disowns().await;
         if self.session.is_at_rest() && self.passing.remaining == 0 && leased.upstream.inbound.is_empty() {
             if leased.upstream.reset(RESET_LIMIT).await.is_ok() {
-                self.established.route.access.cache.give_back(leased);
+                self.established.route.pool.give_back(leased);
             }
             return;
         }
@@ -591,6 +675,32 @@ impl Relay {
         drop(leased); // closing the connection rolls back
         drop(self.permit.take());
     }
+}
+
+/// Waits for something on behalf of a client, reading ahead a little; `None` when the client cancels.
+async fn unless_client_leaves<T>(
+    mut work: Pin<&mut impl Future<Output = T>>,
+    client: &mut Stream,
+    inbound: &mut BytesMut,
+    moved: &mut u64,
+    handle: &crate::cancel::CancelHandle,
+) -> Result<Option<T>, End> {
+    loop {
+        let read_ahead = inbound.len() < READ_AHEAD;
+        tokio::select! {
+            biased;
+            outcome = work.as_mut() => return Ok(Some(outcome)),
+            () = handle.waiting_cancelled.notified() => return Ok(None),
+            read = client.fill(inbound), if read_ahead => match read {
+                Ok(0) | Err(_) => return Err(End::ClientGone),
+                Ok(n) => *moved += n as u64,
+            },
+        }
+    }
+}
+
+fn cancelled(waiting_for: &str) -> (String, String) {
+    ("57014".into(), format!("canceling statement due to user request, while waiting for {waiting_for}"))
 }
 
 /// Resets the "waiting for a slot" mark however the wait ends.

@@ -4,6 +4,8 @@
 //! This is no parser. It finds where statements begin, skips comments, strings and dollar quotes, and looks at words.
 //! Where it cannot be sure, it says [`Effect::opaque`]: the connection is reset before anybody else gets it.
 
+use crate::session::PREFIX;
+
 /// What a text of one or more statements does to the session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Effect {
@@ -11,6 +13,8 @@ pub struct Effect {
     pub pins: bool,
     /// It may have done anything: the server connection is reset before it serves somebody else.
     pub opaque: bool,
+    /// It takes prepared statements away.
+    pub deallocates: bool,
     /// It is this one statement and nothing else.
     pub only: Option<Only>,
 }
@@ -54,7 +58,8 @@ pub fn effect(sql: &[u8]) -> Effect {
                 if statement.tokens > 0 {
                     statements += 1;
                     out.pins |= statement.pins();
-                    out.opaque |= statement.opaque;
+                    out.opaque |= statement.is_opaque();
+                    out.deallocates |= statement.deallocates();
                     out.only = statement.only();
                 }
                 statement = Statement::default();
@@ -138,6 +143,16 @@ impl<'a> Statement<'a> {
                 Some(b'd') => first("declare") && self.hold,
                 _ => false,
             }
+    }
+
+    fn deallocates(&self) -> bool {
+        is(self.first, "discard") || is(self.first, "deallocate")
+    }
+
+    fn is_opaque(&self) -> bool {
+        // A name of the gateway's own belongs to others too.
+        self.opaque
+            || self.deallocates() && self.second.get(..PREFIX.len()).is_some_and(|s| s.eq_ignore_ascii_case(PREFIX))
     }
 
     fn only(&self) -> Option<Only> {

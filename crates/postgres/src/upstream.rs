@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, BytesMut};
-use cofferdam_tenant::{Cluster, Endpoint, Login, ServerTls};
+use cofferdam_tenant::{Cluster, Login, ServerTls};
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -66,8 +66,8 @@ pub(crate) struct Upstream {
 /// Where and how to cancel what a connection is doing.
 #[derive(Debug)]
 pub(crate) struct CancelTarget {
-    address: Endpoint,
-    timeout: Duration,
+    cluster: Arc<Cluster>,
+    tls: Option<Arc<ClientConfig>>,
     pid: u32,
     secret: Vec<u8>,
 }
@@ -79,24 +79,29 @@ impl CancelTarget {
             return Ok(());
         }
         let deliver = async {
-            let mut tcp = TcpStream::connect((self.address.host.as_str(), self.address.port)).await?;
+            // Encrypted as the connection itself: the secret is worth as much as a password while it lives.
+            let mut stream = open(&self.cluster, self.tls.as_ref()).await.map_err(io::Error::other)?;
             let mut packet = BytesMut::new();
             packet.packet(80_877_102, |b| {
                 b.put_u32(self.pid);
                 b.put_slice(&self.secret);
             });
-            tcp.write_all(&packet).await?;
-            let mut rest = [0; 16];
-            while tcp.read(&mut rest).await? > 0 {}
+            stream.drain(&mut packet).await?;
+            let mut rest = BytesMut::new();
+            while stream.fill(&mut rest).await? > 0 {
+                rest.clear();
+            }
             Ok(())
         };
-        tokio::time::timeout(self.timeout, deliver).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        tokio::time::timeout(self.cluster.connect_timeout, deliver)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
 /// Opens a connection and logs in.
 pub(crate) async fn connect(
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     tls: Option<&Arc<ClientConfig>>,
     login: &Login,
     database: &str,
@@ -109,21 +114,27 @@ pub(crate) async fn connect(
         .unwrap_or(Err(UpstreamError::Timeout(cluster.connect_timeout)))
 }
 
+/// A connection on which nothing has been said yet.
+async fn open(cluster: &Cluster, tls: Option<&Arc<ClientConfig>>) -> Result<Stream, UpstreamError> {
+    let address = &cluster.address;
+    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    tcp.set_nodelay(true)?;
+    crate::client::keep_alive(&tcp);
+    match tls {
+        Some(config) => encrypted(tcp, cluster, config).await,
+        None => Ok(Stream::Plain(tcp)),
+    }
+}
+
 async fn log_in(
-    cluster: &Cluster,
+    cluster: &Arc<Cluster>,
     tls: Option<&Arc<ClientConfig>>,
     login: &Login,
     database: &str,
     settings: &BTreeMap<String, String>,
     application_name: &str,
 ) -> Result<Upstream, UpstreamError> {
-    let address = &cluster.address;
-    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
-    tcp.set_nodelay(true)?;
-    let mut stream = match tls {
-        Some(config) => encrypted(tcp, cluster, config).await?,
-        None => Stream::Plain(tcp),
-    };
+    let mut stream = open(cluster, tls).await?;
     let mut outbound = BytesMut::new();
     outbound.packet(196_608, |b| {
         let pairs = [("user", login.role.as_str()), ("database", database), ("application_name", application_name)];
@@ -166,12 +177,7 @@ async fn log_in(
         inbound,
         outbound,
         backend: Backend::new(&reported, application_name),
-        target: Arc::new(CancelTarget {
-            address: address.clone(),
-            timeout: cluster.connect_timeout,
-            pid: key.0,
-            secret: key.1,
-        }),
+        target: Arc::new(CancelTarget { cluster: Arc::clone(cluster), tls: tls.cloned(), pid: key.0, secret: key.1 }),
         reported: Arc::new(reported),
     })
 }
@@ -298,7 +304,7 @@ impl Upstream {
             }
         };
         tokio::time::timeout(limit, work).await.unwrap_or(Err(UpstreamError::Timeout(limit)))?;
-        self.backend.discarded();
+        self.backend.reset();
         Ok(())
     }
 

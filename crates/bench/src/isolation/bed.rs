@@ -10,8 +10,8 @@ use cofferdam_testkit::postgres::{Cluster, ClusterOptions, free_port};
 use tokio::time::Instant;
 
 use super::load::Target;
-use super::peers::{Behind, POSTGRES_SLOTS, Running};
 use super::{Plane, Workload, host};
+use crate::peers::{Behind, Running};
 
 /// Tenants with a little to do all the time.
 pub(super) const VICTIMS: usize = 8;
@@ -19,6 +19,8 @@ pub(super) const VICTIMS: usize = 8;
 const AGGRESSORS: usize = 4;
 /// Workers of the miniature Odoo.
 pub(super) const WORKERS: u32 = 40;
+/// Slots of the cluster: the most transactions at once.
+const POSTGRES_SLOTS: u32 = 40;
 const PASSWORD: &str = "isolation-secret";
 /// How long a piece of the aggressors' long work takes: sleeping, and computing alone on a core.
 const SLEEP: Duration = Duration::from_secs(1);
@@ -123,6 +125,8 @@ impl Bed {
             workers: WORKERS,
             tenants: &self.tenants,
             password: PASSWORD,
+            slots: POSTGRES_SLOTS,
+            least_slots: 4,
         }
     }
 

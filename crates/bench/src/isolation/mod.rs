@@ -4,7 +4,6 @@
 mod bed;
 mod cell;
 mod load;
-mod peers;
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -17,13 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use cell::{Cell, Latency, Victim};
-pub use peers::Peer;
 
+use crate::peers::{Peer, Running};
 use crate::plot::{Bar, Group, bars};
 use bed::Bed;
 use cell::fairness;
 use load::{Counter, Recorder, Sample, aggressor, victim};
-use peers::Running;
 
 /// Transactions or requests per second of each victim.
 const VICTIM_RATE: f64 = 20.0;
@@ -281,7 +279,7 @@ async fn settle(bed: &Bed) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn host(tenant: &str) -> String {
+pub(crate) fn host(tenant: &str) -> String {
     format!("{tenant}.example.com")
 }
 

@@ -7,10 +7,10 @@
 mod pipeline;
 mod statements;
 
-pub use pipeline::{Owed, Pipeline};
+pub use pipeline::{Owed, Pipeline, Statements};
+pub(crate) use statements::PREFIX;
 pub use statements::{Backend, Statement, StatementRegistry};
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,8 +21,11 @@ use statements::server_name;
 
 /// A message up to this size is read whole when its content matters.
 pub const INSPECT: usize = 1 << 20;
-/// Named prepared statements one client may hold.
+/// Named prepared statements one client may hold, and the bytes of their texts.
 const MAX_STATEMENTS: usize = 10_000;
+const MAX_STATEMENT_BYTES: usize = 16 << 20;
+/// With so many replies owed, the client's next message has to wait.
+const MAX_OWED: usize = 10_000;
 
 /// What becomes of a client's message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +72,9 @@ impl Violation {
 #[derive(Debug)]
 pub struct Session {
     registry: Arc<StatementRegistry>,
-    statements: HashMap<Bytes, Arc<Statement>>,
+    statements: Statements,
+    /// Bytes of the texts in `statements`, or more: what was closed counts until all are.
+    statement_bytes: usize,
     /// The body of the last Parse without a name, when it may be needed on another connection.
     unnamed: Option<Vec<u8>>,
     unnamed_effect: sql::Effect,
@@ -80,7 +85,11 @@ pub struct Session {
     /// A server connection is held, perhaps without a slot.
     leased: bool,
     pinned: bool,
+    /// A reported setting is not what it was on the fresh connection.
+    altered: bool,
     dirty: bool,
+    /// `DISCARD ALL` has taken from the connection the name that the client gave itself at login.
+    nameless: bool,
     /// Told the client an error of our own inside a batch: skip its messages until Sync, which we answer.
     refused: bool,
 }
@@ -90,7 +99,8 @@ impl Session {
     pub fn new(registry: Arc<StatementRegistry>) -> Self {
         Self {
             registry,
-            statements: HashMap::new(),
+            statements: Statements::new(),
+            statement_bytes: 0,
             unnamed: None,
             unnamed_effect: sql::Effect::default(),
             unnamed_here: false,
@@ -98,7 +108,9 @@ impl Session {
             status: TransactionStatus::Idle,
             leased: false,
             pinned: false,
+            altered: false,
             dirty: false,
+            nameless: false,
             refused: false,
         }
     }
@@ -117,7 +129,7 @@ impl Session {
     pub fn server_needs(frame: Frame) -> usize {
         match frame.kind {
             // What is said after RowDescription must not come in the middle of it.
-            b'Z' | b'S' | b'C' | b'T' => frame.total.min(INSPECT),
+            b'Z' | b'S' | b'C' | b'T' | b'E' => frame.total.min(INSPECT),
             _ => Frame::HEADER,
         }
     }
@@ -226,7 +238,15 @@ impl Session {
         self.unnamed = None;
         self.unnamed_here = false;
         self.apply(effect);
-        self.pipeline.owe(Owed::Query, to_client);
+        let mut saved = None;
+        if let (Some(backend), true) = (backend, effect.deallocates) {
+            // What the client sends behind it must not rely on what it takes away.
+            backend.distrust_all();
+            if matches!(effect.only, Some(Only::DiscardAll | Only::DeallocateAll)) {
+                saved = Some(Box::new(std::mem::take(&mut self.statements)));
+            }
+        }
+        self.pipeline.owe(Owed::Query(saved), to_client);
         ClientStep::Forward { consumed: 0 }
     }
 
@@ -245,10 +265,10 @@ impl Session {
             if whole
                 && !name.is_empty()
                 && !self.statements.contains_key(name)
-                && self.has_room()
+                && self.has_room(rest.len())
                 && let Some(statement) = self.registry.accepted(rest)
             {
-                self.statements.insert(Bytes::copy_from_slice(name), statement);
+                self.hold(Bytes::copy_from_slice(name), statement);
                 to_client.message(b'1', |_| {});
                 return Ok(ClientStep::Drop);
             }
@@ -270,11 +290,12 @@ impl Session {
             self.pipeline.owe(Owed::Parse(None), to_client);
             return Ok(ClientStep::Forward { consumed: 0 });
         }
-        if !whole || !self.has_room() {
+        if !whole || !self.has_room(rest.len()) {
             return Err(Violation {
                 code: "54000",
                 message: format!(
-                    "a named prepared statement must be shorter than {INSPECT} bytes, and a client may hold {MAX_STATEMENTS}"
+                    "a named prepared statement must be shorter than {INSPECT} bytes, and a client may hold \
+                     {MAX_STATEMENTS} of {MAX_STATEMENT_BYTES} bytes together"
                 ),
             });
         }
@@ -288,14 +309,14 @@ impl Session {
         let statement = self.registry.intern(rest, effect);
         self.apply(effect);
         let name = Bytes::copy_from_slice(name);
-        self.statements.insert(name.clone(), Arc::clone(&statement));
+        self.hold(name.clone(), Arc::clone(&statement));
         if backend.has(statement.id) && self.status == TransactionStatus::Failed {
             // In a failed transaction PostgreSQL refuses most statements already here: let it, under another name.
             let probe = [&server_name(statement.id)[..], b"_probe"].concat();
             write_parse(to_server, &probe, rest);
             self.pipeline.owe(Owed::ProbeParse(name), to_client);
             write_close(to_server, &probe);
-            self.pipeline.owe(Owed::InjectedClose, to_client);
+            self.pipeline.owe(Owed::InjectedClose(None), to_client);
         } else if backend.has(statement.id) {
             self.pipeline.owe(Owed::LocalParse(name), to_client);
         } else {
@@ -318,7 +339,7 @@ impl Session {
         let Some((name, after)) = cstr(after) else { return Err(Violation::new("a statement name is too long")) };
         let consumed = seen_until(body, after);
         let Some(backend) = backend else { return Ok(ClientStep::NeedServer) };
-        let renamed = self.renamed(name, backend, to_server, to_client);
+        let (renamed, id) = self.renamed(name, backend, to_server, to_client);
         let rest = frame.total - consumed;
         to_server.put_u8(b'B');
         to_server.put_u32((4 + portal.len() + 1 + renamed.len() + 1 + rest) as u32);
@@ -326,7 +347,7 @@ impl Session {
         to_server.put_u8(0);
         to_server.put_slice(&renamed);
         to_server.put_u8(0);
-        self.pipeline.owe(Owed::Bind, to_client);
+        self.pipeline.owe(Owed::Bind(id), to_client);
         Ok(ClientStep::Forward { consumed })
     }
 
@@ -341,17 +362,17 @@ impl Session {
         let Some(backend) = backend else { return Ok(ClientStep::NeedServer) };
         if let Some((b'S', name)) = body.split_first() {
             let Some((name, _)) = cstr(name) else { return Err(Violation::new("a statement name is too long")) };
-            let renamed = self.renamed(name, backend, to_server, to_client);
+            let (renamed, id) = self.renamed(name, backend, to_server, to_client);
             to_server.message(b'D', |b| {
                 b.put_u8(b'S');
                 b.put_slice(&renamed);
                 b.put_u8(0);
             });
-            self.pipeline.owe(Owed::Describe, to_client);
+            self.pipeline.owe(Owed::Describe(id), to_client);
             return Ok(ClientStep::Drop);
         }
         debug_assert!(frame.kind == b'D');
-        self.pipeline.owe(Owed::Describe, to_client);
+        self.pipeline.owe(Owed::Describe(None), to_client);
         Ok(ClientStep::Forward { consumed: 0 })
     }
 
@@ -381,21 +402,22 @@ impl Session {
         Ok(ClientStep::Forward { consumed: 0 })
     }
 
-    /// The name under which the leased server connection knows a client's statement, which is made to exist there.
+    /// The name under which the leased server connection knows a client's statement, which is made to exist there, and
+    /// its number if it has one.
     fn renamed(
         &mut self,
         name: &[u8],
         backend: &mut Backend,
         to_server: &mut BytesMut,
         to_client: &mut BytesMut,
-    ) -> Vec<u8> {
+    ) -> (Vec<u8>, Option<u64>) {
         if name.is_empty() {
             if self.unnamed_here {
-                return Vec::new();
+                return (Vec::new(), None);
             }
             let Some(body) = &self.unnamed else {
                 // There may be one on the connection, but it is somebody else's.
-                return b"cofferdam_unnamed".to_vec();
+                return (b"cofferdam_unnamed".to_vec(), None);
             };
             // Parsed in an earlier transaction, on a connection that may have been another one.
             write_parse(to_server, b"", body);
@@ -403,17 +425,17 @@ impl Session {
             self.unnamed_here = true;
             let effect = self.unnamed_effect;
             self.apply(effect);
-            return Vec::new();
+            return (Vec::new(), None);
         }
         match self.statements.get(name).cloned() {
             Some(statement) => {
                 self.ensure_prepared(&statement, backend, to_server, to_client);
                 self.apply(statement.effect);
-                server_name(statement.id)
+                (server_name(statement.id), Some(statement.id))
             }
             // PostgreSQL will say that it does not exist; a name that looks like one of ours must not exist either.
-            None if name.starts_with(statements::PREFIX) => [b"?".as_slice(), name].concat(),
-            None => name.to_vec(),
+            None if name.starts_with(PREFIX) => ([b"?".as_slice(), name].concat(), None),
+            None => (name.to_vec(), None),
         }
     }
 
@@ -460,10 +482,8 @@ impl Session {
                     return Ok(ServerStep::Drop);
                 }
                 if let Some((name, value)) = cstr(body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
-                    // Something changed a setting that is reported: the client's session is not a fresh one any more.
-                    if backend.report(name, value) {
-                        self.pinned = true;
-                    }
+                    // Whatever changed it, and whatever changes it back.
+                    self.altered = backend.report(name, value);
                 }
                 Ok(ServerStep::Forward)
             }
@@ -471,15 +491,13 @@ impl Session {
                 if !injected {
                     match cstr(body).map_or(body, |(tag, _)| tag) {
                         b"DISCARD ALL" => {
-                            self.forget_statements();
+                            self.deallocated(backend);
                             backend.discarded();
+                            self.nameless = true;
                             self.pinned = false;
                             self.dirty = false;
                         }
-                        b"DEALLOCATE ALL" => {
-                            self.forget_statements();
-                            backend.forget_statements();
-                        }
+                        b"DEALLOCATE ALL" => self.deallocated(backend),
                         _ => {}
                     }
                 }
@@ -495,6 +513,7 @@ impl Session {
             }
             b'H' => Ok(forward),
             b'E' => {
+                self.heal(body, backend);
                 let statements = &mut self.statements;
                 let batch = self.pipeline.failed(|lost| match lost {
                     Owed::Parse(Some((name, statement))) => {
@@ -505,6 +524,12 @@ impl Session {
                         statements.remove(name);
                     }
                     Owed::InjectedParse(id) => backend.remove(*id),
+                    Owed::InjectedClose(Some(id)) => backend.distrust(*id),
+                    Owed::Query(Some(saved)) => {
+                        for (name, statement) in saved.iter() {
+                            statements.entry(name.clone()).or_insert_with(|| Arc::clone(statement));
+                        }
+                    }
                     Owed::LocalClose(Some((name, statement))) => {
                         statements.insert(name.clone(), Arc::clone(statement));
                     }
@@ -576,21 +601,33 @@ impl Session {
         self.pipeline.waits_for_client()
     }
 
+    /// Whether the client has to wait with its next message because too many of its last are unanswered.
+    pub fn is_overwhelmed(&self) -> bool {
+        self.pipeline.len() >= MAX_OWED
+    }
+
+    /// Whether the server connection has lost the name that the client gave itself at login; says so once.
+    pub fn take_nameless(&mut self) -> bool {
+        std::mem::take(&mut self.nameless)
+    }
+
     /// Whether the client holds state on its server connection.
     pub fn is_pinned(&self) -> bool {
-        self.pinned
+        self.pinned || self.altered
     }
 
     /// Whether the server connection must be reset before it serves somebody else.
     pub fn needs_reset(&self) -> bool {
-        self.pinned || self.dirty
+        self.pinned || self.altered || self.dirty
     }
 
     /// To be called when the server connection has been given back or reset.
     pub fn released(&mut self) {
         self.leased = false;
         self.pinned = false;
+        self.altered = false;
         self.dirty = false;
+        self.nameless = false;
     }
 
     /// The transaction status last reported.
@@ -603,14 +640,56 @@ impl Session {
         self.dirty |= effect.opaque;
     }
 
-    fn has_room(&self) -> bool {
-        self.statements.len() < MAX_STATEMENTS
+    fn has_room(&self, bytes: usize) -> bool {
+        self.statements.len() < MAX_STATEMENTS && self.statement_bytes + bytes <= MAX_STATEMENT_BYTES
+    }
+
+    fn hold(&mut self, name: Bytes, statement: Arc<Statement>) {
+        if self.statements.is_empty() {
+            self.statement_bytes = 0;
+        }
+        self.statement_bytes += statement.body.len();
+        self.statements.insert(name, statement);
     }
 
     fn forget_statements(&mut self) {
         self.statements.clear();
         self.unnamed = None;
     }
+
+    /// The server has deallocated everything. When the gateway saw it coming, what has been prepared since stays.
+    fn deallocated(&mut self, backend: &mut Backend) {
+        if !matches!(self.pipeline.front(), Some(Owed::Query(Some(_)))) {
+            self.forget_statements();
+            backend.distrust_all();
+        }
+    }
+
+    /// Learns from an error about a prepared statement: the next use prepares it again (rule 14).
+    fn heal(&mut self, error: &[u8], backend: &mut Backend) {
+        let id = match self.pipeline.front() {
+            Some(Owed::Bind(Some(id)) | Owed::Describe(Some(id)) | Owed::InjectedParse(id)) => *id,
+            Some(Owed::Parse(Some((_, statement)))) => statement.id,
+            _ => return,
+        };
+        // 0A000: its plan must not change its result type. 26000: it is not there. 42P05: it is there already.
+        if matches!(sqlstate(error), Some(b"0A000" | b"26000" | b"42P05")) {
+            backend.distrust(id);
+        }
+    }
+}
+
+/// The code in an ErrorResponse, if it has one (rule 1).
+fn sqlstate(error: &[u8]) -> Option<&[u8]> {
+    let mut rest = error;
+    while let Some((&field, after)) = rest.split_first() {
+        let (text, next) = cstr(after)?;
+        if field == b'C' {
+            return Some(text);
+        }
+        rest = next;
+    }
+    None
 }
 
 /// Bytes of the message up to where `after` begins inside its body.

@@ -1,6 +1,6 @@
 //! The queue of replies that the server still owes, in order (rules 4 and 5).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -11,8 +11,8 @@ use crate::wire::Reply;
 /// A reply that is owed, and what to do with it.
 #[derive(Debug, Clone)]
 pub enum Owed {
-    /// A simple query: ends with ReadyForQuery.
-    Query,
+    /// A simple query: ends with ReadyForQuery. One that deallocates everything carries what comes back if it fails.
+    Query(Option<Box<Statements>>),
     /// A simple query of the gateway's own.
     InjectedQuery,
     /// A function call: ends with ReadyForQuery.
@@ -29,10 +29,10 @@ pub enum Owed {
     Injected,
     /// ParseComplete that the gateway says itself when its turn comes.
     LocalParse(Bytes),
-    /// BindComplete.
-    Bind,
-    /// RowDescription or NoData.
-    Describe,
+    /// BindComplete; of a named statement, its number.
+    Bind(Option<u64>),
+    /// RowDescription or NoData; of a named statement, its number.
+    Describe(Option<u64>),
     /// CommandComplete, PortalSuspended or EmptyQueryResponse.
     Execute,
     /// CloseComplete.
@@ -40,10 +40,13 @@ pub enum Owed {
     /// Nothing: here the client has ended its copy data, before it knew whether there is a copy.
     CopyEnd,
     /// CloseComplete of a statement that the gateway evicts; swallowed.
-    InjectedClose,
+    InjectedClose(Option<u64>),
     /// CloseComplete that the gateway says itself; what must come back if the batch fails first.
     LocalClose(Option<(Bytes, Arc<Statement>)>),
 }
+
+/// A client's named statements.
+pub type Statements = HashMap<Bytes, Arc<Statement>>;
 
 /// The replies owed by the leased server connection.
 #[derive(Debug, Default)]
@@ -64,7 +67,7 @@ impl Pipeline {
     pub fn owe(&mut self, owed: Owed, to_client: &mut BytesMut) {
         match owed {
             Owed::Sync => self.batch = false,
-            Owed::Query | Owed::InjectedQuery | Owed::FunctionCall | Owed::CopyEnd => {}
+            Owed::Query(_) | Owed::InjectedQuery | Owed::FunctionCall | Owed::CopyEnd => {}
             _ => self.batch = true,
         }
         self.owed.push_back(owed);
@@ -76,10 +79,10 @@ impl Pipeline {
         let (pays, forward) = match (self.owed.front(), kind) {
             (Some(Owed::Parse(_) | Owed::ProbeParse(_)), b'1') => (true, true),
             (Some(Owed::InjectedParse(_) | Owed::Injected), b'1') => (true, false),
-            (Some(Owed::Bind), b'2') => (true, true),
+            (Some(Owed::Bind(_)), b'2') => (true, true),
             (Some(Owed::Close), b'3') => (true, true),
-            (Some(Owed::InjectedClose), b'3') => (true, false),
-            (Some(Owed::Describe), b'T' | b'n') => (true, true),
+            (Some(Owed::InjectedClose(_)), b'3') => (true, false),
+            (Some(Owed::Describe(_)), b'T' | b'n') => (true, true),
             (Some(Owed::Execute), b'C' | b'I' | b's') => (true, true),
             (Some(Owed::InjectedQuery), _) => (false, false),
             _ => (false, true),
@@ -99,7 +102,7 @@ impl Pipeline {
     pub fn ready(&mut self, to_client: &mut BytesMut) -> bool {
         self.copy_in = false;
         match self.owed.front() {
-            Some(Owed::Query | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync) => {
+            Some(Owed::Query(_) | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync) => {
                 self.perhaps = 0;
                 self.owed.pop_front();
                 self.settle_local(to_client);
@@ -119,8 +122,12 @@ impl Pipeline {
     /// it was in the extended protocol.
     pub fn failed(&mut self, mut lost: impl FnMut(&Owed)) -> bool {
         self.copy_in = false;
-        if matches!(self.owed.front(), Some(Owed::Query | Owed::InjectedQuery | Owed::FunctionCall)) {
-            return false; // ReadyForQuery follows by itself
+        if matches!(self.owed.front(), Some(Owed::Query(_) | Owed::InjectedQuery | Owed::FunctionCall)) {
+            // ReadyForQuery follows by itself.
+            if let Some(Owed::Query(saved @ Some(_))) = self.owed.front_mut() {
+                lost(&Owed::Query(saved.take()));
+            }
+            return false;
         }
         let sync = self.owed.iter().position(|o| matches!(o, Owed::Sync));
         let end = sync.unwrap_or(self.owed.len());
@@ -181,6 +188,16 @@ impl Pipeline {
     /// Whether the unnamed statement will be replaced by what has been sent already.
     pub fn owes_unnamed_parse(&self) -> bool {
         self.owed.iter().any(|o| matches!(o, Owed::Parse(None) | Owed::Injected))
+    }
+
+    /// What answers next.
+    pub fn front(&self) -> Option<&Owed> {
+        self.owed.front()
+    }
+
+    /// How many replies are owed.
+    pub fn len(&self) -> usize {
+        self.owed.len()
     }
 
     /// Whether nothing is owed.

@@ -1,7 +1,7 @@
 //! Prepared statements across server connections (rule 14): one name per text for the whole process, and per server
 //! connection the set of names that exist there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -44,8 +44,24 @@ pub(crate) fn server_name(id: u64) -> Vec<u8> {
 /// The statements that clients with the same database, role and settings have prepared, by text.
 #[derive(Debug, Default)]
 pub struct StatementRegistry {
-    known: Mutex<HashMap<Bytes, Weak<Statement>>>,
+    known: Mutex<Known>,
 }
+
+#[derive(Debug)]
+struct Known {
+    by_text: HashMap<Bytes, Weak<Statement>>,
+    /// With so many entries, those whose clients are gone are forgotten.
+    sweep_at: usize,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { by_text: HashMap::new(), sweep_at: SWEEP }
+    }
+}
+
+/// The fewest entries for which looking for dead ones is worth it.
+const SWEEP: usize = 64;
 
 /// Numbers statements of all registries: a session may come to a connection of another registry when its tenant moves.
 static NEXT_STATEMENT: AtomicU64 = AtomicU64::new(0);
@@ -54,23 +70,24 @@ impl StatementRegistry {
     /// The statement with this body, the same one for every client as long as somebody holds it.
     pub(crate) fn intern(&self, body: &[u8], effect: Effect) -> Arc<Statement> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = known.get(body).and_then(Weak::upgrade) {
+        if let Some(statement) = known.by_text.get(body).and_then(Weak::upgrade) {
             return statement;
         }
-        if known.len() > 1_000 && known.len().is_power_of_two() {
-            known.retain(|_, s| s.strong_count() > 0);
+        if known.by_text.len() >= known.sweep_at {
+            known.by_text.retain(|_, s| s.strong_count() > 0);
+            known.sweep_at = (2 * known.by_text.len()).max(SWEEP);
         }
         let id = NEXT_STATEMENT.fetch_add(1, Ordering::Relaxed);
         let body = Bytes::copy_from_slice(body);
         let statement = Arc::new(Statement { id, body: body.clone(), effect, accepted: AtomicBool::new(false) });
-        known.insert(body, Arc::downgrade(&statement));
+        known.by_text.insert(body, Arc::downgrade(&statement));
         statement
     }
 
     /// The statement with this body, if a server connection has accepted it before.
     pub(crate) fn accepted(&self, body: &[u8]) -> Option<Arc<Statement>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(body)?.upgrade().filter(|s| s.accepted.load(Ordering::Relaxed))
+        known.by_text.get(body)?.upgrade().filter(|s| s.accepted.load(Ordering::Relaxed))
     }
 }
 
@@ -80,6 +97,10 @@ pub struct Backend {
     prepared: HashMap<u64, u64>,
     by_use: BTreeMap<u64, u64>,
     clock: u64,
+    /// Statements that may exist here although they must not be used: they are closed before they are prepared again.
+    stale: HashSet<u64>,
+    /// Reported settings that are not what they were on the fresh connection.
+    altered: HashSet<Bytes>,
     /// Reported settings as they were when the connection was fresh.
     baseline: HashMap<Bytes, Bytes>,
     /// The `application_name` that is set there now.
@@ -117,12 +138,16 @@ impl Backend {
 
     /// Notes a statement that is about to be prepared, and closes the least recently used if there are too many.
     pub(crate) fn add(&mut self, id: u64, to_server: &mut BytesMut, owed: &mut Pipeline, to_client: &mut BytesMut) {
+        if self.stale.remove(&id) {
+            write_close(to_server, &server_name(id));
+            owed.owe(Owed::InjectedClose(Some(id)), to_client);
+        }
         if self.prepared.len() >= PER_CONNECTION
             && let Some((_, oldest)) = self.by_use.pop_first()
         {
             self.prepared.remove(&oldest);
             write_close(to_server, &server_name(oldest));
-            owed.owe(Owed::InjectedClose, to_client);
+            owed.owe(Owed::InjectedClose(Some(oldest)), to_client);
         }
         self.clock += 1;
         self.prepared.insert(id, self.clock);
@@ -135,27 +160,53 @@ impl Backend {
         }
     }
 
-    pub(crate) fn forget_statements(&mut self) {
+    /// A statement may or may not exist here, or must be planned again.
+    pub(crate) fn distrust(&mut self, id: u64) {
+        self.remove(id);
+        self.stale.insert(id);
+    }
+
+    /// The same for all of them: what is on its way will deallocate them if it succeeds.
+    pub(crate) fn distrust_all(&mut self) {
+        self.by_use.clear();
+        self.stale.extend(std::mem::take(&mut self.prepared).into_keys());
+    }
+
+    /// Whether so many statements are in doubt that a reset is the better way.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.stale.len() > PER_CONNECTION
+    }
+
+    /// The session is as after login.
+    pub(crate) fn reset(&mut self) {
         self.prepared.clear();
         self.by_use.clear();
+        self.stale.clear();
+        self.altered.clear();
+        self.discarded();
     }
 
     /// DISCARD ALL has happened.
     pub(crate) fn discarded(&mut self) {
-        self.forget_statements();
         self.application_name.clone_from(&self.opened_as);
     }
 
-    /// A setting was reported; true when it is not what it was on the fresh connection.
+    /// A setting was reported. Says whether any is not what it was on the fresh connection.
     pub(crate) fn report(&mut self, name: &[u8], value: &[u8]) -> bool {
-        if name == b"application_name" {
+        let usual = if name == b"application_name" {
             self.application_name = String::from_utf8_lossy(value).into_owned();
-            return self.application_name != self.opened_as;
+            self.application_name == self.opened_as
+        } else if matches!(name, b"is_superuser" | b"in_hot_standby" | b"default_transaction_read_only") {
+            // What depends on the role or the transaction, and not on a SET.
+            true
+        } else {
+            self.baseline.get(name).is_some_and(|baseline| baseline == value)
+        };
+        if usual {
+            self.altered.remove(name);
+        } else {
+            self.altered.insert(Bytes::copy_from_slice(name));
         }
-        // What depends on the role or the transaction, and not on a SET.
-        if matches!(name, b"is_superuser" | b"in_hot_standby" | b"default_transaction_read_only") {
-            return false;
-        }
-        self.baseline.get(name).is_none_or(|baseline| baseline != value)
+        !self.altered.is_empty()
     }
 }

@@ -21,6 +21,8 @@ pub enum Peer {
     Fifo,
     /// PgBouncer in transaction mode, one pool of so many connections per database.
     PgBouncer(u32),
+    /// The same as two processes that share a port.
+    PgBouncers(u32),
     /// HAProxy; a tenant with more requests at once has a lower priority in the queue.
     HaProxy,
     /// NGINX with a limit of requests at once per tenant, a quarter of the workers.
@@ -36,6 +38,7 @@ impl Peer {
             Self::Cofferdam => "cofferdam".into(),
             Self::Fifo => "cofferdam-fifo".into(),
             Self::PgBouncer(size) => format!("pgbouncer-{size}"),
+            Self::PgBouncers(size) => format!("pgbouncer-2x{}", size / 2),
             Self::HaProxy => "haproxy".into(),
             Self::Nginx => "nginx".into(),
             Self::Direct => "direct".into(),
@@ -45,12 +48,12 @@ impl Peer {
 
 /// A peer that runs. Ends when dropped.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(crate) struct Running {
     /// Where PostgreSQL is spoken.
-    pub(super) postgres: u16,
+    pub(crate) postgres: u16,
     /// Where HTTP is spoken.
-    pub(super) http: u16,
-    _child: Option<Child>,
+    pub(crate) http: u16,
+    children: Vec<Child>,
     _files: Option<Files>,
 }
 
@@ -64,38 +67,54 @@ enum Files {
 
 /// What a peer is put in front of.
 #[derive(Debug, Clone)]
-pub(super) struct Behind<'a> {
+pub(crate) struct Behind<'a> {
     /// PostgreSQL, if it is.
-    pub(super) postgres: Option<u16>,
+    pub(crate) postgres: Option<u16>,
     /// The port where Cofferdam speaks PostgreSQL when Odoo already knows it.
-    pub(super) postgres_front: Option<u16>,
+    pub(crate) postgres_front: Option<u16>,
     /// Odoo, if it is.
-    pub(super) http: Option<u16>,
+    pub(crate) http: Option<u16>,
     /// Odoo's workers.
-    pub(super) workers: u32,
-    pub(super) tenants: &'a [String],
-    pub(super) password: &'a str,
+    pub(crate) workers: u32,
+    pub(crate) tenants: &'a [String],
+    pub(crate) password: &'a str,
+    /// Slots of the cluster: the most transactions at once.
+    pub(crate) slots: u32,
+    /// The fewest slots that adapting may leave.
+    pub(crate) least_slots: u32,
 }
 
-/// Slots of the cluster: the most transactions at once.
-pub(super) const POSTGRES_SLOTS: u32 = 40;
-
 impl Running {
-    pub(super) fn direct(behind: &Behind<'_>) -> Self {
+    /// Processor time that the peer's processes have used so far.
+    pub(crate) fn cpu(&self) -> Duration {
+        self.pids().map(cpu_of).sum()
+    }
+
+    /// Resident memory of the peer's processes, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        self.pids().map(resident_of).sum()
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> {
+        self.children.iter().filter_map(Child::id)
+    }
+
+    pub(crate) fn direct(behind: &Behind<'_>) -> Self {
         Self {
             postgres: behind.postgres.unwrap_or_default(),
             http: behind.http.unwrap_or_default(),
-            _child: None,
+            children: Vec::new(),
             _files: None,
         }
     }
 
-    pub(super) async fn start(peer: Peer, behind: &Behind<'_>, cofferdam: &Path) -> anyhow::Result<Self> {
+    pub(crate) async fn start(peer: Peer, behind: &Behind<'_>, cofferdam: &Path) -> anyhow::Result<Self> {
         match peer {
             Peer::Direct => Ok(Self::direct(behind)),
             Peer::Cofferdam => Self::cofferdam(behind, cofferdam, "fair").await,
             Peer::Fifo => Self::cofferdam(behind, cofferdam, "fifo").await,
-            Peer::PgBouncer(size) => Self::pgbouncer(behind, size).await,
+            Peer::PgBouncer(size) => Self::pgbouncer(behind, size, 1).await,
+            Peer::PgBouncers(size) => Self::pgbouncer(behind, size / 2, 2).await,
             Peer::HaProxy => Self::haproxy(behind).await,
             Peer::Nginx => Self::nginx(behind).await,
         }
@@ -113,16 +132,17 @@ impl Running {
             ));
         }
         if let Some(server) = behind.postgres {
-            let expensive = POSTGRES_SLOTS - POSTGRES_SLOTS.div_ceil(20);
+            let (slots, least) = (behind.slots, behind.least_slots);
+            let expensive = slots - slots.div_ceil(20);
             main.push_str(&format!(
-                "postgres: {{ listen: ['127.0.0.1:{postgres}'] }}\nclusters:\n  pg:\n    address: '127.0.0.1:{server}'\n    \
-                 slots: {POSTGRES_SLOTS}\n    min_slots: 4\n    expensive_slots: {expensive}\n    connections: 150\n    \
+                "postgres: {{ listen: ['127.0.0.1:{postgres}'], max_connections: 12000 }}\nclusters:\n  pg:\n    address: '127.0.0.1:{server}'\n    \
+                 slots: {slots}\n    min_slots: {least}\n    expensive_slots: {expensive}\n    connections: 150\n    \
                  scheduling: {scheduling}\n"
             ));
         }
         main.push_str(
-            "plans:\n  standard:\n    http: { queue: 500, max_wait: 120s }\n    postgres: { queue: 500, max_wait: 120s }\n    \
-             max_clients: 500\n",
+            "plans:\n  standard:\n    http: { queue: 500, max_wait: 120s }\n    postgres: { queue: 1000, max_wait: 120s }\n    \
+             max_clients: 12000\n",
         );
         let directory = TenantDirectory::new(&main)?;
         for tenant in behind.tenants {
@@ -136,7 +156,7 @@ impl Running {
                 file.push_str(&format!("database: {tenant}\nlogin: {{ role: {tenant}, password: {password} }}\n"));
             }
             if behind.http.is_some() {
-                file.push_str(&format!("hosts: [{}]\n", super::host(tenant)));
+                file.push_str(&format!("hosts: [{}]\n", crate::isolation::host(tenant)));
             }
             directory.tenant(tenant, &file)?;
         }
@@ -144,10 +164,10 @@ impl Running {
         command.args(["serve", "--log", "warn", "--config"]).arg(directory.path());
         let ports = [postgres, http].into_iter().filter(|p| *p != 0).collect::<Vec<_>>();
         let child = launch(command, &ports).await?;
-        Ok(Self { postgres, http, _child: Some(child), _files: Some(Files::Tenants(directory)) })
+        Ok(Self { postgres, http, children: vec![child], _files: Some(Files::Tenants(directory)) })
     }
 
-    async fn pgbouncer(behind: &Behind<'_>, size: u32) -> anyhow::Result<Self> {
+    async fn pgbouncer(behind: &Behind<'_>, size: u32, processes: usize) -> anyhow::Result<Self> {
         let Some(server) = behind.postgres else { bail!("PgBouncer stands in front of PostgreSQL only") };
         let port = free_port()?;
         let directory = tempfile::Builder::new().prefix("cofferdam-peer-").tempdir()?;
@@ -161,21 +181,26 @@ impl Running {
         let users_file = directory.path().join("users.txt");
         main.push_str(&format!(
             "[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\n\
-             auth_file = {}\npool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 2000\n\
+             auth_file = {}\npool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 12000\n\
+             so_reuseport = {}\nmax_prepared_statements = 200\n\
              ignore_startup_parameters = extra_float_digits,options\nlog_connections = 0\nlog_disconnections = 0\n",
-            users_file.display()
+            users_file.display(),
+            u32::from(processes > 1),
         ));
         fs::write(&users_file, users)?;
         let path = directory.path().join("pgbouncer.ini");
         fs::write(&path, main)?;
         open_to_all(directory.path())?;
-        let mut command = Command::new("pgbouncer");
-        command.arg("-q").arg(&path);
-        if is_root() {
-            command.args(["-u", "postgres"]);
+        let mut children = Vec::new();
+        for _ in 0..processes {
+            let mut command = Command::new("pgbouncer");
+            command.arg("-q").arg(&path);
+            if is_root() {
+                command.args(["-u", "postgres"]);
+            }
+            children.push(launch(command, &[port]).await.context("PgBouncer (Debian: `apt-get install pgbouncer`)")?);
         }
-        let child = launch(command, &[port]).await.context("PgBouncer (Debian: `apt-get install pgbouncer`)")?;
-        Ok(Self { postgres: port, http: 0, _child: Some(child), _files: Some(Files::Plain(directory)) })
+        Ok(Self { postgres: port, http: 0, children, _files: Some(Files::Plain(directory)) })
     }
 
     async fn haproxy(behind: &Behind<'_>) -> anyhow::Result<Self> {
@@ -225,7 +250,7 @@ impl Running {
         let path = directory.path().join(name);
         fs::write(&path, text)?;
         let child = launch(command(&path), &[port]).await?;
-        Ok(Self { postgres: 0, http: port, _child: Some(child), _files: Some(Files::Plain(directory)) })
+        Ok(Self { postgres: 0, http: port, children: vec![child], _files: Some(Files::Plain(directory)) })
     }
 }
 
@@ -260,4 +285,20 @@ fn open_to_all(directory: &Path) -> std::io::Result<()> {
 
 fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0)
+}
+
+/// Processor time of a process and all its threads, from the kernel's accounting in ticks of a hundredth of a second.
+fn cpu_of(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may contain anything; what counts comes after it: the state, and eleven fields later utime
+    // and stime.
+    let fields = stat.rsplit(')').next().unwrap_or("").split_whitespace().skip(11).take(2);
+    let ticks: u64 = fields.filter_map(|f| f.parse::<u64>().ok()).sum();
+    Duration::from_millis(10 * ticks)
+}
+
+fn resident_of(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("");
+    line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) << 10
 }
