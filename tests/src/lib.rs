@@ -146,7 +146,7 @@ login: {{ role: {slug}_role, password: {slug}-secret }}
 }
 
 /// Waits until something is true that has no signal of its own; fails after 20 seconds.
-pub async fn eventually<F: Future<Output = bool>>(mut check: impl FnMut() -> F) {
+pub async fn eventually(mut check: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !check().await {
         assert!(tokio::time::Instant::now() < deadline, "it did not happen within 20 s");

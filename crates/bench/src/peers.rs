@@ -2,7 +2,7 @@
 //! a configuration in a temporary directory, on a free port.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -78,6 +78,8 @@ pub(crate) struct Behind<'a> {
     pub(crate) workers: u32,
     pub(crate) tenants: &'a [String],
     pub(crate) password: &'a str,
+    /// PgBouncer's program.
+    pub(crate) pgbouncer: PathBuf,
     /// Slots of the cluster: the most transactions at once.
     pub(crate) slots: u32,
     /// The fewest slots that adapting may leave.
@@ -182,10 +184,11 @@ impl Running {
         main.push_str(&format!(
             "[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = scram-sha-256\n\
              auth_file = {}\npool_mode = transaction\ndefault_pool_size = {size}\nmax_client_conn = 12000\n\
-             so_reuseport = {}\nmax_prepared_statements = 200\n\
+             so_reuseport = {}\n{}\
              ignore_startup_parameters = extra_float_digits,options\nlog_connections = 0\nlog_disconnections = 0\n",
             users_file.display(),
             u32::from(processes > 1),
+            if knows_statements(&behind.pgbouncer).await { "max_prepared_statements = 200\n" } else { "" },
         ));
         fs::write(&users_file, users)?;
         let path = directory.path().join("pgbouncer.ini");
@@ -193,7 +196,7 @@ impl Running {
         open_to_all(directory.path())?;
         let mut children = Vec::new();
         for _ in 0..processes {
-            let mut command = Command::new("pgbouncer");
+            let mut command = Command::new(&behind.pgbouncer);
             command.arg("-q").arg(&path);
             if is_root() {
                 command.args(["-u", "postgres"]);
@@ -252,6 +255,14 @@ impl Running {
         let child = launch(command(&path), &[port]).await?;
         Ok(Self { postgres: 0, http: port, children: vec![child], _files: Some(Files::Plain(directory)) })
     }
+}
+
+/// Whether this PgBouncer carries prepared statements from one server connection to another: from 1.21 on.
+pub(crate) async fn knows_statements(program: &Path) -> bool {
+    let output = Command::new(program).arg("--version").output().await;
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    let minor = text.split_whitespace().nth(1).and_then(|version| version.split('.').nth(1)?.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor >= 21)
 }
 
 /// Starts a program and waits until it listens.

@@ -2,17 +2,20 @@
 //! idle clients cost.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions};
-use cofferdam_testkit::tools::{self, Target, postgres_tool};
+use cofferdam_testkit::tools::{self, Output, Target, postgres_tool};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
 use tokio::time::Instant;
 
-use crate::peers::{Behind, Peer, Running};
+use crate::peers::{Behind, Peer, Running, knows_statements};
 use crate::plot::{Bar, Group, bars};
 
 const DATABASE: &str = "pgbench";
@@ -80,6 +83,8 @@ pub struct Options {
     pub idle: Vec<u32>,
     /// The program to measure.
     pub cofferdam: PathBuf,
+    /// PgBouncer's program.
+    pub pgbouncer: PathBuf,
 }
 
 /// One measurement: the medians of its rounds.
@@ -138,15 +143,25 @@ pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyho
         workers: 0,
         tenants: &tenants,
         password: PASSWORD,
+        pgbouncer: options.pgbouncer.clone(),
         slots: POOL,
         least_slots: POOL,
     };
     let mut report = Report { cells: Vec::new(), idle: Vec::new() };
+    let carries = knows_statements(&options.pgbouncer).await;
+    if !carries {
+        progress("this PgBouncer is older than 1.21: it has no part in `prepared`");
+    }
     for script in &options.scripts {
         for protocol in &options.protocols {
             for clients in &options.clients {
                 // PostgreSQL itself takes only so many.
-                let peers = options.peers.iter().filter(|p| **p != Peer::Direct || *clients <= 100).copied();
+                let can = |peer: &Peer| match peer {
+                    Peer::Direct => *clients <= 100,
+                    Peer::PgBouncer(_) | Peer::PgBouncers(_) => carries || *protocol != Protocol::Prepared,
+                    _ => true,
+                };
+                let peers = options.peers.iter().copied().filter(can);
                 let mut rounds: Vec<(Peer, Vec<Cell>)> = peers.map(|p| (p, Vec::new())).collect();
                 for _ in 0..options.rounds {
                     for (peer, cells) in &mut rounds {
@@ -214,9 +229,8 @@ async fn one(
         command.arg("--select-only");
     }
     command.current_dir(logs.path());
-    let before = running.cpu();
-    let output = tools::run(&mut command).await?;
-    let used = running.cpu() - before;
+    command.args(["--progress", "1"]);
+    let (output, cpu_us) = run(&mut command, running).await?;
     let failed = || format!("pgbench through {}: {}{}", peer.name(), output.stdout, output.stderr);
     if !output.success {
         bail!(failed());
@@ -226,7 +240,6 @@ async fn one(
         line.split_whitespace().next()?.parse::<f64>().ok()
     };
     let tps = figure("tps = ").with_context(failed)?;
-    let transactions = figure("number of transactions actually processed: ").with_context(failed)?;
     let mut latencies = Vec::new();
     for file in std::fs::read_dir(logs.path())? {
         // Client, number, latency in microseconds, …
@@ -243,8 +256,40 @@ async fn one(
         tps,
         p50_ms: quantile(0.5),
         p99_ms: quantile(0.99),
-        cpu_us: used.as_secs_f64() * 1e6 / transactions.max(1.0),
+        cpu_us,
     })
+}
+
+/// Runs pgbench; with the pooler's processor time per transaction between the first second and the last, so that
+/// logins do not count.
+async fn run(command: &mut Command, running: &Running) -> anyhow::Result<(Output, f64)> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("pgbench")?;
+    let (mut stderr, mut transactions) = (String::new(), 0.0);
+    let (mut first, mut last) = (None, Duration::ZERO);
+    if let Some(pipe) = child.stderr.take() {
+        let mut lines = BufReader::new(pipe).lines();
+        while let Some(line) = lines.next_line().await? {
+            // `progress: 1.0 s, 12345.6 tps, lat …`
+            let words: Vec<&str> = line.split([' ', ',']).collect();
+            if let ["progress:", _, "s", "", tps, "tps", ..] = words[..] {
+                last = running.cpu();
+                match first {
+                    None => first = Some(last),
+                    Some(_) => transactions += tps.parse::<f64>().unwrap_or(0.0),
+                }
+            }
+            stderr.push_str(&line);
+            stderr.push('\n');
+        }
+    }
+    let output = child.wait_with_output().await?;
+    let used = last.saturating_sub(first.unwrap_or_default());
+    let output = Output {
+        success: output.status.success(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr,
+    };
+    Ok((output, used.as_secs_f64() * 1e6 / f64::max(transactions, 1.0)))
 }
 
 /// The medians of every figure.

@@ -60,7 +60,7 @@ pub(crate) struct ServeArgs {
     /// The main configuration file.
     #[arg(short, long, env = "COFFERDAM_CONFIG", default_value = "cofferdam.yaml")]
     pub(crate) config: PathBuf,
-    /// Threads that serve, each with sockets of its own. Default: one per core.
+    /// Threads that serve, each with sockets of its own. Default: half as many as cores; the servers need the rest.
     #[arg(short, long)]
     pub(crate) workers: Option<usize>,
     /// How log lines look.
@@ -168,6 +168,9 @@ pub(crate) struct ThroughputArgs {
     /// Leave out what is without a pooler, and PgBouncer as two processes.
     #[arg(long)]
     pub(crate) brief: bool,
+    /// PgBouncer's program; before 1.21 it cannot take part in `prepared`.
+    #[arg(long, default_value = "pgbouncer")]
+    pub(crate) pgbouncer: PathBuf,
     /// Print JSON instead of tables.
     #[arg(long)]
     pub(crate) json: bool,

@@ -59,6 +59,7 @@ async fn pooled(args: &ThroughputArgs) -> anyhow::Result<ExitCode> {
         rounds: usize::from(args.rounds),
         idle: args.idle.iter().copied().filter(|n| *n > 0).collect(),
         cofferdam: std::env::current_exe().context("cannot tell what program this is")?,
+        pgbouncer: args.pgbouncer.clone(),
     };
     let report = throughput::measure(&options, |line| eprintln!("{line}")).await?;
     if args.json {

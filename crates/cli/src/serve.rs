@@ -22,7 +22,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtimes = Runtimes::PerCore(args.workers.unwrap_or(cores).max(1));
+    let runtimes = Runtimes::PerCore(args.workers.unwrap_or(cores / 2).max(1));
     // Before anything is served, or a signal in between would end the process the hard way.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;

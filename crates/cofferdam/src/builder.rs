@@ -13,6 +13,7 @@ use cofferdam_tenant::{Catalog, Diagnostics, NoSecrets, Secrets, SourceSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::console::Console;
 use crate::files::{SystemSecrets, load_sources};
 use crate::gateway::{Gateway, Inner, Origin};
 use crate::listeners::Listening;
@@ -188,6 +189,7 @@ impl Builder {
             inner.tasks.spawn(Arc::clone(plane).housekeeping());
         }
         if let Some(plane) = &inner.postgres {
+            plane.set_console_host(Arc::new(Console(Arc::downgrade(&inner))));
             inner.tasks.spawn(Arc::clone(plane).housekeeping());
         }
         // Not among the tasks that are waited for: they end with the gateway.

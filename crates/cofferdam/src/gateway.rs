@@ -138,12 +138,7 @@ impl Gateway {
     /// With both planes, the PostgreSQL plane goes on until [`wait`](Self::wait) has seen the last HTTP request end:
     /// Odoo needs its database to answer it.
     pub fn drain(&self) {
-        self.inner.draining.cancel();
-        match (&self.inner.http, &self.inner.postgres) {
-            (Some(http), _) => http.drain(),
-            (None, Some(postgres)) => postgres.drain(),
-            (None, None) => {}
-        }
+        self.inner.drain();
     }
 
     /// Waits until somebody calls [`drain`](Self::drain) and everything in flight has finished, or the configured
@@ -188,6 +183,15 @@ impl Inner {
             failed_reloads: AtomicU64::new(0),
             last_errors: Mutex::default(),
             reloading: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.cancel();
+        match (&self.http, &self.postgres) {
+            (Some(http), _) => http.drain(),
+            (None, Some(postgres)) => postgres.drain(),
+            (None, None) => {}
         }
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use cofferdam_tenant::{Cluster, Login, TenantId};
@@ -15,6 +15,7 @@ use rustls::ClientConfig;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::session::StatementRegistry;
+use crate::stream::put_away;
 use crate::tls::{TlsError, client_config};
 use crate::upstream::{Upstream, UpstreamError, connect};
 
@@ -58,7 +59,9 @@ pub(crate) struct Pool {
     statements: Arc<StatementRegistry>,
     connecting: Semaphore,
     /// Connections that were opened before this generation are not used again.
-    generation: AtomicU32,
+    generation: Mutex<Arc<()>>,
+    /// Earlier generations, as long as connections of theirs are open.
+    outdated: Mutex<Vec<Weak<()>>>,
 }
 
 #[derive(Debug)]
@@ -73,7 +76,7 @@ struct Idle {
 pub(crate) struct Leased {
     // Fields drop in order: the socket closes before the connection stops counting.
     pub(crate) upstream: Upstream,
-    generation: u32,
+    generation: Arc<()>,
     counted: Counted,
 }
 
@@ -170,7 +173,8 @@ impl ConnectionCache {
             greeting: Mutex::default(),
             statements: Arc::default(),
             connecting: Semaphore::new(CONNECTING_OF_POOL),
-            generation: AtomicU32::new(0),
+            generation: Mutex::default(),
+            outdated: Mutex::default(),
         });
         pools.insert(key, Arc::clone(&pool));
         pool
@@ -272,9 +276,26 @@ impl Pool {
 
     /// Closes idle connections, and lets those in use end with their transaction.
     pub(crate) fn reconnect(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        let outdated = std::mem::take(&mut *lock(&self.generation));
+        lock(&self.outdated).push(Arc::downgrade(&outdated));
+        drop(outdated);
         let closing = std::mem::take(&mut *lock(&self.idle));
         drop(closing);
+    }
+
+    /// Whether connections are open that [`Self::reconnect`] wants closed.
+    pub(crate) fn has_outdated(&self) -> bool {
+        let mut outdated = lock(&self.outdated);
+        outdated.retain(|generation| generation.strong_count() > 0);
+        !outdated.is_empty()
+    }
+
+    pub(crate) fn connecting(&self) -> u32 {
+        CONNECTING_OF_POOL.saturating_sub(self.connecting.available_permits()) as u32
+    }
+
+    pub(crate) fn each_idle(&self, mut what: impl FnMut(&Upstream)) {
+        lock(&self.idle).iter().for_each(|idle| what(&idle.leased.upstream));
     }
 
     /// An idle connection, if there is one.
@@ -328,7 +349,7 @@ impl Pool {
             if let Some(leased) = self.take(application_name) {
                 return Ok(leased);
             }
-            let generation = self.generation.load(Ordering::Acquire);
+            let generation = Arc::clone(&lock(&self.generation));
             let Key { database, login, settings } = &*self.key;
             let tls = cache.tls.as_ref();
             let upstream = connect(&cache.cluster, tls, login, database, settings, application_name).await?;
@@ -339,14 +360,12 @@ impl Pool {
 
     /// Puts a clean connection back.
     pub(crate) fn give_back(&self, mut leased: Leased) {
-        leased.upstream.inbound = bytes::BytesMut::new();
-        leased.upstream.outbound = bytes::BytesMut::new();
+        put_away(&mut leased.upstream.inbound);
+        put_away(&mut leased.upstream.outbound);
         let idle = Idle { leased, since: Instant::now(), core: crate::core_number() };
         let mut all = lock(&self.idle);
         // Looked at under the lock: `close` and `reconnect` empty the pool after they have changed these.
-        if self.cache.closed.load(Ordering::Acquire)
-            || idle.leased.generation != self.generation.load(Ordering::Acquire)
-        {
+        if self.cache.closed.load(Ordering::Acquire) || !Arc::ptr_eq(&idle.leased.generation, &lock(&self.generation)) {
             drop(all);
             drop(idle);
             return;

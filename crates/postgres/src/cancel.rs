@@ -1,12 +1,16 @@
-//! Cancel requests: keys of our own, delivered only while the client still owns the server connection (rule 16).
+//! Who is connected; and cancel requests: keys of our own, delivered only while the client still owns the server
+//! connection (rule 16).
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 
+use crate::signal::Signal;
 use crate::upstream::CancelTarget;
 use crate::wire::CancelKey;
 
@@ -22,6 +26,11 @@ pub(crate) struct CancelRegistry {
 pub(crate) struct CancelHandle {
     pub(crate) pid: u32,
     pub(crate) secret: [u8; 4],
+    pub(crate) info: ClientInfo,
+    /// Given when an operator wants the client gone.
+    pub(crate) killed: Arc<Signal>,
+    /// Prepared statements, as the client last left a transaction.
+    prepared: AtomicU32,
     state: Mutex<State>,
     /// Told when no delivery is under way any more.
     quiet: Notify,
@@ -29,16 +38,37 @@ pub(crate) struct CancelHandle {
     pub(crate) waiting_cancelled: Notify,
 }
 
+/// Who a client is.
+#[derive(Debug)]
+pub(crate) struct ClientInfo {
+    pub(crate) user: Box<str>,
+    pub(crate) database: Box<str>,
+    pub(crate) application_name: Box<str>,
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) connected: SystemTime,
+    pub(crate) encrypted: bool,
+}
+
+/// What a client is doing, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Doing {
+    Nothing,
+    Waiting(Duration),
+    Working(Duration),
+}
+
 #[derive(Debug, Default)]
 struct State {
     target: Option<Arc<CancelTarget>>,
     waiting: bool,
+    since: Option<Instant>,
     in_flight: u32,
 }
 
 impl CancelRegistry {
     /// A key for a new client; it is forgotten when the registration is dropped.
-    pub(crate) fn register(self: &Arc<Self>) -> Result<Registration, getrandom::Error> {
+    pub(crate) fn register(self: &Arc<Self>, info: ClientInfo) -> Result<Registration, getrandom::Error> {
         let mut secret = [0; 4];
         getrandom::fill(&mut secret)?;
         let mut clients = lock(&self.clients);
@@ -52,12 +82,22 @@ impl CancelRegistry {
         let handle = Arc::new(CancelHandle {
             pid,
             secret,
+            info,
+            killed: Arc::default(),
+            prepared: AtomicU32::new(0),
             state: Mutex::default(),
             quiet: Notify::new(),
             waiting_cancelled: Notify::new(),
         });
         clients.insert(pid, Arc::clone(&handle));
         Ok(Registration { registry: Arc::clone(self), handle })
+    }
+
+    /// Everybody who is logged in, by number.
+    pub(crate) fn all(&self) -> Vec<Arc<CancelHandle>> {
+        let mut all: Vec<_> = lock(&self.clients).values().cloned().collect();
+        all.sort_by_key(|client| client.pid);
+        all
     }
 
     /// Carries out a cancel request. Unknown keys and idle clients are ignored, as PostgreSQL does.
@@ -74,17 +114,62 @@ impl CancelRegistry {
 impl CancelHandle {
     /// From now on a cancel hits this server connection.
     pub(crate) fn owns(&self, target: &Arc<CancelTarget>) {
-        lock(&self.state).target = Some(Arc::clone(target));
+        let mut state = lock(&self.state);
+        state.target = Some(Arc::clone(target));
+        state.since = Some(Instant::now());
+    }
+
+    pub(crate) fn target(&self) -> Option<Arc<CancelTarget>> {
+        lock(&self.state).target.clone()
+    }
+
+    pub(crate) fn server_pid(&self) -> Option<u32> {
+        lock(&self.state).target.as_ref().map(|t| t.pid())
+    }
+
+    pub(crate) fn doing(&self, now: Instant) -> Doing {
+        let state = lock(&self.state);
+        let since = state.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        match (state.waiting, &state.target) {
+            (true, _) => Doing::Waiting(since),
+            (false, Some(_)) => Doing::Working(since),
+            (false, None) => Doing::Nothing,
+        }
+    }
+
+    pub(crate) fn prepared(&self) -> u32 {
+        self.prepared.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_prepared(&self, statements: u32) {
+        self.prepared.store(statements, Ordering::Relaxed);
+    }
+
+    /// How long the client has had its server connection.
+    pub(crate) fn owned_for(&self) -> Duration {
+        let state = lock(&self.state);
+        state.target.as_ref().and(state.since).map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// The query waits for a slot: a cancel ends the wait.
     pub(crate) fn waits(&self, waiting: bool) {
-        lock(&self.state).waiting = waiting;
+        let mut state = lock(&self.state);
+        state.waiting = waiting;
+        if waiting {
+            state.since = Some(Instant::now());
+        }
     }
 
     /// A cancel that came too late for the last wait must not end the next one.
     pub(crate) fn forget_stale(&self) {
         std::pin::pin!(self.waiting_cancelled.notified()).enable();
+    }
+
+    /// The client gives its server connection away; false when a cancel is under way: see [`Self::disowns`].
+    pub(crate) fn disowns_at_once(&self) -> bool {
+        let mut state = lock(&self.state);
+        state.target = None;
+        state.in_flight == 0
     }
 
     /// The client gives its server connection away. Waits until a cancel that is under way has reached the server:
@@ -93,9 +178,7 @@ impl CancelHandle {
         loop {
             let quiet = self.quiet.notified();
             {
-                let mut state = lock(&self.state);
-                state.target = None;
-                if state.in_flight == 0 {
+                if self.disowns_at_once() {
                     return;
                 }
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, BufMut, BytesMut};
 use cofferdam_fairness::Rejection;
@@ -15,10 +15,13 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{ScramKeys, ScramServer, md5_matches};
 use crate::cache::{Key, LeaseError, Pool};
+use crate::cancel::ClientInfo;
+use crate::console::{Console, is_console};
 use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
 use crate::process::{Process, class_of};
 use crate::relay::Relay;
-use crate::stream::Stream;
+use crate::stats::{Stats, Work};
+use crate::stream::{Stream, put_away};
 use crate::tls::ALPN;
 use crate::upstream::UpstreamError;
 use crate::wire::{
@@ -71,60 +74,77 @@ fn fatal(code: &'static str, message: impl Into<String>) -> Refusal {
 
 /// Serves one client until it leaves.
 pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) {
+    // Boxed one by one: an idle client pays for what it is, not for all that it has been.
+    let _connection = match plane.connections.try_acquire() {
+        Ok(permit) => permit,
+        Err(_) => {
+            let message = "the gateway has no connection left (limit `postgres.max_connections`)";
+            return Box::pin(say_goodbye(tcp.into(), "53300", message)).await;
+        }
+    };
+    match Box::pin(arrive(&plane, tcp, peer)).await {
+        Some(Visitor::Session(relay)) => relay.run().await,
+        Some(Visitor::Console(console)) => Box::pin(console.run()).await,
+        None => {}
+    }
+}
+
+/// Somebody who is logged in.
+enum Visitor {
+    Session(Box<Relay>),
+    Console(Box<Console>),
+}
+
+/// Logs a client in; `None` when it is gone or was refused.
+async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) -> Option<Visitor> {
     let _ = tcp.set_nodelay(true);
     keep_alive(&tcp);
-    let Ok(_connection) = plane.connections.try_acquire() else {
-        say_goodbye(tcp.into(), "53300", "the gateway has no connection left (limit `postgres.max_connections`)").await;
-        return;
-    };
     let snapshot = plane.snapshot();
     let Ok(unauthenticated) = plane.unauthenticated.try_acquire() else {
         say_goodbye(tcp.into(), "53300", "too many logins at once (limit `postgres.max_unauthenticated`)").await;
-        return;
+        return None;
     };
     let mut login = LoginTask {
-        plane: &plane,
+        plane,
         peer,
+        local: tcp.local_addr().ok(),
         snapshot: &snapshot,
         stream: Some(tcp.into()),
         buffer: BytesMut::new(),
         unauthenticated: Some(unauthenticated),
     };
     let outcome = tokio::time::timeout(snapshot.login_timeout, login.run()).await;
-    let (stream, buffer) = (login.stream.take(), std::mem::take(&mut login.buffer));
+    let (stream, mut buffer) = (login.stream.take(), std::mem::take(&mut login.buffer));
     drop(login);
-    let established = match outcome {
-        Ok(Ok(Arrival::Session(established))) => *established,
+    let refusal = match outcome {
+        Ok(Ok(Arrival::Session(established))) => {
+            plane.counters.logins.fetch_add(1, Ordering::Relaxed);
+            put_away(&mut buffer);
+            let relay = Relay::new(Arc::clone(plane), snapshot, stream?, buffer, *established);
+            return Some(Visitor::Session(Box::new(relay)));
+        }
+        Ok(Ok(Arrival::Console { is_admin, registration })) => {
+            let console = Console::new(Arc::clone(plane), stream?, buffer, is_admin, registration);
+            return Some(Visitor::Console(Box::new(console)));
+        }
         Ok(Ok(Arrival::Cancel(key))) => {
             // Not within the time for a login: a delivery must be seen to its end.
             plane.counters.cancels.fetch_add(1, Ordering::Relaxed);
             plane.cancels.cancel(&key).await;
-            return;
+            return None;
         }
-        Ok(Err(Refusal::Gone)) => return,
-        Ok(Err(refusal)) => {
-            plane.counters.login_failures.fetch_add(1, Ordering::Relaxed);
-            let (code, message) = match refusal {
-                Refusal::Fatal { code, message } => (code.to_owned(), message),
-                Refusal::Upstream(error) => describe(&error),
-                Refusal::Gone => return,
-            };
-            tracing::info!(%peer, code, "PostgreSQL login refused");
-            if let Some(stream) = stream {
-                say_goodbye(stream, &code, &message).await;
-            }
-            return;
-        }
-        Err(_) => {
-            if let Some(stream) = stream {
-                say_goodbye(stream, "57P05", "the login took too long (limit `postgres.login_timeout`)").await;
-            }
-            return;
-        }
+        Ok(Err(refusal)) => refusal,
+        Err(_) => fatal("57P05", "the login took too long (limit `postgres.login_timeout`)"),
     };
-    let Some(stream) = stream else { return };
-    plane.counters.logins.fetch_add(1, Ordering::Relaxed);
-    Relay::new(Arc::clone(&plane), snapshot, stream, buffer, established).run().await;
+    let (code, message) = match refusal {
+        Refusal::Fatal { code, message } => (code.to_owned(), message),
+        Refusal::Upstream(error) => describe(&error),
+        Refusal::Gone => return None,
+    };
+    plane.counters.login_failures.fetch_add(1, Ordering::Relaxed);
+    tracing::info!(%peer, code, "PostgreSQL login refused");
+    say_goodbye(stream?, &code, &message).await;
+    None
 }
 
 /// A peer whose machine is gone without a word is noticed after two minutes.
@@ -139,6 +159,11 @@ pub(crate) fn keep_alive(tcp: &TcpStream) {
 /// What a connection turns out to be.
 enum Arrival {
     Session(Box<Established>),
+    /// A client of the console.
+    Console {
+        is_admin: bool,
+        registration: crate::cancel::Registration,
+    },
     /// It was only there to cancel another's query.
     Cancel(CancelKey),
 }
@@ -150,6 +175,7 @@ pub(crate) struct Established {
     pub(crate) registration: crate::cancel::Registration,
     /// The Odoo process that the client belongs to.
     pub(crate) process: Option<Arc<Process>>,
+    pub(crate) stats: Arc<Stats>,
     /// Held for its `Drop`.
     pub(crate) _counted: ClientCount,
 }
@@ -157,6 +183,7 @@ pub(crate) struct Established {
 struct LoginTask<'a> {
     plane: &'a Arc<PostgresPlane>,
     peer: SocketAddr,
+    local: Option<SocketAddr>,
     snapshot: &'a Arc<Snapshot>,
     /// Present except while TLS takes it over.
     stream: Option<Stream>,
@@ -221,6 +248,12 @@ impl LoginTask<'_> {
         self.authenticate(&parameters).await?;
         // A tenant whose server is slow to connect to must not take the places of others who log in.
         self.unauthenticated = None;
+        if is_console(&parameters.database) {
+            return self.console(&parameters, encrypted).await;
+        }
+        if self.plane.pauses.is_disabled(&parameters.database) {
+            return Err(fatal("57P03", format!("database \"{}\" is disabled at the moment", parameters.database)));
+        }
         let route = route(self.snapshot, &parameters)
             .ok_or_else(|| fatal("3D000", format!("database \"{}\" does not exist", parameters.database)))?;
         let counted = ClientCount::new(self.plane, &route).ok_or_else(|| {
@@ -236,24 +269,82 @@ impl LoginTask<'_> {
             route.pool.give_back(leased);
             greeting
         };
-        let registration =
-            self.plane.cancels.register().map_err(|_| fatal("58000", "no randomness for a cancel key"))?;
+        let registration = self.register(&parameters, &application_name, encrypted)?;
+        let reported = greeting.iter().filter(|(n, _)| *n != "application_name");
+        let reported = reported.map(|(name, value)| (name.as_str(), value.as_str()));
+        self.greet(reported, &application_name, &registration).await?;
+        let stats = self.plane.stats_of(&parameters.database);
+        stats.add(&Work { logins: 1, ..Work::default() });
+        let process = self.plane.processes.of_client(self.peer.ip(), &application_name);
+        Ok(Arrival::Session(Box::new(Established {
+            route,
+            parameters,
+            registration,
+            process,
+            stats,
+            _counted: counted,
+        })))
+    }
+
+    fn register(
+        &self,
+        parameters: &StartupParameters,
+        application_name: &str,
+        encrypted: bool,
+    ) -> Result<crate::cancel::Registration, Refusal> {
+        let info = ClientInfo {
+            user: parameters.user.as_str().into(),
+            database: parameters.database.as_str().into(),
+            application_name: application_name.into(),
+            peer: self.peer,
+            local: self.local,
+            connected: SystemTime::now(),
+            encrypted,
+        };
+        self.plane.cancels.register(info).map_err(|_| fatal("58000", "no randomness for a cancel key"))
+    }
+
+    /// AuthenticationOk and what follows it.
+    async fn greet(
+        &mut self,
+        reported: impl Iterator<Item = (&str, &str)>,
+        application_name: &str,
+        registration: &crate::cancel::Registration,
+    ) -> Result<(), Refusal> {
         let (pid, secret) = (registration.handle.pid, registration.handle.secret);
         self.send(|b| {
             b.authentication(0, &[]);
-            for (name, value) in greeting.iter().filter(|(n, _)| *n != "application_name") {
-                b.parameter(name, value);
-            }
-            b.parameter("application_name", &application_name);
+            reported.for_each(|(name, value)| b.parameter(name, value));
+            b.parameter("application_name", application_name);
             b.message(b'K', |b| {
                 b.put_u32(pid);
                 b.put_slice(&secret);
             });
             b.ready(TransactionStatus::Idle);
         })
-        .await?;
-        let process = self.plane.processes.of_client(self.peer.ip(), &application_name);
-        Ok(Arrival::Session(Box::new(Established { route, parameters, registration, process, _counted: counted })))
+        .await
+    }
+
+    /// Lets somebody in to the console, who has proved to be one of its users.
+    async fn console(&mut self, parameters: &StartupParameters, encrypted: bool) -> Result<Arrival, Refusal> {
+        let front = self.snapshot.catalog.postgres.as_ref();
+        let user = front.and_then(|f| f.console.iter().find(|u| u.login.role == parameters.user));
+        let Some(is_admin) = user.map(|u| u.is_admin) else { return Err(Refusal::Gone) };
+        let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
+        let registration = self.register(parameters, &application_name, encrypted)?;
+        let version = concat!(env!("CARGO_PKG_VERSION"), "/cofferdam");
+        let reported = [
+            ("server_version", version),
+            ("client_encoding", "UTF8"),
+            ("server_encoding", "UTF8"),
+            ("DateStyle", "ISO"),
+            ("TimeZone", "GMT"),
+            ("standard_conforming_strings", "on"),
+            ("is_superuser", "off"),
+            ("integer_datetimes", "on"),
+        ];
+        self.greet(reported.into_iter(), &application_name, &registration).await?;
+        Ok(Arrival::Console { is_admin, registration })
     }
 
     async fn startup(&mut self) -> Result<Startup, Refusal> {
@@ -362,6 +453,10 @@ impl LoginTask<'_> {
 /// with the role, so that only who has a password learns that it does not.
 fn login<'a>(catalog: &'a Catalog, parameters: &StartupParameters) -> Option<&'a Login> {
     let role = parameters.user.as_str();
+    if is_console(&parameters.database) {
+        let users = catalog.postgres.iter().flat_map(|front| &front.console);
+        return users.map(|user| &user.login).find(|login| login.role == role);
+    }
     if parameters.database == Catalog::MAINTENANCE_DATABASE {
         return catalog.maintenance(role).map(|(_, login, _)| login);
     }

@@ -23,20 +23,25 @@
 
 pub mod auth;
 pub mod session;
+mod signal;
 pub mod sql;
 pub mod wire;
 
 mod cache;
 mod cancel;
 mod client;
+mod console;
+mod pause;
 mod plane;
 mod process;
 mod relay;
+mod stats;
 mod stream;
 mod tls;
 mod upstream;
 
 pub use cache::CacheUsage;
+pub use console::ConsoleHost;
 pub use plane::{PostgresPlane, PostgresUsage, Prepared};
 pub use tls::TlsError;
 pub use upstream::UpstreamError;

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -13,15 +14,18 @@ use cofferdam_tenant::{AuthMethod, Catalog, Cluster, ClusterName, TenantId};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::PostgresError;
 use crate::auth::Verifiers;
-use crate::cache::{CacheUsage, ConnectionCache};
-use crate::cancel::CancelRegistry;
+use crate::cache::{CacheUsage, ConnectionCache, Pool};
+use crate::cancel::{CancelHandle, CancelRegistry};
 use crate::client;
+use crate::console::ConsoleHost;
+use crate::pause::Pauses;
 use crate::process::Processes;
+use crate::signal::Signal;
+use crate::stats::Stats;
 use crate::tls::server_config;
 
 /// The expected or measured transaction time from which on work counts as expensive on this plane.
@@ -45,8 +49,12 @@ pub struct PostgresPlane {
     pub(crate) unauthenticated: Semaphore,
     pub(crate) clients: Mutex<HashMap<TenantId, u32>>,
     pub(crate) counters: Counters,
-    pub(crate) draining: CancellationToken,
-    cut: CancellationToken,
+    pub(crate) pauses: Pauses,
+    stats: Mutex<HashMap<String, Arc<Stats>>>,
+    host: OnceLock<Arc<dyn ConsoleHost>>,
+    begun: Instant,
+    pub(crate) draining: Arc<Signal>,
+    cut: Arc<Signal>,
     tasks: TaskTracker,
 }
 
@@ -128,8 +136,12 @@ impl PostgresPlane {
             unauthenticated: Semaphore::new(front.config.max_unauthenticated as usize),
             clients: Mutex::default(),
             counters: Counters::default(),
-            draining: CancellationToken::new(),
-            cut: CancellationToken::new(),
+            pauses: Pauses::default(),
+            stats: Mutex::default(),
+            host: OnceLock::new(),
+            begun: Instant::now(),
+            draining: Arc::default(),
+            cut: Arc::default(),
             tasks: TaskTracker::new(),
         });
         let prepared = plane.prepare(Arc::clone(catalog))?;
@@ -195,17 +207,19 @@ impl PostgresPlane {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = self.draining.cancelled() => return Ok(()),
+                () = self.draining.given() => return Ok(()),
             };
             match accepted {
                 Ok((tcp, peer)) => {
                     let plane = Arc::clone(&self);
-                    let cut = self.cut.clone();
+                    let mut cut = self.cut.listen();
                     self.tasks.spawn(async move {
-                        tokio::select! {
-                            () = client::serve(plane, tcp, peer) => {}
-                            () = cut.cancelled() => {}
-                        }
+                        let mut client = std::pin::pin!(client::serve(plane, tcp, peer));
+                        std::future::poll_fn(|cx| match client.as_mut().poll(cx) {
+                            Poll::Ready(()) => Poll::Ready(()),
+                            Poll::Pending => cut.poll(cx),
+                        })
+                        .await;
                     });
                 }
                 // Local pressure (no file descriptors, say) is no reason to stop (rule 24).
@@ -227,7 +241,7 @@ impl PostgresPlane {
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
-                () = self.cut.cancelled() => return,
+                () = self.cut.given() => return,
             }
             self.gates.advance();
             if cleaned.elapsed() < HOUSEKEEPING {
@@ -238,12 +252,13 @@ impl PostgresPlane {
             for access in snapshot.clusters.values() {
                 access.cache.close_idle(cleaned);
             }
+            self.stats().iter().for_each(|(_, stats)| stats.tick(cleaned));
         }
     }
 
     /// Stops accepting. Idle clients are told goodbye, transactions finish.
     pub fn drain(&self) {
-        self.draining.cancel();
+        self.draining.give();
         self.tasks.close();
     }
 
@@ -252,10 +267,10 @@ impl PostgresPlane {
         self.drain();
         let finished = tokio::time::timeout(limit, self.tasks.wait()).await.is_ok();
         if !finished {
-            self.cut.cancel();
+            self.cut.give();
             self.tasks.wait().await;
         }
-        self.cut.cancel();
+        self.cut.give();
         for access in self.snapshot.load().clusters.values() {
             access.cache.close();
         }
@@ -285,6 +300,64 @@ impl PostgresPlane {
             refused: count(&self.counters.refused),
             cancels: count(&self.counters.cancels),
         }
+    }
+
+    /// Gives the console somebody to carry out `RELOAD` and `SHUTDOWN`. Only the first call counts.
+    pub fn set_console_host(&self, host: Arc<dyn ConsoleHost>) {
+        let _ = self.host.set(host);
+    }
+
+    pub(crate) fn host(&self) -> Option<&Arc<dyn ConsoleHost>> {
+        self.host.get()
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Clients that have not proved yet who they are.
+    pub(crate) fn logging_in(&self) -> usize {
+        let front = self.snapshot.load();
+        let all = front.catalog.postgres.as_ref().map_or(0, |f| f.config.max_unauthenticated as usize);
+        all.saturating_sub(self.unauthenticated.available_permits())
+    }
+
+    /// The counters of a database.
+    pub(crate) fn stats_of(&self, database: &str) -> Arc<Stats> {
+        let mut all = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stats) = all.get(database) {
+            return Arc::clone(stats);
+        }
+        Arc::clone(all.entry(database.to_owned()).or_default())
+    }
+
+    /// The counters of every database that somebody has logged in to, by name.
+    pub(crate) fn stats(&self) -> Vec<(String, Arc<Stats>)> {
+        let all = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = all.iter().map(|(name, stats)| (name.clone(), Arc::clone(stats))).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// Whether a database can be reached through this plane.
+    pub(crate) fn serves(&self, database: &str) -> bool {
+        let snapshot = self.snapshot.load();
+        let catalog = &snapshot.catalog;
+        catalog.by_database(database).is_some_and(|t| t.cluster.is_some())
+            || database == Catalog::MAINTENANCE_DATABASE && catalog.pools.values().any(|p| p.maintenance.is_some())
+    }
+
+    /// The pools of one database, or all.
+    pub(crate) fn pools_of(&self, database: Option<&str>) -> Vec<Arc<Pool>> {
+        let snapshot = self.snapshot.load();
+        let pools = snapshot.clusters.values().flat_map(|access| access.cache.pools());
+        pools.filter(|pool| database.is_none_or(|name| pool.key().database == name)).collect()
+    }
+
+    /// Whether clients of one database, or any, have a server connection.
+    pub(crate) fn has_work(&self, database: Option<&str>) -> bool {
+        let of = |client: &CancelHandle| database.is_none_or(|name| *client.info.database == *name);
+        self.cancels.all().iter().any(|client| of(client) && client.target().is_some())
     }
 
     pub(crate) fn snapshot(&self) -> Arc<Snapshot> {

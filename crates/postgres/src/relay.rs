@@ -1,6 +1,6 @@
 //! Between a logged-in client and the server connections it borrows: one task, both sockets.
 
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -10,14 +10,15 @@ use bytes::{Buf, BytesMut};
 use cofferdam_fairness::{Class, Permit};
 use cofferdam_tenant::{Catalog, PoolingMode};
 use tokio::time::Instant;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::cache::{Leased, Pinned};
 use crate::client::{Established, describe, route};
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
-use crate::stream::Stream;
+use crate::signal::Listener;
+use crate::stats::Work;
+use crate::stream::{Stream, put_away};
 use crate::wire::{Frame, Reply, Severity, Side, frame};
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
@@ -50,8 +51,10 @@ pub(crate) struct Relay {
     /// Held while the connection is kept between transactions.
     pin: Option<Pinned>,
     permit: Option<Slot>,
-    /// Bytes moved since the last slot was given back, when they are counted.
+    /// Bytes moved that have not been charged yet.
     moved: u64,
+    /// What has not been counted yet.
+    work: Work,
     established: Established,
     application_name: String,
     /// What is left of the client's current message, and of the server's.
@@ -69,7 +72,7 @@ pub(crate) struct Relay {
     said_goodbye: bool,
     /// The server has said why it ends the connection.
     farewell_seen: bool,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    draining: Listener,
 }
 
 /// A slot of the gate, and that the client's process holds it.
@@ -92,7 +95,7 @@ enum Event {
 }
 
 /// Why the relay ends.
-enum End {
+pub(crate) enum End {
     /// The client has left, or cannot be written to.
     ClientGone,
     /// The client is told why.
@@ -120,7 +123,7 @@ impl Relay {
         inbound: BytesMut,
         established: Established,
     ) -> Self {
-        let draining = Box::pin(plane.draining.clone().cancelled_owned());
+        let draining = plane.draining.listen();
         Self {
             session: Session::new(Arc::clone(established.route.pool.statements())),
             application_name: established.parameters.settings.get("application_name").cloned().unwrap_or_default(),
@@ -133,6 +136,7 @@ impl Relay {
             pin: None,
             permit: None,
             moved: 0,
+            work: Work::default(),
             established,
             passing: Passing::default(),
             server_passing: Passing::default(),
@@ -147,14 +151,27 @@ impl Relay {
     }
 
     /// Serves the client until it leaves; then leaves the server connection fit for others, or closes it.
-    pub(crate) async fn run(mut self) {
-        let end = match self.serve().await {
+    pub(crate) async fn run(mut self: Box<Self>) {
+        let mut killed = self.established.registration.handle.killed.listen();
+        let outcome = {
+            let mut serving = std::pin::pin!(self.serve());
+            std::future::poll_fn(|cx| match serving.as_mut().poll(cx) {
+                Poll::Ready(outcome) => Poll::Ready(outcome),
+                Poll::Pending if killed.poll(cx).is_ready() => {
+                    let message = "terminating connection due to administrator command".to_owned();
+                    Poll::Ready(Err(End::Fatal { code: "57P01", message }))
+                }
+                Poll::Pending => Poll::Pending,
+            })
+            .await
+        };
+        let end = match outcome {
             Ok(()) => End::ClientGone,
             Err(end) => end,
         };
         if matches!(end, End::ClientGone) && self.lease.is_some() {
             let limit = if self.said_goodbye { FINISH_AFTER_GOODBYE } else { FINISH_AFTER_LEAVING };
-            let _ = tokio::time::timeout(limit, self.finish()).await;
+            let _ = Box::pin(tokio::time::timeout(limit, self.finish())).await;
         }
         let server_lost = matches!(end, End::ServerGone);
         let farewell = match end {
@@ -170,12 +187,12 @@ impl Relay {
         }
         if !self.outbound.is_empty() {
             let goodbye = self.client.drain(&mut self.outbound);
-            let _ = tokio::time::timeout(Duration::from_secs(1), goodbye).await;
+            let _ = Box::pin(tokio::time::timeout(Duration::from_secs(1), goodbye)).await;
         }
         if server_lost {
             self.lease = None;
         }
-        self.abandon().await;
+        Box::pin(self.abandon()).await;
     }
 
     async fn serve(&mut self) -> Result<(), End> {
@@ -264,6 +281,12 @@ impl Relay {
                 None => (None, &mut nowhere),
             };
             let bytes = &self.inbound[..seen];
+            let counted = match header.kind {
+                b'Q' | b'E' | b'F' => Some(&mut self.work.queries),
+                b'P' => Some(&mut self.work.client_parses),
+                b'B' => Some(&mut self.work.binds),
+                _ => None,
+            };
             if header.kind == b'Q'
                 && self.established.parameters.database == Catalog::MAINTENANCE_DATABASE
                 && let Some(process) = &self.established.process
@@ -277,8 +300,12 @@ impl Relay {
                     self.passing = Passing { remaining: header.total - seen, forward: true };
                 }
                 ClientStep::Drop => self.passing = Passing { remaining: header.total - seen, forward: false },
+                // It will be offered again.
                 ClientStep::NeedServer => return Ok(Some(Pump::NeedServer { kind: header.kind })),
                 ClientStep::Terminate => return Ok(None),
+            }
+            if let Some(counted) = counted {
+                *counted += 1;
             }
             self.inbound.advance(seen);
             self.alive();
@@ -295,7 +322,7 @@ impl Relay {
     fn pump_server(&mut self) -> Result<(), End> {
         let Some(lease) = self.lease.as_mut() else { return Ok(()) };
         let upstream = &mut lease.upstream;
-        let mut after = BytesMut::new();
+        let mut after = BytesMut::new(); // allocates nothing until something is said
         // `run..at` are judged bytes that go to the client and are not copied yet.
         let (mut run, mut at) = (0, 0);
         let bytes = &upstream.inbound;
@@ -400,6 +427,18 @@ impl Relay {
         }
     }
 
+    /// Adds what was done to the counters of the database.
+    fn count(&mut self) {
+        let handle = &self.established.registration.handle;
+        let held = handle.owned_for().as_micros() as u64;
+        self.work.transaction_us += held;
+        self.work.query_us += held;
+        self.work.server_parses += self.session.take_parses();
+        handle.note_prepared(self.session.statement_count());
+        self.established.stats.add(&self.work);
+        self.work = Work::default();
+    }
+
     /// Whether there are bytes that the client's socket has not taken.
     fn is_unwritten(&self) -> bool {
         !self.outbound.is_empty() || self.client.is_unflushed()
@@ -412,9 +451,10 @@ impl Relay {
                 if let Poll::Ready(Err(_)) = self.client.poll_drain(cx, &mut self.outbound) {
                     return Poll::Ready(Err(End::ClientGone));
                 }
-                if self.outbound.is_empty() && self.permit.is_none() {
-                    self.outbound = BytesMut::new();
-                }
+            }
+            if self.permit.is_none() {
+                put_away(&mut self.outbound);
+                put_away(&mut self.inbound);
             }
             let mut server_full = false;
             if let Some(lease) = &mut self.lease {
@@ -436,6 +476,7 @@ impl Relay {
                         Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ServerGone)),
                         Poll::Ready(Ok(n)) => {
                             self.moved += n as u64;
+                            self.work.sent += n as u64;
                             return Poll::Ready(Ok(Event::Server));
                         }
                         Poll::Pending => {}
@@ -448,12 +489,13 @@ impl Relay {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ClientGone)),
                     Poll::Ready(Ok(n)) => {
                         self.moved += n as u64;
+                        self.work.received += n as u64;
                         return Poll::Ready(Ok(Event::Client));
                     }
                     Poll::Pending => {}
                 }
             }
-            if may_drain && self.draining.as_mut().poll(cx).is_ready() {
+            if may_drain && self.draining.poll(cx).is_ready() {
                 return Poll::Ready(Ok(Event::Draining));
             }
             Poll::Pending
@@ -466,6 +508,16 @@ impl Relay {
         if self.lease.is_none() && !self.plane.is_current(&self.snapshot) {
             self.follow_catalog()?;
         }
+        // Who has a connection goes on: PAUSE waits for that.
+        if self.lease.is_none() && self.plane.pauses.is_paused(&self.established.parameters.database) {
+            if let Err((code, message)) = Box::pin(self.resumed()).await? {
+                self.refuse(kind, &code, &message);
+                return Ok(());
+            }
+            if !self.plane.is_current(&self.snapshot) {
+                self.follow_catalog()?;
+            }
+        }
         // Rule 22: the slot first, just before use; a connection that had to be opened is opened with it.
         match self.slot().await? {
             Ok(permit) => self.permit = Some(permit),
@@ -477,7 +529,8 @@ impl Relay {
         if self.lease.is_none() {
             let leased = match self.established.route.pool.take(&self.application_name) {
                 Some(leased) => Ok(leased),
-                None => self.connection().await?,
+                // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
+                None => Box::pin(self.connection()).await?,
             };
             match leased {
                 Ok(leased) => self.take_over(leased),
@@ -495,11 +548,24 @@ impl Relay {
         Ok(())
     }
 
+    /// Waits until an operator lets transactions of this database begin again.
+    async fn resumed(&mut self) -> Result<Result<(), (String, String)>, End> {
+        let handle = Arc::clone(&self.established.registration.handle);
+        handle.forget_stale();
+        handle.waits(true);
+        let _waiting = Waiting(&handle);
+        let resumed = Box::pin(self.plane.pauses.resumed(&self.established.parameters.database));
+        let (client, inbound) = (&mut self.client, &mut self.inbound);
+        let outcome = unless_client_leaves(resumed, client, inbound, &mut self.moved, &handle).await?;
+        Ok(outcome.ok_or_else(|| cancelled("the database to be resumed")))
+    }
+
     fn take_over(&mut self, leased: Leased) {
         self.session.leased();
         self.server_passing = Passing::default();
         self.farewell_seen = false;
         self.established.registration.handle.owns(&leased.upstream.target);
+        self.work.assignments += 1;
         self.lease = Some(leased);
         self.name_connection();
     }
@@ -520,7 +586,7 @@ impl Relay {
     async fn connection(&mut self) -> Result<Result<Leased, (String, String)>, End> {
         let route = &self.established.route;
         let handle = Arc::clone(&self.established.registration.handle);
-        let lease = pin!(route.pool.lease(&self.application_name, route.max_wait));
+        let lease = Box::pin(route.pool.lease(&self.application_name, route.max_wait));
         handle.forget_stale();
         handle.waits(true);
         let _waiting = Waiting(&handle);
@@ -535,7 +601,6 @@ impl Relay {
     /// A slot, or the error for the client. Ends early when the client leaves or cancels.
     async fn slot(&mut self) -> Result<Result<Slot, (String, String)>, End> {
         let route = &self.established.route;
-        let handle = Arc::clone(&self.established.registration.handle);
         let process = self.established.process.as_ref();
         let (class, max_wait) = match process {
             Some(p) if p.is_cron() => (Class::Background, route.background_wait),
@@ -552,13 +617,17 @@ impl Relay {
         let outcome = match first {
             Poll::Ready(outcome) => outcome,
             Poll::Pending => {
+                let handle = Arc::clone(&self.established.registration.handle);
                 handle.forget_stale();
                 handle.waits(true);
                 let _waiting = Waiting(&handle);
+                let begun = Instant::now();
                 let waited = {
-                    let in_time = pin!(tokio::time::timeout(max_wait, &mut acquire));
-                    unless_client_leaves(in_time, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?
+                    let in_time = Box::pin(tokio::time::timeout(max_wait, &mut acquire));
+                    let (client, inbound) = (&mut self.client, &mut self.inbound);
+                    Box::pin(unless_client_leaves(in_time, client, inbound, &mut self.moved, &handle)).await?
                 };
+                self.work.wait_us += begun.elapsed().as_micros() as u64;
                 match waited {
                     Some(Ok(outcome)) => outcome,
                     Some(Err(_)) => acquire.give_up(),
@@ -600,6 +669,8 @@ impl Relay {
     async fn release(&mut self) -> Result<(), End> {
         self.plane.counters.transactions.fetch_add(1, Ordering::Relaxed);
         self.charge_bytes(0);
+        self.work.transactions += 1;
+        self.count();
         let route = &self.established.route;
         if self.session.is_pinned() || route.pooling == PoolingMode::Session {
             if self.pin.is_none() {
@@ -620,10 +691,12 @@ impl Relay {
         }
         self.pin = None;
         let Some(mut leased) = self.lease.take() else { return Ok(()) };
-        self.established.registration.handle.disowns().await;
+        if !self.established.registration.handle.disowns_at_once() {
+            Box::pin(self.established.registration.handle.disowns()).await;
+        }
         let clean = leased.upstream.inbound.is_empty() && leased.upstream.outbound.is_empty();
         let needs_reset = self.session.needs_reset() || leased.upstream.backend.is_doubtful();
-        if clean && (!needs_reset || leased.upstream.reset(RESET_LIMIT).await.is_ok()) {
+        if clean && (!needs_reset || Box::pin(leased.upstream.reset(RESET_LIMIT)).await.is_ok()) {
             self.established.route.pool.give_back(leased);
         }
         self.session.released();
@@ -656,7 +729,7 @@ impl Relay {
     }
 
     /// The client is gone: whatever it was doing is stopped, and the connection is reset or closed.
-    async fn abandon(mut self) {
+    async fn abandon(&mut self) {
         self.charge_bytes(0);
         let Some(mut leased) = self.lease.take() else { return };
         self.established.registration.handle.disowns().await;
@@ -678,8 +751,8 @@ impl Relay {
 }
 
 /// Waits for something on behalf of a client, reading ahead a little; `None` when the client cancels.
-async fn unless_client_leaves<T>(
-    mut work: Pin<&mut impl Future<Output = T>>,
+pub(crate) async fn unless_client_leaves<T>(
+    mut work: Pin<Box<impl Future<Output = T>>>,
     client: &mut Stream,
     inbound: &mut BytesMut,
     moved: &mut u64,

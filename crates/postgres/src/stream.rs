@@ -1,5 +1,6 @@
 //! A socket, plain or under TLS, with reads that need no buffer until bytes are there.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -12,6 +13,40 @@ use tokio_util::io::poll_read_buf;
 
 /// Bytes asked for in one read.
 const READ: usize = 16 << 10;
+
+/// Buffers that nobody needs at the moment, per thread: clients that are idle have none.
+const SPARE: usize = 64;
+
+thread_local! {
+    static SPARE_BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Makes room for a read.
+fn make_room(buf: &mut BytesMut) {
+    if buf.capacity() == 0
+        && let Some(spare) = SPARE_BUFFERS.with_borrow_mut(Vec::pop)
+    {
+        *buf = spare;
+    }
+    if buf.capacity() - buf.len() < READ / 4 {
+        buf.reserve(READ);
+    }
+}
+
+/// Takes an empty buffer away from a connection that will not need it for a while.
+pub(crate) fn put_away(buf: &mut BytesMut) {
+    if buf.is_empty() && buf.capacity() > 0 {
+        let mut spare = std::mem::take(buf);
+        // What has been consumed in front is room again.
+        if spare.try_reclaim(READ) && spare.capacity() <= 2 * READ {
+            SPARE_BUFFERS.with_borrow_mut(|all| {
+                if all.len() < SPARE {
+                    all.push(spare);
+                }
+            });
+        }
+    }
+}
 
 /// A connection to a client or a server.
 #[derive(Debug)]
@@ -36,15 +71,13 @@ impl Stream {
         if let Self::Plain(tcp) = self {
             ready!(tcp.poll_read_ready(cx))?;
         }
-        if buf.capacity() - buf.len() < READ / 4 {
-            buf.reserve(READ);
-        }
+        make_room(buf);
         let result = match self {
             Self::Plain(tcp) => poll_read_buf(Pin::new(tcp), cx, buf),
             Self::Tls(tls, _) => poll_read_buf(Pin::new(&mut **tls), cx, buf),
         };
         if result.is_pending() && buf.is_empty() {
-            *buf = BytesMut::new();
+            put_away(buf);
         }
         result
     }

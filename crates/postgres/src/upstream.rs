@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, BufMut, BytesMut};
-use cofferdam_tenant::{Cluster, Login, ServerTls};
+use cofferdam_tenant::{Cluster, Endpoint, Login, ServerTls};
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -68,11 +69,27 @@ pub(crate) struct Upstream {
 pub(crate) struct CancelTarget {
     cluster: Arc<Cluster>,
     tls: Option<Arc<ClientConfig>>,
+    pub(crate) user: Box<str>,
+    pub(crate) database: Box<str>,
+    pub(crate) local: Option<SocketAddr>,
+    pub(crate) connected: SystemTime,
     pid: u32,
     secret: Vec<u8>,
 }
 
 impl CancelTarget {
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(crate) fn address(&self) -> &Endpoint {
+        &self.cluster.address
+    }
+
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Sends the cancel and waits until the server has closed the connection.
     pub(crate) async fn cancel(&self) -> io::Result<()> {
         if self.secret.is_empty() {
@@ -135,6 +152,7 @@ async fn log_in(
     application_name: &str,
 ) -> Result<Upstream, UpstreamError> {
     let mut stream = open(cluster, tls).await?;
+    let (is_encrypted, local) = (matches!(stream, Stream::Tls(..)), stream.socket().local_addr().ok());
     let mut outbound = BytesMut::new();
     outbound.packet(196_608, |b| {
         let pairs = [("user", login.role.as_str()), ("database", database), ("application_name", application_name)];
@@ -177,7 +195,16 @@ async fn log_in(
         inbound,
         outbound,
         backend: Backend::new(&reported, application_name),
-        target: Arc::new(CancelTarget { cluster: Arc::clone(cluster), tls: tls.cloned(), pid: key.0, secret: key.1 }),
+        target: Arc::new(CancelTarget {
+            cluster: Arc::clone(cluster),
+            tls: tls.filter(|_| is_encrypted).cloned(),
+            user: login.role.as_str().into(),
+            database: database.into(),
+            local,
+            connected: SystemTime::now(),
+            pid: key.0,
+            secret: key.1,
+        }),
         reported: Arc::new(reported),
     })
 }

@@ -210,6 +210,17 @@ pub struct PostgresFront {
     pub tls: Option<TlsFiles>,
     /// The settings as written.
     pub config: PostgresConfig,
+    /// Who may use the console.
+    pub console: Vec<ConsoleUser>,
+}
+
+/// Somebody who may use the console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConsoleUser {
+    /// Role and password.
+    pub login: Login,
+    /// Whether every command is allowed, or only `SHOW`.
+    pub is_admin: bool,
 }
 
 /// Everything a request needs to know, checked as a whole and immutable.
@@ -285,6 +296,12 @@ impl Catalog {
     pub fn any_login(&self, role: &str) -> Option<&Login> {
         let of_pools = self.pools.values().filter_map(|p| p.login.as_ref()).find(|l| l.role == role);
         of_pools.or_else(|| self.by_role.get(role)?.login.as_ref())
+    }
+
+    /// Every login that there is.
+    pub fn logins(&self) -> impl Iterator<Item = &Login> {
+        let of_pools = self.pools.values().filter_map(|p| p.login.as_ref());
+        of_pools.chain(self.tenants.iter().filter_map(|t| t.login.as_ref()))
     }
 
     /// The pool whose login has this role and which may open the maintenance database.

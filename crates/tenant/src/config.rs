@@ -109,6 +109,21 @@ pub struct PostgresConfig {
     /// Most connections that have not authenticated yet, all together.
     #[serde(default = "default_unauthenticated")]
     pub max_unauthenticated: u32,
+    /// Who may use the console: the database `cofferdam`, or `pgbouncer`. Absent: nobody.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+}
+
+/// Users of the console.
+#[derive(Debug, Clone, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// Those who may give every command.
+    #[serde(default)]
+    pub admins: Vec<LoginConfig>,
+    /// Those who may only look: `SHOW`.
+    #[serde(default)]
+    pub viewers: Vec<LoginConfig>,
 }
 
 /// How clients prove their password to the gateway.

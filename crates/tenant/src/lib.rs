@@ -36,12 +36,13 @@ mod units;
 pub mod yaml;
 
 pub use catalog::{
-    Catalog, ClassQuota, Cluster, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, Tenant, TlsFiles,
+    Catalog, ClassQuota, Cluster, ConsoleUser, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, Tenant,
+    TlsFiles,
 };
 pub use config::{
-    AdminConfig, AuthMethod, Class, ClassQuotaConfig, ClusterConfig, GatewayConfig, HttpConfig, LoginConfig, Placement,
-    PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, Scheduling, Scheme, ServerConfig, ServerTls,
-    TenantFile, TlsConfig,
+    AdminConfig, AuthMethod, Class, ClassQuotaConfig, ClusterConfig, ConsoleConfig, GatewayConfig, HttpConfig,
+    LoginConfig, Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, Scheduling, Scheme,
+    ServerConfig, ServerTls, TenantFile, TlsConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

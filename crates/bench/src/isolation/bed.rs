@@ -125,6 +125,7 @@ impl Bed {
             workers: WORKERS,
             tenants: &self.tenants,
             password: PASSWORD,
+            pgbouncer: "pgbouncer".into(),
             slots: POSTGRES_SLOTS,
             least_slots: 4,
         }

@@ -90,6 +90,7 @@ pub struct Session {
     dirty: bool,
     /// `DISCARD ALL` has taken from the connection the name that the client gave itself at login.
     nameless: bool,
+    parses: u64,
     /// Told the client an error of our own inside a batch: skip its messages until Sync, which we answer.
     refused: bool,
 }
@@ -111,6 +112,7 @@ impl Session {
             altered: false,
             dirty: false,
             nameless: false,
+            parses: 0,
             refused: false,
         }
     }
@@ -287,6 +289,7 @@ impl Session {
             } else {
                 self.unnamed = None;
             }
+            self.parses += 1;
             self.pipeline.owe(Owed::Parse(None), to_client);
             return Ok(ClientStep::Forward { consumed: 0 });
         }
@@ -321,6 +324,7 @@ impl Session {
             self.pipeline.owe(Owed::LocalParse(name), to_client);
         } else {
             backend.add(statement.id, to_server, &mut self.pipeline, to_client);
+            self.parses += 1;
             write_parse(to_server, &server_name(statement.id), rest);
             self.pipeline.owe(Owed::Parse(Some((name, statement))), to_client);
         }
@@ -450,6 +454,7 @@ impl Session {
             return;
         }
         backend.add(statement.id, to_server, &mut self.pipeline, to_client);
+        self.parses += 1;
         write_parse(to_server, &server_name(statement.id), &statement.body);
         self.pipeline.owe(Owed::InjectedParse(statement.id), to_client);
     }
@@ -628,6 +633,16 @@ impl Session {
         self.altered = false;
         self.dirty = false;
         self.nameless = false;
+    }
+
+    /// Parse messages sent to servers since the last call.
+    pub fn take_parses(&mut self) -> u64 {
+        std::mem::take(&mut self.parses)
+    }
+
+    /// Named prepared statements that the client holds.
+    pub fn statement_count(&self) -> u32 {
+        self.statements.len() as u32
     }
 
     /// The transaction status last reported.

@@ -121,6 +121,11 @@ impl Backend {
         }
     }
 
+    /// Statements prepared here.
+    pub(crate) fn statement_count(&self) -> u32 {
+        self.prepared.len() as u32
+    }
+
     /// Whether a statement is prepared here.
     pub(crate) fn has(&self, id: u64) -> bool {
         self.prepared.contains_key(&id)

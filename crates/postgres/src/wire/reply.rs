@@ -51,6 +51,8 @@ pub trait Reply {
 
     /// ErrorResponse.
     fn error(&mut self, severity: Severity, code: &str, message: &str, detail: Option<&str>);
+    /// NoticeResponse.
+    fn notice(&mut self, message: &str);
     /// ReadyForQuery.
     fn ready(&mut self, status: TransactionStatus);
     /// CommandComplete.
@@ -91,6 +93,16 @@ impl Reply for BytesMut {
         fields.extend(detail.map(|d| (b'D', d)));
         self.message(b'E', |b| {
             for (field, text) in fields {
+                b.put_u8(field);
+                put_cstr(b, text);
+            }
+            b.put_u8(0);
+        });
+    }
+
+    fn notice(&mut self, message: &str) {
+        self.message(b'N', |b| {
+            for (field, text) in [(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', message)] {
                 b.put_u8(field);
                 put_cstr(b, text);
             }

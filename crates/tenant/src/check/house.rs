@@ -6,8 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Check, Place, number};
-use crate::catalog::{ClassQuota, Cluster, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, TlsFiles};
-use crate::config::{Class, ClusterConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig, ServerTls};
+use crate::catalog::{
+    ClassQuota, Cluster, ConsoleUser, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, TlsFiles,
+};
+use crate::config::{
+    Class, ClusterConfig, ConsoleConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig, ServerTls,
+};
 use crate::diagnostic::one_of;
 use crate::ids::{ClusterName, PlanName, PoolName, TenantId};
 use crate::units::{HumanDuration, Secret};
@@ -218,7 +222,27 @@ impl Check<'_> {
             let key = self.pem(main, &["postgres", "tls", "key"], &tls.key);
             Some(TlsFiles { certificate: certificate?, key: Secret::new(key?) })
         });
-        Some(PostgresFront { auth: postgres.auth, tls, config: postgres.clone() })
+        let console = self.console(main, &postgres.console);
+        Some(PostgresFront { auth: postgres.auth, tls, config: postgres.clone(), console })
+    }
+
+    fn console(&mut self, main: &Place<'_>, config: &ConsoleConfig) -> Vec<ConsoleUser> {
+        let mut users: Vec<ConsoleUser> = Vec::new();
+        for (field, logins, is_admin) in [("admins", &config.admins, true), ("viewers", &config.viewers, false)] {
+            for (i, login) in logins.iter().enumerate() {
+                let at = i.to_string();
+                let path = ["postgres", "console", field, &at];
+                if users.iter().any(|user| user.login.role == login.role) {
+                    let found = format!("`{}`, which is there already", login.role);
+                    self.fault(main, &path, found, "each role once");
+                    continue;
+                }
+                if let Some(login) = self.login(main, &path, login) {
+                    users.push(ConsoleUser { login, is_admin });
+                }
+            }
+        }
+        users
     }
 
     pub(super) fn http(&mut self, main: &Place<'_>, config: &GatewayConfig) {

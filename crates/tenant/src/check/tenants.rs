@@ -50,6 +50,10 @@ impl Check<'_> {
                 let found = format!("`{database}`, which belongs to PostgreSQL itself");
                 self.fault(place, &["database"], found, "the tenant's own database");
             }
+            if matches!(database.as_str(), "cofferdam" | "pgbouncer") {
+                let found = format!("`{database}`, which is the name of the console");
+                self.fault(place, &["database"], found, "the tenant's own database");
+            }
             if let Some(other) = owners.databases.insert(database.as_str().to_owned(), here.clone()) {
                 let found = format!("`{database}`, which {} has too", other.display());
                 self.fault(place, &["database"], found, "a database that no other tenant has");
