@@ -284,7 +284,7 @@ async fn application_names_follow_their_clients_over_shared_connections() {
 }
 
 #[tokio::test]
-async fn listen_and_notify_work_and_pin_only_the_listener() {
+async fn listen_and_notify_work_through_transaction_pooling() {
     let site = Site::start().await;
     let python = python_with("psycopg2").await.unwrap();
     let mut command = tokio::process::Command::new(python);
@@ -295,18 +295,139 @@ async fn listen_and_notify_work_and_pin_only_the_listener() {
     assert_eq!(site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap().usage().running, 0);
 }
 
+/// A connection, and the notifications that arrive on it as `channel payload`.
+async fn listening(
+    site: &Site,
+    database: &str,
+) -> (tokio_postgres::Client, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(site.address().port()).user(POOL_LOGIN.0).password(POOL_LOGIN.1).dbname(database);
+    let (client, mut connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    let (told, heard) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = std::future::poll_fn(|cx| connection.poll_message(cx)).await {
+            if let tokio_postgres::AsyncMessage::Notification(n) = message {
+                let _ = told.send(format!("{} {}", n.channel(), n.payload()));
+            }
+        }
+    });
+    (client, heard)
+}
+
+async fn notify(client: &tokio_postgres::Client, channel: &str, payload: &str) {
+    client.simple_query(&format!("SELECT pg_notify('{channel}', '{payload}')")).await.unwrap();
+}
+
+#[tokio::test]
+async fn twenty_listeners_share_one_server_connection_and_hear_only_their_channels() {
+    let site = Site::start_with(SiteOptions { cluster: "    connections: 6".into(), ..SiteOptions::default() }).await;
+    let mut listeners = Vec::new();
+    for n in 0..20 {
+        let (client, heard) = listening(&site, "acme_db").await;
+        client.simple_query(&format!("LISTEN channel_{}", n % 2)).await.unwrap();
+        listeners.push((client, heard));
+    }
+    let sender = site.connect("acme").await;
+    notify(&sender, "channel_0", "even").await;
+    notify(&sender, "channel_1", "odd").await;
+    notify(&sender, "channel_2", "nobody").await;
+    for (n, (_, heard)) in listeners.iter_mut().enumerate() {
+        let expected = if n % 2 == 0 { "channel_0 even" } else { "channel_1 odd" };
+        assert_eq!(heard.recv().await.unwrap(), expected, "listener {n}");
+    }
+    listeners[0].0.simple_query("UNLISTEN channel_0").await.unwrap();
+    notify(&sender, "channel_0", "again").await;
+    assert_eq!(listeners[2].1.recv().await.unwrap(), "channel_0 again");
+    let (client, mut heard) = listeners.swap_remove(0);
+    client.simple_query("LISTEN channel_9").await.unwrap();
+    notify(&sender, "channel_9", "new").await;
+    assert_eq!(heard.recv().await.unwrap(), "channel_9 new", "and not what came while it did not listen");
+    let open = site.gateway.postgres_plane().unwrap().usage().connections["pg"].open;
+    assert!(open <= 6, "{open} server connections");
+    // No connection of the pool listens: what a client of another kind gets is fresh.
+    assert_eq!(value(&sender, "SELECT count(*) FROM pg_listening_channels()").await, "0");
+}
+
+#[tokio::test]
+async fn listen_follows_its_transaction_and_every_protocol() {
+    let site = Site::start().await;
+    let sender = site.connect("acme").await;
+    let (client, mut heard) = listening(&site, "acme_db").await;
+    client.simple_query("BEGIN; SELECT 1").await.unwrap();
+    client.simple_query("LISTEN undone").await.unwrap();
+    client.simple_query("ROLLBACK").await.unwrap();
+    client.simple_query("BEGIN").await.unwrap();
+    client.simple_query("LISTEN kept").await.unwrap();
+    notify(&sender, "kept", "in between").await;
+    client.simple_query("COMMIT").await.unwrap();
+    notify(&sender, "undone", "x").await;
+    notify(&sender, "kept", "after").await;
+    assert_eq!(heard.recv().await.unwrap(), "kept in between");
+    assert_eq!(heard.recv().await.unwrap(), "kept after");
+    // In a failed transaction it fails, as everything does.
+    client.simple_query("BEGIN; SELECT 1").await.unwrap();
+    client.simple_query("SELECT 1/0").await.unwrap_err();
+    assert_eq!(code(&client.simple_query("LISTEN failed").await.unwrap_err()), "25P02");
+    client.simple_query("ROLLBACK").await.unwrap();
+    // Extended protocol, and the tag that PostgreSQL gives.
+    let statement = client.prepare("LISTEN extended").await.unwrap();
+    client.execute(&statement, &[]).await.unwrap();
+    notify(&sender, "extended", "hello").await;
+    assert_eq!(heard.recv().await.unwrap(), "extended hello");
+    client.simple_query("DISCARD ALL").await.unwrap();
+    notify(&sender, "kept", "too late").await;
+    client.simple_query("LISTEN last").await.unwrap();
+    notify(&sender, "last", "1").await;
+    assert_eq!(heard.recv().await.unwrap(), "last 1");
+}
+
+/// Odoo's bus: one database for all tenants of a cluster, and what it says of others' databases is not for everybody.
+#[tokio::test]
+async fn workers_hear_of_their_own_tenants_only() {
+    let site = Site::start().await;
+    let (client, mut heard) = listening(&site, "postgres").await;
+    client.simple_query("LISTEN imbus").await.unwrap();
+    client.simple_query("LISTEN cron_trigger").await.unwrap();
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    notify(&admin, "imbus", r#"[["elsewhere","res.partner",1]]"#).await;
+    notify(&admin, "cron_trigger", "elsewhere").await;
+    notify(&admin, "imbus", r#"[["elsewhere","res.partner",1],["bolt_db","res.partner",2]]"#).await;
+    notify(&admin, "cron_trigger", "acme_db").await;
+    assert_eq!(heard.recv().await.unwrap(), r#"imbus [["bolt_db","res.partner",2]]"#);
+    assert_eq!(heard.recv().await.unwrap(), "cron_trigger acme_db");
+}
+
+#[tokio::test]
+async fn who_listens_is_disconnected_when_notifications_may_be_lost() {
+    let site = Site::start().await;
+    let (client, _heard) = listening(&site, "acme_db").await;
+    client.simple_query("LISTEN x").await.unwrap();
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    admin
+        .simple_query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cofferdam listener'",
+        )
+        .await
+        .unwrap();
+    eventually(async || client.is_closed()).await;
+    let (client, mut heard) = listening(&site, "acme_db").await;
+    client.simple_query("LISTEN x").await.unwrap();
+    notify(&site.connect("acme").await, "x", "again").await;
+    assert_eq!(heard.recv().await.unwrap(), "x again");
+}
+
 #[tokio::test]
 async fn sessions_with_state_of_one_tenant_leave_connections_for_the_others() {
     let site = Site::start_with(SiteOptions { cluster: "    connections: 12".into(), ..SiteOptions::default() }).await;
     let mut listeners = Vec::new();
     for _ in 0..4 {
         let listener = site.connect("acme").await;
-        listener.simple_query("LISTEN everything").await.unwrap();
+        listener.simple_query("SET geqo = off").await.unwrap();
         listeners.push(listener);
     }
     // Half of the eight connections that the slots leave: the fifth is told why, and the others live.
     let greedy = site.connect("acme").await;
-    let _ = greedy.simple_query("LISTEN everything").await;
+    let _ = greedy.simple_query("SET geqo = off").await;
     let error = greedy.simple_query("SELECT 1").await.unwrap_err();
     assert!(greedy.is_closed() || code(&error) == "53400", "{error:?}");
     for _ in 0..4 {
@@ -315,7 +436,7 @@ async fn sessions_with_state_of_one_tenant_leave_connections_for_the_others() {
     assert_eq!(value(&site.connect("acme").await, "SELECT 2").await, "2");
     listeners[0].simple_query("DISCARD ALL").await.unwrap();
     let another = site.connect("acme").await;
-    another.simple_query("LISTEN everything").await.unwrap();
+    another.simple_query("SET geqo = off").await.unwrap();
     assert_eq!(value(&another, "SELECT 3").await, "3");
 }
 

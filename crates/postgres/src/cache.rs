@@ -14,6 +14,7 @@ use cofferdam_tenant::{Cluster, Login, TenantId};
 use rustls::ClientConfig;
 use tokio::sync::{Notify, Semaphore};
 
+use crate::listener::Listeners;
 use crate::session::StatementRegistry;
 use crate::stream::put_away;
 use crate::tls::{TlsError, client_config};
@@ -46,6 +47,7 @@ pub(crate) struct ConnectionCache {
     pinned: Mutex<HashMap<TenantId, u32>>,
     freed: Notify,
     connecting: Semaphore,
+    listeners: Arc<Listeners>,
 }
 
 /// The connections of one cluster that are interchangeable.
@@ -142,6 +144,7 @@ impl ConnectionCache {
             pinned: Mutex::default(),
             freed: Notify::new(),
             connecting: Semaphore::new(CONNECTING),
+            listeners: Arc::default(),
         }))
     }
 
@@ -152,6 +155,10 @@ impl ConnectionCache {
     pub(crate) fn usage(&self) -> CacheUsage {
         let idle = self.pools().iter().map(|p| p.idle_count()).sum();
         CacheUsage { open: self.open.load(Ordering::Acquire), idle }
+    }
+
+    pub(crate) fn listeners(&self) -> &Arc<Listeners> {
+        &self.listeners
     }
 
     /// All pools, in no order.
@@ -216,6 +223,7 @@ impl ConnectionCache {
     /// Closes all idle connections and keeps none from now on: the cluster was removed or has moved.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        self.listeners.close();
         for pool in self.pools() {
             let closing = std::mem::take(&mut *lock(&pool.idle));
             drop(closing);

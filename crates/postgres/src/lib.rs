@@ -31,6 +31,8 @@ mod cache;
 mod cancel;
 mod client;
 mod console;
+mod listener;
+mod notify;
 mod pause;
 mod plane;
 mod process;

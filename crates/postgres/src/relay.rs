@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -13,13 +13,16 @@ use tokio::time::Instant;
 
 use crate::cache::{Leased, Pinned};
 use crate::client::{Established, describe, route};
+use crate::listener::{ListenError, Subscription, notification};
+use crate::notify::{Visible, visible};
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
 use crate::signal::Listener;
+use crate::sql::{self, Listen};
 use crate::stats::Work;
 use crate::stream::{Stream, put_away};
-use crate::wire::{Frame, Reply, Severity, Side, frame};
+use crate::wire::{Frame, Reply, Severity, Side, cstr, frame};
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
 const HIGH_WATER: usize = 256 << 10;
@@ -55,6 +58,12 @@ pub(crate) struct Relay {
     moved: u64,
     /// What has not been counted yet.
     work: Work,
+    /// The client's part in the connection that listens for its database.
+    subscription: Option<Box<Subscription>>,
+    /// `LISTEN` and `UNLISTEN` of the transaction that is open.
+    listens: Vec<Listen>,
+    /// The client's current message is a `LISTEN`, and it has been subscribed.
+    is_subscribed: bool,
     established: Established,
     application_name: String,
     /// What is left of the client's current message, and of the server's.
@@ -91,6 +100,7 @@ struct Passing {
 enum Event {
     Client,
     Server,
+    Notification,
     Draining,
 }
 
@@ -113,6 +123,7 @@ impl From<Violation> for End {
 enum Pump {
     Wait,
     NeedServer { kind: u8 },
+    Listen { kind: u8, listen: Listen },
 }
 
 impl Relay {
@@ -124,8 +135,10 @@ impl Relay {
         established: Established,
     ) -> Self {
         let draining = plane.draining.listen();
+        let mut session = Session::new(Arc::clone(established.route.pool.statements()));
+        session.share_listener(established.route.pooling == PoolingMode::Transaction);
         Self {
-            session: Session::new(Arc::clone(established.route.pool.statements())),
+            session,
             application_name: established.parameters.settings.get("application_name").cloned().unwrap_or_default(),
             plane,
             snapshot,
@@ -137,6 +150,9 @@ impl Relay {
             permit: None,
             moved: 0,
             work: Work::default(),
+            subscription: None,
+            listens: Vec::new(),
+            is_subscribed: false,
             established,
             passing: Passing::default(),
             server_passing: Passing::default(),
@@ -202,16 +218,31 @@ impl Relay {
                     self.acquire(kind).await?;
                     continue;
                 }
+                Some(Pump::Listen { kind, listen }) => {
+                    self.forget_listens();
+                    match Box::pin(self.listen(listen)).await? {
+                        Ok(()) => self.is_subscribed = true,
+                        Err((code, message)) => self.refuse(kind, &code, &message),
+                    }
+                    continue;
+                }
                 Some(Pump::Wait) => {}
                 None => {
                     self.said_goodbye = true;
                     return Ok(());
                 }
             }
+            self.forget_listens();
+            if self.session.is_at_rest() {
+                let undone = self.session.take_rolled_back();
+                if !self.listens.is_empty() {
+                    Box::pin(self.settle_listens(undone)).await;
+                }
+            }
             let event = self.wait().await?;
             self.charge_bytes(CHARGED_EVERY);
             match event {
-                Event::Client => {}
+                Event::Client | Event::Notification => {}
                 Event::Server => {
                     self.pump_server()?;
                     // Before the client's next message is looked at: it has to queue like everybody's.
@@ -294,6 +325,14 @@ impl Relay {
             {
                 process.runs_cron();
             }
+            if matches!(header.kind, b'Q' | b'P')
+                && !self.is_subscribed
+                && self.established.route.pooling == PoolingMode::Transaction
+                && let Some(listen) = listen_of(header, bytes)
+                && !self.session.is_skipping()
+            {
+                return Ok(Some(Pump::Listen { kind: header.kind, listen }));
+            }
             match self.session.on_client(header, bytes, backend, to_server, &mut self.outbound)? {
                 ClientStep::Forward { consumed } => {
                     to_server.extend_from_slice(&self.inbound[consumed.min(seen)..seen]);
@@ -307,6 +346,7 @@ impl Relay {
             if let Some(counted) = counted {
                 *counted += 1;
             }
+            self.is_subscribed = false;
             self.inbound.advance(seen);
             self.alive();
         }
@@ -483,6 +523,16 @@ impl Relay {
                     }
                 }
             }
+            if self.session.is_at_rest() && self.server_passing.remaining == 0 && self.outbound.len() < HIGH_WATER {
+                match self.poll_notification(cx) {
+                    Poll::Ready(true) => return Poll::Ready(Ok(Event::Notification)),
+                    Poll::Ready(false) => {
+                        let message = "the connection that listened for notifications was lost, or too many waited";
+                        return Poll::Ready(Err(End::Fatal { code: "57P01", message: message.to_owned() }));
+                    }
+                    Poll::Pending => {}
+                }
+            }
             let client_full = self.outbound.len() >= HIGH_WATER;
             if !server_full && !client_full && self.inbound.len() < INSPECT + HIGH_WATER {
                 match self.client.poll_fill(cx, &mut self.inbound) {
@@ -501,6 +551,96 @@ impl Relay {
             Poll::Pending
         })
         .await
+    }
+
+    /// Passes on a notification that the client may see; false when there will be no more.
+    fn poll_notification(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Some(subscription) = &mut self.subscription else { return Poll::Pending };
+        loop {
+            match subscription.poll(cx) {
+                Poll::Ready(Some(message)) => {
+                    let Some((channel, payload)) = notification(&message) else { continue };
+                    if !subscription.listens_to(channel) {
+                        continue;
+                    }
+                    match visible(&self.plane, &self.established, channel, payload) {
+                        Visible::All => self.outbound.extend_from_slice(&message),
+                        Visible::Part(payload) => self.outbound.message(b'A', |b| {
+                            b.extend_from_slice(&message[Frame::HEADER..Frame::HEADER + 4]);
+                            for text in [channel, &payload] {
+                                b.extend_from_slice(text.as_bytes());
+                                b.extend_from_slice(&[0]);
+                            }
+                        }),
+                        Visible::Nothing => continue,
+                    }
+                    return Poll::Ready(true);
+                }
+                Poll::Ready(None) => return Poll::Ready(false),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Subscribes to a channel before the client is told that it listens; the rest waits for the end of the transaction.
+    async fn listen(&mut self, listen: Listen) -> Result<Result<(), (String, String)>, End> {
+        if let Listen::To(channel) = &listen {
+            let handle = Arc::clone(&self.established.registration.handle);
+            let (route, subscription) = (&self.established.route, &mut self.subscription);
+            let work = Box::pin(async move {
+                // A listening connection may end just when somebody wants it.
+                for _ in 0..3 {
+                    if subscription.is_none() {
+                        let joined = route.access.cache.listeners().join(&route.pool, route.max_wait).await?;
+                        *subscription = Some(Box::new(joined));
+                    }
+                    let Some(known) = subscription else { continue };
+                    match known.listen(channel).await {
+                        Err(ListenError::Lost) if !known.listens_to_any() => *subscription = None,
+                        other => return other,
+                    }
+                }
+                Err(ListenError::Lost)
+            });
+            handle.forget_stale();
+            handle.waits(true);
+            let _waiting = Waiting(&handle);
+            let outcome =
+                unless_client_leaves(work, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
+            match outcome {
+                Some(Ok(())) => {}
+                Some(Err(ListenError::Lease(error))) => return Ok(Err(describe(&error))),
+                Some(Err(ListenError::Refused(code, message))) => return Ok(Err((code, message))),
+                Some(Err(ListenError::Lost)) => {
+                    return Ok(Err(("08006".into(), "cofferdam: cannot listen now; try again".into())));
+                }
+                None => return Ok(Err(cancelled("a connection that listens"))),
+            }
+        }
+        self.listens.push(listen);
+        Ok(Ok(()))
+    }
+
+    /// `DISCARD ALL` ends all listening.
+    fn forget_listens(&mut self) {
+        if self.session.take_unlistened() {
+            self.subscription = None;
+            self.listens.clear();
+        }
+    }
+
+    /// The transaction is over: what it said about listening holds, or not.
+    async fn settle_listens(&mut self, undone: bool) {
+        let listens = std::mem::take(&mut self.listens);
+        let Some(subscription) = &mut self.subscription else { return };
+        for listen in listens {
+            match listen {
+                Listen::To(channel) if undone => subscription.unlisten(Some(&channel)).await,
+                Listen::Not(channel) if !undone => subscription.unlisten(Some(&channel)).await,
+                Listen::ToNothing if !undone => subscription.unlisten(None).await,
+                _ => {}
+            }
+        }
     }
 
     /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
@@ -657,6 +797,7 @@ impl Relay {
                 // The password has changed; who logged in with the old one stays, with the new one at the server.
                 tracing::debug!(account = %route.name, "login changed");
             }
+            self.session.share_listener(route.pooling == PoolingMode::Transaction);
             self.established.route = route;
             Ok(())
         } else {
@@ -791,6 +932,15 @@ fn listens_for_cron(query: &[u8]) -> bool {
     let mut words = text.split(|c: char| c.is_whitespace() || c == ';' || c == '"').filter(|w| !w.is_empty());
     words.next().is_some_and(|w| w.eq_ignore_ascii_case("listen"))
         && words.next().is_some_and(|w| w.eq_ignore_ascii_case("cron_trigger"))
+}
+
+/// The `LISTEN` or `UNLISTEN` in a Query or Parse message, if it is one.
+fn listen_of(header: Frame, message: &[u8]) -> Option<Listen> {
+    let body = message.get(Frame::HEADER..)?;
+    if message.len() < header.total {
+        return None;
+    }
+    if header.kind == b'Q' { sql::listen(body) } else { sql::listen(cstr(cstr(body)?.1)?.0) }
 }
 
 /// Whether an ErrorResponse ends the connection. Its severity stands in the first fields.

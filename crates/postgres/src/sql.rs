@@ -13,6 +13,8 @@ pub struct Effect {
     pub pins: bool,
     /// It may have done anything: the server connection is reset before it serves somebody else.
     pub opaque: bool,
+    /// It is `LISTEN`, which the gateway does for the client: the server gets something harmless in its place.
+    pub listens: bool,
     /// It takes prepared statements away.
     pub deallocates: bool,
     /// It is this one statement and nothing else.
@@ -42,6 +44,55 @@ impl Only {
             Self::DeallocateAll => "DEALLOCATE ALL",
         }
     }
+}
+
+/// A statement that is nothing but a wish to hear of a channel, or not any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// `LISTEN channel`
+    To(String),
+    /// `UNLISTEN channel`
+    Not(String),
+    /// `UNLISTEN *`
+    ToNothing,
+}
+
+/// Reads a text that is one `LISTEN` or `UNLISTEN` and nothing else. With comments, escapes or more statements it is none.
+pub fn listen(sql: &[u8]) -> Option<Listen> {
+    let text = sql.trim_ascii_start();
+    // Cheap for everything else.
+    let listens = match text.first()?.to_ascii_lowercase() {
+        b'l' => true,
+        b'u' => false,
+        _ => return None,
+    };
+    let keyword = if listens { "listen" } else { "unlisten" };
+    let (first, rest) = text.split_at_checked(keyword.len())?;
+    if !is(first, keyword) || rest.first().is_none_or(|c| is_word(*c) || *c == b'$') {
+        return None;
+    }
+    let mut rest = std::str::from_utf8(rest).ok()?.trim_end_matches('\0').trim_ascii();
+    if let Some(before) = rest.strip_suffix(';') {
+        rest = before.trim_ascii_end();
+    }
+    if rest == "*" {
+        return (!listens).then_some(Listen::ToNothing);
+    }
+    let name = match rest.strip_prefix('"') {
+        Some(quoted) => {
+            let inner = quoted.strip_suffix('"')?;
+            (!inner.contains('"')).then(|| inner.to_owned())?
+        }
+        // Beyond ASCII the server's locale decides what a small letter is.
+        None => {
+            let plain = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+            (plain && !rest.as_bytes().first()?.is_ascii_digit()).then(|| rest.to_ascii_lowercase())?
+        }
+    };
+    if name.is_empty() || name.len() > 63 {
+        return None;
+    }
+    Some(if listens { Listen::To(name) } else { Listen::Not(name) })
 }
 
 /// Reads a text of statements.
@@ -400,10 +451,44 @@ mod tests {
         }
     }
 
+    #[test]
+    fn listen_is_recognised_alone_with_its_channel() {
+        let to = |c: &str| Some(Listen::To(c.into()));
+        for (sql, expected) in [
+            ("LISTEN imbus", to("imbus")),
+            ("listen  ImBus ;", to("imbus")),
+            ("LISTEN \"ImBus\"", to("ImBus")),
+            ("listen\"x\"", to("x")),
+            ("UNLISTEN a", Some(Listen::Not("a".into()))),
+            ("unlisten *;", Some(Listen::ToNothing)),
+            ("LISTEN a; LISTEN b", None),
+            ("LISTEN a -- b", None),
+            ("LISTEN \"a\"\"b\"", None),
+            ("LISTEN *", None),
+            ("LISTEN 1a", None),
+            ("listening", None),
+            ("LISTEN", None),
+            ("SELECT 1", None),
+            ("LISTEN h\u{e9}", None),
+            ("", None),
+        ] {
+            assert_eq!(listen(sql.as_bytes()), expected, "{sql}");
+        }
+        assert_eq!(listen(format!("LISTEN {}", "a".repeat(64)).as_bytes()), None);
+    }
+
     proptest! {
         #[test]
+        fn what_is_read_as_one_listen_is_seen_as_one_by_the_full_reader(sql in "(?i)(un)?listen[ a-z\"*;\\-]{0,12}") {
+            if let Some(Listen::To(_)) = listen(sql.as_bytes()) {
+                let e = effect(sql.as_bytes());
+                prop_assert!(e.pins && !e.opaque, "{sql}");
+            }
+        }
+
+        #[test]
         fn no_text_makes_the_reader_panic(sql in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = effect(&sql);
+            let _ = (effect(&sql), listen(&sql));
         }
 
         #[test]

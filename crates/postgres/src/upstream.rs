@@ -294,6 +294,12 @@ async fn message(stream: &mut Stream, inbound: &mut BytesMut) -> Result<(u8, Byt
 
 /// An ErrorResponse as an error. One without SQLSTATE or message is tolerated (rule 1).
 fn refused(body: &[u8]) -> UpstreamError {
+    let (code, message) = error_fields(body);
+    UpstreamError::Refused { code, message }
+}
+
+/// SQLSTATE and message of an ErrorResponse.
+pub(crate) fn error_fields(body: &[u8]) -> (String, String) {
     let (mut code, mut message) = (String::from("XX000"), String::from("the database server refused the connection"));
     let mut rest = body;
     while let Some((&field, after)) = rest.split_first().filter(|(f, _)| **f != 0) {
@@ -305,7 +311,7 @@ fn refused(body: &[u8]) -> UpstreamError {
         }
         rest = after;
     }
-    UpstreamError::Refused { code, message }
+    (code, message)
 }
 
 impl Upstream {

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::check;
-use crate::config::{AuthMethod, Class, GatewayConfig, HttpConfig, PoolingMode, PostgresConfig, Scheduling, ServerTls};
+use crate::config::{
+    AuthMethod, Class, GatewayConfig, HttpConfig, NotificationPolicy, PoolingMode, PostgresConfig, Scheduling,
+    ServerTls,
+};
 use crate::diagnostic::Diagnostics;
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
 use crate::units::{Endpoint, Secret};
@@ -144,6 +147,8 @@ pub struct Pool {
     pub min_slots: u32,
     /// Whether a tenant whose database work waits gets fewer workers.
     pub coupled: bool,
+    /// Which of Odoo's notifications its workers see.
+    pub notifications: NotificationPolicy,
     /// Most slots that expensive work may hold.
     pub expensive_slots: u32,
     /// The order in which waiting requests are served.

@@ -126,6 +126,17 @@ pub struct ConsoleConfig {
     pub viewers: Vec<LoginConfig>,
 }
 
+/// Which of Odoo's notifications on the maintenance database workers see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotificationPolicy {
+    /// Those of the pool's own tenants, the default.
+    #[default]
+    Own,
+    /// All of the cluster.
+    All,
+}
+
 /// How clients prove their password to the gateway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -181,6 +192,9 @@ pub struct PoolConfig {
     /// Whether a tenant whose database work waits gets fewer workers until it clears. Default: true.
     #[serde(default = "yes")]
     pub coupled: bool,
+    /// Which of Odoo's notifications (`imbus`, `cron_trigger`) on the maintenance database the pool's workers see.
+    #[serde(default)]
+    pub notifications: NotificationPolicy,
     /// The order in which waiting requests are served.
     #[serde(default)]
     pub scheduling: Scheduling,

@@ -41,8 +41,8 @@ pub use catalog::{
 };
 pub use config::{
     AdminConfig, AuthMethod, Class, ClassQuotaConfig, ClusterConfig, ConsoleConfig, GatewayConfig, HttpConfig,
-    LoginConfig, Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, Scheduling, Scheme,
-    ServerConfig, ServerTls, TenantFile, TlsConfig,
+    LoginConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig,
+    Scheduling, Scheme, ServerConfig, ServerTls, TenantFile, TlsConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

@@ -68,8 +68,8 @@ impl Scheduler {
         // What is reserved is there, and one for those without a reservation.
         let reserved = u32::try_from(self.reserved.saturating_add(1)).unwrap_or(u32::MAX);
         let slots = between(least, most).max(reserved.min(most));
-        // What modest work has needed lately stays free for it, up to half of the slots.
-        let kept = if self.registered > 1 { self.headroom.slots().min(slots / 2) } else { 0 };
+        // What modest work has needed lately stays free for it, up to a third of the slots.
+        let kept = if self.registered > 1 { self.headroom.slots().min(slots / 3) } else { 0 };
         let below = |n: u32| n.min(slots - kept).max(1);
         self.open = Open {
             slots,

@@ -11,11 +11,12 @@ pub use pipeline::{Owed, Pipeline, Statements};
 pub(crate) use statements::PREFIX;
 pub use statements::{Backend, Statement, StatementRegistry};
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::sql::{self, Only};
+use crate::sql::{self, Listen, Only};
 use crate::wire::{Frame, Reply, Severity, TransactionStatus, cstr};
 use statements::server_name;
 
@@ -91,6 +92,14 @@ pub struct Session {
     /// `DISCARD ALL` has taken from the connection the name that the client gave itself at login.
     nameless: bool,
     parses: u64,
+    /// `LISTEN` is the gateway's business: it must not reach a server connection that others use.
+    shares_listener: bool,
+    /// Portals whose Execute stands for `LISTEN`.
+    listen_portals: HashSet<Bytes>,
+    /// The transaction that has just ended was rolled back.
+    rolled_back: bool,
+    /// `DISCARD ALL` has ended all listening.
+    unlistened: bool,
     /// Told the client an error of our own inside a batch: skip its messages until Sync, which we answer.
     refused: bool,
 }
@@ -113,6 +122,10 @@ impl Session {
             dirty: false,
             nameless: false,
             parses: 0,
+            shares_listener: false,
+            listen_portals: HashSet::new(),
+            rolled_back: false,
+            unlistened: false,
             refused: false,
         }
     }
@@ -191,12 +204,17 @@ impl Session {
             _ => {}
         }
         match frame.kind {
-            b'Q' => Ok(self.query(frame, body, backend, to_client)),
+            b'Q' => Ok(self.query(frame, body, backend, to_server, to_client)),
             b'P' => self.parse(frame, body, backend, to_server, to_client),
             b'B' => self.bind(frame, body, backend, to_server, to_client),
             b'D' => self.describe(frame, body, backend, to_server, to_client),
             b'C' => self.close(frame, body, backend, to_client),
-            b'E' => Ok(self.simple_owe(Owed::Execute, backend, to_client)),
+            b'E' => {
+                let stands_for_listen = !self.listen_portals.is_empty()
+                    && cstr(body).is_some_and(|(portal, _)| self.listen_portals.contains(portal));
+                let owed = if stands_for_listen { Owed::ListenExecute } else { Owed::Execute };
+                Ok(self.simple_owe(owed, backend, to_client))
+            }
             b'F' => {
                 // Any function, by number: nothing can be seen of what it does.
                 self.dirty |= backend.is_some();
@@ -221,15 +239,33 @@ impl Session {
         frame: Frame,
         body: &[u8],
         backend: Option<&mut Backend>,
+        to_server: &mut BytesMut,
         to_client: &mut BytesMut,
     ) -> ClientStep {
         let mut effect = sql::effect(body);
         effect.opaque |= Frame::HEADER + body.len() < frame.total;
+        if self.shares_listener && matches!(sql::listen(body), Some(Listen::To(_))) {
+            if backend.is_none() && !self.leased {
+                self.rolled_back = false;
+                to_client.complete("LISTEN");
+                to_client.ready(TransactionStatus::Idle);
+                return ClientStep::Drop;
+            }
+            if backend.is_none() {
+                return ClientStep::NeedServer;
+            }
+            self.unnamed = None;
+            self.unnamed_here = false;
+            to_server.query(INSTEAD_OF_LISTEN);
+            self.pipeline.owe(Owed::ListenQuery, to_client);
+            return ClientStep::Drop;
+        }
         if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset() || self.leased) {
             // The session is clean: there is nothing to discard but what we keep ourselves.
             if matches!(only, Only::DiscardAll | Only::DeallocateAll) {
                 self.forget_statements();
             }
+            self.unlistened |= only == Only::DiscardAll;
             to_client.complete(only.tag());
             to_client.ready(TransactionStatus::Idle);
             return ClientStep::Drop;
@@ -262,6 +298,9 @@ impl Session {
     ) -> Result<ClientStep, Violation> {
         let Some((name, rest)) = cstr(body) else { return Err(Violation::new("invalid string in message")) };
         let whole = Frame::HEADER + body.len() == frame.total;
+        let instead = if whole && self.shares_listener { instead_of_listen(rest) } else { None };
+        let listens = instead.is_some();
+        let rest = instead.as_deref().unwrap_or(rest);
         let Some(backend) = backend else {
             // Known to be good: the client need not wait for a slot to prepare it. It is prepared where it is used.
             if whole
@@ -278,6 +317,7 @@ impl Session {
         };
         let mut effect = sql::effect(cstr(rest).map_or(rest, |(text, _)| text));
         effect.opaque |= !whole;
+        effect.listens = listens;
         if name.is_empty() {
             self.apply(effect);
             self.unnamed_effect = effect;
@@ -291,6 +331,10 @@ impl Session {
             }
             self.parses += 1;
             self.pipeline.owe(Owed::Parse(None), to_client);
+            if listens {
+                write_parse(to_server, b"", rest);
+                return Ok(ClientStep::Drop);
+            }
             return Ok(ClientStep::Forward { consumed: 0 });
         }
         if !whole || !self.has_room(rest.len()) {
@@ -344,6 +388,16 @@ impl Session {
         let consumed = seen_until(body, after);
         let Some(backend) = backend else { return Ok(ClientStep::NeedServer) };
         let (renamed, id) = self.renamed(name, backend, to_server, to_client);
+        let listens = if name.is_empty() {
+            self.unnamed_effect.listens
+        } else {
+            self.statements.get(name).is_some_and(|s| s.effect.listens)
+        };
+        if listens && self.listen_portals.len() < MAX_STATEMENTS {
+            self.listen_portals.insert(Bytes::copy_from_slice(portal));
+        } else if !self.listen_portals.is_empty() {
+            self.listen_portals.remove(portal);
+        }
         let rest = frame.total - consumed;
         to_server.put_u8(b'B');
         to_server.put_u32((4 + portal.len() + 1 + renamed.len() + 1 + rest) as u32);
@@ -494,17 +548,25 @@ impl Session {
             }
             b'C' => {
                 if !injected {
-                    match cstr(body).map_or(body, |(tag, _)| tag) {
+                    let tag = cstr(body).map_or(body, |(tag, _)| tag);
+                    self.rolled_back = tag == b"ROLLBACK";
+                    match tag {
                         b"DISCARD ALL" => {
                             self.deallocated(backend);
                             backend.discarded();
                             self.nameless = true;
+                            self.unlistened = true;
                             self.pinned = false;
                             self.dirty = false;
                         }
                         b"DEALLOCATE ALL" => self.deallocated(backend),
                         _ => {}
                     }
+                }
+                if matches!(self.pipeline.front(), Some(Owed::ListenQuery | Owed::ListenExecute)) {
+                    after.complete("LISTEN");
+                    self.pipeline.paid(b'C', after);
+                    return Ok(ServerStep::Drop);
                 }
                 self.pipeline.paid(b'C', after);
                 Ok(forward)
@@ -606,6 +668,26 @@ impl Session {
         self.pipeline.waits_for_client()
     }
 
+    /// Whether `LISTEN` is done by the gateway, for this and the following messages.
+    pub fn share_listener(&mut self, shares: bool) {
+        self.shares_listener = shares;
+    }
+
+    /// Whether messages are skipped until Sync.
+    pub fn is_skipping(&self) -> bool {
+        self.refused || self.pipeline.skipping() || self.pipeline.copying_in()
+    }
+
+    /// Whether the transaction that has just ended was rolled back.
+    pub fn take_rolled_back(&mut self) -> bool {
+        std::mem::take(&mut self.rolled_back)
+    }
+
+    /// Whether `DISCARD ALL` has ended all listening since the last call.
+    pub fn take_unlistened(&mut self) -> bool {
+        std::mem::take(&mut self.unlistened)
+    }
+
     /// Whether the client has to wait with its next message because too many of its last are unanswered.
     pub fn is_overwhelmed(&self) -> bool {
         self.pipeline.len() >= MAX_OWED
@@ -692,6 +774,16 @@ impl Session {
             backend.distrust(id);
         }
     }
+}
+
+/// What a server connection gets in the place of `LISTEN`: it fails where that would, and does nothing, since no
+/// connection of a pool listens to anything.
+const INSTEAD_OF_LISTEN: &str = "UNLISTEN cofferdam_listen";
+
+/// The body of a Parse message after its name, if it is a `LISTEN`, with something harmless in its place.
+fn instead_of_listen(rest: &[u8]) -> Option<Vec<u8>> {
+    let (text, types) = cstr(rest)?;
+    matches!(sql::listen(text), Some(Listen::To(_))).then(|| [INSTEAD_OF_LISTEN.as_bytes(), &[0], types].concat())
 }
 
 /// The code in an ErrorResponse, if it has one (rule 1).

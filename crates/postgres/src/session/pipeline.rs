@@ -13,6 +13,8 @@ use crate::wire::Reply;
 pub enum Owed {
     /// A simple query: ends with ReadyForQuery. One that deallocates everything carries what comes back if it fails.
     Query(Option<Box<Statements>>),
+    /// A simple query in the place of the client's `LISTEN`.
+    ListenQuery,
     /// A simple query of the gateway's own.
     InjectedQuery,
     /// A function call: ends with ReadyForQuery.
@@ -35,6 +37,8 @@ pub enum Owed {
     Describe(Option<u64>),
     /// CommandComplete, PortalSuspended or EmptyQueryResponse.
     Execute,
+    /// CommandComplete of what stands in the place of the client's `LISTEN`.
+    ListenExecute,
     /// CloseComplete.
     Close,
     /// Nothing: here the client has ended its copy data, before it knew whether there is a copy.
@@ -67,7 +71,7 @@ impl Pipeline {
     pub fn owe(&mut self, owed: Owed, to_client: &mut BytesMut) {
         match owed {
             Owed::Sync => self.batch = false,
-            Owed::Query(_) | Owed::InjectedQuery | Owed::FunctionCall | Owed::CopyEnd => {}
+            Owed::Query(_) | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall | Owed::CopyEnd => {}
             _ => self.batch = true,
         }
         self.owed.push_back(owed);
@@ -83,7 +87,7 @@ impl Pipeline {
             (Some(Owed::Close), b'3') => (true, true),
             (Some(Owed::InjectedClose(_)), b'3') => (true, false),
             (Some(Owed::Describe(_)), b'T' | b'n') => (true, true),
-            (Some(Owed::Execute), b'C' | b'I' | b's') => (true, true),
+            (Some(Owed::Execute | Owed::ListenExecute), b'C' | b'I' | b's') => (true, true),
             (Some(Owed::InjectedQuery), _) => (false, false),
             _ => (false, true),
         };
@@ -102,7 +106,7 @@ impl Pipeline {
     pub fn ready(&mut self, to_client: &mut BytesMut) -> bool {
         self.copy_in = false;
         match self.owed.front() {
-            Some(Owed::Query(_) | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync) => {
+            Some(Owed::Query(_) | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync) => {
                 self.perhaps = 0;
                 self.owed.pop_front();
                 self.settle_local(to_client);
@@ -122,7 +126,10 @@ impl Pipeline {
     /// it was in the extended protocol.
     pub fn failed(&mut self, mut lost: impl FnMut(&Owed)) -> bool {
         self.copy_in = false;
-        if matches!(self.owed.front(), Some(Owed::Query(_) | Owed::InjectedQuery | Owed::FunctionCall)) {
+        if matches!(
+            self.owed.front(),
+            Some(Owed::Query(_) | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall)
+        ) {
             // ReadyForQuery follows by itself.
             if let Some(Owed::Query(saved @ Some(_))) = self.owed.front_mut() {
                 lost(&Owed::Query(saved.take()));

@@ -428,6 +428,7 @@ fn resolve_pool(
         slots: pool.slots,
         min_slots: pool.min_slots.unwrap_or(pool.slots),
         coupled: pool.coupled,
+        notifications: pool.notifications,
         expensive_slots: pool.expensive_slots.unwrap_or_else(|| default_expensive(pool.slots)),
         scheduling: pool.scheduling,
         connect_timeout: pool.connect_timeout.0,

@@ -1,0 +1,321 @@
+//! `LISTEN` without keeping a server connection per client: one connection per database listens for everybody.
+//!
+//! A client's `LISTEN` is registered here before the client is told that it has succeeded, and its transactions go
+//! through the pool as before. Notifications are handed to clients between transactions, as PostgreSQL does. When the
+//! shared connection is lost, its clients are disconnected: they cannot know what they missed, and every program that
+//! listens knows how to begin anew.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cache::{LeaseError, Leased, Pool};
+use crate::signal::{Listener, Signal};
+use crate::wire::{Frame, Reply, Side, cstr, frame};
+
+/// Notifications that wait for one client; who has more waiting is disconnected.
+const INBOX: usize = 4_096;
+/// What clients ask of a hub and it has not done yet.
+const ASKED: usize = 1_024;
+/// A NotificationResponse longer than this is none: PostgreSQL's payloads have at most 8,000 bytes.
+const MAX_MESSAGE: usize = 64 << 10;
+/// A listening connection that nobody needs is kept for so long.
+const NOBODY: Duration = Duration::from_secs(30);
+const APPLICATION_NAME: &str = "cofferdam listener";
+
+/// The listening connections of one cluster, by database.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners {
+    hubs: Mutex<HashMap<String, mpsc::Sender<Ask>>>,
+    closed: Arc<Signal>,
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// One client's part in a listening connection.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    id: u64,
+    hub: mpsc::Sender<Ask>,
+    /// Held in earnest by the hub alone: when it lets go, the inbox ends.
+    deliver: mpsc::WeakSender<Bytes>,
+    inbox: mpsc::Receiver<Bytes>,
+    channels: Vec<String>,
+}
+
+/// Why a client cannot listen.
+#[derive(Debug)]
+pub(crate) enum ListenError {
+    Lease(LeaseError),
+    /// SQLSTATE and message of the server.
+    Refused(String, String),
+    Lost,
+}
+
+#[derive(Debug)]
+enum Ask {
+    Listen { id: u64, channel: String, deliver: mpsc::Sender<Bytes>, done: oneshot::Sender<Result<(), ListenError>> },
+    Unlisten { id: u64, channel: Option<String> },
+}
+
+impl From<LeaseError> for ListenError {
+    fn from(error: LeaseError) -> Self {
+        Self::Lease(error)
+    }
+}
+
+impl Listeners {
+    /// A subscription to nothing yet. Opens the database's listening connection if there is none.
+    pub(crate) async fn join(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        patience: Duration,
+    ) -> Result<Subscription, ListenError> {
+        let database = &pool.key().database;
+        let known = self.lock().get(database).filter(|hub| !hub.is_closed()).cloned();
+        let hub = match known {
+            Some(hub) => hub,
+            None => {
+                let leased = pool.lease(APPLICATION_NAME, patience).await?;
+                let mut hubs = self.lock();
+                // Somebody else may have been faster; then this connection goes back.
+                match hubs.get(database).filter(|hub| !hub.is_closed()) {
+                    Some(hub) => {
+                        let hub = hub.clone();
+                        drop(hubs);
+                        pool.give_back(leased);
+                        hub
+                    }
+                    None => {
+                        let (hub, asks) = mpsc::channel(ASKED);
+                        hubs.insert(database.clone(), hub.clone());
+                        tokio::spawn(Hub::new(leased).run(asks, self.closed.listen()));
+                        hub
+                    }
+                }
+            }
+        };
+        let (deliver, inbox) = mpsc::channel(INBOX);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Ok(Subscription { id, hub, deliver: deliver.downgrade(), inbox, channels: Vec::new() })
+    }
+
+    /// Ends all listening connections.
+    pub(crate) fn close(&self) {
+        self.closed.give();
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Ask>>> {
+        self.hubs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Subscription {
+    /// Listens to one more channel; done when the server has confirmed it.
+    pub(crate) async fn listen(&mut self, channel: &str) -> Result<(), ListenError> {
+        if self.channels.iter().any(|known| known == channel) {
+            return Ok(());
+        }
+        let (done, outcome) = oneshot::channel();
+        let deliver = self.deliver.upgrade().unwrap_or_else(|| {
+            let (deliver, inbox) = mpsc::channel(INBOX);
+            (self.deliver, self.inbox) = (deliver.downgrade(), inbox);
+            deliver
+        });
+        let ask = Ask::Listen { id: self.id, channel: channel.to_owned(), deliver, done };
+        self.hub.send(ask).await.map_err(|_| ListenError::Lost)?;
+        outcome.await.unwrap_or(Err(ListenError::Lost))?;
+        self.channels.push(channel.to_owned());
+        Ok(())
+    }
+
+    pub(crate) fn listens_to_any(&self) -> bool {
+        !self.channels.is_empty()
+    }
+
+    pub(crate) fn listens_to(&self, channel: &str) -> bool {
+        self.channels.iter().any(|known| known == channel)
+    }
+
+    /// Listens to one channel less, or to none any more.
+    pub(crate) async fn unlisten(&mut self, channel: Option<&str>) {
+        self.channels.retain(|known| channel.is_some_and(|channel| channel != known));
+        let _ = self.hub.send(Ask::Unlisten { id: self.id, channel: channel.map(str::to_owned) }).await;
+    }
+
+    /// The next NotificationResponse; `None` when the listening connection is lost or the client is too slow.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.channels.is_empty() {
+            return Poll::Pending;
+        }
+        self.inbox.poll_recv(cx)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let (hub, ask) = (self.hub.clone(), Ask::Unlisten { id: self.id, channel: None });
+        if let Err(mpsc::error::TrySendError::Full(ask)) = hub.try_send(ask) {
+            tokio::spawn(async move { hub.send(ask).await });
+        }
+    }
+}
+
+/// One listening connection and who listens through it.
+struct Hub {
+    leased: Leased,
+    channels: HashMap<String, Vec<Listening>>,
+    /// What the server has been sent and not answered.
+    asked: VecDeque<Asked>,
+}
+
+struct Listening {
+    id: u64,
+    deliver: mpsc::Sender<Bytes>,
+}
+
+struct Asked {
+    channel: String,
+    waiting: Vec<oneshot::Sender<Result<(), ListenError>>>,
+    refused: Option<(String, String)>,
+}
+
+impl Hub {
+    fn new(leased: Leased) -> Self {
+        let mut hub = Self { leased, channels: HashMap::new(), asked: VecDeque::new() };
+        // It may have been opened for a client.
+        let backend = &mut hub.leased.upstream.backend;
+        if backend.application_name != APPLICATION_NAME {
+            APPLICATION_NAME.clone_into(&mut backend.application_name);
+            hub.say(&format!("SET application_name TO '{APPLICATION_NAME}'"));
+        }
+        hub
+    }
+
+    /// Sends a statement whose outcome nobody waits for.
+    fn say(&mut self, sql: &str) {
+        self.leased.upstream.outbound.query(sql);
+        self.asked.push_back(Asked { channel: String::new(), waiting: Vec::new(), refused: None });
+    }
+
+    /// Serves until the connection is lost or nobody is left.
+    async fn run(mut self, mut asks: mpsc::Receiver<Ask>, mut closed: Listener) {
+        loop {
+            let nobody = self.channels.is_empty() && self.asked.is_empty();
+            let upstream = &mut self.leased.upstream;
+            let (stream, inbound, outbound) = (&mut upstream.stream, &mut upstream.inbound, &mut upstream.outbound);
+            tokio::select! {
+                ask = asks.recv() => match ask {
+                    Some(ask) => self.ask(ask),
+                    None => return,
+                },
+                moved = std::future::poll_fn(|cx| {
+                    if !outbound.is_empty() && let Poll::Ready(Err(error)) = stream.poll_drain(cx, outbound) {
+                        return Poll::Ready(Err(error));
+                    }
+                    stream.poll_fill(cx, inbound)
+                }) => match moved {
+                    Ok(n) if n > 0 => if self.read().is_err() { return },
+                    _ => return,
+                },
+                () = std::future::poll_fn(|cx| closed.poll(cx)) => return,
+                // Who asks at this moment is told that it was lost, and opens another.
+                () = tokio::time::sleep(NOBODY), if nobody => return,
+            }
+        }
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        match ask {
+            Ask::Listen { id, channel, deliver, done } => {
+                let listening = self.channels.entry(channel.clone()).or_default();
+                let is_first = listening.is_empty();
+                listening.push(Listening { id, deliver });
+                if is_first {
+                    self.leased.upstream.outbound.query(&format!("LISTEN {}", quoted(&channel)));
+                    self.asked.push_back(Asked { channel, waiting: vec![done], refused: None });
+                } else if let Some(asked) = self.asked.iter_mut().rev().find(|a| a.channel == channel) {
+                    asked.waiting.push(done);
+                } else {
+                    let _ = done.send(Ok(()));
+                }
+            }
+            Ask::Unlisten { id, channel } => {
+                let upstream = &mut self.leased.upstream;
+                let asked = &mut self.asked;
+                self.channels.retain(|name, listening| {
+                    if channel.as_ref().is_none_or(|channel| channel == name) {
+                        listening.retain(|l| l.id != id);
+                        if listening.is_empty() {
+                            upstream.outbound.query(&format!("UNLISTEN {}", quoted(name)));
+                            asked.push_back(Asked { channel: String::new(), waiting: Vec::new(), refused: None });
+                        }
+                    }
+                    !listening.is_empty()
+                });
+            }
+        }
+    }
+
+    /// Deals with what the server has sent.
+    fn read(&mut self) -> Result<(), ()> {
+        loop {
+            let inbound = &mut self.leased.upstream.inbound;
+            let whole = match frame(Side::Server, inbound) {
+                Ok(Some(f)) if f.total > MAX_MESSAGE => return Err(()),
+                Ok(Some(f)) if inbound.len() >= f.total => (f.kind, inbound.split_to(f.total).freeze()),
+                Ok(_) => return Ok(()),
+                Err(_) => return Err(()),
+            };
+            match whole {
+                (b'A', message) => self.deliver(&message),
+                (b'E', message) => {
+                    if let Some(asked) = self.asked.front_mut() {
+                        asked.refused = Some(crate::upstream::error_fields(&message[Frame::HEADER..]));
+                    }
+                }
+                (b'Z', _) => {
+                    let Some(asked) = self.asked.pop_front() else { return Err(()) };
+                    if asked.refused.is_some() {
+                        self.channels.remove(&asked.channel);
+                    }
+                    for done in asked.waiting {
+                        let refused = asked.refused.clone();
+                        let _ = done.send(refused.map_or(Ok(()), |(code, text)| Err(ListenError::Refused(code, text))));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn deliver(&mut self, message: &Bytes) {
+        let Some((channel, _)) = notification(message) else { return };
+        if let Some(listening) = self.channels.get_mut(channel) {
+            let slow: Vec<u64> =
+                listening.iter().filter(|l| l.deliver.try_send(message.clone()).is_err()).map(|l| l.id).collect();
+            // Who does not take them is let go of altogether: it must not miss some and have others.
+            for id in slow {
+                self.ask(Ask::Unlisten { id, channel: None });
+            }
+        }
+    }
+}
+
+/// Channel and payload of a NotificationResponse.
+pub(crate) fn notification(message: &[u8]) -> Option<(&str, &str)> {
+    let body = message.get(Frame::HEADER + 4..)?;
+    let (channel, rest) = cstr(body)?;
+    let (payload, _) = cstr(rest)?;
+    Some((std::str::from_utf8(channel).ok()?, std::str::from_utf8(payload).ok()?))
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
