@@ -13,6 +13,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let mut leased = false;
     let (mut to_server, mut to_client) = (BytesMut::new(), BytesMut::new());
     let mut rest = data;
+    session.share_listener(data.len().is_multiple_of(2));
     // One byte says whose message comes next.
     while let Some((who, after)) = rest.split_first() {
         let side = if who & 1 == 0 { Side::Client } else { Side::Server };
@@ -34,7 +35,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
                     assert!(leased && consumed <= f.total);
                     to_server.extend_from_slice(&message[consumed..]);
                 }
-                Ok(ClientStep::Drop) => {}
+                // Later: as if it had not been sent.
+                Ok(ClientStep::Drop | ClientStep::Later) => {}
                 Ok(ClientStep::Terminate) | Err(_) => return,
             }
             // Whatever goes to the server is well framed.

@@ -58,7 +58,8 @@ pub(crate) fn start(inner: &Arc<Inner>) {
 /// YAML files, directories, and the `..data` link that Kubernetes swaps when a mounted ConfigMap changes.
 fn is_configuration(path: &Path) -> bool {
     let swapped = path.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with(".."));
-    swapped || path.extension().is_none_or(|e| e == "yaml" || e == "yml")
+    // Without an extension it is a directory, there or gone; a log beside the configuration is none.
+    swapped || path.extension().map_or(!path.is_file(), |e| e == "yaml" || e == "yml")
 }
 
 fn directories(inner: &Inner, main: &Path) -> Vec<PathBuf> {

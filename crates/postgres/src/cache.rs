@@ -350,7 +350,13 @@ impl Pool {
                 continue;
             };
             let turn = async { (self.connecting.acquire().await, cache.connecting.acquire().await) };
-            let Ok((Ok(_of_pool), Ok(_of_cluster))) = tokio::time::timeout_at(deadline, turn).await else {
+            let turn = tokio::select! {
+                biased;
+                turn = tokio::time::timeout_at(deadline, turn) => turn,
+                // Perhaps it was one of this pool: that is faster than opening another.
+                () = freed => continue,
+            };
+            let Ok((Ok(_of_pool), Ok(_of_cluster))) = turn else {
                 return Err(LeaseError::Crowded(patience));
             };
             // Meanwhile somebody may have given one back.

@@ -75,12 +75,9 @@ fn fatal(code: &'static str, message: impl Into<String>) -> Refusal {
 /// Serves one client until it leaves.
 pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) {
     // Boxed one by one: an idle client pays for what it is, not for all that it has been.
-    let _connection = match plane.connections.try_acquire() {
-        Ok(permit) => permit,
-        Err(_) => {
-            let message = "the gateway has no connection left (limit `postgres.max_connections`)";
-            return Box::pin(say_goodbye(tcp.into(), "53300", message)).await;
-        }
+    let Ok(_connection) = plane.connections.try_acquire() else {
+        let message = "the gateway has no connection left (limit `postgres.max_connections`)";
+        return Box::pin(say_goodbye(tcp.into(), "53300", message)).await;
     };
     match Box::pin(arrive(&plane, tcp, peer)).await {
         Some(Visitor::Session(relay)) => relay.run().await,

@@ -78,31 +78,26 @@ impl Listeners {
     ) -> Result<Subscription, ListenError> {
         let database = &pool.key().database;
         let known = self.lock().get(database).filter(|hub| !hub.is_closed()).cloned();
-        let hub = match known {
-            Some(hub) => hub,
-            None => {
-                let leased = pool.lease(APPLICATION_NAME, patience).await?;
-                let mut hubs = self.lock();
-                // Somebody else may have been faster; then this connection goes back.
-                match hubs.get(database).filter(|hub| !hub.is_closed()) {
-                    Some(hub) => {
-                        let hub = hub.clone();
-                        drop(hubs);
-                        pool.give_back(leased);
-                        hub
-                    }
-                    None => {
-                        let (hub, asks) = mpsc::channel(ASKED);
-                        hubs.insert(database.clone(), hub.clone());
-                        tokio::spawn(Hub::new(leased).run(asks, self.closed.listen()));
-                        hub
-                    }
-                }
-            }
-        };
+        let hub = if let Some(hub) = known { hub } else { self.open(pool, patience).await? };
         let (deliver, inbox) = mpsc::channel(INBOX);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Ok(Subscription { id, hub, deliver: deliver.downgrade(), inbox, channels: Vec::new() })
+    }
+
+    async fn open(self: &Arc<Self>, pool: &Arc<Pool>, patience: Duration) -> Result<mpsc::Sender<Ask>, ListenError> {
+        let leased = pool.lease(APPLICATION_NAME, patience).await?;
+        let database = &pool.key().database;
+        let mut hubs = self.lock();
+        if let Some(hub) = hubs.get(database).filter(|hub| !hub.is_closed()).cloned() {
+            // Somebody else was faster.
+            drop(hubs);
+            pool.give_back(leased);
+            return Ok(hub);
+        }
+        let (hub, asks) = mpsc::channel(ASKED);
+        hubs.insert(database.clone(), hub.clone());
+        tokio::spawn(Hub::new(leased).run(asks, self.closed.listen()));
+        Ok(hub)
     }
 
     /// Ends all listening connections.

@@ -42,7 +42,7 @@ pub(crate) fn visible<'a>(plane: &PostgresPlane, client: &Established, channel: 
 
 /// The part of an `imbus` payload, a JSON array of channels that each begin with their database, that belongs to
 /// databases of one's own. What is not of that form belongs to nobody.
-fn own_part<'a>(payload: &'a str, is_own: impl Fn(&str) -> bool) -> Visible<'a> {
+fn own_part(payload: &str, is_own: impl Fn(&str) -> bool) -> Visible<'_> {
     let Ok(channels) = serde_json::from_str::<Vec<serde_json::Value>>(payload) else { return Visible::Nothing };
     let all = channels.len();
     let own: Vec<_> = channels.into_iter().filter(|c| c.get(0).and_then(|d| d.as_str()).is_some_and(&is_own)).collect();

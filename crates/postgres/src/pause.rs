@@ -70,9 +70,10 @@ impl Pauses {
     /// Lets transactions begin again; false when nothing was paused.
     pub(crate) fn resume(&self, database: Option<&str>) -> bool {
         let mut was = false;
-        self.change(|state| match database {
-            Some(database) => was = state.paused.remove(database),
-            None => {
+        self.change(|state| {
+            if let Some(database) = database {
+                was = state.paused.remove(database);
+            } else {
                 was = state.everything || state.suspended || !state.paused.is_empty();
                 (state.everything, state.suspended) = (false, false);
                 state.paused.clear();

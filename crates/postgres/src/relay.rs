@@ -37,6 +37,8 @@ const FINISH_AFTER_GOODBYE: Duration = Duration::from_secs(60);
 const FINISH_AFTER_LEAVING: Duration = Duration::from_secs(1);
 /// Bytes of a large message that count as a sign of life.
 const SIGN_OF_LIFE: usize = 64 << 10;
+/// `LISTEN` and `UNLISTEN` in one transaction.
+const MAX_LISTENS: usize = 1_000;
 /// Time for `DISCARD ALL` before a connection is thrown away instead.
 const RESET_LIMIT: Duration = Duration::from_secs(5);
 
@@ -222,7 +224,9 @@ impl Relay {
                     self.forget_listens();
                     match Box::pin(self.listen(listen)).await? {
                         Ok(()) => self.is_subscribed = true,
-                        Err((code, message)) => self.refuse(kind, &code, &message),
+                        Err((code, message)) if self.lease.is_none() => self.refuse(kind, &code, &message),
+                        // In the middle of a transaction or a batch nothing else can be said that is in order.
+                        Err((_, message)) => return Err(End::Fatal { code: "57P01", message }),
                     }
                     continue;
                 }
@@ -239,11 +243,15 @@ impl Relay {
                     Box::pin(self.settle_listens(undone)).await;
                 }
             }
+            if self.is_done() {
+                self.release().await?;
+            }
             let event = self.wait().await?;
             self.charge_bytes(CHARGED_EVERY);
             match event {
                 Event::Client | Event::Notification => {}
                 Event::Server => {
+                    self.idle_until = None;
                     self.pump_server()?;
                     // Before the client's next message is looked at: it has to queue like everybody's.
                     if self.permit.is_some() && self.session.is_at_rest() && self.passing.remaining == 0 {
@@ -256,6 +264,15 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// Whether the slot can be given back, with nothing on its way to the server.
+    fn is_done(&self) -> bool {
+        let written = |l: &Leased| l.upstream.outbound.is_empty() && !l.upstream.stream.is_unflushed();
+        self.permit.is_some()
+            && self.session.is_at_rest()
+            && self.passing.remaining == 0
+            && self.lease.as_ref().is_some_and(written)
     }
 
     /// Judges what the client has sent so far. `None` when it said goodbye.
@@ -341,6 +358,7 @@ impl Relay {
                 ClientStep::Drop => self.passing = Passing { remaining: header.total - seen, forward: false },
                 // It will be offered again.
                 ClientStep::NeedServer => return Ok(Some(Pump::NeedServer { kind: header.kind })),
+                ClientStep::Later => return Ok(Some(Pump::Wait)),
                 ClientStep::Terminate => return Ok(None),
             }
             if let Some(counted) = counted {
@@ -430,7 +448,13 @@ impl Relay {
             }
             let unwritten = self.is_unwritten();
             // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
-            let idles = self.permit.is_some() && (self.session.waits_for_client() || self.passing.remaining > 0);
+            let sent = self.lease.as_ref().is_none_or(|l| l.upstream.outbound.is_empty());
+            let in_message = self.passing.remaining > 0 && !self.session.is_waiting_for_server();
+            let idles = self.permit.is_some()
+                && sent
+                && !self.stalled
+                && !self.overwhelmed
+                && (self.session.waits_for_client() || in_message);
             let limit = self.established.route.idle_in_transaction;
             let until = match (unwritten, idles) {
                 (true, _) => Instant::now() + SLOW_READER,
@@ -487,10 +511,10 @@ impl Relay {
     async fn next_event(&mut self) -> Result<Event, End> {
         let may_drain = self.permit.is_none() && self.session.is_at_rest();
         std::future::poll_fn(|cx| {
-            if self.is_unwritten() {
-                if let Poll::Ready(Err(_)) = self.client.poll_drain(cx, &mut self.outbound) {
-                    return Poll::Ready(Err(End::ClientGone));
-                }
+            if self.is_unwritten()
+                && let Poll::Ready(Err(_)) = self.client.poll_drain(cx, &mut self.outbound)
+            {
+                return Poll::Ready(Err(End::ClientGone));
             }
             if self.permit.is_none() {
                 put_away(&mut self.outbound);
@@ -506,6 +530,11 @@ impl Relay {
                     upstream.outbound.clear();
                 }
                 server_full = upstream.outbound.len() >= HIGH_WATER;
+                let written = upstream.outbound.is_empty() && !upstream.stream.is_unflushed();
+                if written && self.permit.is_some() && self.session.is_at_rest() && self.passing.remaining == 0 {
+                    // The last of what the server does not answer has gone out.
+                    return Poll::Ready(Ok(Event::Client));
+                }
                 if self.stalled && !server_full {
                     // What the client has sent long ago can go on now.
                     self.stalled = false;
@@ -617,7 +646,12 @@ impl Relay {
                 None => return Ok(Err(cancelled("a connection that listens"))),
             }
         }
-        self.listens.push(listen);
+        if self.listens.last() != Some(&listen) {
+            if self.listens.len() >= MAX_LISTENS {
+                return Ok(Err(("54000".into(), format!("a transaction may LISTEN or UNLISTEN {MAX_LISTENS} times"))));
+            }
+            self.listens.push(listen);
+        }
         Ok(Ok(()))
     }
 

@@ -78,16 +78,13 @@ pub fn listen(sql: &[u8]) -> Option<Listen> {
     if rest == "*" {
         return (!listens).then_some(Listen::ToNothing);
     }
-    let name = match rest.strip_prefix('"') {
-        Some(quoted) => {
-            let inner = quoted.strip_suffix('"')?;
-            (!inner.contains('"')).then(|| inner.to_owned())?
-        }
+    let name = if let Some(quoted) = rest.strip_prefix('"') {
+        let inner = quoted.strip_suffix('"')?;
+        (!inner.contains('"')).then(|| inner.to_owned())?
+    } else {
         // Beyond ASCII the server's locale decides what a small letter is.
-        None => {
-            let plain = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
-            (plain && !rest.as_bytes().first()?.is_ascii_digit()).then(|| rest.to_ascii_lowercase())?
-        }
+        let plain = rest.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_');
+        (plain && !rest.as_bytes().first()?.is_ascii_digit()).then(|| rest.to_ascii_lowercase())?
     };
     if name.is_empty() || name.len() > 63 {
         return None;
@@ -136,6 +133,7 @@ struct Statement<'a> {
     tokens: usize,
     first: &'a [u8],
     second: &'a [u8],
+    third: &'a [u8],
     star: bool,
     qualified: bool,
     temporary: bool,
@@ -153,6 +151,7 @@ impl<'a> Statement<'a> {
                 self.opaque |= is(word, "do") || is(word, "call");
             }
             2 => self.second = word,
+            3 => self.third = word,
             _ => {}
         }
         match word.first().map(u8::to_ascii_lowercase) {
@@ -201,9 +200,9 @@ impl<'a> Statement<'a> {
     }
 
     fn is_opaque(&self) -> bool {
-        // A name of the gateway's own belongs to others too.
-        self.opaque
-            || self.deallocates() && self.second.get(..PREFIX.len()).is_some_and(|s| s.eq_ignore_ascii_case(PREFIX))
+        // A name of the gateway's own belongs to others too: `DEALLOCATE [PREPARE] name`.
+        let is_ours = |name: &[u8]| name.get(..PREFIX.len()).is_some_and(|s| s.eq_ignore_ascii_case(PREFIX));
+        self.opaque || self.deallocates() && (is_ours(self.second) || is_ours(self.third))
     }
 
     fn only(&self) -> Option<Only> {

@@ -324,6 +324,11 @@ impl Upstream {
             loop {
                 let (kind, body) = message(&mut self.stream, &mut self.inbound).await?;
                 match kind {
+                    b'S' => {
+                        if let Some((name, value)) = cstr(&body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
+                            self.backend.report(name, value);
+                        }
+                    }
                     b'E' => failed = true,
                     b'Z' if !failed
                         && body.first().copied().and_then(TransactionStatus::from_byte)

@@ -245,6 +245,7 @@ impl Pooled {
                     self.session.leased();
                     continue;
                 }
+                ClientStep::Later => return, // offered again after the next reply
                 ClientStep::Terminate => panic!("nobody said goodbye"),
             }
             self.inbound.advance(length);
@@ -280,6 +281,7 @@ impl Pooled {
             self.idle.push((server, backend));
             self.session.released();
         }
+        self.pump_client();
         true
     }
 }

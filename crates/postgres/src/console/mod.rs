@@ -273,12 +273,16 @@ impl Console {
         if !self.is_admin && !command.only_shows() {
             return Ok(Err(("42501", "permission denied: only admins of the console may do that".into())));
         }
-        tracing::info!(user = %self.registration.handle.info.user, ?command, "console");
+        if command.only_shows() {
+            tracing::debug!(user = %self.registration.handle.info.user, ?command, "console");
+        } else {
+            tracing::info!(user = %self.registration.handle.info.user, ?command, "console");
+        }
         let plane = Arc::clone(&self.plane);
         let own = self.registration.handle.pid;
         let handle = Arc::clone(&self.registration.handle);
         handle.forget_stale();
-        handle.waits(true);
+        handle.waits(!command.only_shows());
         let work = Box::pin(async move { carry_out(&plane, command, own).await });
         let outcome = unless_client_leaves(work, &mut self.stream, &mut self.inbound, &mut 0, &handle).await;
         handle.waits(false);

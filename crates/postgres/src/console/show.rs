@@ -11,7 +11,7 @@ use super::table::{Rows, row};
 use crate::cache::Pool;
 use crate::cancel::{CancelHandle, Doing};
 use crate::plane::{PostgresPlane, Snapshot};
-use crate::stats::{COUNTERS, averages};
+use crate::stats::{COUNTERS, Stats, averages};
 
 const POOLED: &str = "transaction";
 const COUNTED: [&str; COUNTERS] = [
@@ -54,8 +54,8 @@ pub(super) fn show(plane: &Arc<PostgresPlane>, table: Table) -> Rows {
         Table::Users => view.users(),
         Table::Lists => view.lists(),
         Table::Stats => view.stats(),
-        Table::StatsTotals => view.stats_of(|stats| stats.totals()),
-        Table::StatsAverages => view.stats_of(|stats| stats.averages()),
+        Table::StatsTotals => view.stats_of(Stats::totals),
+        Table::StatsAverages => view.stats_of(Stats::averages),
         Table::Totals => view.totals(),
         Table::Config => view.config(),
         Table::Version => one("version", concat!("Cofferdam ", env!("CARGO_PKG_VERSION"))),
@@ -367,7 +367,7 @@ impl View<'_> {
         rows
     }
 
-    fn stats_of(&self, figures: impl Fn(&crate::stats::Stats) -> [u64; COUNTERS]) -> Rows {
+    fn stats_of(&self, figures: impl Fn(&Stats) -> [u64; COUNTERS]) -> Rows {
         let columns = COUNTED.map(|c| match c {
             "received" | "sent" => format!("bytes_{c}:n"),
             _ => format!("{c}:n"),

@@ -40,6 +40,8 @@ pub enum ClientStep {
     Drop,
     /// The message needs a server connection: get one, and offer the message again.
     NeedServer,
+    /// What the message means depends on what the server has not answered yet: offer it again then.
+    Later,
     /// The client says goodbye.
     Terminate,
 }
@@ -203,6 +205,9 @@ impl Session {
             b'p' => return Err(Violation::new("unexpected password message after authentication")),
             _ => {}
         }
+        if self.pipeline.has_barrier() || self.depends_on_answers(frame.kind, body) {
+            return Ok(ClientStep::Later);
+        }
         match frame.kind {
             b'Q' => Ok(self.query(frame, body, backend, to_server, to_client)),
             b'P' => self.parse(frame, body, backend, to_server, to_client),
@@ -221,9 +226,28 @@ impl Session {
                 Ok(self.simple_owe(Owed::FunctionCall, backend, to_client))
             }
             b'S' => Ok(self.simple_owe(Owed::Sync, backend, to_client)),
-            b'H' => Ok(ClientStep::Forward { consumed: 0 }),
+            b'H' => {
+                self.pipeline.flushes();
+                Ok(ClientStep::Forward { consumed: 0 })
+            }
             other => Err(Violation::new(format!("invalid frontend message type {other}"))),
         }
+    }
+
+    /// Whether a message names a statement of which an earlier batch, not answered yet, decides what it is.
+    fn depends_on_answers(&self, kind: u8, body: &[u8]) -> bool {
+        if self.pipeline.is_empty() {
+            return false;
+        }
+        let name = match (kind, body.first()) {
+            (b'P', _) => cstr(body),
+            (b'B', _) => cstr(body).and_then(|(_, rest)| cstr(rest)),
+            (b'D' | b'C', Some(b'S')) => cstr(&body[1..]),
+            _ => None,
+        };
+        let Some((name, _)) = name.filter(|(name, _)| !name.is_empty()) else { return false };
+        self.pipeline.decides_on_name(name)
+            || self.statements.get(name).is_some_and(|s| self.pipeline.decides_on_statement(s.id))
     }
 
     fn simple_owe(&mut self, owed: Owed, backend: Option<&mut Backend>, to_client: &mut BytesMut) -> ClientStep {
@@ -276,15 +300,7 @@ impl Session {
         self.unnamed = None;
         self.unnamed_here = false;
         self.apply(effect);
-        let mut saved = None;
-        if let (Some(backend), true) = (backend, effect.deallocates) {
-            // What the client sends behind it must not rely on what it takes away.
-            backend.distrust_all();
-            if matches!(effect.only, Some(Only::DiscardAll | Only::DeallocateAll)) {
-                saved = Some(Box::new(std::mem::take(&mut self.statements)));
-            }
-        }
-        self.pipeline.owe(Owed::Query(saved), to_client);
+        self.pipeline.owe(if effect.deallocates { Owed::Barrier } else { Owed::Query }, to_client);
         ClientStep::Forward { consumed: 0 }
     }
 
@@ -316,7 +332,8 @@ impl Session {
             return Ok(ClientStep::NeedServer);
         };
         let mut effect = sql::effect(cstr(rest).map_or(rest, |(text, _)| text));
-        effect.opaque |= !whole;
+        // In a batch nobody waits for what it takes away.
+        effect.opaque |= !whole || effect.deallocates;
         effect.listens = listens;
         if name.is_empty() {
             self.apply(effect);
@@ -354,6 +371,9 @@ impl Session {
             return Ok(ClientStep::Drop);
         }
         let statement = self.registry.intern(rest, effect);
+        if self.pipeline.decides_on_statement(statement.id) {
+            return Ok(ClientStep::Later);
+        }
         self.apply(effect);
         let name = Bytes::copy_from_slice(name);
         self.hold(name.clone(), Arc::clone(&statement));
@@ -556,8 +576,10 @@ impl Session {
                             backend.discarded();
                             self.nameless = true;
                             self.unlistened = true;
-                            self.pinned = false;
-                            self.dirty = false;
+                            // What was sent behind it may have left its own state already.
+                            let is_last = self.pipeline.nothing_behind_front();
+                            self.pinned &= !is_last;
+                            self.dirty &= !is_last;
                         }
                         b"DEALLOCATE ALL" => self.deallocated(backend),
                         _ => {}
@@ -585,18 +607,12 @@ impl Session {
                 let batch = self.pipeline.failed(|lost| match lost {
                     Owed::Parse(Some((name, statement))) => {
                         statements.remove(name);
-                        backend.remove(statement.id);
+                        backend.distrust(statement.id);
                     }
                     Owed::LocalParse(name) | Owed::ProbeParse(name) => {
                         statements.remove(name);
                     }
-                    Owed::InjectedParse(id) => backend.remove(*id),
-                    Owed::InjectedClose(Some(id)) => backend.distrust(*id),
-                    Owed::Query(Some(saved)) => {
-                        for (name, statement) in saved.iter() {
-                            statements.entry(name.clone()).or_insert_with(|| Arc::clone(statement));
-                        }
-                    }
+                    Owed::InjectedParse(id) | Owed::InjectedClose(Some(id)) => backend.distrust(*id),
                     Owed::LocalClose(Some((name, statement))) => {
                         statements.insert(name.clone(), Arc::clone(statement));
                     }
@@ -615,6 +631,9 @@ impl Session {
                 };
                 if !injected {
                     self.status = status;
+                    if status == TransactionStatus::Idle {
+                        self.listen_portals.clear();
+                    }
                 }
                 if !self.pipeline.ready(after) {
                     return Err(Violation::new("the server sent ReadyForQuery that nobody asked for"));
@@ -700,7 +719,13 @@ impl Session {
 
     /// Whether the client holds state on its server connection.
     pub fn is_pinned(&self) -> bool {
-        self.pinned || self.altered
+        self.pinned
+    }
+
+    /// Whether a reported setting is not what it was, although no statement said so: a function has set it, or the
+    /// server's configuration has changed.
+    pub fn is_altered(&self) -> bool {
+        self.altered
     }
 
     /// Whether the server connection must be reset before it serves somebody else.
@@ -754,12 +779,10 @@ impl Session {
         self.unnamed = None;
     }
 
-    /// The server has deallocated everything. When the gateway saw it coming, what has been prepared since stays.
+    /// The server has deallocated everything.
     fn deallocated(&mut self, backend: &mut Backend) {
-        if !matches!(self.pipeline.front(), Some(Owed::Query(Some(_)))) {
-            self.forget_statements();
-            backend.distrust_all();
-        }
+        self.forget_statements();
+        backend.forget_statements();
     }
 
     /// Learns from an error about a prepared statement: the next use prepares it again (rule 14).

@@ -11,8 +11,10 @@ use crate::wire::Reply;
 /// A reply that is owed, and what to do with it.
 #[derive(Debug, Clone)]
 pub enum Owed {
-    /// A simple query: ends with ReadyForQuery. One that deallocates everything carries what comes back if it fails.
-    Query(Option<Box<Statements>>),
+    /// A simple query: ends with ReadyForQuery.
+    Query,
+    /// The same, on whose outcome depends what the client's next messages mean: they have to wait.
+    Barrier,
     /// A simple query in the place of the client's `LISTEN`.
     ListenQuery,
     /// A simple query of the gateway's own.
@@ -56,12 +58,17 @@ pub type Statements = HashMap<Bytes, Arc<Statement>>;
 #[derive(Debug, Default)]
 pub struct Pipeline {
     owed: VecDeque<Owed>,
+    /// How many of `owed` are barriers, and how many are Syncs.
+    barriers: usize,
+    syncs: usize,
     copy_in: bool,
     /// Syncs that the server ignores as part of a copy, unless the copy has failed before it read them.
     perhaps: usize,
     /// Extended-protocol messages have been sent whose Sync has not: the server is in the middle of a batch even when it
     /// owes nothing.
     batch: bool,
+    /// The last that was sent of it is a Flush: the server answers as far as it can.
+    flushed: bool,
     /// The batch has failed and its Sync has not come yet: the server ignores everything until then, so do we.
     skipping: bool,
 }
@@ -69,9 +76,17 @@ pub struct Pipeline {
 impl Pipeline {
     /// Adds a reply. One that the gateway gives itself is given at once when nothing is owed before it.
     pub fn owe(&mut self, owed: Owed, to_client: &mut BytesMut) {
+        self.barriers += usize::from(matches!(owed, Owed::Barrier));
+        self.syncs += usize::from(matches!(owed, Owed::Sync));
+        self.flushed = false;
         match owed {
             Owed::Sync => self.batch = false,
-            Owed::Query(_) | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall | Owed::CopyEnd => {}
+            Owed::Query
+            | Owed::Barrier
+            | Owed::ListenQuery
+            | Owed::InjectedQuery
+            | Owed::FunctionCall
+            | Owed::CopyEnd => {}
             _ => self.batch = true,
         }
         self.owed.push_back(owed);
@@ -106,9 +121,13 @@ impl Pipeline {
     pub fn ready(&mut self, to_client: &mut BytesMut) -> bool {
         self.copy_in = false;
         match self.owed.front() {
-            Some(Owed::Query(_) | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync) => {
+            Some(
+                Owed::Query | Owed::Barrier | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync,
+            ) => {
                 self.perhaps = 0;
-                self.owed.pop_front();
+                let done = self.owed.pop_front();
+                self.barriers -= usize::from(matches!(done, Some(Owed::Barrier)));
+                self.syncs -= usize::from(matches!(done, Some(Owed::Sync)));
                 self.settle_local(to_client);
                 true
             }
@@ -128,20 +147,43 @@ impl Pipeline {
         self.copy_in = false;
         if matches!(
             self.owed.front(),
-            Some(Owed::Query(_) | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall)
+            Some(Owed::Query | Owed::Barrier | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall)
         ) {
-            // ReadyForQuery follows by itself.
-            if let Some(Owed::Query(saved @ Some(_))) = self.owed.front_mut() {
-                lost(&Owed::Query(saved.take()));
-            }
-            return false;
+            return false; // ReadyForQuery follows by itself
         }
         let sync = self.owed.iter().position(|o| matches!(o, Owed::Sync));
         let end = sync.unwrap_or(self.owed.len());
         // What was noted last is taken back first.
-        self.owed.drain(..end).rev().for_each(|owed| lost(&owed));
+        for owed in self.owed.drain(..end).rev() {
+            self.barriers -= usize::from(matches!(owed, Owed::Barrier));
+            lost(&owed);
+        }
         self.skipping = sync.is_none();
         true
+    }
+
+    /// Whether a batch that is not answered yet decides what the client's statement of this name is.
+    pub fn decides_on_name(&self, name: &[u8]) -> bool {
+        self.earlier_batches().any(|owed| match owed {
+            Owed::Parse(Some((known, _))) | Owed::LocalParse(known) | Owed::ProbeParse(known) => known == name,
+            Owed::LocalClose(Some((known, _))) => known == name,
+            _ => false,
+        })
+    }
+
+    /// Whether a batch that is not answered yet decides if the server connection has this statement.
+    pub fn decides_on_statement(&self, id: u64) -> bool {
+        self.earlier_batches().any(|owed| match owed {
+            Owed::Parse(Some((_, statement))) => statement.id == id,
+            Owed::InjectedParse(known) | Owed::InjectedClose(Some(known)) => *known == id,
+            _ => false,
+        })
+    }
+
+    /// What is owed to batches that have their Sync. What fails in one of them, what comes later does not share.
+    fn earlier_batches(&self) -> impl Iterator<Item = &Owed> {
+        let end = if self.syncs == 0 { None } else { self.owed.iter().rposition(|o| matches!(o, Owed::Sync)) };
+        self.owed.iter().take(end.unwrap_or(0))
     }
 
     /// CopyInResponse has arrived. A Sync that the client has sent before the end of its copy data is read by the server
@@ -149,6 +191,7 @@ impl Pipeline {
     pub fn copy_in_begins(&mut self) {
         while matches!(self.owed.get(1), Some(Owed::Sync)) {
             self.owed.remove(1);
+            self.syncs -= 1;
             self.perhaps += 1;
         }
         let ended = matches!(self.owed.get(1), Some(Owed::CopyEnd));
@@ -197,6 +240,21 @@ impl Pipeline {
         self.owed.iter().any(|o| matches!(o, Owed::Parse(None) | Owed::Injected))
     }
 
+    /// Whether what the client sends next must wait until the server has answered.
+    pub fn has_barrier(&self) -> bool {
+        self.barriers > 0
+    }
+
+    /// Flush has been sent.
+    pub fn flushes(&mut self) {
+        self.flushed = true;
+    }
+
+    /// Whether nothing is owed after what answers next, or only its Sync.
+    pub fn nothing_behind_front(&self) -> bool {
+        self.owed.iter().skip(1).all(|owed| matches!(owed, Owed::Sync))
+    }
+
     /// What answers next.
     pub fn front(&self) -> Option<&Owed> {
         self.owed.front()
@@ -214,7 +272,7 @@ impl Pipeline {
 
     /// Whether the server can do nothing more before the client sends something.
     pub fn waits_for_client(&self) -> bool {
-        self.owed.is_empty() || self.copy_in || self.batch || self.skipping
+        self.owed.is_empty() || self.copy_in || self.skipping || self.batch && !self.flushed
     }
 
     /// Whether nothing is owed and the server is not in the middle of a batch.

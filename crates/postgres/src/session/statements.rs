@@ -100,7 +100,7 @@ pub struct Backend {
     /// Statements that may exist here although they must not be used: they are closed before they are prepared again.
     stale: HashSet<u64>,
     /// Reported settings that are not what they were on the fresh connection.
-    altered: HashSet<Bytes>,
+    altered: HashMap<Bytes, Bytes>,
     /// Reported settings as they were when the connection was fresh.
     baseline: HashMap<Bytes, Bytes>,
     /// The `application_name` that is set there now.
@@ -116,7 +116,8 @@ impl Backend {
         Self {
             baseline: reported.iter().map(|(k, v)| (bytes(k), bytes(v))).collect(),
             application_name: application_name.to_owned(),
-            opened_as: application_name.to_owned(),
+            // As the server has it, which cuts and cleans it.
+            opened_as: reported.get("application_name").map_or(application_name, String::as_str).to_owned(),
             ..Self::default()
         }
     }
@@ -171,10 +172,11 @@ impl Backend {
         self.stale.insert(id);
     }
 
-    /// The same for all of them: what is on its way will deallocate them if it succeeds.
-    pub(crate) fn distrust_all(&mut self) {
+    /// Everything has been deallocated.
+    pub(crate) fn forget_statements(&mut self) {
+        self.prepared.clear();
         self.by_use.clear();
-        self.stale.extend(std::mem::take(&mut self.prepared).into_keys());
+        self.stale.clear();
     }
 
     /// Whether so many statements are in doubt that a reset is the better way.
@@ -184,23 +186,23 @@ impl Backend {
 
     /// The session is as after login.
     pub(crate) fn reset(&mut self) {
-        self.prepared.clear();
-        self.by_use.clear();
-        self.stale.clear();
-        self.altered.clear();
+        // What is reported now is how a fresh session is: the server's configuration has changed.
+        self.baseline.extend(self.altered.drain());
         self.discarded();
     }
 
     /// DISCARD ALL has happened.
     pub(crate) fn discarded(&mut self) {
+        self.forget_statements();
         self.application_name.clone_from(&self.opened_as);
     }
 
     /// A setting was reported. Says whether any is not what it was on the fresh connection.
     pub(crate) fn report(&mut self, name: &[u8], value: &[u8]) -> bool {
         let usual = if name == b"application_name" {
+            // Kept in step for each client.
             self.application_name = String::from_utf8_lossy(value).into_owned();
-            self.application_name == self.opened_as
+            true
         } else if matches!(name, b"is_superuser" | b"in_hot_standby" | b"default_transaction_read_only") {
             // What depends on the role or the transaction, and not on a SET.
             true
@@ -210,7 +212,7 @@ impl Backend {
         if usual {
             self.altered.remove(name);
         } else {
-            self.altered.insert(Bytes::copy_from_slice(name));
+            self.altered.insert(Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
         }
         !self.altered.is_empty()
     }

@@ -1,0 +1,562 @@
+//! What a client gets through the gateway is what it gets from PostgreSQL: the same messages in the same order, for
+//! scripts that somebody thought of and for thousands that nobody did. Direct PostgreSQL is the oracle.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::{BufMut, BytesMut};
+use cofferdam_tests::{POOL_LOGIN, Site, SiteOptions, eventually};
+use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A client that says exactly what it is told to.
+struct Raw {
+    tcp: TcpStream,
+    buffer: BytesMut,
+}
+
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let mut out = vec![kind];
+    out.put_u32(body.len() as u32 + 4);
+    out.put_slice(body);
+    out
+}
+
+impl Raw {
+    async fn connect(port: u16, database: &str) -> Self {
+        let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        tcp.set_nodelay(true).unwrap();
+        let mut body = vec![0, 3, 0, 0];
+        for text in ["user", POOL_LOGIN.0, "database", database, "application_name", "differential", ""] {
+            body.put_slice(text.as_bytes());
+            body.put_u8(0);
+        }
+        let mut packet = Vec::new();
+        packet.put_u32(body.len() as u32 + 4);
+        packet.put_slice(&body);
+        tcp.write_all(&packet).await.unwrap();
+        let mut raw = Self { tcp, buffer: BytesMut::new() };
+        let mut scram = ScramSha256::new(POOL_LOGIN.1.as_bytes(), ChannelBinding::unsupported());
+        loop {
+            let (kind, body) = raw.next().await.unwrap();
+            match (kind, body.get(..4)) {
+                (b'R', Some([0, 0, 0, 10])) => {
+                    let mut first = b"SCRAM-SHA-256\0".to_vec();
+                    first.put_u32(scram.message().len() as u32);
+                    first.put_slice(scram.message());
+                    raw.send(&message(b'p', &first)).await;
+                }
+                (b'R', Some([0, 0, 0, 11])) => {
+                    scram.update(&body[4..]).unwrap();
+                    raw.send(&message(b'p', scram.message())).await;
+                }
+                (b'Z', _) => return raw,
+                (b'E', _) => panic!("login: {}", String::from_utf8_lossy(&body)),
+                _ => {}
+            }
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        // Whoever has been told goodbye may find the door closed.
+        let _ = self.tcp.write_all(bytes).await;
+    }
+
+    /// The next message; `None` at the end of the stream, and when nothing comes for long.
+    async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+        loop {
+            if self.buffer.len() >= 5 {
+                let total = u32::from_be_bytes(self.buffer[1..5].try_into().unwrap()) as usize + 1;
+                if self.buffer.len() >= total {
+                    let whole = self.buffer.split_to(total);
+                    return Some((whole[0], whole[5..].to_vec()));
+                }
+            }
+            match tokio::time::timeout(Duration::from_secs(20), self.tcp.read_buf(&mut self.buffer)).await {
+                Ok(Ok(n)) if n > 0 => {}
+                Ok(_) => return None,
+                Err(_) => panic!("nothing came for 20 s"),
+            }
+        }
+    }
+}
+
+/// A message as text: errors by severity and SQLSTATE, everything else byte for byte.
+fn shown(kind: u8, body: &[u8]) -> String {
+    let mut text = format!("{} ", kind as char);
+    if matches!(kind, b'E' | b'N') {
+        let field = |name: u8| {
+            let fields = body.split(|b| *b == 0);
+            let value = fields
+                .filter(|f| f.first() == Some(&name))
+                .map(|f| String::from_utf8_lossy(&f[1..]).into_owned())
+                .next();
+            value.unwrap_or_default()
+        };
+        let _ = write!(text, "{} {}", field(b'S'), field(b'C'));
+    } else {
+        let _ = write!(text, "{}", body.escape_ascii());
+    }
+    text
+}
+
+/// RowDescription without the numbers of tables, which are other ones for each table that is made.
+fn without_tables(mut body: Vec<u8>) -> Vec<u8> {
+    let mut at = 2;
+    while let Some(name) = body.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0)) {
+        let table = at + name + 1;
+        if let Some(number) = body.get_mut(table..table + 4) {
+            number.fill(0);
+        }
+        at = table + 18;
+    }
+    body
+}
+
+/// What is sent at once before all answers are read.
+type Batch = Vec<Vec<u8>>;
+
+/// Runs batches and notes what arrives. An empty query ends each: it is answered whatever was skipped before it, also
+/// in a failed transaction.
+async fn run(client: &mut Raw, batches: &[Batch]) -> Vec<String> {
+    let mut heard = Vec::new();
+    for batch in batches {
+        client.send(&[batch.concat(), query("")].concat()).await;
+        let mut ended = false;
+        loop {
+            let Some((kind, body)) = client.next().await else {
+                heard.push("closed".into());
+                return heard;
+            };
+            // Settings are reported when they change: a pooled connection has them already, or not yet.
+            if kind != b'S' {
+                let body = if kind == b'T' { without_tables(body) } else { body };
+                heard.push(shown(kind, &body));
+            }
+            if ended && kind == b'Z' {
+                break;
+            }
+            ended |= kind == b'I';
+        }
+    }
+    heard
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    message(b'Q', format!("{sql}\0").as_bytes())
+}
+
+fn parse(name: &str, sql: &str) -> Vec<u8> {
+    let mut body = format!("{name}\0{sql}\0").into_bytes();
+    body.put_u16(0);
+    message(b'P', &body)
+}
+
+fn bind(portal: &str, statement: &str, parameters: &[&str]) -> Vec<u8> {
+    let mut body = format!("{portal}\0{statement}\0").into_bytes();
+    body.put_u16(0);
+    body.put_u16(parameters.len() as u16);
+    for parameter in parameters {
+        body.put_u32(parameter.len() as u32);
+        body.put_slice(parameter.as_bytes());
+    }
+    body.put_u16(0);
+    message(b'B', &body)
+}
+
+fn named(kind: u8, what: u8, name: &str) -> Vec<u8> {
+    message(kind, &[&[what], name.as_bytes(), &[0]].concat())
+}
+
+fn execute(portal: &str, rows: u32) -> Vec<u8> {
+    let mut body = format!("{portal}\0").into_bytes();
+    body.put_u32(rows);
+    message(b'E', &body)
+}
+
+fn sync() -> Vec<u8> {
+    message(b'S', &[])
+}
+
+/// Random batches of messages that make sense often enough.
+fn random_script(random: &mut fastrand::Rng) -> Vec<Batch> {
+    const SQL: [&str; 19] = [
+        "SELECT 1",
+        "SELECT 1; SELECT 2",
+        "SELECT 1/0",
+        "SELECT 1; SELECT 1/0; SELECT 2",
+        "BEGIN",
+        "COMMIT",
+        "ROLLBACK",
+        "SAVEPOINT a",
+        "ROLLBACK TO a",
+        "SELECT generate_series(1, 5)",
+        "SELEC",
+        "INSERT INTO t VALUES (1) RETURNING a",
+        "DELETE FROM t",
+        "COPY (SELECT generate_series(1, 3)) TO STDOUT",
+        "SELECT repeat('x', 20000)",
+        "DISCARD ALL",
+        "DEALLOCATE ALL",
+        "LISTEN channel",
+        "UNLISTEN *",
+    ];
+    const PREPARED: [&str; 8] = [
+        "SELECT $1::int",
+        "SELECT 1",
+        "SELECT generate_series(1, $1::int)",
+        "SELECT 1/$1::int",
+        "SELEC",
+        "BEGIN",
+        "ROLLBACK",
+        "INSERT INTO t VALUES ($1::int) RETURNING a",
+    ];
+    const NAMES: [&str; 4] = ["", "s1", "s2", "s3"];
+    const PORTALS: [&str; 3] = ["", "p1", "p2"];
+    let mut batches = Vec::new();
+    for _ in 0..random.usize(2..7) {
+        let mut batch = Vec::new();
+        for _ in 0..random.usize(1..9) {
+            let (name, portal) = (NAMES[random.usize(..4)], PORTALS[random.usize(..3)]);
+            let parameters: &[&str] = [&[][..], &["1"], &["0"], &["3"]][random.usize(..4)];
+            match random.u8(..20) {
+                0..=3 => batch.push(query(SQL[random.usize(..SQL.len())])),
+                4..=7 => batch.push(parse(name, PREPARED[random.usize(..PREPARED.len())])),
+                8..=10 => batch.push(bind(portal, name, parameters)),
+                11 => batch.push(named(b'D', b'S', name)),
+                12 => batch.push(named(b'D', b'P', portal)),
+                13..=15 => batch.push(execute(portal, [0, 2][random.usize(..2)])),
+                16 => batch.push(named(b'C', b'S', name)),
+                17 => batch.push(named(b'C', b'P', portal)),
+                18 => batch.push(message(b'H', &[])),
+                _ => batch.push(sync()),
+            }
+        }
+        batch.push(sync());
+        batches.push(batch);
+    }
+    // Nothing stays behind for the next script.
+    batches.push(vec![sync(), query("ROLLBACK"), query("DISCARD ALL"), query("DELETE FROM t")]);
+    batches
+}
+
+fn readable(batches: &[Batch]) -> String {
+    let one = |m: &Vec<u8>| shown(m[0], &m[5..]);
+    batches.iter().map(|b| b.iter().map(one).collect::<Vec<_>>().join("\n  ")).collect::<Vec<_>>().join("\n--\n  ")
+}
+
+async fn site() -> Site {
+    let site = Site::start_with(SiteOptions { cluster: "    connections: 8".into(), ..SiteOptions::default() }).await;
+    let admin = site.cluster.admin("acme_db").await.unwrap();
+    admin.batch_execute("CREATE TABLE t (a int); ALTER TABLE t OWNER TO odoo").await.unwrap();
+    site
+}
+
+/// Both get the same; on a difference the script is shown. False when PostgreSQL itself has crashed.
+async fn same(through: &mut Raw, direct: &mut Raw, batches: &[Batch], what: &str) -> bool {
+    let patience = Duration::from_secs(15);
+    let hangs = |who: &str| format!("{what}: {who} hangs:\n  {}", readable(batches));
+    let expected = tokio::time::timeout(patience, run(direct, batches))
+        .await
+        .unwrap_or_else(|_| panic!("{}", hangs("PostgreSQL")));
+    if expected.last().is_some_and(|last| last == "closed") && !batches.iter().flatten().any(|m| m[0] == b'y') {
+        return false;
+    }
+    let empty = [vec![query("DELETE FROM t")]];
+    run(direct, &empty).await;
+    let heard = tokio::time::timeout(patience, run(through, batches))
+        .await
+        .unwrap_or_else(|_| panic!("{}", hangs("the gateway")));
+    run(through, &empty).await;
+    assert_eq!(heard, expected, "{what}:\n  {}", readable(batches));
+    true
+}
+
+#[tokio::test]
+async fn random_scripts_get_the_same_answers_as_from_postgresql() {
+    let site = site().await;
+    let seed = std::env::var("DIFFERENTIAL_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1u64);
+    let scripts = std::env::var("DIFFERENTIAL_SCRIPTS").ok().and_then(|s| s.parse().ok()).unwrap_or(600u64);
+    let connect = async || {
+        let (server, gateway) = (site.cluster.port(), site.address().port());
+        // Two clients in turn share the pool's connections: what one prepares, the other finds there.
+        let through = [Raw::connect(gateway, "acme_db").await, Raw::connect(gateway, "acme_db").await];
+        (Raw::connect(server, "acme_db").await, through)
+    };
+    let (mut direct, mut through) = connect().await;
+    for n in 0..scripts {
+        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add(n));
+        let script = random_script(&mut random);
+        let what = format!("script {n} of seed {seed}");
+        if !same(&mut through[(n % 2) as usize], &mut direct, &script, &what).await {
+            eprintln!("{what} crashes PostgreSQL itself");
+            eventually(async || site.cluster.admin("acme_db").await.is_ok()).await;
+            (direct, through) = connect().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn scripts_with_a_history_get_the_same_answers_as_from_postgresql() {
+    let site = site().await;
+    let mut direct = Raw::connect(site.cluster.port(), "acme_db").await;
+    let mut through = Raw::connect(site.address().port(), "acme_db").await;
+    let sum = "SELECT sum(a) FROM t";
+    let scripts: Vec<(&str, Vec<Batch>)> = vec![
+        (
+            "a pipeline of several Syncs, the second fails",
+            vec![vec![
+                parse("a", "SELECT 1"),
+                bind("", "a", &[]),
+                execute("", 0),
+                sync(),
+                parse("b", "SELECT 1/0"),
+                bind("", "b", &[]),
+                execute("", 0),
+                bind("", "a", &[]),
+                execute("", 0),
+                sync(),
+                bind("", "a", &[]),
+                execute("", 0),
+                sync(),
+            ]],
+        ),
+        (
+            "COPY in whose data comes with the query",
+            vec![vec![query("COPY t FROM STDIN"), message(b'd', b"5\n"), message(b'c', &[])], vec![query(sum)]],
+        ),
+        (
+            "COPY in that the client fails",
+            vec![
+                vec![query("COPY t FROM STDIN"), message(b'd', b"6\n"), message(b'f', b"changed my mind\0")],
+                vec![query(sum)],
+            ],
+        ),
+        (
+            "COPY in with bad data, and more behind it",
+            vec![vec![
+                query("COPY t FROM STDIN"),
+                message(b'd', b"x\n"),
+                message(b'd', b"7\n"),
+                message(b'c', &[]),
+                query(sum),
+            ]],
+        ),
+        (
+            "COPY in by the extended protocol",
+            vec![
+                vec![
+                    parse("", "COPY t FROM STDIN"),
+                    bind("", "", &[]),
+                    execute("", 0),
+                    message(b'd', b"8\n"),
+                    message(b'c', &[]),
+                    sync(),
+                ],
+                vec![query(sum)],
+            ],
+        ),
+        (
+            "a portal that is fetched from in pieces, in a transaction",
+            vec![
+                vec![query("BEGIN")],
+                vec![parse("", "SELECT generate_series(1, 5)"), bind("p", "", &[]), execute("p", 2), sync()],
+                vec![execute("p", 2), sync()],
+                vec![execute("p", 0), named(b'C', b'P', "p"), sync()],
+                vec![query("COMMIT")],
+            ],
+        ),
+        (
+            "SQL-level PREPARE, EXECUTE and DEALLOCATE",
+            vec![
+                vec![query("PREPARE q AS SELECT 42")],
+                vec![query("EXECUTE q"), bind("", "q", &[]), execute("", 0), sync()],
+                vec![query("DEALLOCATE q"), query("EXECUTE q")],
+                vec![query("DISCARD ALL")],
+            ],
+        ),
+        (
+            "DISCARD ALL in a pipeline, and the same name again",
+            vec![
+                vec![parse("z", "SELECT 7"), sync()],
+                vec![query("DISCARD ALL"), parse("z", "SELECT 8"), bind("", "z", &[]), execute("", 0), sync()],
+                vec![bind("", "z", &[]), execute("", 0), sync()],
+                vec![
+                    query("BEGIN"),
+                    query("DISCARD ALL"),
+                    query("ROLLBACK"),
+                    bind("", "z", &[]),
+                    execute("", 0),
+                    sync(),
+                ],
+            ],
+        ),
+        (
+            "a function call",
+            vec![vec![message(b'F', &{
+                let mut body = Vec::new();
+                body.put_u32(1_598); // random() has no arguments, and its result is of one length: only errors are compared
+                body.put_u16(0);
+                body.put_u16(1);
+                body.put_u32(1);
+                body.put_slice(b"1");
+                body.put_u16(0);
+                body
+            })]],
+        ),
+        (
+            "a plan whose result type changes under it",
+            vec![
+                vec![
+                    query("CREATE TABLE u (a int)"),
+                    parse("v", "SELECT * FROM u"),
+                    bind("", "v", &[]),
+                    execute("", 0),
+                    sync(),
+                ],
+                vec![query("ALTER TABLE u ADD b text")],
+                vec![bind("", "v", &[]), execute("", 0), sync()],
+                vec![
+                    named(b'C', b'S', "v"),
+                    parse("v", "SELECT * FROM u"),
+                    named(b'D', b'S', "v"),
+                    bind("", "v", &[]),
+                    execute("", 0),
+                    sync(),
+                ],
+                vec![query("DROP TABLE u")],
+            ],
+        ),
+        (
+            "what a failed batch decides about statements that the next one uses",
+            vec![
+                vec![parse("k", "SELECT 'old'"), sync()],
+                vec![parse("", "SELECT nowhere"), named(b'C', b'S', "k"), sync(), parse("k", "SELECT 'new'"), sync()],
+                vec![bind("", "k", &[]), execute("", 0), sync()],
+                vec![parse("", "SELECT nowhere"), parse("l", "SELECT 'A'"), sync(), parse("l", "SELECT 'B'"), sync()],
+                vec![bind("", "l", &[]), execute("", 0), sync()],
+                vec![
+                    parse("", "SELECT nowhere"),
+                    bind("", "k", &[]),
+                    execute("", 0),
+                    sync(),
+                    bind("", "k", &[]),
+                    execute("", 0),
+                    sync(),
+                ],
+            ],
+        ),
+        ("a message of a type that does not exist", vec![vec![query("SELECT 1")], vec![message(b'y', &[]), sync()]]),
+    ];
+    for (what, script) in &scripts {
+        assert!(same(&mut through, &mut direct, script, what).await, "{what}: PostgreSQL has closed the connection");
+    }
+}
+
+/// The texts of the errors and values in what was heard.
+fn holds(heard: &[String], text: &str) -> bool {
+    heard.iter().any(|message| message.contains(text))
+}
+
+#[tokio::test]
+async fn what_is_sent_behind_discard_all_stays_with_its_client() {
+    let site = Site::start_with(SiteOptions { cluster: "    connections: 5".into(), ..SiteOptions::default() }).await;
+    let mut a = Raw::connect(site.address().port(), "acme_db").await;
+    let discard_extended = [parse("", "DISCARD ALL"), bind("", "", &[]), execute("", 0), sync()].concat();
+    for discard in [query("DISCARD ALL"), discard_extended] {
+        run(&mut a, &[vec![query("SET geqo = off")], vec![discard, query("SET statement_timeout = 54321")]]).await;
+        let mut b = Raw::connect(site.address().port(), "acme_db").await;
+        let heard = run(&mut b, &[vec![query("SHOW statement_timeout")]]).await;
+        assert!(!holds(&heard, "54321"), "{heard:?}");
+        run(&mut a, &[vec![query("DISCARD ALL")]]).await;
+    }
+}
+
+#[tokio::test]
+async fn no_client_is_answered_with_the_text_of_another() {
+    let site = Site::start().await;
+    let port = site.address().port();
+    let mut other = Raw::connect(port, "acme_db").await;
+    run(&mut other, &[vec![parse("s", "SELECT 'A'"), bind("", "s", &[]), execute("", 0), sync()]]).await;
+    let mut holder = Raw::connect(port, "acme_db").await;
+    run(&mut holder, &[vec![query("BEGIN")]]).await;
+    let mut one = Raw::connect(port, "acme_db").await;
+    let lost = vec![parse("", "SELECT nowhere"), parse("s1", "SELECT 'A'"), sync(), parse("s1", "SELECT 'B'"), sync()];
+    run(&mut one, &[lost]).await;
+    let twice = [bind("", "s", &[]), execute("", 0), sync()];
+    let heard = run(&mut other, &[[twice.clone(), twice].concat()]).await;
+    assert_eq!(heard.iter().filter(|m| m.starts_with("D ") && m.ends_with('A')).count(), 2, "{heard:?}");
+    // Nor can one take away what another has prepared.
+    for n in 0..10 {
+        let away = format!("DEALLOCATE PREPARE cofferdam_{n}");
+        run(&mut one, &[vec![parse("", &away), bind("", "", &[]), execute("", 0), sync()]]).await;
+    }
+    let heard = run(&mut other, &[vec![bind("", "s", &[]), execute("", 0), sync()]]).await;
+    assert!(!holds(&heard, "26000"), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_copy_that_fails_in_the_middle_of_a_message_gives_its_slot_back() {
+    let site = site().await;
+    let gate = site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap();
+    let mut client = Raw::connect(site.address().port(), "acme_db").await;
+    let rest = message(b'd', &vec![b'1'; 100_000]);
+    client.send(&[query("COPY t FROM STDIN"), message(b'd', b"bad\n"), rest[..50_000].to_vec()].concat()).await;
+    while client.next().await.unwrap().0 != b'Z' {}
+    client.send(&[rest[50_000..].to_vec(), message(b'c', b"")].concat()).await;
+    eventually(async || gate.usage().running == 0).await;
+    let heard = run(&mut client, &[vec![query("SELECT 42")]]).await;
+    assert!(holds(&heard, "42"), "{heard:?}");
+}
+
+/// The idle limit is for clients that make the server wait, not for those that wait for it.
+#[tokio::test]
+async fn the_idle_limit_does_not_run_while_the_server_works() {
+    let plan = "    idle_in_transaction_timeout: 500ms".to_owned();
+    let site = Site::start_with(SiteOptions { plan, ..SiteOptions::default() }).await;
+    let mut client = Raw::connect(site.address().port(), "acme_db").await;
+    let flushed = [parse("", "SELECT pg_sleep(1.5)"), bind("", "", &[]), execute("", 0), message(b'H', &[])].concat();
+    client.send(&flushed).await;
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    while client.next().await.expect("it is not cut off").0 != b'C' {}
+    let heard = run(&mut client, &[vec![sync()]]).await;
+    assert!(!holds(&heard, "25P03"), "{heard:?}");
+    // A large message behind a slow one is read when its turn comes.
+    let large = query(&format!("SELECT length('{}')", "x".repeat(3_000_000)));
+    let heard = run(&mut client, &[vec![query("SELECT pg_sleep(1.5)"), large]]).await;
+    assert!(holds(&heard, "3000000"), "{heard:?}");
+    // And it does run when the client makes the server wait.
+    client.send(&query("BEGIN")).await;
+    let mut heard = Vec::new();
+    while let Some((kind, body)) = client.next().await {
+        heard.push(shown(kind, &body));
+    }
+    assert!(holds(&heard, "25P03"), "{heard:?}");
+}
+
+#[tokio::test]
+async fn a_changed_configuration_of_the_server_pins_nobody() {
+    let site =
+        Site::start_with(SiteOptions { slots: 6, cluster: "    connections: 8".into(), ..SiteOptions::default() })
+            .await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Raw::connect(site.address().port(), "acme_db").await;
+        run(&mut client, &[vec![query("BEGIN")]]).await;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        run(client, &[vec![query("COMMIT")]]).await;
+    }
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    admin.simple_query("ALTER SYSTEM SET timezone = 'Asia/Tokyo'").await.unwrap();
+    admin.simple_query("SELECT pg_reload_conf()").await.unwrap();
+    for client in clients.iter_mut().chain([&mut Raw::connect(site.address().port(), "acme_db").await]) {
+        for _ in 0..3 {
+            let heard = run(client, &[vec![query("SELECT 42")]]).await;
+            assert!(holds(&heard, "42"), "{heard:?}");
+        }
+    }
+}
