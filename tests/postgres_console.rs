@@ -174,6 +174,9 @@ async fn reconnect_replaces_server_connections_and_wait_close_waits_for_the_last
     let chief = console(&site, "chief").await;
     let (idle, busy) = (site.connect("acme").await, site.connect("acme").await);
     busy.simple_query("BEGIN").await.unwrap();
+    // Who listens is told that its connection is gone.
+    let listener = site.connect("acme").await;
+    listener.simple_query("LISTEN x").await.unwrap();
     let before = backend(&idle).await;
     chief.simple_query("RECONNECT").await.unwrap();
     assert_ne!(backend(&idle).await, before);
@@ -181,6 +184,27 @@ async fn reconnect_replaces_server_connections_and_wait_close_waits_for_the_last
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(!waiting.is_finished(), "the open transaction still has an old connection");
     busy.simple_query("COMMIT").await.unwrap();
+    waiting.await.unwrap().unwrap();
+    assert!(listener.is_closed());
+}
+
+/// A transaction that waits for a slot while PAUSE returns does not begin afterwards.
+#[tokio::test]
+async fn pause_holds_who_waits_for_a_slot() {
+    let site = Site::start_with(SiteOptions { slots: 1, postgres: USERS.into(), ..SiteOptions::default() }).await;
+    let chief = console(&site, "chief").await;
+    let (bolt, acme) = (site.connect("bolt").await, site.connect("acme").await);
+    bolt.simple_query("BEGIN").await.unwrap();
+    let waiting = tokio::spawn(async move { acme.simple_query("SELECT 1").await.map(drop) });
+    eventually(async || {
+        field(&chief, "SHOW CLIENTS", ("database", "acme_db"), "state").await.as_deref() == Some("waiting")
+    })
+    .await;
+    chief.simple_query("PAUSE acme_db").await.unwrap();
+    bolt.simple_query("COMMIT").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished());
+    chief.simple_query("RESUME acme_db").await.unwrap();
     waiting.await.unwrap().unwrap();
 }
 

@@ -77,7 +77,7 @@ impl Raw {
             match tokio::time::timeout(Duration::from_secs(20), self.tcp.read_buf(&mut self.buffer)).await {
                 Ok(Ok(n)) if n > 0 => {}
                 Ok(_) => return None,
-                Err(_) => panic!("nothing came for 20 s"),
+                Err(late) => panic!("nothing came for 20 s: {late}"),
             }
         }
     }

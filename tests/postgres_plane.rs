@@ -381,6 +381,56 @@ async fn listen_follows_its_transaction_and_every_protocol() {
     assert_eq!(heard.recv().await.unwrap(), "last 1");
 }
 
+/// Each script leaves the client listening to `x`, or not, as it does on a connection of its own.
+#[tokio::test]
+async fn who_listens_after_a_script_is_who_would_listen_on_a_connection_of_its_own() {
+    let site = Site::start().await;
+    let sender = site.connect("acme").await;
+    sender
+        .batch_execute("CREATE TABLE d (a int, CONSTRAINT once UNIQUE (a) DEFERRABLE INITIALLY DEFERRED); INSERT INTO d VALUES (1)")
+        .await
+        .unwrap();
+    let listens = true;
+    for (script, expected) in [
+        (&["LISTEN x", "BEGIN", "LISTEN x", "ROLLBACK"][..], listens),
+        (&["LISTEN x", "BEGIN", "UNLISTEN *", "LISTEN x", "COMMIT"], listens),
+        (&["LISTEN x", "BEGIN", "SAVEPOINT a", "UNLISTEN x", "ROLLBACK TO a", "COMMIT"], listens),
+        (&["LISTEN x", "BEGIN", "UNLISTEN x", "INSERT INTO d VALUES (1)", "COMMIT"], listens),
+        (&["LISTEN x", "BEGIN", "UNLISTEN x", "SELECT 1/0", "COMMIT"], listens),
+        (&["SET geqo = off", "DISCARD ALL", "LISTEN x"], listens),
+        (&["BEGIN", "LISTEN x", "COMMIT AND CHAIN", "ROLLBACK"], listens),
+        (&["LISTEN x", "UNLISTEN *; SELECT 1"], !listens),
+        (&["LISTEN x", "BEGIN", "UNLISTEN x", "COMMIT"], !listens),
+        (&["LISTEN x", "DISCARD ALL"], !listens),
+        (&["BEGIN", "LISTEN x", "SELECT 1/0", "COMMIT"], !listens),
+        (&["LISTEN y"], !listens),
+    ] {
+        let (client, mut heard) = listening(&site, "acme_db").await;
+        for sql in script {
+            let _ = client.simple_query(sql).await; // some are meant to fail
+        }
+        // What arrives in the end arrives last.
+        client.simple_query("LISTEN last").await.unwrap();
+        notify(&sender, "x", "?").await;
+        notify(&sender, "last", "!").await;
+        let first = heard.recv().await.unwrap();
+        assert_eq!(first == "x ?", expected, "{script:?}: {first}");
+    }
+    // And with prepared statements, when they are executed.
+    let (client, mut heard) = listening(&site, "acme_db").await;
+    let (listen, unlisten) = (client.prepare("LISTEN x").await.unwrap(), client.prepare("UNLISTEN x").await.unwrap());
+    for _ in 0..2 {
+        client.execute(&listen, &[]).await.unwrap();
+        notify(&sender, "x", "1").await;
+        assert_eq!(heard.recv().await.unwrap(), "x 1");
+        client.execute(&unlisten, &[]).await.unwrap();
+        notify(&sender, "x", "2").await;
+    }
+    client.simple_query("LISTEN last").await.unwrap();
+    notify(&sender, "last", "!").await;
+    assert_eq!(heard.recv().await.unwrap(), "last !");
+}
+
 /// Odoo's bus: one database for all tenants of a cluster, and what it says of others' databases is not for everybody.
 #[tokio::test]
 async fn workers_hear_of_their_own_tenants_only() {
@@ -395,6 +445,14 @@ async fn workers_hear_of_their_own_tenants_only() {
     notify(&admin, "cron_trigger", "acme_db").await;
     assert_eq!(heard.recv().await.unwrap(), r#"imbus [["bolt_db","res.partner",2]]"#);
     assert_eq!(heard.recv().await.unwrap(), "cron_trigger acme_db");
+    // Nor by a LISTEN that the gateway cannot read.
+    let (sly, mut heard) = listening(&site, "postgres").await;
+    sly.simple_query("/**/LISTEN imbus").await.unwrap();
+    sly.simple_query("LISTEN other").await.unwrap();
+    notify(&admin, "imbus", r#"[["elsewhere","res.partner",3]]"#).await;
+    sly.simple_query("SELECT 1").await.unwrap();
+    notify(&admin, "other", "x").await;
+    assert_eq!(heard.recv().await.unwrap(), "other x");
 }
 
 #[tokio::test]

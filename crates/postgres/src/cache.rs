@@ -60,6 +60,7 @@ pub(crate) struct Pool {
     greeting: Mutex<Option<Arc<BTreeMap<String, String>>>>,
     statements: Arc<StatementRegistry>,
     connecting: Semaphore,
+    given_back: Notify,
     /// Connections that were opened before this generation are not used again.
     generation: Mutex<Arc<()>>,
     /// Earlier generations, as long as connections of theirs are open.
@@ -180,6 +181,7 @@ impl ConnectionCache {
             greeting: Mutex::default(),
             statements: Arc::default(),
             connecting: Semaphore::new(CONNECTING_OF_POOL),
+            given_back: Notify::new(),
             generation: Mutex::default(),
             outdated: Mutex::default(),
         });
@@ -268,6 +270,12 @@ impl Pool {
         &self.key
     }
 
+    /// The pool of the same database and login with other settings.
+    pub(crate) fn with_settings(&self, settings: BTreeMap<String, String>) -> Arc<Self> {
+        let Key { database, login, .. } = &*self.key;
+        self.cache.pool(Key { database: database.clone(), login: login.clone(), settings })
+    }
+
     pub(crate) fn idle_count(&self) -> u32 {
         lock(&self.idle).len() as u32
     }
@@ -350,11 +358,16 @@ impl Pool {
                 continue;
             };
             let turn = async { (self.connecting.acquire().await, cache.connecting.acquire().await) };
-            let turn = tokio::select! {
-                biased;
-                turn = tokio::time::timeout_at(deadline, turn) => turn,
-                // Perhaps it was one of this pool: that is faster than opening another.
-                () = freed => continue,
+            let mut turn = std::pin::pin!(tokio::time::timeout_at(deadline, turn));
+            let turn = loop {
+                tokio::select! {
+                    biased;
+                    turn = &mut turn => break turn,
+                    // One of this pool: that is faster than opening another.
+                    () = self.given_back.notified() => if let Some(leased) = self.take(application_name) {
+                        return Ok(leased);
+                    },
+                }
             };
             let Ok((Ok(_of_pool), Ok(_of_cluster))) = turn else {
                 return Err(LeaseError::Crowded(patience));
@@ -386,6 +399,7 @@ impl Pool {
         }
         all.push(idle);
         drop(all);
+        self.given_back.notify_one();
         self.cache.freed.notify_one();
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,6 +29,8 @@ pub(crate) struct CancelHandle {
     pub(crate) info: ClientInfo,
     /// Given when an operator wants the client gone.
     pub(crate) killed: Arc<Signal>,
+    /// Whether the client listens to anything.
+    pub(crate) listens: AtomicBool,
     /// Prepared statements, as the client last left a transaction.
     prepared: AtomicU32,
     state: Mutex<State>,
@@ -84,6 +86,7 @@ impl CancelRegistry {
             secret,
             info,
             killed: Arc::default(),
+            listens: AtomicBool::new(false),
             prepared: AtomicU32::new(0),
             state: Mutex::default(),
             quiet: Notify::new(),

@@ -260,6 +260,7 @@ impl LoginTask<'_> {
         let greeting = if let Some(greeting) = route.pool.greeting() {
             greeting
         } else {
+            self.plane.pauses.resumed(&parameters.database).await;
             let leased =
                 route.pool.lease(&application_name, self.snapshot.login_timeout).await.map_err(Refusal::Upstream)?;
             let greeting = Arc::clone(&leased.upstream.reported);

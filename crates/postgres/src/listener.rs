@@ -5,7 +5,7 @@
 //! shared connection is lost, its clients are disconnected: they cannot know what they missed, and every program that
 //! listens knows how to begin anew.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -24,15 +24,22 @@ const INBOX: usize = 4_096;
 const ASKED: usize = 1_024;
 /// A NotificationResponse longer than this is none: PostgreSQL's payloads have at most 8,000 bytes.
 const MAX_MESSAGE: usize = 64 << 10;
+/// Channels that one client may listen to.
+const MAX_CHANNELS: usize = 1_000;
 /// A listening connection that nobody needs is kept for so long.
 const NOBODY: Duration = Duration::from_secs(30);
 const APPLICATION_NAME: &str = "cofferdam listener";
 
-/// The listening connections of one cluster, by database.
+/// The listening connections of one cluster, by database and role.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
-    hubs: Mutex<HashMap<String, mpsc::Sender<Ask>>>,
-    closed: Arc<Signal>,
+    hubs: Mutex<HashMap<(String, String), Known>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    hub: mpsc::Sender<Ask>,
+    end: Arc<Signal>,
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -76,37 +83,55 @@ impl Listeners {
         pool: &Arc<Pool>,
         patience: Duration,
     ) -> Result<Subscription, ListenError> {
-        let database = &pool.key().database;
-        let known = self.lock().get(database).filter(|hub| !hub.is_closed()).cloned();
-        let hub = if let Some(hub) = known { hub } else { self.open(pool, patience).await? };
+        let key = (pool.key().database.clone(), pool.key().login.role.clone());
+        let known = self.lock().get(&key).filter(|known| !known.hub.is_closed()).map(|known| known.hub.clone());
+        let hub = if let Some(hub) = known { hub } else { self.open(pool, key, patience).await? };
         let (deliver, inbox) = mpsc::channel(INBOX);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Ok(Subscription { id, hub, deliver: deliver.downgrade(), inbox, channels: Vec::new() })
     }
 
-    async fn open(self: &Arc<Self>, pool: &Arc<Pool>, patience: Duration) -> Result<mpsc::Sender<Ask>, ListenError> {
+    async fn open(
+        self: &Arc<Self>,
+        pool: &Arc<Pool>,
+        key: (String, String),
+        patience: Duration,
+    ) -> Result<mpsc::Sender<Ask>, ListenError> {
+        // Of its own, with settings that suit everybody: not those of the client that happens to be the first.
+        let settings = BTreeMap::from([("client_encoding".to_owned(), "UTF8".to_owned())]);
+        let pool = pool.with_settings(settings);
         let leased = pool.lease(APPLICATION_NAME, patience).await?;
-        let database = &pool.key().database;
         let mut hubs = self.lock();
-        if let Some(hub) = hubs.get(database).filter(|hub| !hub.is_closed()).cloned() {
+        if let Some(known) = hubs.get(&key).filter(|known| !known.hub.is_closed()).cloned() {
             // Somebody else was faster.
             drop(hubs);
             pool.give_back(leased);
-            return Ok(hub);
+            return Ok(known.hub);
         }
         let (hub, asks) = mpsc::channel(ASKED);
-        hubs.insert(database.clone(), hub.clone());
-        tokio::spawn(Hub::new(leased).run(asks, self.closed.listen()));
+        let end = Arc::<Signal>::default();
+        tokio::spawn(Hub::new(leased).run(asks, end.listen()));
+        hubs.insert(key, Known { hub: hub.clone(), end });
         Ok(hub)
     }
 
     /// Ends all listening connections.
     pub(crate) fn close(&self) {
-        self.closed.give();
-        self.lock().clear();
+        self.end(None);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<Ask>>> {
+    /// Ends those of one database, or all. Their clients are told that their connection is lost.
+    pub(crate) fn end(&self, database: Option<&str>) {
+        self.lock().retain(|(of, _), known| {
+            let ends = database.is_none_or(|database| database == of);
+            if ends {
+                known.end.give();
+            }
+            !ends
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, String), Known>> {
         self.hubs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -117,12 +142,23 @@ impl Subscription {
         if self.channels.iter().any(|known| known == channel) {
             return Ok(());
         }
+        if self.channels.len() >= MAX_CHANNELS {
+            return Err(ListenError::Refused(
+                "54000".into(),
+                format!("a client may listen to {MAX_CHANNELS} channels"),
+            ));
+        }
         let (done, outcome) = oneshot::channel();
-        let deliver = self.deliver.upgrade().unwrap_or_else(|| {
-            let (deliver, inbox) = mpsc::channel(INBOX);
-            (self.deliver, self.inbox) = (deliver.downgrade(), inbox);
-            deliver
-        });
+        let deliver = match self.deliver.upgrade() {
+            Some(deliver) => deliver,
+            None if self.channels.is_empty() => {
+                let (deliver, inbox) = mpsc::channel(INBOX);
+                (self.deliver, self.inbox) = (deliver.downgrade(), inbox);
+                deliver
+            }
+            // The hub has let go of a client that was too slow: that has to be told, not covered up.
+            None => return Err(ListenError::Lost),
+        };
         let ask = Ask::Listen { id: self.id, channel: channel.to_owned(), deliver, done };
         self.hub.send(ask).await.map_err(|_| ListenError::Lost)?;
         outcome.await.unwrap_or(Err(ListenError::Lost))?;
@@ -130,18 +166,22 @@ impl Subscription {
         Ok(())
     }
 
+    /// Whether these are the channels that it listens to.
+    pub(crate) fn is(&self, wanted: &BTreeSet<String>) -> bool {
+        self.channels.len() == wanted.len() && self.channels.iter().all(|channel| wanted.contains(channel))
+    }
+
     pub(crate) fn listens_to_any(&self) -> bool {
         !self.channels.is_empty()
     }
 
-    pub(crate) fn listens_to(&self, channel: &str) -> bool {
-        self.channels.iter().any(|known| known == channel)
-    }
-
-    /// Listens to one channel less, or to none any more.
-    pub(crate) async fn unlisten(&mut self, channel: Option<&str>) {
-        self.channels.retain(|known| channel.is_some_and(|channel| channel != known));
-        let _ = self.hub.send(Ask::Unlisten { id: self.id, channel: channel.map(str::to_owned) }).await;
+    /// Listens to nothing but these from now on.
+    pub(crate) async fn keep(&mut self, wanted: &BTreeSet<String>) {
+        let gone: Vec<String> = self.channels.iter().filter(|known| !wanted.contains(*known)).cloned().collect();
+        self.channels.retain(|known| wanted.contains(known));
+        for channel in gone {
+            let _ = self.hub.send(Ask::Unlisten { id: self.id, channel: Some(channel) }).await;
+        }
     }
 
     /// The next NotificationResponse; `None` when the listening connection is lost or the client is too slow.
@@ -177,7 +217,7 @@ struct Listening {
 
 struct Asked {
     channel: String,
-    waiting: Vec<oneshot::Sender<Result<(), ListenError>>>,
+    waiting: Vec<(u64, oneshot::Sender<Result<(), ListenError>>)>,
     refused: Option<(String, String)>,
 }
 
@@ -190,6 +230,8 @@ impl Hub {
             APPLICATION_NAME.clone_into(&mut backend.application_name);
             hub.say(&format!("SET application_name TO '{APPLICATION_NAME}'"));
         }
+        // Before PostgreSQL 14 there is no such limit, and the error means nothing.
+        hub.say("SET idle_session_timeout TO 0");
         hub
     }
 
@@ -231,12 +273,14 @@ impl Hub {
             Ask::Listen { id, channel, deliver, done } => {
                 let listening = self.channels.entry(channel.clone()).or_default();
                 let is_first = listening.is_empty();
-                listening.push(Listening { id, deliver });
+                if !listening.iter().any(|l| l.id == id) {
+                    listening.push(Listening { id, deliver });
+                }
                 if is_first {
                     self.leased.upstream.outbound.query(&format!("LISTEN {}", quoted(&channel)));
-                    self.asked.push_back(Asked { channel, waiting: vec![done], refused: None });
+                    self.asked.push_back(Asked { channel, waiting: vec![(id, done)], refused: None });
                 } else if let Some(asked) = self.asked.iter_mut().rev().find(|a| a.channel == channel) {
-                    asked.waiting.push(done);
+                    asked.waiting.push((id, done));
                 } else {
                     let _ = done.send(Ok(()));
                 }
@@ -277,10 +321,15 @@ impl Hub {
                 }
                 (b'Z', _) => {
                     let Some(asked) = self.asked.pop_front() else { return Err(()) };
-                    if asked.refused.is_some() {
-                        self.channels.remove(&asked.channel);
+                    if asked.refused.is_some()
+                        && let Some(listening) = self.channels.get_mut(&asked.channel)
+                    {
+                        listening.retain(|l| !asked.waiting.iter().any(|(id, _)| *id == l.id));
+                        if listening.is_empty() {
+                            self.channels.remove(&asked.channel);
+                        }
                     }
-                    for done in asked.waiting {
+                    for (_, done) in asked.waiting {
                         let refused = asked.refused.clone();
                         let _ = done.send(refused.map_or(Ok(()), |(code, text)| Err(ListenError::Refused(code, text))));
                     }

@@ -10,13 +10,20 @@ use std::collections::HashSet;
 use cofferdam_tenant::{Catalog, NotificationPolicy};
 
 use crate::client::Established;
-use crate::plane::PostgresPlane;
+use crate::plane::{PostgresPlane, Snapshot};
 
 /// What of a notification a client sees.
 pub(crate) enum Visible<'a> {
     All,
     Part(Cow<'a, str>),
     Nothing,
+}
+
+/// Whether a client may hear everything that is said in its database.
+pub(crate) fn hears_all(snapshot: &Snapshot, client: &Established) -> bool {
+    let mut pools = snapshot.catalog.pools.values();
+    client.parameters.database != Catalog::MAINTENANCE_DATABASE
+        || pools.any(|p| p.account == client.route.account && p.notifications == NotificationPolicy::All)
 }
 
 /// What of a notification a client may see.

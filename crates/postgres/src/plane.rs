@@ -193,6 +193,15 @@ impl PostgresPlane {
         }
         let old = self.snapshot.swap(Arc::new(snapshot));
         let new = self.snapshot.load();
+        // Who listens and says nothing would go on listening at the old place.
+        let place = |snapshot: &Snapshot, database: &str| {
+            snapshot.catalog.by_database(database).and_then(|t| t.cluster.as_ref().map(|c| c.name.clone()))
+        };
+        for client in self.cancels.all().iter().filter(|client| client.listens.load(Ordering::Relaxed)) {
+            if place(&old, &client.info.database) != place(&new, &client.info.database) {
+                client.killed.give();
+            }
+        }
         for (name, access) in &old.clusters {
             if !new.clusters.get(name).is_some_and(|a| Arc::ptr_eq(&a.cache, &access.cache)) {
                 access.cache.close();
@@ -352,6 +361,14 @@ impl PostgresPlane {
         let snapshot = self.snapshot.load();
         let pools = snapshot.clusters.values().flat_map(|access| access.cache.pools());
         pools.filter(|pool| database.is_none_or(|name| pool.key().database == name)).collect()
+    }
+
+    /// Replaces the server connections of one database, or all.
+    pub(crate) fn reconnect(&self, database: Option<&str>) {
+        self.pools_of(database).iter().for_each(|pool| pool.reconnect());
+        for access in self.snapshot.load().clusters.values() {
+            access.cache.listeners().end(database);
+        }
     }
 
     /// Whether clients of one database, or any, have a server connection.

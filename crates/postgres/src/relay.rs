@@ -14,15 +14,14 @@ use tokio::time::Instant;
 use crate::cache::{Leased, Pinned};
 use crate::client::{Established, describe, route};
 use crate::listener::{ListenError, Subscription, notification};
-use crate::notify::{Visible, visible};
+use crate::notify::{Visible, hears_all, visible};
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
 use crate::signal::Listener;
-use crate::sql::{self, Listen};
 use crate::stats::Work;
 use crate::stream::{Stream, put_away};
-use crate::wire::{Frame, Reply, Severity, Side, cstr, frame};
+use crate::wire::{Frame, Reply, Severity, Side, frame};
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
 const HIGH_WATER: usize = 256 << 10;
@@ -37,8 +36,6 @@ const FINISH_AFTER_GOODBYE: Duration = Duration::from_secs(60);
 const FINISH_AFTER_LEAVING: Duration = Duration::from_secs(1);
 /// Bytes of a large message that count as a sign of life.
 const SIGN_OF_LIFE: usize = 64 << 10;
-/// `LISTEN` and `UNLISTEN` in one transaction.
-const MAX_LISTENS: usize = 1_000;
 /// Time for `DISCARD ALL` before a connection is thrown away instead.
 const RESET_LIMIT: Duration = Duration::from_secs(5);
 
@@ -62,8 +59,6 @@ pub(crate) struct Relay {
     work: Work,
     /// The client's part in the connection that listens for its database.
     subscription: Option<Box<Subscription>>,
-    /// `LISTEN` and `UNLISTEN` of the transaction that is open.
-    listens: Vec<Listen>,
     /// The client's current message is a `LISTEN`, and it has been subscribed.
     is_subscribed: bool,
     established: Established,
@@ -125,7 +120,7 @@ impl From<Violation> for End {
 enum Pump {
     Wait,
     NeedServer { kind: u8 },
-    Listen { kind: u8, listen: Listen },
+    Listen { kind: u8, channel: String },
 }
 
 impl Relay {
@@ -138,7 +133,7 @@ impl Relay {
     ) -> Self {
         let draining = plane.draining.listen();
         let mut session = Session::new(Arc::clone(established.route.pool.statements()));
-        session.share_listener(established.route.pooling == PoolingMode::Transaction);
+        hearing(&mut session, &snapshot, &established);
         Self {
             session,
             application_name: established.parameters.settings.get("application_name").cloned().unwrap_or_default(),
@@ -153,7 +148,6 @@ impl Relay {
             moved: 0,
             work: Work::default(),
             subscription: None,
-            listens: Vec::new(),
             is_subscribed: false,
             established,
             passing: Passing::default(),
@@ -220,9 +214,8 @@ impl Relay {
                     self.acquire(kind).await?;
                     continue;
                 }
-                Some(Pump::Listen { kind, listen }) => {
-                    self.forget_listens();
-                    match Box::pin(self.listen(listen)).await? {
+                Some(Pump::Listen { kind, channel }) => {
+                    match Box::pin(self.listen(&channel)).await? {
                         Ok(()) => self.is_subscribed = true,
                         Err((code, message)) if self.lease.is_none() => self.refuse(kind, &code, &message),
                         // In the middle of a transaction or a batch nothing else can be said that is in order.
@@ -236,13 +229,14 @@ impl Relay {
                     return Ok(());
                 }
             }
-            self.forget_listens();
-            if self.session.is_at_rest() {
-                let undone = self.session.take_rolled_back();
-                if !self.listens.is_empty() {
-                    Box::pin(self.settle_listens(undone)).await;
-                }
+            if let Some(subscription) = &mut self.subscription
+                && self.session.is_at_rest()
+                && !subscription.is(self.session.listening())
+            {
+                Box::pin(subscription.keep(self.session.listening())).await;
             }
+            let listens = !self.session.listening().is_empty();
+            self.established.registration.handle.listens.store(listens, Ordering::Relaxed);
             if self.is_done() {
                 self.release().await?;
             }
@@ -342,13 +336,10 @@ impl Relay {
             {
                 process.runs_cron();
             }
-            if matches!(header.kind, b'Q' | b'P')
-                && !self.is_subscribed
-                && self.established.route.pooling == PoolingMode::Transaction
-                && let Some(listen) = listen_of(header, bytes)
-                && !self.session.is_skipping()
+            if !self.is_subscribed
+                && let Some(channel) = self.session.is_about_to_listen(header, bytes)
             {
-                return Ok(Some(Pump::Listen { kind: header.kind, listen }));
+                return Ok(Some(Pump::Listen { kind: header.kind, channel }));
             }
             match self.session.on_client(header, bytes, backend, to_server, &mut self.outbound)? {
                 ClientStep::Forward { consumed } => {
@@ -446,6 +437,13 @@ impl Relay {
                     return Err(End::ClientGone);
                 }
             }
+            if let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream)
+                && !upstream.outbound.is_empty()
+            {
+                // The same; an error shows when the server is read.
+                let drain = |cx: &mut Context<'_>| Poll::Ready(upstream.stream.poll_drain(cx, &mut upstream.outbound));
+                let _ = std::future::poll_fn(drain).await;
+            }
             let unwritten = self.is_unwritten();
             // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
             let sent = self.lease.as_ref().is_none_or(|l| l.upstream.outbound.is_empty());
@@ -523,7 +521,8 @@ impl Relay {
             let mut server_full = false;
             if let Some(lease) = &mut self.lease {
                 let upstream = &mut lease.upstream;
-                if (!upstream.outbound.is_empty() || upstream.stream.is_unflushed())
+                let was_full = !upstream.outbound.is_empty();
+                if (was_full || upstream.stream.is_unflushed())
                     && let Poll::Ready(Err(_)) = upstream.stream.poll_drain(cx, &mut upstream.outbound)
                 {
                     // What the server said before it closed is still to be read.
@@ -531,8 +530,10 @@ impl Relay {
                 }
                 server_full = upstream.outbound.len() >= HIGH_WATER;
                 let written = upstream.outbound.is_empty() && !upstream.stream.is_unflushed();
-                if written && self.permit.is_some() && self.session.is_at_rest() && self.passing.remaining == 0 {
-                    // The last of what the server does not answer has gone out.
+                let is_done = self.permit.is_some() && self.session.is_at_rest() && self.passing.remaining == 0;
+                if written && (was_full || is_done) {
+                    // What is waited for is something else now: the last that the server does not answer has gone out,
+                    // or it is the client's turn.
                     return Poll::Ready(Ok(Event::Client));
                 }
                 if self.stalled && !server_full {
@@ -589,7 +590,7 @@ impl Relay {
             match subscription.poll(cx) {
                 Poll::Ready(Some(message)) => {
                     let Some((channel, payload)) = notification(&message) else { continue };
-                    if !subscription.listens_to(channel) {
+                    if !self.session.listening().contains(channel) {
                         continue;
                     }
                     match visible(&self.plane, &self.established, channel, payload) {
@@ -611,115 +612,109 @@ impl Relay {
         }
     }
 
-    /// Subscribes to a channel before the client is told that it listens; the rest waits for the end of the transaction.
-    async fn listen(&mut self, listen: Listen) -> Result<Result<(), (String, String)>, End> {
-        if let Listen::To(channel) = &listen {
-            let handle = Arc::clone(&self.established.registration.handle);
-            let (route, subscription) = (&self.established.route, &mut self.subscription);
-            let work = Box::pin(async move {
-                // A listening connection may end just when somebody wants it.
-                for _ in 0..3 {
-                    if subscription.is_none() {
-                        let joined = route.access.cache.listeners().join(&route.pool, route.max_wait).await?;
-                        *subscription = Some(Box::new(joined));
-                    }
-                    let Some(known) = subscription else { continue };
-                    match known.listen(channel).await {
-                        Err(ListenError::Lost) if !known.listens_to_any() => *subscription = None,
-                        other => return other,
-                    }
-                }
-                Err(ListenError::Lost)
-            });
-            handle.forget_stale();
-            handle.waits(true);
-            let _waiting = Waiting(&handle);
-            let outcome =
-                unless_client_leaves(work, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
-            match outcome {
-                Some(Ok(())) => {}
-                Some(Err(ListenError::Lease(error))) => return Ok(Err(describe(&error))),
-                Some(Err(ListenError::Refused(code, message))) => return Ok(Err((code, message))),
-                Some(Err(ListenError::Lost)) => {
-                    return Ok(Err(("08006".into(), "cofferdam: cannot listen now; try again".into())));
-                }
-                None => return Ok(Err(cancelled("a connection that listens"))),
-            }
+    /// Subscribes to a channel before the client is told that it listens; whether that holds shows when its transaction
+    /// ends.
+    async fn listen(&mut self, channel: &str) -> Result<Result<(), (String, String)>, End> {
+        if self.lease.is_none()
+            && let Err(refusal) = self.ready_to_begin().await?
+        {
+            return Ok(Err(refusal));
         }
-        if self.listens.last() != Some(&listen) {
-            if self.listens.len() >= MAX_LISTENS {
-                return Ok(Err(("54000".into(), format!("a transaction may LISTEN or UNLISTEN {MAX_LISTENS} times"))));
+        let handle = Arc::clone(&self.established.registration.handle);
+        let (route, subscription) = (&self.established.route, &mut self.subscription);
+        let work = async move {
+            // A listening connection may end just when somebody wants it.
+            for _ in 0..3 {
+                if subscription.is_none() {
+                    let joined = route.access.cache.listeners().join(&route.pool, route.max_wait).await?;
+                    *subscription = Some(Box::new(joined));
+                }
+                let Some(known) = subscription else { continue };
+                match known.listen(channel).await {
+                    Err(ListenError::Lost) if !known.listens_to_any() => *subscription = None,
+                    other => return other,
+                }
             }
-            self.listens.push(listen);
+            Err(ListenError::Lost)
+        };
+        let work = Box::pin(tokio::time::timeout(route.max_wait, work));
+        handle.forget_stale();
+        handle.waits(true);
+        let _waiting = Waiting(&handle);
+        let outcome = unless_client_leaves(work, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
+        Ok(match outcome {
+            Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(ListenError::Lease(error)))) => Err(describe(&error)),
+            Some(Ok(Err(ListenError::Refused(code, message)))) => Err((code, message)),
+            Some(Ok(Err(ListenError::Lost)) | Err(_)) => {
+                Err(("08006".into(), "cofferdam: cannot listen now; try again".into()))
+            }
+            None => Err(cancelled("a connection that listens")),
+        })
+    }
+
+    /// Waits until an operator lets transactions of this database begin, and follows the catalog.
+    async fn ready_to_begin(&mut self) -> Result<Result<(), (String, String)>, End> {
+        if self.plane.pauses.is_paused(&self.established.parameters.database)
+            && let Err(refusal) = Box::pin(self.resumed()).await?
+        {
+            return Ok(Err(refusal));
+        }
+        if !self.plane.is_current(&self.snapshot) {
+            self.follow_catalog()?;
         }
         Ok(Ok(()))
     }
 
-    /// `DISCARD ALL` ends all listening.
-    fn forget_listens(&mut self) {
-        if self.session.take_unlistened() {
-            self.subscription = None;
-            self.listens.clear();
-        }
-    }
-
-    /// The transaction is over: what it said about listening holds, or not.
-    async fn settle_listens(&mut self, undone: bool) {
-        let listens = std::mem::take(&mut self.listens);
-        let Some(subscription) = &mut self.subscription else { return };
-        for listen in listens {
-            match listen {
-                Listen::To(channel) if undone => subscription.unlisten(Some(&channel)).await,
-                Listen::Not(channel) if !undone => subscription.unlisten(Some(&channel)).await,
-                Listen::ToNothing if !undone => subscription.unlisten(None).await,
-                _ => {}
-            }
-        }
-    }
-
     /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
     async fn acquire(&mut self, kind: u8) -> Result<(), End> {
-        if self.lease.is_none() && !self.plane.is_current(&self.snapshot) {
-            self.follow_catalog()?;
-        }
-        // Who has a connection goes on: PAUSE waits for that.
-        if self.lease.is_none() && self.plane.pauses.is_paused(&self.established.parameters.database) {
-            if let Err((code, message)) = Box::pin(self.resumed()).await? {
+        loop {
+            // Who has a connection goes on: PAUSE waits for that.
+            if self.lease.is_none()
+                && let Err((code, message)) = self.ready_to_begin().await?
+            {
                 self.refuse(kind, &code, &message);
                 return Ok(());
             }
-            if !self.plane.is_current(&self.snapshot) {
-                self.follow_catalog()?;
+            // Rule 22: the slot first, just before use; a connection that had to be opened is opened with it.
+            match self.slot().await? {
+                Ok(permit) => self.permit = Some(permit),
+                Err((code, message)) => {
+                    self.refuse(kind, &code, &message);
+                    return Ok(());
+                }
             }
-        }
-        // Rule 22: the slot first, just before use; a connection that had to be opened is opened with it.
-        match self.slot().await? {
-            Ok(permit) => self.permit = Some(permit),
-            Err((code, message)) => {
-                self.refuse(kind, &code, &message);
+            if let Some(lease) = &self.lease {
+                self.established.registration.handle.owns(&lease.upstream.target);
+                if self.session.take_nameless() {
+                    self.name_connection();
+                }
                 return Ok(());
             }
-        }
-        if self.lease.is_none() {
             let leased = match self.established.route.pool.take(&self.application_name) {
                 Some(leased) => Ok(leased),
                 // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
                 None => Box::pin(self.connection()).await?,
             };
-            match leased {
-                Ok(leased) => self.take_over(leased),
+            let leased = match leased {
+                Ok(leased) => leased,
                 Err((code, message)) => {
                     self.permit = None;
                     self.refuse(kind, &code, &message);
+                    return Ok(());
                 }
+            };
+            // Seen by PAUSE from here on; and if it came before, it has the last word.
+            let handle = &self.established.registration.handle;
+            handle.owns(&leased.upstream.target);
+            if !self.plane.pauses.is_paused(&self.established.parameters.database) {
+                self.take_over(leased);
+                return Ok(());
             }
-        } else if let Some(lease) = &self.lease {
-            self.established.registration.handle.owns(&lease.upstream.target);
-            if self.session.take_nameless() {
-                self.name_connection();
-            }
+            handle.disowns().await;
+            self.established.route.pool.give_back(leased);
+            self.permit = None;
         }
-        Ok(())
     }
 
     /// Waits until an operator lets transactions of this database begin again.
@@ -728,17 +723,29 @@ impl Relay {
         handle.forget_stale();
         handle.waits(true);
         let _waiting = Waiting(&handle);
-        let resumed = Box::pin(self.plane.pauses.resumed(&self.established.parameters.database));
+        let (plane, draining) = (Arc::clone(&self.plane), Arc::clone(&self.plane.draining));
+        let database = self.established.parameters.database.clone();
+        let resumed = Box::pin(async move {
+            tokio::select! {
+                () = plane.pauses.resumed(&database) => true,
+                () = draining.given() => false,
+            }
+        });
         let (client, inbound) = (&mut self.client, &mut self.inbound);
-        let outcome = unless_client_leaves(resumed, client, inbound, &mut self.moved, &handle).await?;
-        Ok(outcome.ok_or_else(|| cancelled("the database to be resumed")))
+        match unless_client_leaves(resumed, client, inbound, &mut self.moved, &handle).await? {
+            Some(true) => Ok(Ok(())),
+            Some(false) => {
+                let message = "terminating connection: the gateway is shutting down".to_owned();
+                Err(End::Fatal { code: "57P01", message })
+            }
+            None => Ok(Err(cancelled("the database to be resumed"))),
+        }
     }
 
     fn take_over(&mut self, leased: Leased) {
         self.session.leased();
         self.server_passing = Passing::default();
         self.farewell_seen = false;
-        self.established.registration.handle.owns(&leased.upstream.target);
         self.work.assignments += 1;
         self.lease = Some(leased);
         self.name_connection();
@@ -816,6 +823,7 @@ impl Relay {
 
     fn refuse(&mut self, kind: u8, code: &str, message: &str) {
         self.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
+        self.is_subscribed = false;
         tracing::debug!(account = %self.established.route.name, code, "statement refused");
         self.session.refuse(kind, code, message, &mut self.outbound);
         if let Ok(Some(header)) = frame(Side::Client, &self.inbound) {
@@ -831,8 +839,17 @@ impl Relay {
                 // The password has changed; who logged in with the old one stays, with the new one at the server.
                 tracing::debug!(account = %route.name, "login changed");
             }
-            self.session.share_listener(route.pooling == PoolingMode::Transaction);
+            let moved = !Arc::ptr_eq(&route.access.cache, &self.established.route.access.cache);
+            if moved && !self.session.listening().is_empty() {
+                let message =
+                    "terminating connection: the database has moved, and notifications may be lost".to_owned();
+                return Err(End::Fatal { code: "57P01", message });
+            }
+            if moved {
+                self.subscription = None;
+            }
             self.established.route = route;
+            hearing(&mut self.session, &self.snapshot, &self.established);
             Ok(())
         } else {
             let message = "terminating connection: the database is not served here any more".to_owned();
@@ -968,13 +985,12 @@ fn listens_for_cron(query: &[u8]) -> bool {
         && words.next().is_some_and(|w| w.eq_ignore_ascii_case("cron_trigger"))
 }
 
-/// The `LISTEN` or `UNLISTEN` in a Query or Parse message, if it is one.
-fn listen_of(header: Frame, message: &[u8]) -> Option<Listen> {
-    let body = message.get(Frame::HEADER..)?;
-    if message.len() < header.total {
-        return None;
-    }
-    if header.kind == b'Q' { sql::listen(body) } else { sql::listen(cstr(cstr(body)?.1)?.0) }
+/// How a session hears of notifications: through the shared connection, if it pools transactions and reads UTF-8.
+fn hearing(session: &mut Session, snapshot: &Snapshot, established: &Established) {
+    let encoding = established.parameters.settings.get("client_encoding").map(|e| e.to_ascii_lowercase());
+    let is_utf8 = encoding.is_none_or(|e| matches!(e.trim_matches('\''), "utf8" | "utf-8" | "unicode" | "auto"));
+    session.share_listener(is_utf8 && established.route.pooling == PoolingMode::Transaction);
+    session.be_deaf(!hears_all(snapshot, established));
 }
 
 /// Whether an ErrorResponse ends the connection. Its severity stands in the first fields.

@@ -13,8 +13,8 @@ pub struct Effect {
     pub pins: bool,
     /// It may have done anything: the server connection is reset before it serves somebody else.
     pub opaque: bool,
-    /// It is `LISTEN`, which the gateway does for the client: the server gets something harmless in its place.
-    pub listens: bool,
+    /// One of its statements is `UNLISTEN *`.
+    pub unlistens_all: bool,
     /// It takes prepared statements away.
     pub deallocates: bool,
     /// It is this one statement and nothing else.
@@ -55,6 +55,13 @@ pub enum Listen {
     Not(String),
     /// `UNLISTEN *`
     ToNothing,
+}
+
+impl Listen {
+    /// The tag of its CommandComplete.
+    pub fn tag(&self) -> &'static str {
+        if matches!(self, Self::To(_)) { "LISTEN" } else { "UNLISTEN" }
+    }
 }
 
 /// Reads a text that is one `LISTEN` or `UNLISTEN` and nothing else. With comments, escapes or more statements it is none.
@@ -108,6 +115,7 @@ pub fn effect(sql: &[u8]) -> Effect {
                     out.pins |= statement.pins();
                     out.opaque |= statement.is_opaque();
                     out.deallocates |= statement.deallocates();
+                    out.unlistens_all |= is(statement.first, "unlisten") && statement.star;
                     out.only = statement.only();
                 }
                 statement = Statement::default();

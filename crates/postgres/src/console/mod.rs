@@ -302,12 +302,10 @@ impl fmt::Debug for Console {
 
 async fn carry_out(plane: &Arc<PostgresPlane>, command: Command, own: u32) -> Result<Answer, Failure> {
     if let Command::Pause(Some(name))
-    | Command::Resume(Some(name))
     | Command::Reconnect(Some(name))
     | Command::WaitClose(Some(name))
     | Command::Kill(Some(name))
-    | Command::Disable(name)
-    | Command::Enable(name) = &command
+    | Command::Disable(name) = &command
         && !plane.serves(name)
     {
         return Err(("3D000", format!("no such database: {name}")));
@@ -319,7 +317,7 @@ async fn carry_out(plane: &Arc<PostgresPlane>, command: Command, own: u32) -> Re
         Command::Pause(database) => {
             plane.pauses.pause(database.as_deref());
             until(|| !plane.has_work(database.as_deref())).await;
-            plane.pools_of(database.as_deref()).iter().for_each(|pool| pool.reconnect());
+            plane.reconnect(database.as_deref());
             Ok(Answer::Done("PAUSE", None))
         }
         Command::Suspend => {
@@ -334,7 +332,7 @@ async fn carry_out(plane: &Arc<PostgresPlane>, command: Command, own: u32) -> Re
             Ok(Answer::Done("RESUME", None))
         }
         Command::Reconnect(database) => {
-            plane.pools_of(database.as_deref()).iter().for_each(|pool| pool.reconnect());
+            plane.reconnect(database.as_deref());
             Ok(Answer::Done("RECONNECT", None))
         }
         Command::WaitClose(database) => {
@@ -353,7 +351,7 @@ async fn carry_out(plane: &Arc<PostgresPlane>, command: Command, own: u32) -> Re
                     client.killed.give();
                 }
             }
-            plane.pools_of(database.as_deref()).iter().for_each(|pool| pool.reconnect());
+            plane.reconnect(database.as_deref());
             Ok(Answer::Done("KILL", None))
         }
         Command::KillClient(pid) => {

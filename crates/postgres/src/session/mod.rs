@@ -11,7 +11,7 @@ pub use pipeline::{Owed, Pipeline, Statements};
 pub(crate) use statements::PREFIX;
 pub use statements::{Backend, Statement, StatementRegistry};
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -96,12 +96,21 @@ pub struct Session {
     parses: u64,
     /// `LISTEN` is the gateway's business: it must not reach a server connection that others use.
     shares_listener: bool,
-    /// Portals whose Execute stands for `LISTEN`.
-    listen_portals: HashSet<Bytes>,
-    /// The transaction that has just ended was rolled back.
-    rolled_back: bool,
-    /// `DISCARD ALL` has ended all listening.
-    unlistened: bool,
+    /// Named statements, and portals, that are `LISTEN` or `UNLISTEN`; and the unnamed statement.
+    listen_statements: HashMap<Bytes, Listen>,
+    listen_portals: HashMap<Bytes, Listen>,
+    unnamed_listen: Option<Listen>,
+    /// The channels that the client listens to.
+    listening: BTreeSet<String>,
+    /// What the open transaction has said about that, in order.
+    pending: Vec<Listen>,
+    /// How the last COMMIT or ROLLBACK has ended, and whether there was an error, since the last ReadyForQuery.
+    outcome: Option<bool>,
+    failed: bool,
+    /// The query that is running says `UNLISTEN *` among other things.
+    unlistens_all: bool,
+    /// Notifications of the leased connection itself are not for this client.
+    deaf: bool,
     /// Told the client an error of our own inside a batch: skip its messages until Sync, which we answer.
     refused: bool,
 }
@@ -125,9 +134,15 @@ impl Session {
             nameless: false,
             parses: 0,
             shares_listener: false,
-            listen_portals: HashSet::new(),
-            rolled_back: false,
-            unlistened: false,
+            listen_statements: HashMap::new(),
+            listen_portals: HashMap::new(),
+            unnamed_listen: None,
+            listening: BTreeSet::new(),
+            pending: Vec::new(),
+            outcome: None,
+            failed: false,
+            unlistens_all: false,
+            deaf: false,
             refused: false,
         }
     }
@@ -215,9 +230,12 @@ impl Session {
             b'D' => self.describe(frame, body, backend, to_server, to_client),
             b'C' => self.close(frame, body, backend, to_client),
             b'E' => {
-                let stands_for_listen = !self.listen_portals.is_empty()
-                    && cstr(body).is_some_and(|(portal, _)| self.listen_portals.contains(portal));
-                let owed = if stands_for_listen { Owed::ListenExecute } else { Owed::Execute };
+                let listen = if self.listen_portals.is_empty() {
+                    None
+                } else {
+                    cstr(body).and_then(|(portal, _)| self.listen_portals.get(portal)).cloned()
+                };
+                let owed = listen.map_or(Owed::Execute, Owed::ListenExecute);
                 Ok(self.simple_owe(owed, backend, to_client))
             }
             b'F' => {
@@ -250,6 +268,58 @@ impl Session {
             || self.statements.get(name).is_some_and(|s| self.pipeline.decides_on_statement(s.id))
     }
 
+    /// What the transaction has said about listening holds, or not.
+    fn settle_listening(&mut self) {
+        let (outcome, failed) = (self.outcome.take(), std::mem::take(&mut self.failed));
+        match (self.status, outcome) {
+            (TransactionStatus::Idle, Some(false)) => self.pending.clear(),
+            (TransactionStatus::Idle, _) if failed => self.pending.clear(),
+            (TransactionStatus::Idle, _) | (TransactionStatus::Open, Some(true)) => {
+                for listen in std::mem::take(&mut self.pending) {
+                    self.hear(listen);
+                }
+            }
+            // Back to a savepoint, and what was said after it is undone. Who listens too long misses nothing.
+            (TransactionStatus::Open, Some(false)) => self.pending.retain(|listen| matches!(listen, Listen::To(_))),
+            _ => {}
+        }
+        if self.status == TransactionStatus::Idle {
+            self.listen_portals.clear();
+        }
+    }
+
+    fn hear(&mut self, listen: Listen) {
+        match listen {
+            Listen::To(channel) => drop(self.listening.insert(channel)),
+            Listen::Not(channel) => drop(self.listening.remove(&channel)),
+            Listen::ToNothing => self.listening.clear(),
+        }
+    }
+
+    /// The channel that a Query or Execute is about to listen to: it must be heard of before the client is told so.
+    pub fn is_about_to_listen(&self, frame: Frame, seen: &[u8]) -> Option<String> {
+        if !self.shares_listener || self.refused || self.pipeline.skipping() || self.pipeline.copying_in() {
+            return None;
+        }
+        let body = seen.get(Frame::HEADER..)?;
+        let listen = match frame.kind {
+            b'Q' if seen.len() >= frame.total => sql::listen(body)?,
+            b'E' if !self.listen_portals.is_empty() => self.listen_portals.get(cstr(body)?.0)?.clone(),
+            _ => return None,
+        };
+        if let Listen::To(channel) = listen { Some(channel) } else { None }
+    }
+
+    /// The channels that the client listens to.
+    pub fn listening(&self) -> &BTreeSet<String> {
+        &self.listening
+    }
+
+    /// From now on, notifications of the server connection itself are not for this client.
+    pub fn be_deaf(&mut self, deaf: bool) {
+        self.deaf = deaf;
+    }
+
     fn simple_owe(&mut self, owed: Owed, backend: Option<&mut Backend>, to_client: &mut BytesMut) -> ClientStep {
         if backend.is_none() {
             return ClientStep::NeedServer;
@@ -268,11 +338,13 @@ impl Session {
     ) -> ClientStep {
         let mut effect = sql::effect(body);
         effect.opaque |= Frame::HEADER + body.len() < frame.total;
-        if self.shares_listener && matches!(sql::listen(body), Some(Listen::To(_))) {
+        if self.shares_listener
+            && let Some(listen) = sql::listen(body)
+        {
             if backend.is_none() && !self.leased {
-                self.rolled_back = false;
-                to_client.complete("LISTEN");
+                to_client.complete(listen.tag());
                 to_client.ready(TransactionStatus::Idle);
+                self.hear(listen);
                 return ClientStep::Drop;
             }
             if backend.is_none() {
@@ -281,7 +353,7 @@ impl Session {
             self.unnamed = None;
             self.unnamed_here = false;
             to_server.query(INSTEAD_OF_LISTEN);
-            self.pipeline.owe(Owed::ListenQuery, to_client);
+            self.pipeline.owe(Owed::ListenQuery(listen), to_client);
             return ClientStep::Drop;
         }
         if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset() || self.leased) {
@@ -289,7 +361,9 @@ impl Session {
             if matches!(only, Only::DiscardAll | Only::DeallocateAll) {
                 self.forget_statements();
             }
-            self.unlistened |= only == Only::DiscardAll;
+            if matches!(only, Only::DiscardAll | Only::UnlistenAll) {
+                self.hear(Listen::ToNothing);
+            }
             to_client.complete(only.tag());
             to_client.ready(TransactionStatus::Idle);
             return ClientStep::Drop;
@@ -300,7 +374,9 @@ impl Session {
         self.unnamed = None;
         self.unnamed_here = false;
         self.apply(effect);
-        self.pipeline.owe(if effect.deallocates { Owed::Barrier } else { Owed::Query }, to_client);
+        let is_barrier = effect.deallocates || effect.unlistens_all;
+        self.unlistens_all = effect.unlistens_all && self.shares_listener;
+        self.pipeline.owe(if is_barrier { Owed::Barrier } else { Owed::Query }, to_client);
         ClientStep::Forward { consumed: 0 }
     }
 
@@ -315,8 +391,9 @@ impl Session {
         let Some((name, rest)) = cstr(body) else { return Err(Violation::new("invalid string in message")) };
         let whole = Frame::HEADER + body.len() == frame.total;
         let instead = if whole && self.shares_listener { instead_of_listen(rest) } else { None };
-        let listens = instead.is_some();
-        let rest = instead.as_deref().unwrap_or(rest);
+        let listen = instead.as_ref().map(|(listen, _)| listen.clone());
+        let listens = listen.is_some();
+        let rest = instead.as_ref().map_or(rest, |(_, body)| body);
         let Some(backend) = backend else {
             // Known to be good: the client need not wait for a slot to prepare it. It is prepared where it is used.
             if whole
@@ -325,7 +402,7 @@ impl Session {
                 && self.has_room(rest.len())
                 && let Some(statement) = self.registry.accepted(rest)
             {
-                self.hold(Bytes::copy_from_slice(name), statement);
+                self.hold(Bytes::copy_from_slice(name), statement, listen);
                 to_client.message(b'1', |_| {});
                 return Ok(ClientStep::Drop);
             }
@@ -334,9 +411,9 @@ impl Session {
         let mut effect = sql::effect(cstr(rest).map_or(rest, |(text, _)| text));
         // In a batch nobody waits for what it takes away.
         effect.opaque |= !whole || effect.deallocates;
-        effect.listens = listens;
         if name.is_empty() {
             self.apply(effect);
+            self.unnamed_listen = listen;
             self.unnamed_effect = effect;
             self.unnamed_here = true;
             if whole {
@@ -376,7 +453,7 @@ impl Session {
         }
         self.apply(effect);
         let name = Bytes::copy_from_slice(name);
-        self.hold(name.clone(), Arc::clone(&statement));
+        self.hold(name.clone(), Arc::clone(&statement), listen);
         if backend.has(statement.id) && self.status == TransactionStatus::Failed {
             // In a failed transaction PostgreSQL refuses most statements already here: let it, under another name.
             let probe = [&server_name(statement.id)[..], b"_probe"].concat();
@@ -408,15 +485,13 @@ impl Session {
         let consumed = seen_until(body, after);
         let Some(backend) = backend else { return Ok(ClientStep::NeedServer) };
         let (renamed, id) = self.renamed(name, backend, to_server, to_client);
-        let listens = if name.is_empty() {
-            self.unnamed_effect.listens
-        } else {
-            self.statements.get(name).is_some_and(|s| s.effect.listens)
-        };
-        if listens && self.listen_portals.len() < MAX_STATEMENTS {
-            self.listen_portals.insert(Bytes::copy_from_slice(portal));
-        } else if !self.listen_portals.is_empty() {
-            self.listen_portals.remove(portal);
+        let listen = if name.is_empty() { self.unnamed_listen.as_ref() } else { self.listen_statements.get(name) };
+        match listen {
+            Some(listen) if self.listen_portals.len() < MAX_STATEMENTS => {
+                self.listen_portals.insert(Bytes::copy_from_slice(portal), listen.clone());
+            }
+            _ if self.listen_portals.is_empty() => {}
+            _ => drop(self.listen_portals.remove(portal)),
         }
         let rest = frame.total - consumed;
         to_server.put_u8(b'B');
@@ -551,8 +626,10 @@ impl Session {
                 if frame.kind == b'T' {
                     self.pipeline.paid(b'T', after);
                 }
-                if matches!(frame.kind, b'N' | b'A') {
-                    return Ok(ServerStep::Forward); // may come at any time (rule 9)
+                match frame.kind {
+                    b'A' if self.deaf => return Ok(ServerStep::Drop),
+                    b'N' | b'A' => return Ok(ServerStep::Forward), // may come at any time (rule 9)
+                    _ => {}
                 }
                 Ok(forward)
             }
@@ -569,13 +646,15 @@ impl Session {
             b'C' => {
                 if !injected {
                     let tag = cstr(body).map_or(body, |(tag, _)| tag);
-                    self.rolled_back = tag == b"ROLLBACK";
                     match tag {
+                        b"COMMIT" => self.outcome = Some(true),
+                        b"ROLLBACK" => self.outcome = Some(false),
+                        b"UNLISTEN" if self.unlistens_all => self.pending.push(Listen::ToNothing),
                         b"DISCARD ALL" => {
                             self.deallocated(backend);
                             backend.discarded();
                             self.nameless = true;
-                            self.unlistened = true;
+                            self.pending.push(Listen::ToNothing);
                             // What was sent behind it may have left its own state already.
                             let is_last = self.pipeline.nothing_behind_front();
                             self.pinned &= !is_last;
@@ -585,8 +664,9 @@ impl Session {
                         _ => {}
                     }
                 }
-                if matches!(self.pipeline.front(), Some(Owed::ListenQuery | Owed::ListenExecute)) {
-                    after.complete("LISTEN");
+                if let Some(Owed::ListenQuery(listen) | Owed::ListenExecute(listen)) = self.pipeline.front() {
+                    after.complete(listen.tag());
+                    self.pending.push(listen.clone());
                     self.pipeline.paid(b'C', after);
                     return Ok(ServerStep::Drop);
                 }
@@ -602,6 +682,7 @@ impl Session {
             }
             b'H' => Ok(forward),
             b'E' => {
+                self.failed |= !injected;
                 self.heal(body, backend);
                 let statements = &mut self.statements;
                 let batch = self.pipeline.failed(|lost| match lost {
@@ -631,9 +712,7 @@ impl Session {
                 };
                 if !injected {
                     self.status = status;
-                    if status == TransactionStatus::Idle {
-                        self.listen_portals.clear();
-                    }
+                    self.settle_listening();
                 }
                 if !self.pipeline.ready(after) {
                     return Err(Violation::new("the server sent ReadyForQuery that nobody asked for"));
@@ -690,21 +769,6 @@ impl Session {
     /// Whether `LISTEN` is done by the gateway, for this and the following messages.
     pub fn share_listener(&mut self, shares: bool) {
         self.shares_listener = shares;
-    }
-
-    /// Whether messages are skipped until Sync.
-    pub fn is_skipping(&self) -> bool {
-        self.refused || self.pipeline.skipping() || self.pipeline.copying_in()
-    }
-
-    /// Whether the transaction that has just ended was rolled back.
-    pub fn take_rolled_back(&mut self) -> bool {
-        std::mem::take(&mut self.rolled_back)
-    }
-
-    /// Whether `DISCARD ALL` has ended all listening since the last call.
-    pub fn take_unlistened(&mut self) -> bool {
-        std::mem::take(&mut self.unlistened)
     }
 
     /// Whether the client has to wait with its next message because too many of its last are unanswered.
@@ -766,7 +830,12 @@ impl Session {
         self.statements.len() < MAX_STATEMENTS && self.statement_bytes + bytes <= MAX_STATEMENT_BYTES
     }
 
-    fn hold(&mut self, name: Bytes, statement: Arc<Statement>) {
+    fn hold(&mut self, name: Bytes, statement: Arc<Statement>, listen: Option<Listen>) {
+        match listen {
+            Some(listen) => drop(self.listen_statements.insert(name.clone(), listen)),
+            None if self.listen_statements.is_empty() => {}
+            None => drop(self.listen_statements.remove(&name)),
+        }
         if self.statements.is_empty() {
             self.statement_bytes = 0;
         }
@@ -776,6 +845,8 @@ impl Session {
 
     fn forget_statements(&mut self) {
         self.statements.clear();
+        self.listen_statements.clear();
+        self.unnamed_listen = None;
         self.unnamed = None;
     }
 
@@ -803,10 +874,10 @@ impl Session {
 /// connection of a pool listens to anything.
 const INSTEAD_OF_LISTEN: &str = "UNLISTEN cofferdam_listen";
 
-/// The body of a Parse message after its name, if it is a `LISTEN`, with something harmless in its place.
-fn instead_of_listen(rest: &[u8]) -> Option<Vec<u8>> {
+/// The body of a Parse message after its name, if it is a `LISTEN` or `UNLISTEN`, with something harmless in its place.
+fn instead_of_listen(rest: &[u8]) -> Option<(Listen, Vec<u8>)> {
     let (text, types) = cstr(rest)?;
-    matches!(sql::listen(text), Some(Listen::To(_))).then(|| [INSTEAD_OF_LISTEN.as_bytes(), &[0], types].concat())
+    Some((sql::listen(text)?, [INSTEAD_OF_LISTEN.as_bytes(), &[0], types].concat()))
 }
 
 /// The code in an ErrorResponse, if it has one (rule 1).

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::statements::Statement;
+use crate::sql::Listen;
 use crate::wire::Reply;
 
 /// A reply that is owed, and what to do with it.
@@ -15,8 +16,8 @@ pub enum Owed {
     Query,
     /// The same, on whose outcome depends what the client's next messages mean: they have to wait.
     Barrier,
-    /// A simple query in the place of the client's `LISTEN`.
-    ListenQuery,
+    /// A simple query that is, or stands for, the client's `LISTEN` or `UNLISTEN`.
+    ListenQuery(Listen),
     /// A simple query of the gateway's own.
     InjectedQuery,
     /// A function call: ends with ReadyForQuery.
@@ -39,8 +40,8 @@ pub enum Owed {
     Describe(Option<u64>),
     /// CommandComplete, PortalSuspended or EmptyQueryResponse.
     Execute,
-    /// CommandComplete of what stands in the place of the client's `LISTEN`.
-    ListenExecute,
+    /// CommandComplete of what is, or stands for, the client's `LISTEN` or `UNLISTEN`.
+    ListenExecute(Listen),
     /// CloseComplete.
     Close,
     /// Nothing: here the client has ended its copy data, before it knew whether there is a copy.
@@ -83,7 +84,7 @@ impl Pipeline {
             Owed::Sync => self.batch = false,
             Owed::Query
             | Owed::Barrier
-            | Owed::ListenQuery
+            | Owed::ListenQuery(_)
             | Owed::InjectedQuery
             | Owed::FunctionCall
             | Owed::CopyEnd => {}
@@ -102,7 +103,7 @@ impl Pipeline {
             (Some(Owed::Close), b'3') => (true, true),
             (Some(Owed::InjectedClose(_)), b'3') => (true, false),
             (Some(Owed::Describe(_)), b'T' | b'n') => (true, true),
-            (Some(Owed::Execute | Owed::ListenExecute), b'C' | b'I' | b's') => (true, true),
+            (Some(Owed::Execute | Owed::ListenExecute(_)), b'C' | b'I' | b's') => (true, true),
             (Some(Owed::InjectedQuery), _) => (false, false),
             _ => (false, true),
         };
@@ -122,7 +123,12 @@ impl Pipeline {
         self.copy_in = false;
         match self.owed.front() {
             Some(
-                Owed::Query | Owed::Barrier | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall | Owed::Sync,
+                Owed::Query
+                | Owed::Barrier
+                | Owed::ListenQuery(_)
+                | Owed::InjectedQuery
+                | Owed::FunctionCall
+                | Owed::Sync,
             ) => {
                 self.perhaps = 0;
                 let done = self.owed.pop_front();
@@ -147,7 +153,7 @@ impl Pipeline {
         self.copy_in = false;
         if matches!(
             self.owed.front(),
-            Some(Owed::Query | Owed::Barrier | Owed::ListenQuery | Owed::InjectedQuery | Owed::FunctionCall)
+            Some(Owed::Query | Owed::Barrier | Owed::ListenQuery(_) | Owed::InjectedQuery | Owed::FunctionCall)
         ) {
             return false; // ReadyForQuery follows by itself
         }
