@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::plane::PostgresPlane;
-use crate::relay::unless_client_leaves;
+use crate::relay::acquire::unless_client_leaves;
 use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Severity, Side, TransactionStatus, cstr, frame};
 use command::{Command, parse};

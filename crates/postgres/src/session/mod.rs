@@ -4,6 +4,7 @@
 //! still owed, which prepared statements exist where, and whether the client has left state behind that keeps the
 //! server connection with it. The same machine is driven by sockets, by property tests and by the fuzzer.
 
+mod listening;
 mod pipeline;
 mod statements;
 
@@ -18,6 +19,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::sql::{self, Listen, Only};
 use crate::wire::{Frame, Reply, Severity, TransactionStatus, cstr};
+use listening::{INSTEAD_OF_LISTEN, instead_of_listen};
 use statements::server_name;
 
 /// A message up to this size is read whole when its content matters.
@@ -266,58 +268,6 @@ impl Session {
         let Some((name, _)) = name.filter(|(name, _)| !name.is_empty()) else { return false };
         self.pipeline.decides_on_name(name)
             || self.statements.get(name).is_some_and(|s| self.pipeline.decides_on_statement(s.id))
-    }
-
-    /// What the transaction has said about listening holds, or not.
-    fn settle_listening(&mut self) {
-        let (outcome, failed) = (self.outcome.take(), std::mem::take(&mut self.failed));
-        match (self.status, outcome) {
-            (TransactionStatus::Idle, Some(false)) => self.pending.clear(),
-            (TransactionStatus::Idle, _) if failed => self.pending.clear(),
-            (TransactionStatus::Idle, _) | (TransactionStatus::Open, Some(true)) => {
-                for listen in std::mem::take(&mut self.pending) {
-                    self.hear(listen);
-                }
-            }
-            // Back to a savepoint, and what was said after it is undone. Who listens too long misses nothing.
-            (TransactionStatus::Open, Some(false)) => self.pending.retain(|listen| matches!(listen, Listen::To(_))),
-            _ => {}
-        }
-        if self.status == TransactionStatus::Idle {
-            self.listen_portals.clear();
-        }
-    }
-
-    fn hear(&mut self, listen: Listen) {
-        match listen {
-            Listen::To(channel) => drop(self.listening.insert(channel)),
-            Listen::Not(channel) => drop(self.listening.remove(&channel)),
-            Listen::ToNothing => self.listening.clear(),
-        }
-    }
-
-    /// The channel that a Query or Execute is about to listen to: it must be heard of before the client is told so.
-    pub fn is_about_to_listen(&self, frame: Frame, seen: &[u8]) -> Option<String> {
-        if !self.shares_listener || self.refused || self.pipeline.skipping() || self.pipeline.copying_in() {
-            return None;
-        }
-        let body = seen.get(Frame::HEADER..)?;
-        let listen = match frame.kind {
-            b'Q' if seen.len() >= frame.total => sql::listen(body)?,
-            b'E' if !self.listen_portals.is_empty() => self.listen_portals.get(cstr(body)?.0)?.clone(),
-            _ => return None,
-        };
-        if let Listen::To(channel) = listen { Some(channel) } else { None }
-    }
-
-    /// The channels that the client listens to.
-    pub fn listening(&self) -> &BTreeSet<String> {
-        &self.listening
-    }
-
-    /// From now on, notifications of the server connection itself are not for this client.
-    pub fn be_deaf(&mut self, deaf: bool) {
-        self.deaf = deaf;
     }
 
     fn simple_owe(&mut self, owed: Owed, backend: Option<&mut Backend>, to_client: &mut BytesMut) -> ClientStep {
@@ -766,11 +716,6 @@ impl Session {
         self.pipeline.waits_for_client()
     }
 
-    /// Whether `LISTEN` is done by the gateway, for this and the following messages.
-    pub fn share_listener(&mut self, shares: bool) {
-        self.shares_listener = shares;
-    }
-
     /// Whether the client has to wait with its next message because too many of its last are unanswered.
     pub fn is_overwhelmed(&self) -> bool {
         self.pipeline.len() >= MAX_OWED
@@ -868,16 +813,6 @@ impl Session {
             backend.distrust(id);
         }
     }
-}
-
-/// What a server connection gets in the place of `LISTEN`: it fails where that would, and does nothing, since no
-/// connection of a pool listens to anything.
-const INSTEAD_OF_LISTEN: &str = "UNLISTEN cofferdam_listen";
-
-/// The body of a Parse message after its name, if it is a `LISTEN` or `UNLISTEN`, with something harmless in its place.
-fn instead_of_listen(rest: &[u8]) -> Option<(Listen, Vec<u8>)> {
-    let (text, types) = cstr(rest)?;
-    Some((sql::listen(text)?, [INSTEAD_OF_LISTEN.as_bytes(), &[0], types].concat()))
 }
 
 /// The code in an ErrorResponse, if it has one (rule 1).

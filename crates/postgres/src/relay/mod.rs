@@ -1,20 +1,21 @@
 //! Between a logged-in client and the server connections it borrows: one task, both sockets.
 
-use std::pin::Pin;
+pub(crate) mod acquire;
+mod listening;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use cofferdam_fairness::{Class, Permit};
+use cofferdam_fairness::Permit;
 use cofferdam_tenant::{Catalog, PoolingMode};
 use tokio::time::Instant;
 
 use crate::cache::{Leased, Pinned};
-use crate::client::{Established, describe, route};
-use crate::listener::{ListenError, Subscription, notification};
-use crate::notify::{Visible, hears_all, visible};
+use crate::client::{Established, route};
+use crate::listener::Subscription;
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
@@ -22,11 +23,10 @@ use crate::signal::Listener;
 use crate::stats::Work;
 use crate::stream::{Stream, put_away};
 use crate::wire::{Frame, Reply, Severity, Side, frame};
+use listening::hearing;
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
 const HIGH_WATER: usize = 256 << 10;
-/// Bytes of a client that are read ahead while it waits for a slot.
-const READ_AHEAD: usize = 64 << 10;
 /// A client that takes nothing for this long while a slot is held for it is gone.
 const SLOW_READER: Duration = Duration::from_secs(60);
 /// Bytes of a long transfer that are charged at a time.
@@ -217,7 +217,9 @@ impl Relay {
                 Some(Pump::Listen { kind, channel }) => {
                     match Box::pin(self.listen(&channel)).await? {
                         Ok(()) => self.is_subscribed = true,
-                        Err((code, message)) if self.lease.is_none() => self.refuse(kind, &code, &message),
+                        Err((code, message)) if self.permit.is_none() && self.session.is_at_rest() => {
+                            self.refuse(kind, &code, &message);
+                        }
                         // In the middle of a transaction or a batch nothing else can be said that is in order.
                         Err((_, message)) => return Err(End::Fatal { code: "57P01", message }),
                     }
@@ -583,165 +585,6 @@ impl Relay {
         .await
     }
 
-    /// Passes on a notification that the client may see; false when there will be no more.
-    fn poll_notification(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let Some(subscription) = &mut self.subscription else { return Poll::Pending };
-        loop {
-            match subscription.poll(cx) {
-                Poll::Ready(Some(message)) => {
-                    let Some((channel, payload)) = notification(&message) else { continue };
-                    if !self.session.listening().contains(channel) {
-                        continue;
-                    }
-                    match visible(&self.plane, &self.established, channel, payload) {
-                        Visible::All => self.outbound.extend_from_slice(&message),
-                        Visible::Part(payload) => self.outbound.message(b'A', |b| {
-                            b.extend_from_slice(&message[Frame::HEADER..Frame::HEADER + 4]);
-                            for text in [channel, &payload] {
-                                b.extend_from_slice(text.as_bytes());
-                                b.extend_from_slice(&[0]);
-                            }
-                        }),
-                        Visible::Nothing => continue,
-                    }
-                    return Poll::Ready(true);
-                }
-                Poll::Ready(None) => return Poll::Ready(false),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-
-    /// Subscribes to a channel before the client is told that it listens; whether that holds shows when its transaction
-    /// ends.
-    async fn listen(&mut self, channel: &str) -> Result<Result<(), (String, String)>, End> {
-        if self.lease.is_none()
-            && let Err(refusal) = self.ready_to_begin().await?
-        {
-            return Ok(Err(refusal));
-        }
-        let handle = Arc::clone(&self.established.registration.handle);
-        let (route, subscription) = (&self.established.route, &mut self.subscription);
-        let work = async move {
-            // A listening connection may end just when somebody wants it.
-            for _ in 0..3 {
-                if subscription.is_none() {
-                    let joined = route.access.cache.listeners().join(&route.pool, route.max_wait).await?;
-                    *subscription = Some(Box::new(joined));
-                }
-                let Some(known) = subscription else { continue };
-                match known.listen(channel).await {
-                    Err(ListenError::Lost) if !known.listens_to_any() => *subscription = None,
-                    other => return other,
-                }
-            }
-            Err(ListenError::Lost)
-        };
-        let work = Box::pin(tokio::time::timeout(route.max_wait, work));
-        handle.forget_stale();
-        handle.waits(true);
-        let _waiting = Waiting(&handle);
-        let outcome = unless_client_leaves(work, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
-        Ok(match outcome {
-            Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(ListenError::Lease(error)))) => Err(describe(&error)),
-            Some(Ok(Err(ListenError::Refused(code, message)))) => Err((code, message)),
-            Some(Ok(Err(ListenError::Lost)) | Err(_)) => {
-                Err(("08006".into(), "cofferdam: cannot listen now; try again".into()))
-            }
-            None => Err(cancelled("a connection that listens")),
-        })
-    }
-
-    /// Waits until an operator lets transactions of this database begin, and follows the catalog.
-    async fn ready_to_begin(&mut self) -> Result<Result<(), (String, String)>, End> {
-        if self.plane.pauses.is_paused(&self.established.parameters.database)
-            && let Err(refusal) = Box::pin(self.resumed()).await?
-        {
-            return Ok(Err(refusal));
-        }
-        if !self.plane.is_current(&self.snapshot) {
-            self.follow_catalog()?;
-        }
-        Ok(Ok(()))
-    }
-
-    /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
-    async fn acquire(&mut self, kind: u8) -> Result<(), End> {
-        loop {
-            // Who has a connection goes on: PAUSE waits for that.
-            if self.lease.is_none()
-                && let Err((code, message)) = self.ready_to_begin().await?
-            {
-                self.refuse(kind, &code, &message);
-                return Ok(());
-            }
-            // Rule 22: the slot first, just before use; a connection that had to be opened is opened with it.
-            match self.slot().await? {
-                Ok(permit) => self.permit = Some(permit),
-                Err((code, message)) => {
-                    self.refuse(kind, &code, &message);
-                    return Ok(());
-                }
-            }
-            if let Some(lease) = &self.lease {
-                self.established.registration.handle.owns(&lease.upstream.target);
-                if self.session.take_nameless() {
-                    self.name_connection();
-                }
-                return Ok(());
-            }
-            let leased = match self.established.route.pool.take(&self.application_name) {
-                Some(leased) => Ok(leased),
-                // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
-                None => Box::pin(self.connection()).await?,
-            };
-            let leased = match leased {
-                Ok(leased) => leased,
-                Err((code, message)) => {
-                    self.permit = None;
-                    self.refuse(kind, &code, &message);
-                    return Ok(());
-                }
-            };
-            // Seen by PAUSE from here on; and if it came before, it has the last word.
-            let handle = &self.established.registration.handle;
-            handle.owns(&leased.upstream.target);
-            if !self.plane.pauses.is_paused(&self.established.parameters.database) {
-                self.take_over(leased);
-                return Ok(());
-            }
-            handle.disowns().await;
-            self.established.route.pool.give_back(leased);
-            self.permit = None;
-        }
-    }
-
-    /// Waits until an operator lets transactions of this database begin again.
-    async fn resumed(&mut self) -> Result<Result<(), (String, String)>, End> {
-        let handle = Arc::clone(&self.established.registration.handle);
-        handle.forget_stale();
-        handle.waits(true);
-        let _waiting = Waiting(&handle);
-        let (plane, draining) = (Arc::clone(&self.plane), Arc::clone(&self.plane.draining));
-        let database = self.established.parameters.database.clone();
-        let resumed = Box::pin(async move {
-            tokio::select! {
-                () = plane.pauses.resumed(&database) => true,
-                () = draining.given() => false,
-            }
-        });
-        let (client, inbound) = (&mut self.client, &mut self.inbound);
-        match unless_client_leaves(resumed, client, inbound, &mut self.moved, &handle).await? {
-            Some(true) => Ok(Ok(())),
-            Some(false) => {
-                let message = "terminating connection: the gateway is shutting down".to_owned();
-                Err(End::Fatal { code: "57P01", message })
-            }
-            None => Ok(Err(cancelled("the database to be resumed"))),
-        }
-    }
-
     fn take_over(&mut self, leased: Leased) {
         self.session.leased();
         self.server_passing = Passing::default();
@@ -759,75 +602,6 @@ impl Relay {
             let sql = format!("SET application_name TO E'{quoted}'");
             self.session.inject(&sql, &mut upstream.outbound, &mut self.outbound);
             upstream.backend.application_name.clone_from(&self.application_name);
-        }
-    }
-
-    /// A server connection that may have to be opened, or the error for the client. Ends early when the client leaves or
-    /// cancels.
-    async fn connection(&mut self) -> Result<Result<Leased, (String, String)>, End> {
-        let route = &self.established.route;
-        let handle = Arc::clone(&self.established.registration.handle);
-        let lease = Box::pin(route.pool.lease(&self.application_name, route.max_wait));
-        handle.forget_stale();
-        handle.waits(true);
-        let _waiting = Waiting(&handle);
-        let outcome =
-            unless_client_leaves(lease, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
-        Ok(match outcome {
-            Some(leased) => leased.map_err(|error| describe(&error)),
-            None => Err(cancelled("a server connection")),
-        })
-    }
-
-    /// A slot, or the error for the client. Ends early when the client leaves or cancels.
-    async fn slot(&mut self) -> Result<Result<Slot, (String, String)>, End> {
-        let route = &self.established.route;
-        let process = self.established.process.as_ref();
-        let (class, max_wait) = match process {
-            Some(p) if p.is_cron() => (Class::Background, route.background_wait),
-            _ => (route.class, route.max_wait),
-        };
-        let gate = &route.access.gate;
-        let mut acquire = if process.is_some_and(|p| p.holds(route.account)) {
-            gate.acquire_nested(route.account, class, max_wait)
-        } else {
-            gate.acquire(route.account, class, max_wait)
-        };
-        // The usual case: a slot is free.
-        let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut acquire).poll(cx))).await;
-        let outcome = match first {
-            Poll::Ready(outcome) => outcome,
-            Poll::Pending => {
-                let handle = Arc::clone(&self.established.registration.handle);
-                handle.forget_stale();
-                handle.waits(true);
-                let _waiting = Waiting(&handle);
-                let begun = Instant::now();
-                let waited = {
-                    let in_time = Box::pin(tokio::time::timeout(max_wait, &mut acquire));
-                    let (client, inbound) = (&mut self.client, &mut self.inbound);
-                    Box::pin(unless_client_leaves(in_time, client, inbound, &mut self.moved, &handle)).await?
-                };
-                self.work.wait_us += begun.elapsed().as_micros() as u64;
-                match waited {
-                    Some(Ok(outcome)) => outcome,
-                    Some(Err(_)) => acquire.give_up(),
-                    None => return Ok(Err(cancelled("a slot"))),
-                }
-            }
-        };
-        Ok(outcome
-            .map(|permit| Slot { _permit: permit, _holding: process.map(|p| p.hold(route.account)) })
-            .map_err(|rejection| ("XX000".into(), route.refusal(&rejection))))
-    }
-
-    fn refuse(&mut self, kind: u8, code: &str, message: &str) {
-        self.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
-        self.is_subscribed = false;
-        tracing::debug!(account = %self.established.route.name, code, "statement refused");
-        self.session.refuse(kind, code, message, &mut self.outbound);
-        if let Ok(Some(header)) = frame(Side::Client, &self.inbound) {
-            self.passing = Passing { remaining: header.total, forward: false };
         }
     }
 
@@ -942,55 +716,12 @@ impl Relay {
     }
 }
 
-/// Waits for something on behalf of a client, reading ahead a little; `None` when the client cancels.
-pub(crate) async fn unless_client_leaves<T>(
-    mut work: Pin<Box<impl Future<Output = T>>>,
-    client: &mut Stream,
-    inbound: &mut BytesMut,
-    moved: &mut u64,
-    handle: &crate::cancel::CancelHandle,
-) -> Result<Option<T>, End> {
-    loop {
-        let read_ahead = inbound.len() < READ_AHEAD;
-        tokio::select! {
-            biased;
-            outcome = work.as_mut() => return Ok(Some(outcome)),
-            () = handle.waiting_cancelled.notified() => return Ok(None),
-            read = client.fill(inbound), if read_ahead => match read {
-                Ok(0) | Err(_) => return Err(End::ClientGone),
-                Ok(n) => *moved += n as u64,
-            },
-        }
-    }
-}
-
-fn cancelled(waiting_for: &str) -> (String, String) {
-    ("57014".into(), format!("canceling statement due to user request, while waiting for {waiting_for}"))
-}
-
-/// Resets the "waiting for a slot" mark however the wait ends.
-struct Waiting<'a>(&'a crate::cancel::CancelHandle);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waits(false);
-    }
-}
-
 /// Whether a query is `LISTEN cron_trigger`, which only Odoo's cron workers say. Every worker may *notify* the channel.
 fn listens_for_cron(query: &[u8]) -> bool {
     let text = std::str::from_utf8(query).unwrap_or_default().trim_end_matches('\0');
     let mut words = text.split(|c: char| c.is_whitespace() || c == ';' || c == '"').filter(|w| !w.is_empty());
     words.next().is_some_and(|w| w.eq_ignore_ascii_case("listen"))
         && words.next().is_some_and(|w| w.eq_ignore_ascii_case("cron_trigger"))
-}
-
-/// How a session hears of notifications: through the shared connection, if it pools transactions and reads UTF-8.
-fn hearing(session: &mut Session, snapshot: &Snapshot, established: &Established) {
-    let encoding = established.parameters.settings.get("client_encoding").map(|e| e.to_ascii_lowercase());
-    let is_utf8 = encoding.is_none_or(|e| matches!(e.trim_matches('\''), "utf8" | "utf-8" | "unicode" | "auto"));
-    session.share_listener(is_utf8 && established.route.pooling == PoolingMode::Transaction);
-    session.be_deaf(!hears_all(snapshot, established));
 }
 
 /// Whether an ErrorResponse ends the connection. Its severity stands in the first fields.

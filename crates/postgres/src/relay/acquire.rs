@@ -1,0 +1,214 @@
+//! What a transaction needs before it begins: that nobody has paused its database, a slot, a server connection.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use bytes::BytesMut;
+use cofferdam_fairness::Class;
+use tokio::time::Instant;
+
+use super::{End, Passing, Relay, Slot};
+use crate::cache::Leased;
+use crate::client::describe;
+use crate::stream::Stream;
+use crate::wire::{Side, frame};
+
+/// Bytes of a client that are read ahead while it waits for a slot.
+const READ_AHEAD: usize = 64 << 10;
+
+impl Relay {
+    /// Waits until an operator lets transactions of this database begin, and follows the catalog.
+    pub(super) async fn ready_to_begin(&mut self) -> Result<Result<(), (String, String)>, End> {
+        if self.plane.pauses.is_paused(&self.established.parameters.database)
+            && let Err(refusal) = Box::pin(self.resumed()).await?
+        {
+            return Ok(Err(refusal));
+        }
+        if !self.plane.is_current(&self.snapshot) {
+            self.follow_catalog()?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
+    pub(super) async fn acquire(&mut self, kind: u8) -> Result<(), End> {
+        loop {
+            // Who has a connection goes on: PAUSE waits for that.
+            if self.lease.is_none()
+                && let Err((code, message)) = self.ready_to_begin().await?
+            {
+                self.refuse(kind, &code, &message);
+                return Ok(());
+            }
+            // Rule 22: the slot first, just before use; a connection that had to be opened is opened with it.
+            match self.slot().await? {
+                Ok(permit) => self.permit = Some(permit),
+                Err((code, message)) => {
+                    self.refuse(kind, &code, &message);
+                    return Ok(());
+                }
+            }
+            if let Some(lease) = &self.lease {
+                self.established.registration.handle.owns(&lease.upstream.target);
+                if self.session.take_nameless() {
+                    self.name_connection();
+                }
+                return Ok(());
+            }
+            let leased = match self.established.route.pool.take(&self.application_name) {
+                Some(leased) => Ok(leased),
+                // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
+                None => Box::pin(self.connection()).await?,
+            };
+            let leased = match leased {
+                Ok(leased) => leased,
+                Err((code, message)) => {
+                    self.permit = None;
+                    self.refuse(kind, &code, &message);
+                    return Ok(());
+                }
+            };
+            // Seen by PAUSE from here on; and if it came before, it has the last word.
+            let handle = &self.established.registration.handle;
+            handle.owns(&leased.upstream.target);
+            if !self.plane.pauses.is_paused(&self.established.parameters.database) {
+                self.take_over(leased);
+                return Ok(());
+            }
+            handle.disowns().await;
+            self.established.route.pool.give_back(leased);
+            self.permit = None;
+        }
+    }
+
+    /// Waits until an operator lets transactions of this database begin again.
+    pub(super) async fn resumed(&mut self) -> Result<Result<(), (String, String)>, End> {
+        let handle = Arc::clone(&self.established.registration.handle);
+        handle.forget_stale();
+        handle.waits(true);
+        let _waiting = Waiting(&handle);
+        let (plane, draining) = (Arc::clone(&self.plane), Arc::clone(&self.plane.draining));
+        let database = self.established.parameters.database.clone();
+        let resumed = Box::pin(async move {
+            tokio::select! {
+                () = plane.pauses.resumed(&database) => true,
+                () = draining.given() => false,
+            }
+        });
+        let (client, inbound) = (&mut self.client, &mut self.inbound);
+        match unless_client_leaves(resumed, client, inbound, &mut self.moved, &handle).await? {
+            Some(true) => Ok(Ok(())),
+            Some(false) => {
+                let message = "terminating connection: the gateway is shutting down".to_owned();
+                Err(End::Fatal { code: "57P01", message })
+            }
+            None => Ok(Err(cancelled("the database to be resumed"))),
+        }
+    }
+
+    /// A server connection that may have to be opened, or the error for the client. Ends early when the client leaves or
+    /// cancels.
+    pub(super) async fn connection(&mut self) -> Result<Result<Leased, (String, String)>, End> {
+        let route = &self.established.route;
+        let handle = Arc::clone(&self.established.registration.handle);
+        let lease = Box::pin(route.pool.lease(&self.application_name, route.max_wait));
+        handle.forget_stale();
+        handle.waits(true);
+        let _waiting = Waiting(&handle);
+        let outcome =
+            unless_client_leaves(lease, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
+        Ok(match outcome {
+            Some(leased) => leased.map_err(|error| describe(&error)),
+            None => Err(cancelled("a server connection")),
+        })
+    }
+
+    /// A slot, or the error for the client. Ends early when the client leaves or cancels.
+    pub(super) async fn slot(&mut self) -> Result<Result<Slot, (String, String)>, End> {
+        let route = &self.established.route;
+        let process = self.established.process.as_ref();
+        let (class, max_wait) = match process {
+            Some(p) if p.is_cron() => (Class::Background, route.background_wait),
+            _ => (route.class, route.max_wait),
+        };
+        let gate = &route.access.gate;
+        let mut acquire = if process.is_some_and(|p| p.holds(route.account)) {
+            gate.acquire_nested(route.account, class, max_wait)
+        } else {
+            gate.acquire(route.account, class, max_wait)
+        };
+        // The usual case: a slot is free.
+        let first = std::future::poll_fn(|cx| Poll::Ready(Pin::new(&mut acquire).poll(cx))).await;
+        let outcome = match first {
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => {
+                let handle = Arc::clone(&self.established.registration.handle);
+                handle.forget_stale();
+                handle.waits(true);
+                let _waiting = Waiting(&handle);
+                let begun = Instant::now();
+                let waited = {
+                    let in_time = Box::pin(tokio::time::timeout(max_wait, &mut acquire));
+                    let (client, inbound) = (&mut self.client, &mut self.inbound);
+                    Box::pin(unless_client_leaves(in_time, client, inbound, &mut self.moved, &handle)).await?
+                };
+                self.work.wait_us += begun.elapsed().as_micros() as u64;
+                match waited {
+                    Some(Ok(outcome)) => outcome,
+                    Some(Err(_)) => acquire.give_up(),
+                    None => return Ok(Err(cancelled("a slot"))),
+                }
+            }
+        };
+        Ok(outcome
+            .map(|permit| Slot { _permit: permit, _holding: process.map(|p| p.hold(route.account)) })
+            .map_err(|rejection| ("XX000".into(), route.refusal(&rejection))))
+    }
+
+    pub(super) fn refuse(&mut self, kind: u8, code: &str, message: &str) {
+        self.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
+        self.is_subscribed = false;
+        tracing::debug!(account = %self.established.route.name, code, "statement refused");
+        self.session.refuse(kind, code, message, &mut self.outbound);
+        if let Ok(Some(header)) = frame(Side::Client, &self.inbound) {
+            self.passing = Passing { remaining: header.total, forward: false };
+        }
+    }
+}
+
+/// Waits for something on behalf of a client, reading ahead a little; `None` when the client cancels.
+pub(crate) async fn unless_client_leaves<T>(
+    mut work: Pin<Box<impl Future<Output = T>>>,
+    client: &mut Stream,
+    inbound: &mut BytesMut,
+    moved: &mut u64,
+    handle: &crate::cancel::CancelHandle,
+) -> Result<Option<T>, End> {
+    loop {
+        let read_ahead = inbound.len() < READ_AHEAD;
+        tokio::select! {
+            biased;
+            outcome = work.as_mut() => return Ok(Some(outcome)),
+            () = handle.waiting_cancelled.notified() => return Ok(None),
+            read = client.fill(inbound), if read_ahead => match read {
+                Ok(0) | Err(_) => return Err(End::ClientGone),
+                Ok(n) => *moved += n as u64,
+            },
+        }
+    }
+}
+
+pub(super) fn cancelled(waiting_for: &str) -> (String, String) {
+    ("57014".into(), format!("canceling statement due to user request, while waiting for {waiting_for}"))
+}
+
+/// Resets the "waiting for a slot" mark however the wait ends.
+pub(super) struct Waiting<'a>(pub(super) &'a crate::cancel::CancelHandle);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waits(false);
+    }
+}
