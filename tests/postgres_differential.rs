@@ -560,3 +560,22 @@ async fn a_changed_configuration_of_the_server_pins_nobody() {
         }
     }
 }
+
+/// What was sent is done, also when nobody waits for the answer.
+#[tokio::test]
+async fn a_client_that_leaves_at_once_has_been_heard() {
+    let site = site().await;
+    let admin = site.cluster.admin("acme_db").await.unwrap();
+    let mut one = Raw::connect(site.address().port(), "acme_db").await;
+    let insert = [bind("", "i", &[]), execute("", 0), sync()].concat();
+    one.send(&[parse("i", "INSERT INTO t VALUES (1)"), insert.clone(), insert, message(b'X', &[])].concat()).await;
+    drop(one);
+    let mut other = Raw::connect(site.address().port(), "acme_db").await;
+    other.send(&[query("DISCARD ALL"), query("INSERT INTO t VALUES (1)"), message(b'X', &[])].concat()).await;
+    drop(other);
+    eventually(async || {
+        let row = admin.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
+        row.get::<_, i64>(0) == 3
+    })
+    .await;
+}

@@ -400,6 +400,8 @@ async fn who_listens_after_a_script_is_who_would_listen_on_a_connection_of_its_o
         (&["SET geqo = off", "DISCARD ALL", "LISTEN x"], listens),
         (&["BEGIN", "LISTEN x", "COMMIT AND CHAIN", "ROLLBACK"], listens),
         (&["LISTEN x", "UNLISTEN *; SELECT 1"], !listens),
+        (&["UNLISTEN *; SELECT 1", "LISTEN x", "LISTEN z"], listens),
+        (&["BEGIN", "LISTEN x", "COMMIT; SELECT 1/0"], listens),
         (&["LISTEN x", "BEGIN", "UNLISTEN x", "COMMIT"], !listens),
         (&["LISTEN x", "DISCARD ALL"], !listens),
         (&["BEGIN", "LISTEN x", "SELECT 1/0", "COMMIT"], !listens),

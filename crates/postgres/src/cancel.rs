@@ -29,6 +29,8 @@ pub(crate) struct CancelHandle {
     pub(crate) info: ClientInfo,
     /// Given when an operator wants the client gone.
     pub(crate) killed: Arc<Signal>,
+    /// Given when the database of a client that listens is somewhere else now.
+    pub(crate) moved: Arc<Signal>,
     /// Whether the client listens to anything.
     pub(crate) listens: AtomicBool,
     /// Prepared statements, as the client last left a transaction.
@@ -86,6 +88,7 @@ impl CancelRegistry {
             secret,
             info,
             killed: Arc::default(),
+            moved: Arc::default(),
             listens: AtomicBool::new(false),
             prepared: AtomicU32::new(0),
             state: Mutex::default(),

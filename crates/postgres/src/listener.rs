@@ -6,7 +6,7 @@
 //! listens knows how to begin anew.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -34,6 +34,7 @@ const APPLICATION_NAME: &str = "cofferdam listener";
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     hubs: Mutex<HashMap<(String, String), Known>>,
+    closed: AtomicBool,
 }
 
 #[derive(Debug, Clone)]
@@ -108,6 +109,9 @@ impl Listeners {
             pool.give_back(leased);
             return Ok(known.hub);
         }
+        if self.closed.load(Ordering::Acquire) {
+            return Err(ListenError::Lost);
+        }
         let (hub, asks) = mpsc::channel(ASKED);
         let end = Arc::<Signal>::default();
         tokio::spawn(Hub::new(leased).run(asks, end.listen()));
@@ -117,6 +121,7 @@ impl Listeners {
 
     /// Ends all listening connections.
     pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.end(None);
     }
 

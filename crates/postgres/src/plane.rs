@@ -194,12 +194,16 @@ impl PostgresPlane {
         let old = self.snapshot.swap(Arc::new(snapshot));
         let new = self.snapshot.load();
         // Who listens and says nothing would go on listening at the old place.
-        let place = |snapshot: &Snapshot, database: &str| {
-            snapshot.catalog.by_database(database).and_then(|t| t.cluster.as_ref().map(|c| c.name.clone()))
+        let place = |snapshot: &Snapshot, client: &CancelHandle| {
+            let catalog = &snapshot.catalog;
+            if *client.info.database == *Catalog::MAINTENANCE_DATABASE {
+                return catalog.maintenance(&client.info.user).map(|(_, _, cluster)| cluster.name.clone());
+            }
+            catalog.by_database(&client.info.database).and_then(|t| t.cluster.as_ref().map(|c| c.name.clone()))
         };
-        for client in self.cancels.all().iter().filter(|client| client.listens.load(Ordering::Relaxed)) {
-            if place(&old, &client.info.database) != place(&new, &client.info.database) {
-                client.killed.give();
+        for client in self.cancels.all().iter().filter(|client| client.listens.load(Ordering::SeqCst)) {
+            if place(&old, client) != place(&new, client) {
+                client.moved.give();
             }
         }
         for (name, access) in &old.clusters {

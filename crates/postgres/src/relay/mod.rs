@@ -68,6 +68,8 @@ pub(crate) struct Relay {
     server_passing: Passing,
     /// Judging the client's messages stopped because the server did not take more.
     stalled: bool,
+    /// The client's next message waits for answers: nothing is read behind it, not even that the client has left.
+    held: bool,
     /// The same because too many replies are owed; the server has been asked to send those it has.
     overwhelmed: bool,
     /// Until when the client, which holds a slot, has to give a sign of life.
@@ -79,6 +81,7 @@ pub(crate) struct Relay {
     /// The server has said why it ends the connection.
     farewell_seen: bool,
     draining: Listener,
+    moved_away: Listener,
 }
 
 /// A slot of the gate, and that the client's process holds it.
@@ -132,6 +135,7 @@ impl Relay {
         established: Established,
     ) -> Self {
         let draining = plane.draining.listen();
+        let moved_away = established.registration.handle.moved.listen();
         let mut session = Session::new(Arc::clone(established.route.pool.statements()));
         hearing(&mut session, &snapshot, &established);
         Self {
@@ -153,12 +157,14 @@ impl Relay {
             passing: Passing::default(),
             server_passing: Passing::default(),
             stalled: false,
+            held: false,
             overwhelmed: false,
             idle_until: None,
             silent: 0,
             said_goodbye: false,
             farewell_seen: false,
             draining,
+            moved_away,
         }
     }
 
@@ -238,7 +244,15 @@ impl Relay {
                 Box::pin(subscription.keep(self.session.listening())).await;
             }
             let listens = !self.session.listening().is_empty();
-            self.established.registration.handle.listens.store(listens, Ordering::Relaxed);
+            let known = &self.established.registration.handle.listens;
+            if known.load(Ordering::Relaxed) != listens {
+                // In one order with the reload that looks at it: one of the two sees the other.
+                known.store(listens, Ordering::SeqCst);
+            }
+            if listens && self.lease.is_none() && !self.plane.is_current(&self.snapshot) {
+                // Silent as it is, it would go on listening at the old place.
+                self.follow_catalog()?;
+            }
             if self.is_done() {
                 self.release().await?;
             }
@@ -273,6 +287,7 @@ impl Relay {
 
     /// Judges what the client has sent so far. `None` when it said goodbye.
     fn pump_client(&mut self) -> Result<Option<Pump>, End> {
+        self.held = false;
         loop {
             let mut upstream = self.lease.as_mut().map(|l| &mut l.upstream);
             if self.passing.remaining > 0 {
@@ -351,7 +366,10 @@ impl Relay {
                 ClientStep::Drop => self.passing = Passing { remaining: header.total - seen, forward: false },
                 // It will be offered again.
                 ClientStep::NeedServer => return Ok(Some(Pump::NeedServer { kind: header.kind })),
-                ClientStep::Later => return Ok(Some(Pump::Wait)),
+                ClientStep::Later => {
+                    self.held = true;
+                    return Ok(Some(Pump::Wait));
+                }
                 ClientStep::Terminate => return Ok(None),
             }
             if let Some(counted) = counted {
@@ -449,7 +467,7 @@ impl Relay {
             let unwritten = self.is_unwritten();
             // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
             let sent = self.lease.as_ref().is_none_or(|l| l.upstream.outbound.is_empty());
-            let in_message = self.passing.remaining > 0 && !self.session.is_waiting_for_server();
+            let in_message = self.passing.forward && self.passing.remaining > 0 && self.session.owes_one_at_most();
             let idles = self.permit.is_some()
                 && sent
                 && !self.stalled
@@ -566,7 +584,7 @@ impl Relay {
                 }
             }
             let client_full = self.outbound.len() >= HIGH_WATER;
-            if !server_full && !client_full && self.inbound.len() < INSPECT + HIGH_WATER {
+            if !server_full && !client_full && !self.held && self.inbound.len() < INSPECT + HIGH_WATER {
                 match self.client.poll_fill(cx, &mut self.inbound) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ClientGone)),
                     Poll::Ready(Ok(n)) => {
@@ -579,6 +597,11 @@ impl Relay {
             }
             if may_drain && self.draining.poll(cx).is_ready() {
                 return Poll::Ready(Ok(Event::Draining));
+            }
+            if may_drain && self.moved_away.poll(cx).is_ready() {
+                let message =
+                    "terminating connection: the database has moved, and notifications may be lost".to_owned();
+                return Poll::Ready(Err(End::Fatal { code: "57P01", message }));
             }
             Poll::Pending
         })
@@ -621,6 +644,7 @@ impl Relay {
             }
             if moved {
                 self.subscription = None;
+                self.is_subscribed = false;
             }
             self.established.route = route;
             hearing(&mut self.session, &self.snapshot, &self.established);

@@ -12,22 +12,26 @@ use crate::wire::{Frame, TransactionStatus, cstr};
 pub(super) const INSTEAD_OF_LISTEN: &str = "UNLISTEN cofferdam_listen";
 
 impl Session {
-    /// What the transaction has said about listening holds, or not.
+    /// What the transaction has said about listening holds.
+    pub(super) fn committed(&mut self) {
+        (self.rolled_back, self.failed) = (false, false);
+        for listen in std::mem::take(&mut self.pending) {
+            self.hear(listen);
+        }
+    }
+
+    /// ReadyForQuery has come: what was said about listening holds, or not, or this is not known yet.
     pub(super) fn settle_listening(&mut self) {
-        let (outcome, failed) = (self.outcome.take(), std::mem::take(&mut self.failed));
-        match (self.status, outcome) {
-            (TransactionStatus::Idle, Some(false)) => self.pending.clear(),
-            (TransactionStatus::Idle, _) if failed => self.pending.clear(),
-            (TransactionStatus::Idle, _) | (TransactionStatus::Open, Some(true)) => {
-                for listen in std::mem::take(&mut self.pending) {
-                    self.hear(listen);
-                }
-            }
+        let (rolled_back, failed) = (std::mem::take(&mut self.rolled_back), std::mem::take(&mut self.failed));
+        match self.status {
+            TransactionStatus::Idle if rolled_back || failed => self.pending.clear(),
+            TransactionStatus::Idle => self.committed(),
             // Back to a savepoint, and what was said after it is undone. Who listens too long misses nothing.
-            (TransactionStatus::Open, Some(false)) => self.pending.retain(|listen| matches!(listen, Listen::To(_))),
+            TransactionStatus::Open if rolled_back => self.pending.retain(|listen| matches!(listen, Listen::To(_))),
             _ => {}
         }
-        if self.status == TransactionStatus::Idle {
+        // Portals end with their transaction; those of what has been sent since belong to the next one.
+        if self.status == TransactionStatus::Idle && self.pipeline.len() <= 1 {
             self.listen_portals.clear();
         }
     }

@@ -106,8 +106,8 @@ pub struct Session {
     listening: BTreeSet<String>,
     /// What the open transaction has said about that, in order.
     pending: Vec<Listen>,
-    /// How the last COMMIT or ROLLBACK has ended, and whether there was an error, since the last ReadyForQuery.
-    outcome: Option<bool>,
+    /// Whether a ROLLBACK has ended, and whether there was an error, since the last ReadyForQuery or COMMIT.
+    rolled_back: bool,
     failed: bool,
     /// The query that is running says `UNLISTEN *` among other things.
     unlistens_all: bool,
@@ -141,7 +141,7 @@ impl Session {
             unnamed_listen: None,
             listening: BTreeSet::new(),
             pending: Vec::new(),
-            outcome: None,
+            rolled_back: false,
             failed: false,
             unlistens_all: false,
             deaf: false,
@@ -597,9 +597,11 @@ impl Session {
                 if !injected {
                     let tag = cstr(body).map_or(body, |(tag, _)| tag);
                     match tag {
-                        b"COMMIT" => self.outcome = Some(true),
-                        b"ROLLBACK" => self.outcome = Some(false),
-                        b"UNLISTEN" if self.unlistens_all => self.pending.push(Listen::ToNothing),
+                        b"COMMIT" => self.committed(),
+                        b"ROLLBACK" => self.rolled_back = true,
+                        b"UNLISTEN" if self.unlistens_all && matches!(self.pipeline.front(), Some(Owed::Barrier)) => {
+                            self.pending.push(Listen::ToNothing);
+                        }
                         b"DISCARD ALL" => {
                             self.deallocated(backend);
                             backend.discarded();
@@ -704,6 +706,11 @@ impl Session {
     /// Whether every reply has arrived and no transaction is open: the slot can be given back.
     pub fn is_at_rest(&self) -> bool {
         self.status == TransactionStatus::Idle && self.pipeline.is_settled()
+    }
+
+    /// Whether no more is owed than the reply to the client's current message.
+    pub fn owes_one_at_most(&self) -> bool {
+        self.pipeline.len() <= 1
     }
 
     /// Whether replies are owed.

@@ -52,6 +52,14 @@ pub enum Owed {
     LocalClose(Option<(Bytes, Arc<Statement>)>),
 }
 
+impl Owed {
+    /// Whether it ends with ReadyForQuery.
+    fn ends(&self) -> bool {
+        use Owed::{Barrier, FunctionCall, InjectedQuery, ListenQuery, Query, Sync};
+        matches!(self, Query | Barrier | ListenQuery(_) | InjectedQuery | FunctionCall | Sync)
+    }
+}
+
 /// A client's named statements.
 pub type Statements = HashMap<Bytes, Arc<Statement>>;
 
@@ -59,9 +67,10 @@ pub type Statements = HashMap<Bytes, Arc<Statement>>;
 #[derive(Debug, Default)]
 pub struct Pipeline {
     owed: VecDeque<Owed>,
-    /// How many of `owed` are barriers, and how many are Syncs.
+    /// How many of `owed` are barriers, how many are Syncs, and how many end with ReadyForQuery.
     barriers: usize,
     syncs: usize,
+    readies: usize,
     copy_in: bool,
     /// Syncs that the server ignores as part of a copy, unless the copy has failed before it read them.
     perhaps: usize,
@@ -79,6 +88,7 @@ impl Pipeline {
     pub fn owe(&mut self, owed: Owed, to_client: &mut BytesMut) {
         self.barriers += usize::from(matches!(owed, Owed::Barrier));
         self.syncs += usize::from(matches!(owed, Owed::Sync));
+        self.readies += usize::from(owed.ends());
         self.flushed = false;
         match owed {
             Owed::Sync => self.batch = false,
@@ -134,6 +144,7 @@ impl Pipeline {
                 let done = self.owed.pop_front();
                 self.barriers -= usize::from(matches!(done, Some(Owed::Barrier)));
                 self.syncs -= usize::from(matches!(done, Some(Owed::Sync)));
+                self.readies -= 1;
                 self.settle_local(to_client);
                 true
             }
@@ -162,6 +173,7 @@ impl Pipeline {
         // What was noted last is taken back first.
         for owed in self.owed.drain(..end).rev() {
             self.barriers -= usize::from(matches!(owed, Owed::Barrier));
+            self.readies -= usize::from(owed.ends());
             lost(&owed);
         }
         self.skipping = sync.is_none();
@@ -198,7 +210,16 @@ impl Pipeline {
         while matches!(self.owed.get(1), Some(Owed::Sync)) {
             self.owed.remove(1);
             self.syncs -= 1;
+            self.readies -= 1;
             self.perhaps += 1;
+        }
+        if let Some(Owed::Query | Owed::Barrier | Owed::ListenQuery(_) | Owed::FunctionCall) = self.owed.get(1) {
+            // The server takes it for what breaks the copy, and answers both at once.
+            let taken = self.owed.remove(1);
+            self.barriers -= usize::from(matches!(taken, Some(Owed::Barrier)));
+            self.readies -= 1;
+            self.copy_in = false;
+            return;
         }
         let ended = matches!(self.owed.get(1), Some(Owed::CopyEnd));
         if ended {
@@ -278,7 +299,9 @@ impl Pipeline {
 
     /// Whether the server can do nothing more before the client sends something.
     pub fn waits_for_client(&self) -> bool {
-        self.owed.is_empty() || self.copy_in || self.skipping || self.batch && !self.flushed
+        // Before the Sync of an open batch the server may keep its answers, unless it has another end in front of it.
+        let open_batch = self.batch && !self.flushed && self.readies == 0;
+        self.owed.is_empty() || self.copy_in || self.skipping || open_batch
     }
 
     /// Whether nothing is owed and the server is not in the middle of a batch.
