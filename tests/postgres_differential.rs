@@ -64,6 +64,12 @@ impl Raw {
         let _ = self.tcp.write_all(bytes).await;
     }
 
+    /// Sends nothing any more, and waits until the other side has ended too.
+    async fn leave(mut self) {
+        let _ = self.tcp.shutdown().await;
+        while self.next().await.is_some() {}
+    }
+
     /// The next message; `None` at the end of the stream, and when nothing comes for long.
     async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
@@ -569,10 +575,10 @@ async fn a_client_that_leaves_at_once_has_been_heard() {
     let mut one = Raw::connect(site.address().port(), "acme_db").await;
     let insert = [bind("", "i", &[]), execute("", 0), sync()].concat();
     one.send(&[parse("i", "INSERT INTO t VALUES (1)"), insert.clone(), insert, message(b'X', &[])].concat()).await;
-    drop(one);
+    one.leave().await;
     let mut other = Raw::connect(site.address().port(), "acme_db").await;
     other.send(&[query("DISCARD ALL"), query("INSERT INTO t VALUES (1)"), message(b'X', &[])].concat()).await;
-    drop(other);
+    other.leave().await;
     eventually(async || {
         let row = admin.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
         row.get::<_, i64>(0) == 3

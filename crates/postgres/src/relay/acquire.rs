@@ -18,6 +18,9 @@ use crate::wire::{Side, frame};
 /// Bytes of a client that are read ahead while it waits for a slot.
 const READ_AHEAD: usize = 64 << 10;
 
+/// The last message of a client that leaves in peace.
+const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
+
 impl Relay {
     /// Waits until an operator lets transactions of this database begin, and follows the catalog.
     pub(super) async fn ready_to_begin(&mut self) -> Result<Result<(), (String, String)>, End> {
@@ -186,15 +189,18 @@ pub(crate) async fn unless_client_leaves<T>(
     moved: &mut u64,
     handle: &crate::cancel::CancelHandle,
 ) -> Result<Option<T>, End> {
+    // Who has said goodbye waits for nothing, and still has what it sent before done.
+    let mut said_goodbye = false;
     loop {
-        let read_ahead = inbound.len() < READ_AHEAD;
+        let read_ahead = inbound.len() < READ_AHEAD && !said_goodbye;
         tokio::select! {
             biased;
             outcome = work.as_mut() => return Ok(Some(outcome)),
             () = handle.waiting_cancelled.notified() => return Ok(None),
             read = client.fill(inbound), if read_ahead => match read {
-                Ok(0) | Err(_) => return Err(End::ClientGone),
-                Ok(n) => *moved += n as u64,
+                Ok(n) if n > 0 => *moved += n as u64,
+                Ok(_) if inbound.ends_with(&TERMINATE) => said_goodbye = true,
+                _ => return Err(End::ClientGone),
             },
         }
     }
