@@ -36,7 +36,7 @@ pub(crate) enum Command {
     Demo(DemoArgs),
     /// Watch the tenants that use most, live.
     Top(TopArgs),
-    /// Measure: the isolation of tenants beside peers, or scheduling policies in simulation.
+    /// Measure: the isolation of tenants and the cost of pooling beside peers, or scheduling policies in simulation.
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Print the JSON Schema of a configuration file, for editors.

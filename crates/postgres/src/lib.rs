@@ -10,7 +10,7 @@
 //! # Manual
 //!
 //! - **Pooling.** In `transaction` mode a server connection is taken with the first message of a transaction and given
-//!   back at ReadyForQuery with status idle and nothing owed. A statement that leaves state behind (`SET`, `LISTEN`,
+//!   back at ReadyForQuery with status idle and nothing owed. A statement that leaves state behind (`SET`,
 //!   temporary tables, session advisory locks, …) *pins* the connection to the client until `DISCARD ALL`; what cannot be
 //!   seen through (`DO`, `CALL`, a function call by number) has the connection reset before anybody else gets it. A pinned connection holds no
 //!   slot while it is idle; one tenant may keep half of the connections that the slots leave.

@@ -1,16 +1,18 @@
 //! Between a logged-in client and the server connections it borrows: one task, both sockets.
 
 pub(crate) mod acquire;
+mod leave;
 mod listening;
+mod wait;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use cofferdam_fairness::Permit;
-use cofferdam_tenant::{Catalog, PoolingMode};
+use cofferdam_tenant::Catalog;
 use tokio::time::Instant;
 
 use crate::cache::{Leased, Pinned};
@@ -21,7 +23,7 @@ use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
 use crate::signal::Listener;
 use crate::stats::Work;
-use crate::stream::{Stream, put_away};
+use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Severity, Side, frame};
 use listening::hearing;
 
@@ -68,10 +70,10 @@ pub(crate) struct Relay {
     server_passing: Passing,
     /// Judging the client's messages stopped because the server did not take more.
     stalled: bool,
-    /// The client's next message waits for answers: nothing is read behind it, not even that the client has left.
-    held: bool,
-    /// The same because too many replies are owed; the server has been asked to send those it has.
+    /// It stopped because too many replies are owed; the server has been asked to send those it has.
     overwhelmed: bool,
+    /// It stopped because the next message waits for answers: nothing is read behind it, not even that the client has left.
+    held: bool,
     /// Until when the client, which holds a slot, has to give a sign of life.
     idle_until: Option<Instant>,
     /// Bytes of the client's current message since its last sign of life.
@@ -447,57 +449,6 @@ impl Relay {
         outcome
     }
 
-    /// Waits until a socket has something, while writing what is to be written.
-    async fn wait(&mut self) -> Result<Event, End> {
-        loop {
-            if self.is_unwritten() {
-                // The usual case: the socket takes everything, and what is waited for next is the other side.
-                let written = std::future::poll_fn(|cx| Poll::Ready(self.client.poll_drain(cx, &mut self.outbound)));
-                if let Poll::Ready(Err(_)) = written.await {
-                    return Err(End::ClientGone);
-                }
-            }
-            if let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream)
-                && !upstream.outbound.is_empty()
-            {
-                // The same; an error shows when the server is read.
-                let drain = |cx: &mut Context<'_>| Poll::Ready(upstream.stream.poll_drain(cx, &mut upstream.outbound));
-                let _ = std::future::poll_fn(drain).await;
-            }
-            let unwritten = self.is_unwritten();
-            // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
-            let sent = self.lease.as_ref().is_none_or(|l| l.upstream.outbound.is_empty());
-            let in_message = self.passing.forward && self.passing.remaining > 0 && self.session.owes_one_at_most();
-            let idles = self.permit.is_some()
-                && sent
-                && !self.stalled
-                && !self.overwhelmed
-                && (self.session.waits_for_client() || in_message);
-            let limit = self.established.route.idle_in_transaction;
-            let until = match (unwritten, idles) {
-                (true, _) => Instant::now() + SLOW_READER,
-                (false, true) => *self.idle_until.get_or_insert_with(|| Instant::now() + limit),
-                (false, false) => {
-                    self.idle_until = None;
-                    return self.next_event().await;
-                }
-            };
-            match tokio::time::timeout_at(until, self.next_event()).await {
-                Ok(event) => return event,
-                Err(_) if !unwritten => {
-                    let message = format!(
-                        "terminating connection due to idle-in-transaction timeout ({limit:?}, from the plan of {})",
-                        self.established.route.name
-                    );
-                    return Err(End::Fatal { code: "25P03", message });
-                }
-                Err(_) if self.is_unwritten() => return Err(End::ClientGone),
-                // It was written meanwhile: what is waited for is something else now.
-                Err(_) => {}
-            }
-        }
-    }
-
     /// Charges the bytes that were moved, when the plan counts them.
     fn charge_bytes(&mut self, from: u64) {
         if self.moved >= from.max(1) {
@@ -519,93 +470,6 @@ impl Relay {
         handle.note_prepared(self.session.statement_count());
         self.established.stats.add(&self.work);
         self.work = Work::default();
-    }
-
-    /// Whether there are bytes that the client's socket has not taken.
-    fn is_unwritten(&self) -> bool {
-        !self.outbound.is_empty() || self.client.is_unflushed()
-    }
-
-    async fn next_event(&mut self) -> Result<Event, End> {
-        let may_drain = self.permit.is_none() && self.session.is_at_rest();
-        std::future::poll_fn(|cx| {
-            if self.is_unwritten()
-                && let Poll::Ready(Err(_)) = self.client.poll_drain(cx, &mut self.outbound)
-            {
-                return Poll::Ready(Err(End::ClientGone));
-            }
-            if self.permit.is_none() {
-                put_away(&mut self.outbound);
-                put_away(&mut self.inbound);
-            }
-            let mut server_full = false;
-            if let Some(lease) = &mut self.lease {
-                let upstream = &mut lease.upstream;
-                let was_full = !upstream.outbound.is_empty();
-                if (was_full || upstream.stream.is_unflushed())
-                    && let Poll::Ready(Err(_)) = upstream.stream.poll_drain(cx, &mut upstream.outbound)
-                {
-                    // What the server said before it closed is still to be read.
-                    upstream.outbound.clear();
-                }
-                server_full = upstream.outbound.len() >= HIGH_WATER;
-                let written = upstream.outbound.is_empty() && !upstream.stream.is_unflushed();
-                let is_done = self.permit.is_some() && self.session.is_at_rest() && self.passing.remaining == 0;
-                if written && (was_full || is_done) {
-                    // What is waited for is something else now: the last that the server does not answer has gone out,
-                    // or it is the client's turn.
-                    return Poll::Ready(Ok(Event::Client));
-                }
-                if self.stalled && !server_full {
-                    // What the client has sent long ago can go on now.
-                    self.stalled = false;
-                    return Poll::Ready(Ok(Event::Client));
-                }
-                if self.outbound.len() < HIGH_WATER {
-                    match upstream.stream.poll_fill(cx, &mut upstream.inbound) {
-                        Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ServerGone)),
-                        Poll::Ready(Ok(n)) => {
-                            self.moved += n as u64;
-                            self.work.sent += n as u64;
-                            return Poll::Ready(Ok(Event::Server));
-                        }
-                        Poll::Pending => {}
-                    }
-                }
-            }
-            if self.session.is_at_rest() && self.server_passing.remaining == 0 && self.outbound.len() < HIGH_WATER {
-                match self.poll_notification(cx) {
-                    Poll::Ready(true) => return Poll::Ready(Ok(Event::Notification)),
-                    Poll::Ready(false) => {
-                        let message = "the connection that listened for notifications was lost, or too many waited";
-                        return Poll::Ready(Err(End::Fatal { code: "57P01", message: message.to_owned() }));
-                    }
-                    Poll::Pending => {}
-                }
-            }
-            let client_full = self.outbound.len() >= HIGH_WATER;
-            if !server_full && !client_full && !self.held && self.inbound.len() < INSPECT + HIGH_WATER {
-                match self.client.poll_fill(cx, &mut self.inbound) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(End::ClientGone)),
-                    Poll::Ready(Ok(n)) => {
-                        self.moved += n as u64;
-                        self.work.received += n as u64;
-                        return Poll::Ready(Ok(Event::Client));
-                    }
-                    Poll::Pending => {}
-                }
-            }
-            if may_drain && self.draining.poll(cx).is_ready() {
-                return Poll::Ready(Ok(Event::Draining));
-            }
-            if may_drain && self.moved_away.poll(cx).is_ready() {
-                let message =
-                    "terminating connection: the database has moved, and notifications may be lost".to_owned();
-                return Poll::Ready(Err(End::Fatal { code: "57P01", message }));
-            }
-            Poll::Pending
-        })
-        .await
     }
 
     fn take_over(&mut self, leased: Leased) {
@@ -653,90 +517,6 @@ impl Relay {
             let message = "terminating connection: the database is not served here any more".to_owned();
             Err(End::Fatal { code: "57P01", message })
         }
-    }
-
-    /// The transaction is over: gives the slot back, and the connection unless the client has state on it.
-    async fn release(&mut self) -> Result<(), End> {
-        self.plane.counters.transactions.fetch_add(1, Ordering::Relaxed);
-        self.charge_bytes(0);
-        self.work.transactions += 1;
-        self.count();
-        let route = &self.established.route;
-        if self.session.is_pinned() || route.pooling == PoolingMode::Session {
-            if self.pin.is_none() {
-                let cache = &route.access.cache;
-                let Some(pin) = cache.pin(route.account) else {
-                    let message = format!(
-                        "cofferdam: {}: {} sessions keep a server connection for their session state, the limit; \
-                         DISCARD ALL gives one back",
-                        route.name,
-                        cache.pin_limit()
-                    );
-                    return Err(End::Fatal { code: "53400", message });
-                };
-                self.pin = Some(pin);
-            }
-            self.permit = None;
-            return Ok(());
-        }
-        self.pin = None;
-        let Some(mut leased) = self.lease.take() else { return Ok(()) };
-        if !self.established.registration.handle.disowns_at_once() {
-            Box::pin(self.established.registration.handle.disowns()).await;
-        }
-        let clean = leased.upstream.inbound.is_empty() && leased.upstream.outbound.is_empty();
-        let needs_reset = self.session.needs_reset() || leased.upstream.backend.is_doubtful();
-        if clean && (!needs_reset || Box::pin(leased.upstream.reset(RESET_LIMIT)).await.is_ok()) {
-            self.established.route.pool.give_back(leased);
-        }
-        self.session.released();
-        self.permit = None;
-        Ok(())
-    }
-
-    /// Lets the server finish what it has been sent by a client that is gone, as it would without a gateway.
-    async fn finish(&mut self) {
-        if self.passing.remaining > 0 {
-            return; // the rest of the message will never come
-        }
-        while self.session.is_waiting_for_server() && !self.session.waits_for_client() {
-            let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream) else { return };
-            let moved = std::future::poll_fn(|cx| {
-                if let Poll::Ready(Err(error)) = upstream.stream.poll_drain(cx, &mut upstream.outbound) {
-                    return Poll::Ready(Err(error));
-                }
-                upstream.stream.poll_fill(cx, &mut upstream.inbound)
-            });
-            match moved.await {
-                Ok(n) if n > 0 => {}
-                _ => return,
-            }
-            if self.pump_server().is_err() {
-                return;
-            }
-            self.outbound.clear();
-        }
-    }
-
-    /// The client is gone: whatever it was doing is stopped, and the connection is reset or closed.
-    async fn abandon(&mut self) {
-        self.charge_bytes(0);
-        let Some(mut leased) = self.lease.take() else { return };
-        self.established.registration.handle.disowns().await;
-        if self.session.is_at_rest() && self.passing.remaining == 0 && leased.upstream.inbound.is_empty() {
-            if leased.upstream.reset(RESET_LIMIT).await.is_ok() {
-                self.established.route.pool.give_back(leased);
-            }
-            return;
-        }
-        if self.session.is_waiting_for_server() {
-            // The server would only notice at its next write. The slot is held until it has been told.
-            if let Err(error) = leased.upstream.target.cancel().await {
-                tracing::debug!(%error, "the query of a lost client could not be cancelled");
-            }
-        }
-        drop(leased); // closing the connection rolls back
-        drop(self.permit.take());
     }
 }
 

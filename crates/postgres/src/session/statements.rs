@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::{Bytes, BytesMut};
 
 use super::pipeline::{Owed, Pipeline};
-use super::write_close;
+use super::prepared::write_close;
 use crate::sql::Effect;
 
 /// Statements kept prepared on one server connection; the least recently used goes first.
