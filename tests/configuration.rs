@@ -374,7 +374,7 @@ const MISTAKES: &[Wrong] = &[
         "cofferdam.yaml:",
         &["fewer than 16 characters"],
     ),
-    wrong(Main, "postgres:\n", "postgres:\n  require_tls: true\n", "cofferdam.yaml:", &["`true` without `tls`"]),
+    wrong(Main, "postgres:\n", "postgres:\n  auth: cert\n", "cofferdam.yaml:", &["`cert` with TLS mode `disable`"]),
     wrong(
         Main,
         "postgres:\n",

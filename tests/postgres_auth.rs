@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use cofferdam_testkit::postgres::{ClusterOptions, connect};
+use cofferdam_testkit::postgres::{Cluster, ClusterOptions, connect};
 use cofferdam_testkit::tools::{postgres_tool, run};
 use cofferdam_tests::{POOL_LOGIN, Site, SiteOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,7 +61,7 @@ async fn psql_connects_with_tls_to_a_gateway_that_uses_tls_to_its_server() {
     let path = |name: &str| pem.path().join(name).display().to_string();
     let options = |mode: &str| SiteOptions {
         postgres: format!(
-            "  tls: {{ certificate: '{}', key: '{}' }}\n  require_tls: true\n",
+            "  tls: {{ mode: require, certificate: '{}', key: '{}' }}\n",
             path("cert.pem"),
             path("key.pem")
         ),
@@ -109,7 +110,7 @@ async fn answer(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     let mut out = Vec::new();
-    let _ = tokio::time::timeout(std::time::Duration::from_millis(800), stream.read_to_end(&mut out)).await;
+    let _ = tokio::time::timeout(Duration::from_millis(800), stream.read_to_end(&mut out)).await;
     out
 }
 
@@ -210,4 +211,290 @@ async fn a_tenant_has_no_more_clients_than_its_plan_allows() {
 async fn select_bolt(site: &Site) {
     let client = site.connect("bolt").await;
     client.simple_query("SELECT 1").await.unwrap();
+}
+
+/// A site whose configuration is changed before anybody logs in.
+async fn site_with(change: impl Fn(&str) -> String, options: SiteOptions, tenant: &str) -> Site {
+    let site = Site::start_with(options.clone()).await;
+    site.directory.main(&change(&cofferdam_tests::main_file(site.cluster.port(), &options))).unwrap();
+    for slug in cofferdam_tests::TENANTS {
+        let file = cofferdam_tests::tenant_file(slug, tenant);
+        // The tenants' own logins have no password any more: it comes from somewhere else.
+        site.directory.tenant(slug, &file.replace(&format!(", password: {slug}-secret"), "")).unwrap();
+    }
+    site.gateway.reload().await.unwrap();
+    site
+}
+
+async fn stored(cluster: &Cluster, role: &str) -> String {
+    let admin = cluster.admin("postgres").await.unwrap();
+    let row = admin.query_one("SELECT rolpassword FROM pg_authid WHERE rolname = $1", &[&role]).await.unwrap();
+    row.get(0)
+}
+
+async fn whoami(port: u16, user: &str, password: &str, database: &str) -> Result<String, String> {
+    let client = connect(port, user, password, database).await.map_err(|e| format!("{e:?}"))?;
+    let row = client.query_one("SELECT current_user::text", &[]).await.map_err(|e| format!("{e:?}"))?;
+    Ok(row.get(0))
+}
+
+/// Rule 17: what PostgreSQL stores is enough to check a client, and what the client proves is enough for the server.
+#[tokio::test]
+async fn a_user_list_with_what_postgresql_stores_opens_the_gateway_and_the_server() {
+    for auth in ["scram-sha-256", "md5"] {
+        let server = ClusterOptions { auth, ..ClusterOptions::default() };
+        let site = Site::start_with(SiteOptions { server: server.clone(), ..SiteOptions::default() }).await;
+        let mut list = String::from("; passwords by role\n");
+        for slug in cofferdam_tests::TENANTS {
+            let role = format!("{slug}_role");
+            list += &format!("\"{role}\" \"{}\"\n", stored(&site.cluster, &role).await);
+        }
+        assert!(list.contains(if auth == "md5" { "\"md5" } else { "\"SCRAM-SHA-256$" }), "{list}");
+        let directory = site.directory.path().parent().unwrap().to_owned();
+        std::fs::write(directory.join("users.txt"), &list).unwrap();
+        let options = SiteOptions { postgres: "  user_list: users.txt\n".into(), ..SiteOptions::default() };
+        site.directory.main(&cofferdam_tests::main_file(site.cluster.port(), &options)).unwrap();
+        for slug in cofferdam_tests::TENANTS {
+            let file = cofferdam_tests::tenant_file(slug, "");
+            site.directory.tenant(slug, &file.replace(&format!(", password: {slug}-secret"), "")).unwrap();
+        }
+        site.gateway.reload().await.unwrap();
+        let port = site.address().port();
+        assert_eq!(whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap(), "acme_role", "{auth}");
+        assert_eq!(whoami(port, "bolt_role", "bolt-secret", "bolt_db").await.unwrap(), "bolt_role", "{auth}");
+        for (user, password, database) in
+            [("acme_role", "wrong", "acme_db"), ("acme_role", "acme-secret", "bolt_db"), ("acme_role", "", "acme_db")]
+        {
+            let error = whoami(port, user, password, database).await.unwrap_err();
+            assert!(error.contains("28P01") || error.contains("password"), "{error}");
+        }
+        // Another password at the server: the old proof does not open it, and it is not tried for ever.
+        let admin = site.cluster.admin("postgres").await.unwrap();
+        admin.batch_execute("ALTER ROLE acme_role PASSWORD 'another'").await.unwrap();
+        admin
+            .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'acme_role'")
+            .await
+            .unwrap();
+        let error = whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap_err();
+        assert!(error.contains("28P01") || error.contains("cannot prove the password"), "{auth}: {error}");
+        let changed = list.replace(
+            list.lines().find(|l| l.contains("acme_role")).unwrap(),
+            &format!("\"acme_role\" \"{}\"", stored(&site.cluster, "acme_role").await),
+        );
+        std::fs::write(directory.join("users.txt"), changed).unwrap();
+        site.gateway.reload().await.unwrap();
+        assert_eq!(whoami(port, "acme_role", "another", "acme_db").await.unwrap(), "acme_role", "{auth}");
+    }
+}
+
+/// Rule 19.
+#[tokio::test]
+async fn passwords_are_asked_of_the_server_and_an_expired_one_opens_nothing() {
+    let cluster = "    service: { role: postgres, password: super-secret }\n    auth_query: {}\n".to_owned();
+    let site = site_with(str::to_owned, SiteOptions { cluster, ..SiteOptions::default() }, "").await;
+    let port = site.address().port();
+    assert_eq!(whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap(), "acme_role");
+    for (user, password) in [("acme_role", "wrong"), ("bolt_role", "bolt-secret"), ("postgres", "super-secret")] {
+        assert!(whoami(port, user, password, "acme_db").await.unwrap_err().contains("28P01"));
+    }
+    // A wrong password has the server asked again, so a new one is known at the second try.
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    admin.batch_execute("ALTER ROLE acme_role PASSWORD 'another'").await.unwrap();
+    let _ = whoami(port, "acme_role", "another", "acme_db").await;
+    assert_eq!(whoami(port, "acme_role", "another", "acme_db").await.unwrap(), "acme_role");
+    admin.batch_execute("ALTER ROLE acme_role VALID UNTIL '2001-01-01'").await.unwrap();
+    let _ = whoami(port, "acme_role", "wrong", "acme_db").await;
+    assert!(whoami(port, "acme_role", "another", "acme_db").await.unwrap_err().contains("28P01"));
+    // What a client asks for at login is never in force where passwords are asked for.
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(port).user("bolt_role").password("bolt-secret").dbname("bolt_db");
+    config.options("-c search_path=evil");
+    assert!(config.connect(tokio_postgres::NoTls).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_pools_login_becomes_the_tenants_own_role_at_the_server() {
+    let site = Site::start().await;
+    for slug in cofferdam_tests::TENANTS {
+        let more = format!(
+            "server_login: {{ role: {slug}_role, password: {slug}-secret }}\nusers: [{{ role: reports, password: reports-secret }}]\n"
+        );
+        // The pool's password opens no database at the server itself.
+        let admin = site.cluster.admin(&format!("{slug}_db")).await.unwrap();
+        admin
+            .batch_execute(&format!(
+                "REVOKE CONNECT ON DATABASE {slug}_db FROM public; ALTER DATABASE {slug}_db OWNER TO {slug}_role"
+            ))
+            .await
+            .unwrap();
+        let file = cofferdam_tests::tenant_file(slug, &more);
+        site.directory.tenant(slug, &file).unwrap();
+    }
+    site.cluster.create_role("reports", "reports-secret").await.unwrap();
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    admin.batch_execute("GRANT CONNECT ON DATABASE acme_db TO reports").await.unwrap();
+    site.gateway.reload().await.unwrap();
+    let port = site.address().port();
+    for slug in cofferdam_tests::TENANTS {
+        let (role, database) = (format!("{slug}_role"), format!("{slug}_db"));
+        assert_eq!(whoami(port, POOL_LOGIN.0, POOL_LOGIN.1, &database).await.unwrap(), role);
+        assert!(site.cluster.connect(POOL_LOGIN.0, POOL_LOGIN.1, &database).await.is_err());
+    }
+    // A user is itself, and has what it was given.
+    assert_eq!(whoami(port, "reports", "reports-secret", "acme_db").await.unwrap(), "reports");
+    assert!(whoami(port, "reports", "reports-secret", "bolt_db").await.unwrap_err().contains("42501"));
+}
+
+/// Rule 18: libpq binds its proof to our certificate, and we bind ours to the server's.
+#[tokio::test]
+async fn passwords_are_bound_to_the_channel_on_both_sides() {
+    let (certificate, key) = certificate();
+    let pem = files(&certificate, &key);
+    let path = |name: &str| pem.path().join(name).display().to_string();
+    let site = Site::start_with(SiteOptions {
+        postgres: format!("  tls: {{ certificate: '{}', key: '{}' }}\n", path("cert.pem"), path("key.pem")),
+        cluster: format!("    tls: verify-ca\n    tls_ca: '{}'\n", path("cert.pem")),
+        server: ClusterOptions {
+            tls: Some((certificate.clone(), key.clone())),
+            settings: vec!["log_min_messages = debug2".into()],
+            ..ClusterOptions::default()
+        },
+        ..SiteOptions::default()
+    })
+    .await;
+    let mut psql = postgres_tool("psql", &site.target("acme")).unwrap();
+    psql.env("PGSSLMODE", "require").env("PGCHANNELBINDING", "require");
+    let out = run(psql.args(["-XAtc", "SELECT 'bound'"])).await.unwrap();
+    assert_eq!(out.stdout, "bound\n", "{out:?}");
+    let mut psql = postgres_tool("psql", &site.target("acme")).unwrap();
+    psql.env("PGSSLMODE", "disable").env("PGCHANNELBINDING", "require");
+    assert!(run(psql.args(["-XAtc", "SELECT 1"])).await.unwrap().stderr.contains("channel binding"));
+}
+
+#[tokio::test]
+async fn clients_prove_themselves_by_certificate_and_only_as_whom_it_names() {
+    let authority = rcgen::KeyPair::generate().unwrap();
+    let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let root = parameters.self_signed(&authority).unwrap();
+    let issuer = rcgen::Issuer::new(parameters, authority);
+    let issue = |name: &str| {
+        let mut parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
+        let key = rcgen::KeyPair::generate().unwrap();
+        (parameters.signed_by(&key, &issuer).unwrap().pem(), key.serialize_pem())
+    };
+    let (server, server_key) = certificate();
+    let pem = files(&server, &server_key);
+    let path = |name: &str| pem.path().join(name).display().to_string();
+    std::fs::write(path("ca.pem"), root.pem()).unwrap();
+    let write_identity = |name: &str, (certificate, key): (String, String)| {
+        std::fs::write(path(&format!("{name}.pem")), certificate).unwrap();
+        std::fs::write(path(&format!("{name}.key")), key).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(path(&format!("{name}.key")), mode).unwrap();
+    };
+    write_identity("acme_role", issue("acme_role"));
+    write_identity("stranger", certificate());
+    let tls = |mode: &str| {
+        format!(
+            "  tls: {{ mode: {mode}, certificate: '{}', key: '{}', client_ca: '{}' }}\n",
+            path("cert.pem"),
+            path("key.pem"),
+            path("ca.pem")
+        )
+    };
+    let psql = async |site: &Site, role: &str, identity: Option<&str>| {
+        let mut target = site.target("acme");
+        (target.user, target.password) = (role.into(), format!("{}-secret", role.trim_end_matches("_role")));
+        let mut psql = postgres_tool("psql", &target).unwrap();
+        psql.env("PGSSLMODE", "require");
+        if let Some(name) = identity {
+            psql.env("PGSSLCERT", path(&format!("{name}.pem"))).env("PGSSLKEY", path(&format!("{name}.key")));
+        }
+        let out = run(psql.args(["-XAtc", "SELECT current_user"])).await.unwrap();
+        out.stdout + &out.stderr
+    };
+    let options = |mode: &str, auth: &str| SiteOptions { postgres: tls(mode) + auth, ..SiteOptions::default() };
+    // By certificate alone.
+    let site = Site::start_with(options("verify-full", "  auth: cert\n")).await;
+    assert_eq!(psql(&site, "acme_role", Some("acme_role")).await, "acme_role\n");
+    assert!(psql(&site, "odoo", Some("acme_role")).await.contains("not for user \"odoo\""));
+    assert!(psql(&site, "acme_role", None).await.contains("requires a valid client certificate"));
+    let stranger = psql(&site, "acme_role", Some("stranger")).await;
+    assert!(!stranger.contains("acme_role\n") && !stranger.is_empty(), "{stranger}");
+    // By certificate and password.
+    let site = Site::start_with(options("verify-ca", "")).await;
+    assert_eq!(psql(&site, "acme_role", Some("acme_role")).await, "acme_role\n");
+    assert!(psql(&site, "bolt_role", Some("acme_role")).await.contains("password authentication failed"));
+    assert!(psql(&site, "acme_role", None).await.contains("requires a valid client certificate"));
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_used_as_soon_as_its_files_change() {
+    let (first, first_key) = certificate();
+    let pem = files(&first, &first_key);
+    let path = |name: &str| pem.path().join(name).display().to_string();
+    let options = SiteOptions {
+        postgres: format!("  tls: {{ certificate: '{}', key: '{}' }}\n", path("cert.pem"), path("key.pem")),
+        ..SiteOptions::default()
+    };
+    let site = Site::start_with(options).await;
+    let gateway = cofferdam::Gateway::builder().config_file(site.directory.path()).watch(true).start().await.unwrap();
+    let mut target = site.target("acme");
+    target.port = gateway.postgres_addresses()[0].port();
+    let verified = async |authority: &str| {
+        let mut psql = postgres_tool("psql", &target).unwrap();
+        psql.env("PGSSLMODE", "verify-full").env("PGSSLROOTCERT", authority).env("PGHOST", "localhost");
+        run(psql.args(["-XAtc", "SELECT 1"])).await.unwrap().stdout == "1\n"
+    };
+    std::fs::write(path("first.pem"), &first).unwrap();
+    assert!(verified(&path("first.pem")).await);
+    let (second, second_key) = certificate();
+    std::fs::write(path("second.pem"), &second).unwrap();
+    // Half of it changes nothing.
+    std::fs::write(path("cert.pem"), &second).unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(verified(&path("first.pem")).await);
+    std::fs::write(path("key.pem"), &second_key).unwrap();
+    cofferdam_tests::eventually(async || verified(&path("second.pem")).await).await;
+}
+
+/// Rule 20: guessing is slow, and nobody who knows the password pays for it.
+#[tokio::test]
+async fn wrong_passwords_are_answered_late_and_the_right_one_at_once() {
+    let postgres = "  max_unauthenticated_per_address: 4\n".to_owned();
+    let site = Site::start_with(SiteOptions { postgres, ..SiteOptions::default() }).await;
+    let port = site.address().port();
+    let begun = Instant::now();
+    for _ in 0..3 {
+        connect(port, POOL_LOGIN.0, "wrong", "acme_db").await.unwrap_err();
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(250 + 500 + 1000));
+    // Two guesses are being answered late; the right password is not.
+    let guesses: Vec<_> = (0..2)
+        .map(|_| tokio::spawn(async move { connect(port, POOL_LOGIN.0, "wrong", "acme_db").await.is_err() }))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    select_one(&site).await;
+    assert!(guesses.iter().all(|guess| !guess.is_finished()));
+    // More than there are places for an address are turned away.
+    let more: Vec<_> = (0..6).map(|_| tokio::spawn(connect(port, "nobody", "wrong", "acme_db"))).collect();
+    let mut turned_away = 0;
+    for guess in more {
+        turned_away += usize::from(format!("{:?}", guess.await.unwrap().unwrap_err()).contains("per_address"));
+    }
+    assert!(turned_away >= 2, "{turned_away}");
+}
+
+#[tokio::test]
+async fn a_tenant_that_logs_in_too_often_waits_for_its_turn_and_nobody_else_does() {
+    let site = Site::start_with(SiteOptions { plan: "    login_rate: 5\n".into(), ..SiteOptions::default() }).await;
+    let port = site.address().port();
+    let begun = Instant::now();
+    for _ in 0..8 {
+        connect(port, POOL_LOGIN.0, POOL_LOGIN.1, "acme_db").await.unwrap();
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(500));
+    select_bolt(&site).await;
 }

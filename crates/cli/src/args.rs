@@ -54,7 +54,7 @@ pub(crate) enum Command {
 /// Run the gateway until SIGTERM or Ctrl-C.
 ///
 /// SIGHUP, a changed file and `POST /api/v1/reload` read the configuration again; a configuration with errors changes
-/// nothing. SIGTERM drains: no new connections, everything in flight finishes, exit code 0. A second signal ends at once.
+/// nothing. SIGUSR2, with `--handover`, starts a successor that takes over the listening sockets. SIGTERM drains: no new connections, everything in flight finishes, exit code 0. A second signal ends at once.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// The main configuration file.
@@ -72,6 +72,9 @@ pub(crate) struct ServeArgs {
     /// Do not reload by itself when a configuration file changes.
     #[arg(long)]
     pub(crate) no_watch: bool,
+    /// A Unix socket for restarts without loss: the listening sockets are taken from the gateway that offers them there, and offered to the next.
+    #[arg(long, env = "COFFERDAM_HANDOVER", value_name = "PATH")]
+    pub(crate) handover: Option<PathBuf>,
 }
 
 /// Check a configuration as a whole and print every error in it.

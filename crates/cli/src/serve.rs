@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
+use cofferdam::handover::{self, Predecessor, Sockets};
 use cofferdam::{Gateway, Runtimes, StartError};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -27,7 +29,10 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let started = Gateway::builder().config_file(&args.config).runtimes(runtimes).watch(!args.no_watch).start().await;
+    let mut replace = signal(SignalKind::user_defined2())?;
+    let (predecessor, sockets) = inherit(args)?;
+    let builder = Gateway::builder().config_file(&args.config).runtimes(runtimes).watch(!args.no_watch);
+    let started = builder.inherit(sockets).start().await;
     let gateway = match started {
         Ok(gateway) => gateway,
         Err(StartError::Config(faults)) => {
@@ -46,8 +51,35 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         tracing::info!(plane = "admin", %address, "listening");
     }
     tracing::info!(tenants = gateway.catalog().tenants().len(), "ready");
+    tell_service_manager(&[NotifyState::MainPid(std::process::id()), NotifyState::Ready]);
+    if let Some(predecessor) = predecessor {
+        // It may have a lot to do; nothing here waits for it.
+        tokio::task::spawn_blocking(move || match predecessor.dismiss() {
+            Ok(()) => tracing::info!("the predecessor drains"),
+            Err(error) => tracing::warn!(%error, "the predecessor cannot be dismissed"),
+        });
+    }
+    let offered = args.handover.clone().map(|path| {
+        let gateway = gateway.clone();
+        tokio::spawn(async move {
+            if let Err(error) = handover::offer(&path, &gateway).await {
+                let path = path.display();
+                tracing::error!(%path, %error, "the listening sockets cannot be offered to a successor");
+                // Not the end: everything else works.
+                std::future::pending::<()>().await;
+            }
+        })
+    });
+    let mut taken_over = std::pin::pin!(async {
+        match offered {
+            Some(offered) => drop(offered.await),
+            None => std::future::pending().await,
+        }
+    });
     loop {
         tokio::select! {
+            () = &mut taken_over => break,
+            _ = replace.recv() => start_successor(args),
             _ = hangup.recv() => {
                 tracing::info!("SIGHUP: reading the configuration again");
                 let _ = gateway.reload().await; // the library logs what happened
@@ -56,6 +88,7 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             _ = interrupt.recv() => break,
         }
     }
+    tell_service_manager(&[NotifyState::Stopping]);
     tracing::info!("draining: no new connections, what is in flight finishes");
     gateway.drain();
     let complete = tokio::select! {
@@ -69,6 +102,47 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     } else {
         tracing::warn!("stopped before everything in flight had finished");
         Ok(ExitCode::from(exit::INCOMPLETE))
+    }
+}
+
+/// Sockets that are open already: a predecessor's, or a service manager's.
+fn inherit(args: &ServeArgs) -> anyhow::Result<(Option<Predecessor>, Sockets)> {
+    if let Some(path) = &args.handover {
+        let taken = Predecessor::take(path).with_context(|| format!("cannot take over from {}", path.display()))?;
+        if let Some((predecessor, sockets)) = taken {
+            tracing::info!(path = %path.display(), "taking over from the gateway that runs");
+            return Ok((Some(predecessor), sockets));
+        }
+    }
+    Ok((None, Sockets::from_service_manager().context("the sockets of the service manager cannot be used")?))
+}
+
+/// Starts this program again, as it is installed now; it takes over when it serves.
+fn start_successor(args: &ServeArgs) {
+    if args.handover.is_none() {
+        tracing::warn!("SIGUSR2: nothing to hand over with; start with --handover PATH");
+        return;
+    }
+    let mut arguments = std::env::args_os();
+    let Some(program) = arguments.next() else { return };
+    match std::process::Command::new(program).args(arguments).spawn() {
+        Ok(mut child) => {
+            tracing::info!(pid = child.id(), "SIGUSR2: a successor starts");
+            // Reaped when it ends before this process does.
+            std::thread::spawn(move || {
+                if let Ok(status) = child.wait() {
+                    tracing::warn!(%status, "the successor has ended");
+                }
+            });
+        }
+        Err(error) => tracing::error!(%error, "SIGUSR2: a successor cannot be started"),
+    }
+}
+
+/// Does nothing without a service manager that wants to know.
+fn tell_service_manager(what: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(what) {
+        tracing::debug!(%error, "the service manager cannot be told");
     }
 }
 

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::console::Console;
-use crate::files::{SystemSecrets, load_sources};
+use crate::files::{Remembered, SystemSecrets, load_sources};
 use crate::gateway::{Gateway, Inner, Origin};
+use crate::handover::Sockets;
 use crate::listeners::Listening;
 use crate::{coupling, quotas, view, watch};
 
@@ -68,6 +69,7 @@ pub struct Builder {
     http_listeners: Vec<TcpListener>,
     postgres_listeners: Vec<TcpListener>,
     admin_listener: Option<TcpListener>,
+    inherited: Sockets,
     runtimes: Runtimes,
     watch: bool,
 }
@@ -95,6 +97,13 @@ impl Builder {
     /// Serves HTTP on a socket of the caller's instead of the configured addresses.
     pub fn http_listener(mut self, listener: TcpListener) -> Self {
         self.http_listeners.push(listener);
+        self
+    }
+
+    /// Uses sockets that are open already, a predecessor's or a service manager's, for the configured addresses where
+    /// they listen. The others are bound as usual; sockets for which there is no address any more are closed.
+    pub fn inherit(mut self, sockets: Sockets) -> Self {
+        self.inherited = sockets;
         self
     }
 
@@ -133,6 +142,7 @@ impl Builder {
             (None, Origin::File(path)) => Arc::new(SystemSecrets::beside(path)),
             (None, Origin::Given(_)) => Arc::new(NoSecrets),
         };
+        let secrets = Arc::new(Remembered::new(secrets));
         let catalog = Arc::new(read_catalog(origin.clone(), Arc::clone(&secrets), None).await?);
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::since(Instant::now()));
         let http = catalog.http.is_some().then(|| HttpPlane::new(&catalog, Arc::clone(&clock))).transpose()?;
@@ -144,12 +154,17 @@ impl Builder {
             Runtimes::PerCore(n) => n.max(1),
         };
         let http_addresses = catalog.http.as_ref().map(|c| c.listen.clone()).unwrap_or_default();
-        let http_listening = listen(self.http_listeners, &http_addresses, http.is_some(), count)?;
+        let mut inherited = self.inherited;
+        let http_listening = listen(self.http_listeners, &mut inherited.http, &http_addresses, http.is_some(), count)?;
         let postgres_addresses = catalog.postgres.as_ref().map(|c| c.config.listen.clone()).unwrap_or_default();
-        let postgres_listening = listen(self.postgres_listeners, &postgres_addresses, postgres.is_some(), count)?;
+        let postgres_listening =
+            listen(self.postgres_listeners, &mut inherited.postgres, &postgres_addresses, postgres.is_some(), count)?;
         let admin = match self.admin_listener {
             Some(listener) => Some(Listening::given(listener, 1).map_err(|e| cannot_listen("the admin listener", e))?),
-            None => catalog.admin.map(|a| Listening::bind(a, 1).map_err(|e| cannot_listen(a, e))).transpose()?,
+            None => {
+                let inherit = |a| Listening::inherit(&mut inherited.admin, a, 1).map_err(|e| cannot_listen(a, e));
+                catalog.admin.map(inherit).transpose()?
+            }
         };
 
         if let Some(address) = admin.as_ref().map(|l| l.address)
@@ -169,15 +184,19 @@ impl Builder {
             inner: Arc::clone(&inner),
         };
         match self.runtimes {
-            Runtimes::Callers => serve_here(&inner, http_listening, postgres_listening)?,
-            Runtimes::PerCore(_) => serve_on_threads(&inner, count, http_listening, postgres_listening)?,
+            Runtimes::Callers => serve_here(&inner, &http_listening, &postgres_listening)?,
+            Runtimes::PerCore(_) => serve_on_threads(&inner, count, &http_listening, &postgres_listening)?,
         }
+        let all = |listening: Vec<Listening>| listening.into_iter().flat_map(Listening::into_sockets).collect();
+        *inner.sockets() = Sockets { http: all(http_listening), postgres: all(postgres_listening), admin: Vec::new() };
         if let Some(admin) = admin {
-            for socket in admin.sockets {
-                let listener =
-                    tokio::net::TcpListener::from_std(socket).map_err(|e| cannot_listen(admin.address, e))?;
+            let address = admin.address;
+            let sockets = admin.of_runtime(0, 1).map_err(StartError::Runtime)?;
+            inner.sockets().admin = admin.into_sockets();
+            for socket in sockets {
+                let listener = tokio::net::TcpListener::from_std(socket).map_err(|e| cannot_listen(address, e))?;
                 let view = Arc::new(view::View(Arc::clone(&inner)));
-                let stop = inner.stopped.clone();
+                let stop = inner.admin_stopped.clone();
                 inner.tasks.spawn(async move {
                     if let Err(error) = cofferdam_admin::serve(listener, view, stop).await {
                         tracing::error!(%error, "the admin listener has failed");
@@ -211,7 +230,7 @@ impl std::fmt::Debug for Builder {
 /// Reads and checks a configuration, away from the runtime's threads.
 pub(crate) async fn read_catalog(
     origin: Origin,
-    secrets: Arc<dyn Secrets + Send + Sync>,
+    secrets: Arc<Remembered>,
     previous: Option<Arc<Catalog>>,
 ) -> Result<Catalog, Diagnostics> {
     let work = move || {
@@ -229,6 +248,7 @@ pub(crate) async fn read_catalog(
 
 fn listen(
     given: Vec<TcpListener>,
+    inherited: &mut Vec<TcpListener>,
     configured: &[SocketAddr],
     wanted: bool,
     runtimes: usize,
@@ -237,7 +257,8 @@ fn listen(
         return Ok(Vec::new());
     }
     if given.is_empty() {
-        return configured.iter().map(|a| Listening::bind(*a, runtimes).map_err(|e| cannot_listen(a, e))).collect();
+        let mut inherit = |a: &SocketAddr| Listening::inherit(inherited, *a, runtimes).map_err(|e| cannot_listen(a, e));
+        return configured.iter().map(&mut inherit).collect();
     }
     given.into_iter().map(|l| Listening::given(l, runtimes).map_err(|e| cannot_listen("a given socket", e))).collect()
 }
@@ -246,9 +267,17 @@ fn cannot_listen(address: impl ToString, error: io::Error) -> StartError {
     StartError::Listen { address: address.to_string(), error }
 }
 
-fn serve_here(inner: &Arc<Inner>, http: Vec<Listening>, postgres: Vec<Listening>) -> Result<(), StartError> {
-    let sockets = |l: Vec<Listening>| l.into_iter().flat_map(|l| l.sockets).collect::<Vec<_>>();
-    serve(inner, &inner.tasks, sockets(http), sockets(postgres)).map_err(StartError::Runtime)
+/// What one of several runtimes serves.
+fn share(listening: &[Listening], number: usize, runtimes: usize) -> Result<Vec<TcpListener>, StartError> {
+    let mut all = Vec::new();
+    for listening in listening {
+        all.extend(listening.of_runtime(number, runtimes).map_err(StartError::Runtime)?);
+    }
+    Ok(all)
+}
+
+fn serve_here(inner: &Arc<Inner>, http: &[Listening], postgres: &[Listening]) -> Result<(), StartError> {
+    serve(inner, &inner.tasks, share(http, 0, 1)?, share(postgres, 0, 1)?).map_err(StartError::Runtime)
 }
 
 fn serve(inner: &Inner, tasks: &TaskTracker, http: Vec<TcpListener>, postgres: Vec<TcpListener>) -> io::Result<()> {
@@ -275,12 +304,11 @@ async fn logged(plane: &'static str, serving: impl Future<Output = io::Result<()
 fn serve_on_threads(
     inner: &Arc<Inner>,
     count: usize,
-    mut http: Vec<Listening>,
-    mut postgres: Vec<Listening>,
+    http: &[Listening],
+    postgres: &[Listening],
 ) -> Result<(), StartError> {
     for n in 0..count {
-        let take = |listening: &mut Vec<Listening>| listening.iter_mut().filter_map(|l| l.sockets.pop()).collect();
-        let (http, postgres): (Vec<_>, Vec<_>) = (take(&mut http), take(&mut postgres));
+        let (http, postgres) = (share(http, n, count)?, share(postgres, n, count)?);
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
         let (worker, stopped): (Arc<Inner>, CancellationToken) = (Arc::clone(inner), inner.stopped.clone());

@@ -1,7 +1,9 @@
 //! Configuration from files: `cofferdam.yaml` and the directory of tenants beside it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, Secrets, Source, SourceSet};
 
@@ -65,6 +67,46 @@ fn unreadable(path: &Path, error: &io::Error, expected: &str) -> Diagnostic {
     Diagnostic::file_level(path, format!("{error}"), expected)
 }
 
+/// Somebody else's secrets, and which files they were in.
+pub(crate) struct Remembered {
+    secrets: Arc<dyn Secrets + Send + Sync>,
+    files: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Remembered {
+    pub(crate) fn new(secrets: Arc<dyn Secrets + Send + Sync>) -> Self {
+        Self { secrets, files: Mutex::default() }
+    }
+
+    /// Whether something was read from here.
+    pub(crate) fn has_read(&self, path: &Path) -> bool {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).contains(path)
+    }
+
+    /// Where something was read from.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.iter().filter_map(|file| file.parent()).map(Path::to_owned).collect()
+    }
+}
+
+impl Secrets for Remembered {
+    fn file(&self, path: &Path) -> io::Result<String> {
+        let read = self.secrets.file(path);
+        // One that cannot be read now may be there the next time.
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(self.secrets.locate(path));
+        read
+    }
+
+    fn env(&self, name: &str) -> Option<String> {
+        self.secrets.env(name)
+    }
+
+    fn locate(&self, path: &Path) -> PathBuf {
+        self.secrets.locate(path)
+    }
+}
+
 /// Secrets from files and environment variables; relative paths count from the configuration's directory.
 #[derive(Debug, Clone)]
 pub struct SystemSecrets {
@@ -86,5 +128,9 @@ impl Secrets for SystemSecrets {
 
     fn env(&self, name: &str) -> Option<String> {
         std::env::var(name).ok()
+    }
+
+    fn locate(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
     }
 }

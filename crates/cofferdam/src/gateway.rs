@@ -3,17 +3,19 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cofferdam_http::{HttpError, HttpPlane};
 use cofferdam_postgres::{PostgresError, PostgresPlane};
-use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, Secret, Secrets, SourceSet};
+use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, Secret, SourceSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::builder::{Builder, read_catalog};
+use crate::files::Remembered;
+use crate::handover::Sockets;
 
 /// Time for transactions to end when HTTP has used up the drain's own.
 const POSTGRES_GRACE: Duration = Duration::from_secs(2);
@@ -38,13 +40,17 @@ pub struct Gateway {
 
 pub(crate) struct Inner {
     pub(crate) origin: Mutex<Origin>,
-    secrets: Arc<dyn Secrets + Send + Sync>,
+    pub(crate) secrets: Arc<Remembered>,
     pub(crate) first_admin_token: Option<Secret>,
     pub(crate) catalog: ArcSwap<Catalog>,
     pub(crate) http: Option<Arc<HttpPlane>>,
     pub(crate) postgres: Option<Arc<PostgresPlane>>,
     pub(crate) draining: CancellationToken,
     pub(crate) stopped: CancellationToken,
+    /// The admin surface goes with everything else, or as soon as a successor has one.
+    pub(crate) admin_stopped: CancellationToken,
+    /// What is listened on; none once the gateway drains.
+    sockets: Mutex<Sockets>,
     pub(crate) tasks: TaskTracker,
     pub(crate) generation: AtomicU64,
     pub(crate) failed_reloads: AtomicU64,
@@ -133,6 +139,18 @@ impl Gateway {
         self.inner.reload(Some(sources)).await
     }
 
+    /// More handles for the sockets that are listened on, for a successor; `None` when the gateway drains.
+    pub fn sockets(&self) -> std::io::Result<Option<Sockets>> {
+        let sockets = self.inner.sockets();
+        if self.inner.draining.is_cancelled() { Ok(None) } else { sockets.try_clone().map(Some) }
+    }
+
+    /// A successor serves on the same sockets: the admin surface is its, and this gateway drains.
+    pub(crate) fn hand_over(&self) {
+        self.inner.admin_stopped.cancel();
+        self.drain();
+    }
+
     /// Stops accepting. Requests, transactions and what is in flight finish; idle connections are closed.
     ///
     /// With both planes, the PostgreSQL plane goes on until [`wait`](Self::wait) has seen the last HTTP request end:
@@ -155,6 +173,7 @@ impl Gateway {
             complete &= plane.drained(limit.saturating_sub(begun.elapsed()).max(POSTGRES_GRACE)).await;
         }
         self.inner.stopped.cancel();
+        self.inner.admin_stopped.cancel();
         self.inner.tasks.close();
         let _ = tokio::time::timeout(ADMIN_GRACE, self.inner.tasks.wait()).await;
         DrainReport { complete }
@@ -164,7 +183,7 @@ impl Gateway {
 impl Inner {
     pub(crate) fn new(
         origin: Origin,
-        secrets: Arc<dyn Secrets + Send + Sync>,
+        secrets: Arc<Remembered>,
         catalog: Arc<Catalog>,
         http: Option<Arc<HttpPlane>>,
         postgres: Option<Arc<PostgresPlane>>,
@@ -178,6 +197,8 @@ impl Inner {
             postgres,
             draining: CancellationToken::new(),
             stopped: CancellationToken::new(),
+            admin_stopped: CancellationToken::new(),
+            sockets: Mutex::default(),
             tasks: TaskTracker::new(),
             generation: AtomicU64::new(1),
             failed_reloads: AtomicU64::new(0),
@@ -186,8 +207,14 @@ impl Inner {
         }
     }
 
+    pub(crate) fn sockets(&self) -> MutexGuard<'_, Sockets> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn drain(&self) {
         self.draining.cancel();
+        // Nobody shall wait at a socket that is not served.
+        *self.sockets() = Sockets::default();
         match (&self.http, &self.postgres) {
             (Some(http), _) => http.drain(),
             (None, Some(postgres)) => postgres.drain(),

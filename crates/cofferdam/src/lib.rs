@@ -28,6 +28,7 @@ mod console;
 mod coupling;
 mod files;
 mod gateway;
+pub mod handover;
 mod listeners;
 mod quotas;
 mod view;

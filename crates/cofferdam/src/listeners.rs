@@ -8,11 +8,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 4096;
 
-/// One listening address with one socket per runtime.
+/// One listening address with at least one socket per runtime.
 #[derive(Debug)]
 pub(crate) struct Listening {
     pub(crate) address: SocketAddr,
-    pub(crate) sockets: Vec<TcpListener>,
+    sockets: Vec<TcpListener>,
 }
 
 impl Listening {
@@ -34,14 +34,44 @@ impl Listening {
 
     /// A socket that the caller has bound; runtimes share it.
     pub(crate) fn given(listener: TcpListener, runtimes: usize) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let mut sockets = Vec::new();
-        for _ in 1..runtimes {
-            sockets.push(listener.try_clone()?);
+        Self::all_of(address, vec![listener], runtimes)
+    }
+
+    /// Sockets of one address. All of them are served: connections wait at each.
+    fn all_of(address: SocketAddr, mut sockets: Vec<TcpListener>, runtimes: usize) -> io::Result<Self> {
+        for socket in &sockets {
+            socket.set_nonblocking(true)?;
         }
-        sockets.push(listener);
+        let count = sockets.len();
+        for n in count..runtimes {
+            sockets.push(sockets[n % count].try_clone()?);
+        }
         Ok(Self { address, sockets })
+    }
+
+    /// Those of the inherited sockets that listen at an address, or on a port of its host when it has none; bound anew
+    /// when there is none.
+    pub(crate) fn inherit(inherited: &mut Vec<TcpListener>, address: SocketAddr, runtimes: usize) -> io::Result<Self> {
+        let fits = |found: SocketAddr| match address.port() {
+            0 => found.ip() == address.ip(),
+            _ => found == address,
+        };
+        let first = inherited.iter().find_map(|socket| socket.local_addr().ok().filter(|found| fits(*found)));
+        let Some(address) = first else { return Self::bind(address, runtimes) };
+        let is_here = |socket: &mut TcpListener| socket.local_addr().is_ok_and(|found| found == address);
+        let sockets: Vec<_> = inherited.extract_if(.., is_here).collect();
+        Self::all_of(address, sockets, runtimes)
+    }
+
+    /// The sockets that the runtime with this number serves.
+    pub(crate) fn of_runtime(&self, number: usize, runtimes: usize) -> io::Result<Vec<TcpListener>> {
+        let mine = self.sockets.iter().enumerate().filter(|(n, _)| n % runtimes == number);
+        mine.map(|(_, socket)| socket.try_clone()).collect()
+    }
+
+    pub(crate) fn into_sockets(self) -> Vec<TcpListener> {
+        self.sockets
     }
 }
 

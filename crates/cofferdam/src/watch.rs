@@ -14,16 +14,19 @@ const DEBOUNCE: Duration = Duration::from_millis(250);
 /// A stream of changes without a quiet moment is read at least this often.
 const AT_LEAST: Duration = Duration::from_secs(2);
 
-/// Watches the main file's directory and the directory of tenants until the gateway drains.
+/// Watches the directories of the main file, of the tenants and of every file that they point at, until the gateway
+/// drains.
 pub(crate) fn start(inner: &Arc<Inner>) {
     let main = match &*inner.origin.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Origin::File(path) => path.clone(),
         Origin::Given(_) => return,
     };
     let (changed, mut changes) = mpsc::channel::<()>(1);
+    let secrets = Arc::clone(&inner.secrets);
     let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
         // Reading a file is an event too, and the directory may hold other things than configuration.
-        if event.is_ok_and(|e| !e.kind.is_access() && e.paths.iter().any(|p| is_configuration(p))) {
+        let matters = |path: &PathBuf| is_configuration(path) || secrets.has_read(path);
+        if event.is_ok_and(|e| !e.kind.is_access() && e.paths.iter().any(matters)) {
             let _ = changed.try_send(());
         }
     });
@@ -65,7 +68,12 @@ fn is_configuration(path: &Path) -> bool {
 fn directories(inner: &Inner, main: &Path) -> Vec<PathBuf> {
     let base = main.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
     let tenants = base.join(&inner.catalog.load().tenants_directory);
-    if tenants == base { vec![base] } else { vec![base, tenants] }
+    // Certificates, keys and passwords are as much a part of the configuration, wherever they are.
+    let mut all = vec![base, tenants];
+    all.extend(inner.secrets.directories());
+    all.sort();
+    all.dedup();
+    all
 }
 
 fn follow(watcher: &mut impl Watcher, watched: &mut Vec<PathBuf>, wanted: Vec<PathBuf>) {

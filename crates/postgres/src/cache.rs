@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use cofferdam_tenant::{Cluster, Login, TenantId};
-use rustls::ClientConfig;
+use cofferdam_tenant::{Cluster, Login, Password, Secret, TenantId};
 use tokio::sync::{Notify, Semaphore};
 
+use crate::auth::Verifiers;
 use crate::listener::Listeners;
+use crate::servers::{Servers, Wanted, random_fraction};
 use crate::session::StatementRegistry;
 use crate::stream::put_away;
-use crate::tls::{TlsError, client_config};
-use crate::upstream::{Upstream, UpstreamError, connect};
+use crate::tls::TlsError;
+use crate::upstream::{Upstream, UpstreamError};
 
 /// Connections being opened at once per cluster: PostgreSQL forks for each, and a thundering herd helps nobody.
 const CONNECTING: usize = 8;
@@ -32,13 +33,19 @@ pub(crate) struct Key {
     pub(crate) login: Login,
     /// Startup settings other than `application_name`, which is kept in step per transaction.
     pub(crate) settings: BTreeMap<String, String>,
+    pub(crate) wanted: Wanted,
 }
+
+/// What a server said about a password is believed for so long.
+const BELIEVED: Duration = Duration::from_secs(30);
 
 /// The connections of one cluster.
 #[derive(Debug)]
 pub(crate) struct ConnectionCache {
     cluster: Arc<Cluster>,
-    tls: Option<Arc<ClientConfig>>,
+    servers: Arc<Servers>,
+    /// Passwords that the cluster was asked for, by role.
+    asked: Mutex<HashMap<String, Asked>>,
     pools: Mutex<HashMap<Arc<Key>, Arc<Pool>>>,
     /// Open connections, idle ones included.
     open: AtomicU32,
@@ -67,6 +74,14 @@ pub(crate) struct Pool {
     outdated: Mutex<Vec<Weak<()>>>,
 }
 
+/// What the cluster stores of a password.
+#[derive(Debug, Clone)]
+struct Asked {
+    stored: Option<Secret>,
+    /// When it said so; `None` when it is to be asked again.
+    at: Option<Instant>,
+}
+
 #[derive(Debug)]
 struct Idle {
     leased: Leased,
@@ -79,8 +94,17 @@ struct Idle {
 pub(crate) struct Leased {
     // Fields drop in order: the socket closes before the connection stops counting.
     pub(crate) upstream: Upstream,
+    wanted: Wanted,
+    /// When it is replaced by a new one.
+    expires: Option<Instant>,
     generation: Arc<()>,
     counted: Counted,
+}
+
+impl Leased {
+    fn has_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|at| at <= now)
+    }
 }
 
 #[derive(Debug)]
@@ -133,12 +157,24 @@ pub struct CacheUsage {
     pub idle: u32,
 }
 
+impl LeaseError {
+    /// Whether the server could not be reached: trying again may help.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.is_unreachable())
+    }
+}
+
 impl ConnectionCache {
-    pub(crate) fn new(cluster: Arc<Cluster>) -> Result<Arc<Self>, TlsError> {
-        let tls = client_config(cluster.tls, cluster.tls_ca.as_deref())?;
+    /// `former` is the cache that this one replaces: what it was told of passwords is known here too.
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        verifiers: Arc<Verifiers>,
+        former: Option<&Self>,
+    ) -> Result<Arc<Self>, TlsError> {
         Ok(Arc::new(Self {
+            servers: Arc::new(Servers::new(Arc::clone(&cluster), verifiers)?),
+            asked: Mutex::new(former.map(|former| lock(&former.asked).clone()).unwrap_or_default()),
             cluster,
-            tls,
             pools: Mutex::default(),
             open: AtomicU32::new(0),
             closed: AtomicBool::new(false),
@@ -158,6 +194,69 @@ impl ConnectionCache {
         CacheUsage { open: self.open.load(Ordering::Acquire), idle }
     }
 
+    pub(crate) fn servers(&self) -> &Arc<Servers> {
+        &self.servers
+    }
+
+    /// A login with what can be known of its password: the last answer of the cluster, when it has to be asked.
+    pub(crate) fn resolve(&self, login: &Login) -> Login {
+        if login.password != Password::Asked {
+            return login.clone();
+        }
+        let known = lock(&self.asked).get(&login.role).and_then(|asked| asked.stored.clone());
+        Login { role: login.role.clone(), password: known.map_or(Password::Asked, Password::Stored) }
+    }
+
+    /// Asks the cluster for a login's password, unless it is known from elsewhere or was asked a moment ago.
+    pub(crate) async fn ask(&self, login: &Login) -> Result<Login, UpstreamError> {
+        let fresh = |asked: &Asked| asked.at.is_some_and(|at| at.elapsed() < BELIEVED);
+        let is_known = login.password != Password::Asked || lock(&self.asked).get(&login.role).is_some_and(fresh);
+        if !is_known {
+            let stored = self.servers.ask_password(&login.role).await?.map(Secret::new);
+            lock(&self.asked).insert(login.role.clone(), Asked { stored, at: Some(Instant::now()) });
+        }
+        Ok(self.resolve(login))
+    }
+
+    /// The cluster is asked again the next time: what it said last has not helped.
+    pub(crate) fn ask_again(&self, role: &str) {
+        if let Some(asked) = lock(&self.asked).get_mut(role) {
+            asked.at = None;
+        }
+    }
+
+    /// Has all pools open new connections: the primary is another one than before.
+    pub(crate) fn follow_primary(&self) {
+        if self.servers.has_switched() {
+            self.pools().iter().for_each(|pool| pool.reconnect());
+            self.listeners.end(None);
+        }
+    }
+
+    /// Opens what the cluster wants to be kept ready, while there is room.
+    pub(crate) fn warm_up(self: &Arc<Self>) {
+        let warm = self.cluster.warm;
+        if warm == 0 || !self.servers.is_worth_trying(Instant::now()) {
+            return;
+        }
+        for pool in self.pools() {
+            // Somebody else has it than the cache and this loop: clients.
+            let has_clients = Arc::strong_count(&pool) > 2;
+            if !has_clients || pool.idle_count() >= warm || pool.connecting() > 0 {
+                continue;
+            }
+            tokio::spawn(async move {
+                let Ok(_turn) = pool.connecting.acquire().await else { return };
+                while pool.idle_count() < warm
+                    && let Some(counted) = pool.cache.may_open_one_more()
+                    && let Ok(leased) = pool.open("", counted).await
+                {
+                    pool.give_back(leased);
+                }
+            });
+        }
+    }
+
     pub(crate) fn listeners(&self) -> &Arc<Listeners> {
         &self.listeners
     }
@@ -173,13 +272,16 @@ impl ConnectionCache {
         if let Some(pool) = pools.get(&key) {
             return Arc::clone(pool);
         }
+        // The same statements have the same names wherever they are prepared.
+        let sibling = pools.get(&Key { wanted: Wanted::Primary, ..key.clone() });
+        let statements = sibling.map(|sibling| Arc::clone(&sibling.statements)).unwrap_or_default();
         let key = Arc::new(key);
         let pool = Arc::new(Pool {
             key: Arc::clone(&key),
             cache: Arc::clone(self),
             idle: Mutex::default(),
             greeting: Mutex::default(),
-            statements: Arc::default(),
+            statements,
             connecting: Semaphore::new(CONNECTING_OF_POOL),
             given_back: Notify::new(),
             generation: Mutex::default(),
@@ -212,8 +314,14 @@ impl ConnectionCache {
         for pool in self.pools() {
             let closing: Vec<Idle> = {
                 let mut idle = lock(&pool.idle);
-                let old =
-                    |i: &mut Idle| now.saturating_duration_since(i.since) >= limit || !i.leased.upstream.is_alive();
+                let warm = self.cluster.warm as usize;
+                let mut left = idle.len();
+                let old = |i: &mut Idle| {
+                    let idle_too_long = now.saturating_duration_since(i.since) >= limit && left > warm;
+                    let goes = idle_too_long || i.leased.has_expired(now) || !i.leased.upstream.is_alive();
+                    left -= usize::from(goes);
+                    goes
+                };
                 idle.extract_if(.., old).collect()
             };
             drop(closing);
@@ -234,13 +342,18 @@ impl ConnectionCache {
         self.freed.notify_waiters();
     }
 
+    /// The right to open a connection while there is room.
+    fn may_open_one_more(self: &Arc<Self>) -> Option<Counted> {
+        let limit = self.cluster.connections;
+        let one_more = |open| (open < limit).then_some(open + 1);
+        self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok().map(|_| Counted(Arc::clone(self)))
+    }
+
     /// The right to open a connection. At the cap the database with most idle ones gives one up: who opens pools with
     /// ever new settings only displaces itself.
     fn may_open(self: &Arc<Self>) -> Option<Counted> {
-        let limit = self.cluster.connections;
-        let one_more = |open| (open < limit).then_some(open + 1);
-        if self.open.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_ok() {
-            return Some(Counted(Arc::clone(self)));
+        if let Some(counted) = self.may_open_one_more() {
+            return Some(counted);
         }
         loop {
             let pools = self.pools();
@@ -272,8 +385,12 @@ impl Pool {
 
     /// The pool of the same database and login with other settings.
     pub(crate) fn with_settings(&self, settings: BTreeMap<String, String>) -> Arc<Self> {
-        let Key { database, login, .. } = &*self.key;
-        self.cache.pool(Key { database: database.clone(), login: login.clone(), settings })
+        self.cache.pool(Key { settings, ..(*self.key).clone() })
+    }
+
+    /// The pool of the same connections to a replica.
+    pub(crate) fn of_replicas(&self) -> Arc<Self> {
+        self.cache.pool(Key { wanted: Wanted::Replica, ..(*self.key).clone() })
     }
 
     pub(crate) fn idle_count(&self) -> u32 {
@@ -376,17 +493,51 @@ impl Pool {
             if let Some(leased) = self.take(application_name) {
                 return Ok(leased);
             }
-            let generation = Arc::clone(&lock(&self.generation));
-            let Key { database, login, settings } = &*self.key;
-            let tls = cache.tls.as_ref();
-            let upstream = connect(&cache.cluster, tls, login, database, settings, application_name).await?;
-            *lock(&self.greeting) = Some(Arc::clone(&upstream.reported));
-            return Ok(Leased { upstream, generation, counted });
+            return self.open(application_name, counted).await;
         }
+    }
+
+    /// As [`Self::lease`]; a server that cannot be reached is waited for.
+    pub(crate) async fn lease_patiently(
+        &self,
+        application_name: &str,
+        patience: Duration,
+    ) -> Result<Leased, LeaseError> {
+        let deadline = tokio::time::Instant::now() + patience.min(self.cache.cluster.reconnect_wait);
+        loop {
+            match self.lease(application_name, patience).await {
+                Err(error) if error.is_unreachable() => {
+                    if tokio::time::timeout_at(deadline, self.cache.servers.worth_trying()).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn open(&self, application_name: &str, counted: Counted) -> Result<Leased, LeaseError> {
+        let cache = &self.cache;
+        let generation = Arc::clone(&lock(&self.generation));
+        let Key { database, login, settings, wanted } = &*self.key;
+        let upstream = cache.servers.open(*wanted, login, database, settings, application_name).await?;
+        if *wanted == Wanted::Primary {
+            *lock(&self.greeting) = Some(Arc::clone(&upstream.reported));
+        }
+        // Not all at once: those that were opened together would be replaced together.
+        let age = cache.cluster.lifetime.mul_f64(0.9 + random_fraction() / 5.0);
+        let expires = (!age.is_zero()).then(|| Instant::now() + age);
+        Ok(Leased { upstream, wanted: *wanted, expires, generation, counted })
     }
 
     /// Puts a clean connection back.
     pub(crate) fn give_back(&self, mut leased: Leased) {
+        if leased.wanted != self.key.wanted {
+            return self.of_replicas().give_back(leased);
+        }
+        if leased.has_expired(Instant::now()) {
+            return;
+        }
         put_away(&mut leased.upstream.inbound);
         put_away(&mut leased.upstream.outbound);
         let idle = Idle { leased, since: Instant::now(), core: crate::core_number() };

@@ -7,25 +7,26 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, BufMut, BytesMut};
-use cofferdam_fairness::Rejection;
-use cofferdam_tenant::{AuthMethod, Catalog, Class, Login, PoolingMode, TenantId};
+use cofferdam_fairness::{Rate, Rejection, Timestamp};
+use cofferdam_tenant::{Catalog, Class, Login, PoolingMode, TenantId, TlsMode};
 use tokio::net::TcpStream;
 use tokio::sync::SemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::{ScramKeys, ScramServer, md5_matches};
 use crate::cache::{Key, LeaseError, Pool};
 use crate::cancel::ClientInfo;
 use crate::console::{Console, is_console};
+use crate::door::Knock;
 use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
 use crate::process::{Process, class_of};
 use crate::relay::Relay;
+use crate::servers::Wanted;
 use crate::stats::{Stats, Work};
 use crate::stream::{Stream, put_away};
 use crate::tls::ALPN;
 use crate::upstream::UpstreamError;
 use crate::wire::{
-    CancelKey, Frame, Reply, Severity, Side, Startup, StartupParameters, TransactionStatus, cstr, frame, startup,
+    CancelKey, Frame, Reply, Severity, Side, Startup, StartupParameters, TransactionStatus, frame, startup,
 };
 
 /// Connections to the maintenance database that one pool's workers may hold.
@@ -52,11 +53,15 @@ pub(crate) struct Route {
     /// Whether bytes are counted against a budget.
     pub(crate) metered: bool,
     pub(crate) idle_in_transaction: Duration,
+    pub(crate) statement_timeout: Option<Duration>,
+    pub(crate) transaction_timeout: Option<Duration>,
+    pub(crate) idle_timeout: Option<Duration>,
     max_clients: u32,
+    login_rate: Option<u32>,
 }
 
 /// A login that ends with an ErrorResponse, or without a word.
-enum Refusal {
+pub(crate) enum Refusal {
     Fatal { code: &'static str, message: String },
     Upstream(LeaseError),
     Gone,
@@ -68,7 +73,7 @@ impl From<std::io::Error> for Refusal {
     }
 }
 
-fn fatal(code: &'static str, message: impl Into<String>) -> Refusal {
+pub(crate) fn fatal(code: &'static str, message: impl Into<String>) -> Refusal {
     Refusal::Fatal { code, message: message.into() }
 }
 
@@ -101,8 +106,16 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
         say_goodbye(tcp.into(), "53300", "too many logins at once (limit `postgres.max_unauthenticated`)").await;
         return None;
     };
+    let front = snapshot.catalog.postgres.as_ref();
+    let limit = front.map_or(u32::MAX, |front| front.config.max_unauthenticated_per_address);
+    let Some(knock) = plane.door.knock(peer.ip(), limit) else {
+        let message = "too many logins at once from this address (limit `postgres.max_unauthenticated_per_address`)";
+        say_goodbye(tcp.into(), "53300", message).await;
+        return None;
+    };
     let mut login = LoginTask {
         plane,
+        knock: Some(knock),
         peer,
         local: tcp.local_addr().ok(),
         snapshot: &snapshot,
@@ -177,21 +190,23 @@ pub(crate) struct Established {
     pub(crate) _counted: ClientCount,
 }
 
-struct LoginTask<'a> {
-    plane: &'a Arc<PostgresPlane>,
-    peer: SocketAddr,
+pub(crate) struct LoginTask<'a> {
+    pub(crate) plane: &'a Arc<PostgresPlane>,
+    pub(crate) peer: SocketAddr,
     local: Option<SocketAddr>,
-    snapshot: &'a Arc<Snapshot>,
+    pub(crate) snapshot: &'a Arc<Snapshot>,
     /// Present except while TLS takes it over.
-    stream: Option<Stream>,
+    pub(crate) stream: Option<Stream>,
     buffer: BytesMut,
     /// A place among those who have not proved who they are; given back as soon as they have.
-    unauthenticated: Option<SemaphorePermit<'a>>,
+    pub(crate) unauthenticated: Option<SemaphorePermit<'a>>,
+    /// The same among those of one address.
+    knock: Option<Knock>,
 }
 
 impl LoginTask<'_> {
     async fn run(&mut self) -> Result<Arrival, Refusal> {
-        let tls = self.snapshot.tls.as_ref().map(|t| t.0.clone());
+        let tls = self.snapshot.tls.as_ref().map(|t| t.acceptor.clone());
         let mut encrypted = false;
         if let Some(acceptor) = &tls {
             let mut first = [0];
@@ -223,8 +238,19 @@ impl LoginTask<'_> {
                 Startup::Session(parameters) => break parameters,
             }
         };
-        if self.snapshot.require_tls && !encrypted {
-            return Err(fatal("28000", "connections without TLS are not allowed"));
+        match self.snapshot.tls.as_ref().map_or(TlsMode::Disable, |tls| tls.mode) {
+            mode if mode.is_required() && !encrypted => {
+                return Err(fatal("28000", "connections without TLS are not allowed"));
+            }
+            mode if mode.is_verified() && !self.has_certificate() => {
+                return Err(fatal("28000", "connection requires a valid client certificate"));
+            }
+            TlsMode::VerifyFull if self.certificate_name().as_ref() != Some(&parameters.user) => {
+                let user = &parameters.user;
+                let message = format!("the client certificate is not for user \"{user}\"");
+                return Err(fatal("28000", message));
+            }
+            _ => {}
         }
         if parameters.replication.as_deref().is_some_and(|r| !matches!(r, "false" | "off" | "no" | "0")) {
             return Err(fatal("0A000", "replication is not supported through the gateway"));
@@ -245,6 +271,7 @@ impl LoginTask<'_> {
         self.authenticate(&parameters).await?;
         // A tenant whose server is slow to connect to must not take the places of others who log in.
         self.unauthenticated = None;
+        self.knock = None;
         if is_console(&parameters.database) {
             return self.console(&parameters, encrypted).await;
         }
@@ -256,13 +283,15 @@ impl LoginTask<'_> {
         let counted = ClientCount::new(self.plane, &route).ok_or_else(|| {
             fatal("53300", format!("{} has {} connections open, its limit", route.name, route.max_clients))
         })?;
+        self.turn(&route).await?;
         let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
         let greeting = if let Some(greeting) = route.pool.greeting() {
             greeting
         } else {
             self.plane.pauses.resumed(&parameters.database).await;
-            let leased =
-                route.pool.lease(&application_name, self.snapshot.login_timeout).await.map_err(Refusal::Upstream)?;
+            // Whoever waits in vain is told why, before the login as a whole takes too long.
+            let patience = self.snapshot.login_timeout * 3 / 4;
+            let leased = route.pool.lease_patiently(&application_name, patience).await.map_err(Refusal::Upstream)?;
             let greeting = Arc::clone(&leased.upstream.reported);
             route.pool.give_back(leased);
             greeting
@@ -282,6 +311,28 @@ impl LoginTask<'_> {
             stats,
             _counted: counted,
         })))
+    }
+
+    /// Waits for the tenant's turn when it logs in more often than it may.
+    async fn turn(&self, route: &Route) -> Result<(), Refusal> {
+        let Some(per_second) = route.login_rate else { return Ok(()) };
+        let (rate, now) =
+            (Rate::per_second(per_second, per_second), Timestamp::from_nanos(self.plane.age().as_nanos() as u64));
+        match self.plane.door.admit(route.account, rate, now, self.snapshot.login_timeout / 2) {
+            Some(wait) if wait.is_zero() => Ok(()),
+            Some(wait) => {
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            None => {
+                let wait = self.snapshot.login_timeout / 2;
+                let message = format!(
+                    "{} logs in more than {per_second} times a second, its limit, and would have to wait longer than {wait:?}",
+                    route.name
+                );
+                Err(fatal("53300", message))
+            }
+        }
     }
 
     fn register(
@@ -368,52 +419,7 @@ impl LoginTask<'_> {
         Ok(())
     }
 
-    /// Proves who the client is. Nothing has been told about databases before this has succeeded.
-    async fn authenticate(&mut self, parameters: &StartupParameters) -> Result<(), Refusal> {
-        let user = &parameters.user;
-        let login = login(&self.snapshot.catalog, parameters).cloned();
-        let wrong = || fatal("28P01", format!("password authentication failed for user \"{user}\""));
-        if self.snapshot.auth == AuthMethod::Md5 {
-            let mut salt = [0; 4];
-            getrandom::fill(&mut salt).map_err(|_| fatal("58000", "no randomness for a salt"))?;
-            self.send(|b| b.authentication(5, &salt)).await?;
-            let answer = self.password().await?;
-            let answer = cstr(&answer).map_or(&b""[..], |(text, _)| text);
-            return match &login {
-                Some(login) if md5_matches(answer, user, login.password.expose(), salt) => Ok(()),
-                _ => Err(wrong()),
-            };
-        }
-        let keys: Arc<ScramKeys> = match &login {
-            Some(login) => self.plane.verifiers.keys(login).map_err(|_| fatal("58000", "no randomness for a salt"))?,
-            None => Arc::new(self.plane.verifiers.mock(user)),
-        };
-        self.send(|b| b.authentication(10, b"SCRAM-SHA-256\0\0")).await?;
-        let first = self.password().await?;
-        let malformed = || fatal("08P01", "malformed SCRAM message");
-        let (mechanism, data) = cstr(&first).ok_or_else(malformed)?;
-        if mechanism != b"SCRAM-SHA-256" {
-            return Err(fatal("28000", "the client selected an authentication method that was not offered"));
-        }
-        let data = match data.split_first_chunk::<4>() {
-            Some((length, data)) if u32::from_be_bytes(*length) as usize == data.len() => data,
-            _ => return Err(malformed()),
-        };
-        let mut random = [0; 18];
-        getrandom::fill(&mut random).map_err(|_| fatal("58000", "no randomness for a nonce"))?;
-        let nonce = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, random);
-        let exchange = ScramServer::begin(&keys, data, &nonce).map_err(|e| fatal("08P01", e.to_string()))?;
-        let challenge = exchange.challenge().to_owned();
-        self.send(|b| b.authentication(11, challenge.as_bytes())).await?;
-        let last = self.password().await?;
-        let signature = exchange.finish(&last).map_err(|e| match e {
-            crate::auth::ScramError::WrongProof => wrong(),
-            other => fatal("08P01", other.to_string()),
-        })?;
-        self.send(|b| b.authentication(12, signature.as_bytes())).await
-    }
-
-    async fn password(&mut self) -> Result<BytesMut, Refusal> {
+    pub(crate) async fn password(&mut self) -> Result<BytesMut, Refusal> {
         loop {
             match frame(Side::Client, &self.buffer) {
                 Ok(Some(f)) if f.kind != b'p' || f.total > MAX_PASSWORD_MESSAGE => {
@@ -435,7 +441,7 @@ impl LoginTask<'_> {
         if stream.fill(&mut self.buffer).await? == 0 { Err(Refusal::Gone) } else { Ok(()) }
     }
 
-    async fn send(&mut self, write: impl FnOnce(&mut BytesMut)) -> Result<(), Refusal> {
+    pub(crate) async fn send(&mut self, write: impl FnOnce(&mut BytesMut)) -> Result<(), Refusal> {
         let mut out = BytesMut::new();
         write(&mut out);
         self.stream.as_mut().ok_or(Refusal::Gone)?.drain(&mut out).await?;
@@ -447,23 +453,6 @@ impl LoginTask<'_> {
     }
 }
 
-/// The login that the client claims: one that may open this database. For a database that does not exist, any login
-/// with the role, so that only who has a password learns that it does not.
-fn login<'a>(catalog: &'a Catalog, parameters: &StartupParameters) -> Option<&'a Login> {
-    let role = parameters.user.as_str();
-    if is_console(&parameters.database) {
-        let users = catalog.postgres.iter().flat_map(|front| &front.console);
-        return users.map(|user| &user.login).find(|login| login.role == role);
-    }
-    if parameters.database == Catalog::MAINTENANCE_DATABASE {
-        return catalog.maintenance(role).map(|(_, login, _)| login);
-    }
-    match catalog.by_database(&parameters.database).filter(|t| t.cluster.is_some()) {
-        Some(tenant) => tenant.login(role),
-        None => catalog.any_login(role),
-    }
-}
-
 /// Where a session goes. `None` when its database is not known here, or the role may not open it any more.
 pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Option<Route> {
     let catalog = &snapshot.catalog;
@@ -472,7 +461,9 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
     let name = settings.remove("application_name").unwrap_or_default();
     let pool = |access: &ClusterAccess, login: &Login| {
         let (database, settings) = (parameters.database.clone(), settings.clone());
-        access.cache.pool(Key { database, login: login.clone(), settings })
+        // A client that is logged in here may use the server as whom its tenant says.
+        let login = access.cache.resolve(login);
+        access.cache.pool(Key { database, login, settings, wanted: Wanted::Primary })
     };
     if parameters.database == Catalog::MAINTENANCE_DATABASE {
         let (workers, login, cluster) = catalog.maintenance(role)?;
@@ -488,11 +479,15 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
             background_wait: Duration::from_secs(30),
             metered: false,
             idle_in_transaction: Duration::from_secs(600),
+            statement_timeout: None,
+            transaction_timeout: None,
+            idle_timeout: None,
             max_clients: MAINTENANCE_CLIENTS,
+            login_rate: None,
         });
     }
     let tenant = catalog.by_database(&parameters.database)?;
-    let login = tenant.login(role)?;
+    let login = tenant.server_login(role)?;
     let cluster = tenant.cluster.as_ref()?;
     let class = class_of(&name);
     let access = snapshot.clusters.get(&cluster.name)?.clone();
@@ -507,7 +502,11 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
         background_wait: tenant.plan.postgres.max_wait(Class::Background),
         metered: tenant.plan.postgres.bandwidth.is_some(),
         idle_in_transaction: tenant.plan.idle_in_transaction_timeout,
+        statement_timeout: tenant.plan.statement_timeout,
+        transaction_timeout: tenant.plan.transaction_timeout,
+        idle_timeout: tenant.plan.idle_timeout,
         max_clients: tenant.plan.max_clients,
+        login_rate: tenant.plan.login_rate,
     })
 }
 

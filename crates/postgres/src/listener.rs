@@ -101,7 +101,7 @@ impl Listeners {
         // Of its own, with settings that suit everybody: not those of the client that happens to be the first.
         let settings = BTreeMap::from([("client_encoding".to_owned(), "UTF8".to_owned())]);
         let pool = pool.with_settings(settings);
-        let leased = pool.lease(APPLICATION_NAME, patience).await?;
+        let leased = pool.lease_patiently(APPLICATION_NAME, patience).await?;
         let mut hubs = self.lock();
         if let Some(known) = hubs.get(&key).filter(|known| !known.hub.is_closed()).cloned() {
             // Somebody else was faster.

@@ -1,8 +1,8 @@
 //! Databases for which no transaction begins: `PAUSE`, `SUSPEND`, `KILL` and `DISABLE` of the console.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
@@ -21,14 +21,51 @@ struct State {
     suspended: bool,
     paused: HashSet<String>,
     disabled: HashSet<String>,
+    /// Databases that are being dropped, renamed or copied, and by how many.
+    fenced: HashMap<String, u32>,
+}
+
+/// Databases for which no transaction begins while this lives.
+#[derive(Debug)]
+pub(crate) struct Fence {
+    pauses: Arc<Pauses>,
+    databases: Vec<String>,
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        self.pauses.change(|state| {
+            for database in &self.databases {
+                if let Some(count) = state.fenced.get_mut(database) {
+                    *count -= 1;
+                    if *count == 0 {
+                        state.fenced.remove(database);
+                    }
+                }
+            }
+        });
+    }
 }
 
 impl Pauses {
+    /// Lets no transaction of these databases begin while the fence stands. An operator's pause is another matter.
+    pub(crate) fn fence(self: &Arc<Self>, databases: Vec<String>) -> Fence {
+        self.change(|state| {
+            for database in &databases {
+                *state.fenced.entry(database.clone()).or_default() += 1;
+            }
+        });
+        Fence { pauses: Arc::clone(self), databases }
+    }
+
     /// Whether transactions of this database have to wait.
     pub(crate) fn is_paused(&self, database: &str) -> bool {
         self.any.load(Ordering::Acquire) && {
             let state = self.lock();
-            state.everything || state.suspended || state.paused.contains(database)
+            state.everything
+                || state.suspended
+                || state.paused.contains(database)
+                || state.fenced.contains_key(database)
         }
     }
 
@@ -95,7 +132,8 @@ impl Pauses {
     fn change(&self, how: impl FnOnce(&mut State)) {
         let mut state = self.lock();
         how(&mut state);
-        let any = state.everything || state.suspended || !state.paused.is_empty() || !state.disabled.is_empty();
+        let named = !state.paused.is_empty() || !state.disabled.is_empty() || !state.fenced.is_empty();
+        let any = state.everything || state.suspended || named;
         self.any.store(any, Ordering::Release);
         drop(state);
         self.changed.notify_waiters();

@@ -13,7 +13,6 @@ use cofferdam_fairness::{Clock, Gate, GateConfig, GateSet, GateSpec, Share};
 use cofferdam_tenant::{AuthMethod, Catalog, Cluster, ClusterName, TenantId};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::PostgresError;
@@ -22,11 +21,13 @@ use crate::cache::{CacheUsage, ConnectionCache, Pool};
 use crate::cancel::{CancelHandle, CancelRegistry};
 use crate::client;
 use crate::console::ConsoleHost;
+use crate::door::Door;
 use crate::pause::Pauses;
 use crate::process::Processes;
+use crate::servers::ServerUsage;
 use crate::signal::Signal;
 use crate::stats::Stats;
-use crate::tls::server_config;
+use crate::tls::FrontTls;
 
 /// The expected or measured transaction time from which on work counts as expensive on this plane.
 const EXPENSIVE_FROM: Duration = Duration::from_millis(200);
@@ -34,6 +35,8 @@ const EXPENSIVE_FROM: Duration = Duration::from_millis(200);
 const GATE_TICK: Duration = Duration::from_millis(50);
 /// How often idle server connections are looked through.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often it is looked whether enough of them are ready.
+const WARMING: Duration = Duration::from_secs(1);
 
 /// The PostgreSQL plane.
 ///
@@ -44,12 +47,13 @@ pub struct PostgresPlane {
     gates: GateSet,
     pub(crate) cancels: Arc<CancelRegistry>,
     pub(crate) processes: Arc<Processes>,
-    pub(crate) verifiers: Verifiers,
+    pub(crate) verifiers: Arc<Verifiers>,
     pub(crate) connections: Semaphore,
     pub(crate) unauthenticated: Semaphore,
+    pub(crate) door: Arc<Door>,
     pub(crate) clients: Mutex<HashMap<TenantId, u32>>,
     pub(crate) counters: Counters,
-    pub(crate) pauses: Pauses,
+    pub(crate) pauses: Arc<Pauses>,
     stats: Mutex<HashMap<String, Arc<Stats>>>,
     host: OnceLock<Arc<dyn ConsoleHost>>,
     begun: Instant,
@@ -73,9 +77,8 @@ pub(crate) struct Counters {
 pub(crate) struct Snapshot {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) clusters: HashMap<ClusterName, ClusterAccess>,
-    pub(crate) tls: Option<TlsAcceptorBox>,
+    pub(crate) tls: Option<FrontTls>,
     pub(crate) auth: AuthMethod,
-    pub(crate) require_tls: bool,
     pub(crate) login_timeout: Duration,
 }
 
@@ -85,31 +88,24 @@ pub(crate) struct ClusterAccess {
     pub(crate) cache: Arc<ConnectionCache>,
 }
 
-#[derive(Clone)]
-pub(crate) struct TlsAcceptorBox(pub(crate) TlsAcceptor);
-
-impl fmt::Debug for TlsAcceptorBox {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TlsAcceptor")
-    }
-}
-
 /// A catalog that this plane can serve: everything that could fail has been done.
 #[derive(Debug)]
 pub struct Prepared {
     catalog: Arc<Catalog>,
-    tls: Option<TlsAcceptorBox>,
+    tls: Option<FrontTls>,
     caches: BTreeMap<ClusterName, Arc<ConnectionCache>>,
 }
 
 /// What the plane is doing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct PostgresUsage {
     /// Clients connected, by tenant number.
     pub clients: HashMap<TenantId, u32>,
     /// Server connections by cluster.
     pub connections: BTreeMap<String, CacheUsage>,
+    /// Servers by cluster, and what is known of them.
+    pub servers: BTreeMap<String, Vec<ServerUsage>>,
     /// Logins that succeeded so far.
     pub logins: u64,
     /// Logins that failed so far.
@@ -131,12 +127,13 @@ impl PostgresPlane {
             gates: GateSet::new(clock),
             cancels: Arc::default(),
             processes: Arc::default(),
-            verifiers: Verifiers::new()?,
+            verifiers: Arc::new(Verifiers::new()?),
             connections: Semaphore::new(front.config.max_connections as usize),
             unauthenticated: Semaphore::new(front.config.max_unauthenticated as usize),
+            door: Arc::default(),
             clients: Mutex::default(),
             counters: Counters::default(),
-            pauses: Pauses::default(),
+            pauses: Arc::default(),
             stats: Mutex::default(),
             host: OnceLock::new(),
             begun: Instant::now(),
@@ -152,22 +149,20 @@ impl PostgresPlane {
     /// Does everything about a new catalog that can fail, and changes nothing.
     pub fn prepare(&self, catalog: Arc<Catalog>) -> Result<Prepared, PostgresError> {
         let front = catalog.postgres.as_ref().ok_or(PostgresError::NotConfigured)?;
-        let tls = match &front.tls {
-            None => None,
-            Some(files) => {
-                let place = "postgres.tls".to_owned();
-                let config = server_config(files).map_err(|error| PostgresError::Tls { place, error })?;
-                Some(TlsAcceptorBox(TlsAcceptor::from(config)))
-            }
-        };
+        let place = || "postgres.tls".to_owned();
+        let tls = crate::tls::front(front).map_err(|error| PostgresError::Tls { place: place(), error })?;
         let old = self.snapshot.load();
         let mut caches = BTreeMap::new();
         for (name, cluster) in &catalog.clusters {
             let kept = old.clusters.get(name).filter(|a| a.cache.cluster() == cluster);
             let cache = match kept {
                 Some(access) => Arc::clone(&access.cache),
-                None => ConnectionCache::new(Arc::clone(cluster))
-                    .map_err(|error| PostgresError::Tls { place: format!("clusters.{name}"), error })?,
+                None => ConnectionCache::new(
+                    Arc::clone(cluster),
+                    Arc::clone(&self.verifiers),
+                    old.clusters.get(name).map(|access| &*access.cache),
+                )
+                .map_err(|error| PostgresError::Tls { place: format!("clusters.{name}"), error })?,
             };
             caches.insert(name.clone(), cache);
         }
@@ -188,7 +183,6 @@ impl PostgresPlane {
         let mut snapshot = Snapshot { clusters, tls, ..Snapshot::empty(Arc::clone(&catalog)) };
         if let Some(front) = &catalog.postgres {
             snapshot.auth = front.auth;
-            snapshot.require_tls = front.config.require_tls;
             snapshot.login_timeout = front.config.login_timeout.0;
         }
         let old = self.snapshot.swap(Arc::new(snapshot));
@@ -250,13 +244,27 @@ impl PostgresPlane {
     pub async fn housekeeping(self: Arc<Self>) {
         let mut tick = tokio::time::interval(GATE_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut cleaned = Instant::now();
+        let (mut cleaned, mut warmed) = (Instant::now(), Instant::now());
         loop {
             tokio::select! {
                 _ = tick.tick() => {}
                 () = self.cut.given() => return,
             }
             self.gates.advance();
+            let now = Instant::now();
+            for access in self.snapshot.load().clusters.values() {
+                access.cache.follow_primary();
+                if warmed.elapsed() >= WARMING {
+                    access.cache.warm_up();
+                }
+                let servers = access.cache.servers();
+                if servers.is_look_due(now) {
+                    tokio::spawn(Arc::clone(servers).look());
+                }
+            }
+            if warmed.elapsed() >= WARMING {
+                warmed = now;
+            }
             if cleaned.elapsed() < HOUSEKEEPING {
                 continue;
             }
@@ -265,6 +273,7 @@ impl PostgresPlane {
             for access in snapshot.clusters.values() {
                 access.cache.close_idle(cleaned);
             }
+            self.door.forget(cleaned);
             self.stats().iter().for_each(|(_, stats)| stats.tick(cleaned));
         }
     }
@@ -306,6 +315,13 @@ impl PostgresPlane {
                 .clusters
                 .iter()
                 .map(|(name, access)| (name.as_str().to_owned(), access.cache.usage()))
+                .collect(),
+            servers: self
+                .snapshot
+                .load()
+                .clusters
+                .iter()
+                .map(|(name, access)| (name.as_str().to_owned(), access.cache.servers().usage()))
                 .collect(),
             logins: count(&self.counters.logins),
             login_failures: count(&self.counters.login_failures),
@@ -412,7 +428,6 @@ impl Snapshot {
             clusters: HashMap::new(),
             tls: None,
             auth: AuthMethod::ScramSha256,
-            require_tls: false,
             login_timeout: Duration::from_secs(15),
         }
     }

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, BufMut, BytesMut};
-use cofferdam_tenant::{Cluster, Endpoint, Login, ServerTls};
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use cofferdam_tenant::{Cluster, Endpoint, Login, Password, TlsMode};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::auth::md5_response;
+use crate::auth::{
+    ClientKeys, Knows, SCRAM, SCRAM_PLUS, ScramClient, ScramError, Verifiers, md5_response, md5_stored, nonce,
+};
 use crate::session::Backend;
 use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Side, TransactionStatus, cstr, frame};
@@ -33,12 +34,21 @@ pub enum UpstreamError {
     /// Nothing within the time allowed.
     #[error("the database server did not answer within {0:?}")]
     Timeout(Duration),
+    /// No server of the wanted kind is to be had now.
+    #[error("no {0} of the cluster can be reached at the moment")]
+    NoServer(&'static str),
+    /// The password is known only as PostgreSQL stores it, and no client has shown yet that it has it.
+    #[error("the password is not known: a client has to log in with SCRAM first")]
+    NoPassword,
     /// TLS was demanded and the server has none.
     #[error("the database server does not support TLS, but it is required")]
     NoTls,
     /// The server wants a method of authentication that the gateway does not speak.
     #[error("the database server asks for an unsupported authentication method ({0})")]
     Authentication(u32),
+    /// The server's side of a SCRAM exchange is wrong, or our keys are for another password.
+    #[error("cannot prove the password to the database server: {0}")]
+    Scram(#[from] ScramError),
     /// The server broke the protocol.
     #[error("the database server sent an unexpected message during login")]
     Protocol,
@@ -50,6 +60,28 @@ pub enum UpstreamError {
         /// The message.
         message: String,
     },
+}
+
+impl UpstreamError {
+    /// Whether the server could not be reached, or not yet: trying again may help.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            // A certificate that is not the right one does not get better by waiting.
+            Self::Io(error) => !matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput),
+            Self::Timeout(_) | Self::NoServer(_) => true,
+            // It starts, stops or recovers.
+            Self::Refused { code, .. } => code == "57P03" || code == "57P01" || code == "57P02",
+            _ => false,
+        }
+    }
+}
+
+/// A server, and how to get there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub(crate) cluster: &'a Arc<Cluster>,
+    pub(crate) address: &'a Endpoint,
+    pub(crate) tls: Option<&'a Arc<ClientConfig>>,
 }
 
 /// An open, logged-in connection.
@@ -68,6 +100,7 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 pub(crate) struct CancelTarget {
     cluster: Arc<Cluster>,
+    address: Endpoint,
     tls: Option<Arc<ClientConfig>>,
     pub(crate) user: Box<str>,
     pub(crate) database: Box<str>,
@@ -83,7 +116,7 @@ impl CancelTarget {
     }
 
     pub(crate) fn address(&self) -> &Endpoint {
-        &self.cluster.address
+        &self.address
     }
 
     pub(crate) fn is_encrypted(&self) -> bool {
@@ -97,7 +130,8 @@ impl CancelTarget {
         }
         let deliver = async {
             // Encrypted as the connection itself: the secret is worth as much as a password while it lives.
-            let mut stream = open(&self.cluster, self.tls.as_ref()).await.map_err(io::Error::other)?;
+            let to = Target { cluster: &self.cluster, address: &self.address, tls: self.tls.as_ref() };
+            let mut stream = open(to).await.map_err(io::Error::other)?;
             let mut packet = BytesMut::new();
             packet.packet(80_877_102, |b| {
                 b.put_u32(self.pid);
@@ -118,40 +152,75 @@ impl CancelTarget {
 
 /// Opens a connection and logs in.
 pub(crate) async fn connect(
-    cluster: &Arc<Cluster>,
-    tls: Option<&Arc<ClientConfig>>,
+    to: Target<'_>,
+    verifiers: &Verifiers,
     login: &Login,
     database: &str,
     settings: &BTreeMap<String, String>,
     application_name: &str,
 ) -> Result<Upstream, UpstreamError> {
-    let work = log_in(cluster, tls, login, database, settings, application_name);
-    tokio::time::timeout(cluster.connect_timeout, work)
-        .await
-        .unwrap_or(Err(UpstreamError::Timeout(cluster.connect_timeout)))
+    let limit = to.cluster.connect_timeout;
+    let shown = verifiers.shown(login);
+    let credentials = Credentials { login, shown: shown.as_deref() };
+    let try_it = |to| log_in(to, credentials, database, settings, application_name);
+    let work = async {
+        // As libpq: `allow` encrypts when the server insists, `prefer` does without when the server insists on that.
+        let is_rule = |error: &UpstreamError| matches!(error, UpstreamError::Refused { code, .. } if code == "28000");
+        match to.cluster.tls {
+            TlsMode::Allow => match try_it(Target { tls: None, ..to }).await {
+                Err(error) if is_rule(&error) => try_it(to).await,
+                other => other,
+            },
+            TlsMode::Prefer => match try_it(to).await {
+                Err(error) if is_rule(&error) => try_it(Target { tls: None, ..to }).await,
+                other => other,
+            },
+            _ => try_it(to).await,
+        }
+    };
+    let outcome = tokio::time::timeout(limit, work).await.unwrap_or(Err(UpstreamError::Timeout(limit)));
+    if shown.is_some() && matches!(&outcome, Err(UpstreamError::Refused { code, .. }) if code == "28P01") {
+        // The password was changed: whoever comes next has to show the new one (rule 17).
+        verifiers.forget(login);
+    }
+    outcome
 }
 
 /// A connection on which nothing has been said yet.
-async fn open(cluster: &Cluster, tls: Option<&Arc<ClientConfig>>) -> Result<Stream, UpstreamError> {
-    let address = &cluster.address;
-    let tcp = TcpStream::connect((address.host.as_str(), address.port)).await?;
+async fn open(to: Target<'_>) -> Result<Stream, UpstreamError> {
+    let tcp = TcpStream::connect((to.address.host.as_str(), to.address.port)).await?;
     tcp.set_nodelay(true)?;
     crate::client::keep_alive(&tcp);
-    match tls {
-        Some(config) => encrypted(tcp, cluster, config).await,
+    match to.tls {
+        Some(config) => encrypted(tcp, to, config).await,
         None => Ok(Stream::Plain(tcp)),
     }
 }
 
+/// What there is to prove who we are.
+#[derive(Debug, Clone, Copy)]
+struct Credentials<'a> {
+    login: &'a Login,
+    /// What a client has shown to have, when the password is not known.
+    shown: Option<&'a ClientKeys>,
+}
+
 async fn log_in(
-    cluster: &Arc<Cluster>,
-    tls: Option<&Arc<ClientConfig>>,
-    login: &Login,
+    to: Target<'_>,
+    credentials: Credentials<'_>,
     database: &str,
     settings: &BTreeMap<String, String>,
     application_name: &str,
 ) -> Result<Upstream, UpstreamError> {
-    let mut stream = open(cluster, tls).await?;
+    let login = credentials.login;
+    let mut stream = open(to).await?;
+    let binding = match &stream {
+        Stream::Tls(tls, _) => {
+            let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            leaf.and_then(|leaf| crate::tls::end_point(leaf))
+        }
+        Stream::Plain(_) => None,
+    };
     let (is_encrypted, local) = (matches!(stream, Stream::Tls(..)), stream.socket().local_addr().ok());
     let mut outbound = BytesMut::new();
     outbound.packet(196_608, |b| {
@@ -167,13 +236,13 @@ async fn log_in(
     });
     stream.drain(&mut outbound).await?;
     let mut inbound = BytesMut::new();
-    let mut scram: Option<ScramSha256> = None;
+    let mut scram: Option<ScramClient<'_>> = None;
     let mut reported = BTreeMap::new();
     let mut key = (0, Vec::new());
     loop {
         let (kind, body) = message(&mut stream, &mut inbound).await?;
         match kind {
-            b'R' => authenticate(&body, login, &mut scram, &mut outbound)?,
+            b'R' => authenticate(&body, credentials, binding.as_deref(), &mut scram, &mut outbound)?,
             b'S' => {
                 if let Some((name, value)) = cstr(&body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
                     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
@@ -196,8 +265,9 @@ async fn log_in(
         outbound,
         backend: Backend::new(&reported, application_name),
         target: Arc::new(CancelTarget {
-            cluster: Arc::clone(cluster),
-            tls: tls.filter(|_| is_encrypted).cloned(),
+            cluster: Arc::clone(to.cluster),
+            address: to.address.clone(),
+            tls: to.tls.filter(|_| is_encrypted).cloned(),
             user: login.role.as_str().into(),
             database: database.into(),
             local,
@@ -209,7 +279,7 @@ async fn log_in(
     })
 }
 
-async fn encrypted(mut tcp: TcpStream, cluster: &Cluster, config: &Arc<ClientConfig>) -> Result<Stream, UpstreamError> {
+async fn encrypted(mut tcp: TcpStream, to: Target<'_>, config: &Arc<ClientConfig>) -> Result<Stream, UpstreamError> {
     let mut request = BytesMut::new();
     request.packet(80_877_103, |_| {});
     tcp.write_all(&request).await?;
@@ -217,57 +287,75 @@ async fn encrypted(mut tcp: TcpStream, cluster: &Cluster, config: &Arc<ClientCon
     tcp.read_exact(&mut answer).await?;
     match answer[0] {
         b'S' => {
-            let name = ServerName::try_from(cluster.address.host.clone())
+            let name = ServerName::try_from(to.address.host.clone())
                 .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
             let tls = TlsConnector::from(Arc::clone(config)).connect(name, tcp).await?;
             Ok(Stream::Tls(Box::new(tls.into()), false))
         }
-        b'N' if cluster.tls == ServerTls::Prefer => Ok(Stream::Plain(tcp)),
+        b'N' if !to.cluster.tls.is_required() => Ok(Stream::Plain(tcp)),
         b'N' => Err(UpstreamError::NoTls),
         _ => Err(UpstreamError::Protocol),
     }
 }
 
-fn authenticate(
+fn authenticate<'a>(
     body: &[u8],
-    login: &Login,
-    scram: &mut Option<ScramSha256>,
+    credentials: Credentials<'a>,
+    binding: Option<&[u8]>,
+    scram: &mut Option<ScramClient<'a>>,
     out: &mut BytesMut,
 ) -> Result<(), UpstreamError> {
     let Some((code, data)) = body.split_first_chunk::<4>() else { return Err(UpstreamError::Protocol) };
-    let password = login.password.expose();
+    let Credentials { login, shown } = credentials;
     match u32::from_be_bytes(*code) {
         0 => {}
-        3 => out.message(b'p', |b| {
-            b.put_slice(password.as_bytes());
-            b.put_u8(0);
-        }),
+        3 => {
+            let Password::Plain(password) = &login.password else { return Err(UpstreamError::NoPassword) };
+            out.message(b'p', |b| {
+                b.put_slice(password.expose().as_bytes());
+                b.put_u8(0);
+            });
+        }
         5 => {
             let salt = *data.first_chunk::<4>().ok_or(UpstreamError::Protocol)?;
-            let answer = md5_response(&login.role, password, salt);
+            let stored = match &login.password {
+                Password::Plain(password) => md5_stored(&login.role, password.expose()),
+                Password::Stored(stored) if stored.expose().starts_with("md5") => stored.expose().to_owned(),
+                _ => return Err(UpstreamError::NoPassword),
+            };
+            let answer = md5_response(&stored, salt);
             out.message(b'p', |b| {
                 b.put_slice(answer.as_bytes());
                 b.put_u8(0);
             });
         }
         10 => {
-            if !data.split(|b| *b == 0).any(|m| m == SCRAM_SHA_256.as_bytes()) {
+            let offered = |name: &str| data.split(|b| *b == 0).any(|m| m == name.as_bytes());
+            let binding = binding.filter(|_| offered(SCRAM_PLUS));
+            if binding.is_none() && !offered(SCRAM) {
                 return Err(UpstreamError::Authentication(10));
             }
-            let client = scram.insert(ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported()));
+            let knows = match (&login.password, shown) {
+                (Password::Plain(password), _) => Knows::Password(password.expose()),
+                (_, Some(keys)) => Knows::Keys(keys),
+                _ => return Err(UpstreamError::NoPassword),
+            };
+            let nonce = nonce().map_err(io::Error::from)?;
+            let client = scram.insert(ScramClient::new(knows, &nonce, binding));
+            let first = client.first();
             out.message(b'p', |b| {
-                b.put_slice(SCRAM_SHA_256.as_bytes());
+                b.put_slice(if binding.is_some() { SCRAM_PLUS } else { SCRAM }.as_bytes());
                 b.put_u8(0);
-                b.put_u32(client.message().len() as u32);
-                b.put_slice(client.message());
+                b.put_u32(first.len() as u32);
+                b.put_slice(first.as_bytes());
             });
         }
         11 => {
             let client = scram.as_mut().ok_or(UpstreamError::Protocol)?;
-            client.update(data)?;
-            out.message(b'p', |b| b.put_slice(client.message()));
+            let proof = client.prove(data)?;
+            out.message(b'p', |b| b.put_slice(proof.as_bytes()));
         }
-        12 => scram.as_mut().ok_or(UpstreamError::Protocol)?.finish(data)?,
+        12 => scram.take().ok_or(UpstreamError::Protocol)?.finish(data)?,
         other => return Err(UpstreamError::Authentication(other)),
     }
     Ok(())
@@ -290,6 +378,23 @@ async fn message(stream: &mut Stream, inbound: &mut BytesMut) -> Result<(u8, Byt
             return Err(UpstreamError::Io(io::ErrorKind::UnexpectedEof.into()));
         }
     }
+}
+
+/// The columns of a DataRow, as text.
+fn row(mut body: &[u8]) -> Option<Vec<Option<String>>> {
+    let columns = body.try_get_u16().ok()?;
+    let mut row = Vec::new();
+    for _ in 0..columns {
+        let length = body.try_get_i32().ok()?;
+        let Ok(length) = usize::try_from(length) else {
+            row.push(None);
+            continue;
+        };
+        let (value, rest) = body.split_at_checked(length)?;
+        row.push(Some(String::from_utf8_lossy(value).into_owned()));
+        body = rest;
+    }
+    Some(row)
 }
 
 /// An ErrorResponse as an error. One without SQLSTATE or message is tolerated (rule 1).
@@ -315,6 +420,59 @@ pub(crate) fn error_fields(body: &[u8]) -> (String, String) {
 }
 
 impl Upstream {
+    /// Whether the server is a standby. From PostgreSQL 14 on it has said so; an older one is asked.
+    pub(crate) async fn is_standby(&mut self, limit: Duration) -> Result<bool, UpstreamError> {
+        if let Some(standby) = self.reported.get("in_hot_standby") {
+            return Ok(standby == "on");
+        }
+        let rows = self.ask("SELECT pg_catalog.pg_is_in_recovery()", &[], limit).await?;
+        Ok(rows.first().is_some_and(|row| row.first().is_some_and(|value| value.as_deref() == Some("t"))))
+    }
+
+    /// Asks something for the gateway itself: one statement with parameters, all as text. The rows as text.
+    pub(crate) async fn ask(
+        &mut self,
+        sql: &str,
+        parameters: &[&str],
+        limit: Duration,
+    ) -> Result<Vec<Vec<Option<String>>>, UpstreamError> {
+        let out = &mut self.outbound;
+        out.message(b'P', |b| {
+            b.put_u8(0);
+            crate::wire::put_cstr(b, sql);
+            b.put_u16(0);
+        });
+        out.message(b'B', |b| {
+            b.put_slice(&[0, 0]);
+            b.put_u16(0);
+            b.put_u16(parameters.len() as u16);
+            for parameter in parameters {
+                b.put_u32(parameter.len() as u32);
+                b.put_slice(parameter.as_bytes());
+            }
+            b.put_u16(0);
+        });
+        out.message(b'E', |b| {
+            b.put_u8(0);
+            b.put_u32(0);
+        });
+        out.message(b'S', |_| {});
+        let work = async {
+            self.stream.drain(&mut self.outbound).await?;
+            let (mut rows, mut failed) = (Vec::new(), None);
+            loop {
+                let (kind, body) = message(&mut self.stream, &mut self.inbound).await?;
+                match kind {
+                    b'D' => rows.push(row(&body).ok_or(UpstreamError::Protocol)?),
+                    b'E' => failed = Some(refused(&body)),
+                    b'Z' => return failed.map_or(Ok(rows), Err),
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(UpstreamError::Timeout(limit)))
+    }
+
     /// Makes the session as fresh as after login: `DISCARD ALL`. An error means that the connection must be closed.
     pub(crate) async fn reset(&mut self, limit: Duration) -> Result<(), UpstreamError> {
         let work = async {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::check;
 use crate::config::{
-    AuthMethod, Class, GatewayConfig, HttpConfig, NotificationPolicy, PoolingMode, PostgresConfig, Scheduling,
-    ServerTls,
+    AuthMethod, Class, DatabaseCommands, GatewayConfig, HttpConfig, NotificationPolicy, PoolingMode, PostgresConfig,
+    ReadOnlyRouting, Scheduling, TlsMode,
 };
 use crate::diagnostic::Diagnostics;
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
@@ -83,6 +83,14 @@ pub struct Plan {
     pub max_websockets: u32,
     /// Longest idle time inside a transaction.
     pub idle_in_transaction_timeout: Duration,
+    /// Longest time of one statement.
+    pub statement_timeout: Option<Duration>,
+    /// Longest time of one transaction.
+    pub transaction_timeout: Option<Duration>,
+    /// Longest time that a PostgreSQL client may do nothing.
+    pub idle_timeout: Option<Duration>,
+    /// PostgreSQL logins per second.
+    pub login_rate: Option<u32>,
 }
 
 /// A PostgreSQL role and its password, resolved.
@@ -90,8 +98,27 @@ pub struct Plan {
 pub struct Login {
     /// The role.
     pub role: String,
-    /// Its password.
-    pub password: Secret,
+    /// Its password, or what is known of it.
+    pub password: Password,
+}
+
+impl Login {
+    /// A login with a password that is known.
+    pub fn new(role: impl Into<String>, password: impl Into<String>) -> Self {
+        Self { role: role.into(), password: Password::Plain(Secret::new(password)) }
+    }
+}
+
+/// What is known of a password.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Password {
+    /// The password itself.
+    Plain(Secret),
+    /// What PostgreSQL stores of it: `SCRAM-SHA-256$…`, or `md5` and 32 hexadecimal digits.
+    Stored(Secret),
+    /// Nothing: the cluster is asked, with its `auth_query`.
+    Asked,
 }
 
 /// One tenant.
@@ -113,15 +140,26 @@ pub struct Tenant {
     pub plan: Arc<Plan>,
     /// Its own login, beside that of its pool.
     pub login: Option<Login>,
+    /// More logins that may open the database.
+    pub users: Vec<Login>,
+    /// Used at the server for whoever came with the pool's login or the tenant's own.
+    pub server_login: Option<Login>,
     /// When server connections change hands.
     pub pooling: PoolingMode,
 }
 
 impl Tenant {
-    /// The login with this role that may open the tenant's database: its own or its pool's.
+    /// The login with this role that may open the tenant's database: its own, its pool's or one of its users.
     pub fn login(&self, role: &str) -> Option<&Login> {
         let pool = self.pool.as_ref().and_then(|p| p.login.as_ref());
-        self.login.iter().chain(pool).find(|l| l.role == role)
+        self.login.iter().chain(pool).chain(&self.users).find(|l| l.role == role)
+    }
+
+    /// The login used at the server for a client that came with this role.
+    pub fn server_login(&self, role: &str) -> Option<&Login> {
+        let login = self.login(role)?;
+        let is_user = self.users.iter().any(|user| std::ptr::eq(user, login));
+        Some(self.server_login.as_ref().filter(|_| !is_user).unwrap_or(login))
     }
 }
 
@@ -165,6 +203,8 @@ pub struct Pool {
     pub login: Option<Login>,
     /// The cluster on which that login may open the maintenance database.
     pub maintenance: Option<Arc<Cluster>>,
+    /// Which databases it may create, drop and rename there.
+    pub database_commands: DatabaseCommands,
     /// The account that work on the maintenance database is charged to.
     pub account: TenantId,
 }
@@ -174,8 +214,20 @@ pub struct Pool {
 pub struct Cluster {
     /// Its name.
     pub name: ClusterName,
-    /// Where it listens.
-    pub address: Endpoint,
+    /// Its servers, the one written first at the front. Which is the primary has to be found out; at least one.
+    pub servers: Vec<Endpoint>,
+    /// Where transactions go that only read.
+    pub read_only: ReadOnlyRouting,
+    /// A replica further behind gets none.
+    pub max_replica_lag: Duration,
+    /// The login that the gateway itself uses, and the database.
+    pub service: Option<(Login, String)>,
+    /// The query that asks for passwords, with the role as `$1`.
+    pub auth_query: Option<String>,
+    /// How often each server is looked at.
+    pub health_interval: Duration,
+    /// How long a transaction waits for a server that cannot be reached.
+    pub reconnect_wait: Duration,
     /// Transactions that run at once.
     pub slots: u32,
     /// Fewest slots to shrink to.
@@ -187,13 +239,19 @@ pub struct Cluster {
     /// The order in which waiting transactions are served.
     pub scheduling: Scheduling,
     /// TLS towards the server.
-    pub tls: ServerTls,
-    /// The certificate authorities, as PEM text, for `verify-full`.
+    pub tls: TlsMode,
+    /// The certificate authorities, as PEM text, for `verify-ca` and `verify-full`.
     pub tls_ca: Option<String>,
+    /// What the gateway shows to the server.
+    pub tls_identity: Option<TlsFiles>,
     /// Time to connect and log in.
     pub connect_timeout: Duration,
     /// Time after which an idle server connection is closed.
     pub idle_timeout: Duration,
+    /// Age at which a server connection is replaced, give or take a tenth; zero: never.
+    pub lifetime: Duration,
+    /// Idle connections kept open for each database and login with clients.
+    pub warm: u32,
 }
 
 /// Certificate and key of a listener, as PEM text.
@@ -213,6 +271,10 @@ pub struct PostgresFront {
     pub auth: AuthMethod,
     /// Certificate for clients.
     pub tls: Option<TlsFiles>,
+    /// What is demanded of clients; `disable` without a certificate.
+    pub tls_mode: TlsMode,
+    /// The authorities of the clients' certificates, as PEM text.
+    pub client_ca: Option<String>,
     /// The settings as written.
     pub config: PostgresConfig,
     /// Who may use the console.
@@ -237,7 +299,7 @@ pub struct Catalog {
     pub(crate) by_host: HashMap<HostName, Arc<Tenant>>,
     pub(crate) by_database: HashMap<DatabaseName, Arc<Tenant>>,
     pub(crate) by_slug: HashMap<Slug, Arc<Tenant>>,
-    pub(crate) by_role: HashMap<String, Arc<Tenant>>,
+    pub(crate) by_role: HashMap<String, Login>,
     /// Pools by name.
     pub pools: BTreeMap<PoolName, Arc<Pool>>,
     /// Clusters by name.
@@ -300,13 +362,13 @@ impl Catalog {
     /// Any login with this role, of whatever tenant or pool.
     pub fn any_login(&self, role: &str) -> Option<&Login> {
         let of_pools = self.pools.values().filter_map(|p| p.login.as_ref()).find(|l| l.role == role);
-        of_pools.or_else(|| self.by_role.get(role)?.login.as_ref())
+        of_pools.or_else(|| self.by_role.get(role))
     }
 
     /// Every login that there is.
     pub fn logins(&self) -> impl Iterator<Item = &Login> {
         let of_pools = self.pools.values().filter_map(|p| p.login.as_ref());
-        of_pools.chain(self.tenants.iter().filter_map(|t| t.login.as_ref()))
+        of_pools.chain(self.tenants.iter().flat_map(|t| t.login.iter().chain(&t.users)))
     }
 
     /// The pool whose login has this role and which may open the maintenance database.

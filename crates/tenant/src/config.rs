@@ -95,11 +95,10 @@ pub struct PostgresConfig {
     /// How clients prove their password.
     #[serde(default)]
     pub auth: AuthMethod,
-    /// Certificate and key for clients; absent: SSLRequest is answered with `N`.
-    pub tls: Option<TlsConfig>,
-    /// Whether clients without TLS are refused.
-    #[serde(default)]
-    pub require_tls: bool,
+    /// TLS for clients; absent: SSLRequest is answered with `N`.
+    pub tls: Option<ClientTlsConfig>,
+    /// File with passwords by role, in PgBouncer's format: for logins that give none of their own.
+    pub user_list: Option<PathBuf>,
     /// Time a client may take from connect to the end of authentication.
     #[serde(default = "seconds::<15>")]
     pub login_timeout: HumanDuration,
@@ -109,6 +108,9 @@ pub struct PostgresConfig {
     /// Most connections that have not authenticated yet, all together.
     #[serde(default = "default_unauthenticated")]
     pub max_unauthenticated: u32,
+    /// The same for one client address: those whose wrong password is being answered slowly, included.
+    #[serde(default = "default_unauthenticated_per_address")]
+    pub max_unauthenticated_per_address: u32,
     /// Who may use the console: the database `cofferdam`, or `pgbouncer`. Absent: nobody.
     #[serde(default)]
     pub console: ConsoleConfig,
@@ -146,16 +148,23 @@ pub enum AuthMethod {
     ScramSha256,
     /// MD5, for old drivers only.
     Md5,
+    /// A certificate of a `client_ca`, whose common name is the role, instead of a password.
+    Cert,
 }
 
-/// A certificate chain and its private key, as PEM files.
+/// TLS for the clients of the PostgreSQL plane: PEM files, and what is demanded.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct TlsConfig {
+pub struct ClientTlsConfig {
+    /// What clients must do.
+    #[serde(default = "TlsMode::prefer")]
+    pub mode: TlsMode,
     /// PEM file with the certificate chain, leaf first.
     pub certificate: PathBuf,
     /// PEM file with the private key.
     pub key: PathBuf,
+    /// PEM file with the authorities that sign the clients' certificates.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// The admin listener.
@@ -214,6 +223,9 @@ pub struct PoolConfig {
     pub login: Option<LoginConfig>,
     /// The cluster on which the pool's login may open the maintenance database `postgres`.
     pub maintenance: Option<ClusterName>,
+    /// Which databases the pool's login may create, drop and rename there.
+    #[serde(default)]
+    pub database_commands: DatabaseCommands,
 }
 
 /// One Odoo server of a pool.
@@ -232,6 +244,25 @@ pub struct ServerConfig {
 pub struct ClusterConfig {
     /// Where it listens.
     pub address: Endpoint,
+    /// Other servers of the cluster. Which one is the primary is found out; any may become it.
+    #[serde(default)]
+    pub replicas: Vec<Endpoint>,
+    /// Where transactions go that say that they only read. `replica` needs `service`.
+    #[serde(default)]
+    pub read_only: ReadOnlyRouting,
+    /// A replica that is further behind gets no transactions.
+    #[serde(default = "seconds::<10>")]
+    pub max_replica_lag: HumanDuration,
+    /// The login that the gateway itself uses, to look after the servers and for `auth_query`.
+    pub service: Option<ServiceConfig>,
+    /// Asks the cluster for passwords of logins that give none. Needs `service`.
+    pub auth_query: Option<AuthQueryConfig>,
+    /// How often each server is looked at.
+    #[serde(default = "seconds::<5>")]
+    pub health_interval: HumanDuration,
+    /// How long a transaction waits for a server that cannot be reached before it fails.
+    #[serde(default = "seconds::<15>")]
+    pub reconnect_wait: HumanDuration,
     /// Most transactions that run at once, all tenants together. Without `min_slots` about 1.5 to 2 per core is a good start.
     #[schemars(range(min = 1, max = 100_000))]
     pub slots: u32,
@@ -249,15 +280,25 @@ pub struct ClusterConfig {
     pub scheduling: Scheduling,
     /// TLS towards the server.
     #[serde(default)]
-    pub tls: ServerTls,
-    /// PEM file with the certificate authorities, for `verify-full`.
+    pub tls: TlsMode,
+    /// PEM file with the certificate authorities, for `verify-ca` and `verify-full`.
     pub tls_ca: Option<PathBuf>,
+    /// PEM file with the certificate that the gateway shows to the server.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file with its private key.
+    pub tls_key: Option<PathBuf>,
     /// Time to connect and log in.
     #[serde(default = "seconds::<5>")]
     pub connect_timeout: HumanDuration,
     /// Time after which an idle server connection is closed.
     #[serde(default = "seconds::<600>")]
     pub idle_timeout: HumanDuration,
+    /// Age at which a server connection is replaced, give or take a tenth. `0s`: never.
+    #[serde(default = "seconds::<3600>")]
+    pub lifetime: HumanDuration,
+    /// Idle connections that are kept open for each database and login with clients, within `connections`.
+    #[serde(default)]
+    pub warm: u32,
 }
 
 /// The order in which waiting work is served.
@@ -271,22 +312,114 @@ pub enum Scheduling {
     Fifo,
 }
 
-/// TLS towards a PostgreSQL server, named as in libpq.
+/// Whether a connection is encrypted and the other side checked, named as in libpq.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum ServerTls {
+pub enum TlsMode {
     /// Never.
     #[default]
     Disable,
-    /// If the server offers it; its certificate is not checked.
+    /// To a server: only if it refuses without. From clients: as they like.
+    Allow,
+    /// To a server: if it offers it, its certificate is not checked. From clients: as they like.
     Prefer,
-    /// Always; its certificate is not checked.
+    /// Always; the other side's certificate is not checked.
     Require,
-    /// Always; certificate and host name are checked against `tls_ca`.
+    /// Always; the other side's certificate is checked against the authorities.
+    VerifyCa,
+    /// Always; and the certificate must be for this host, or for this role when it is a client's.
     VerifyFull,
 }
 
-/// A PostgreSQL role and its password.
+impl TlsMode {
+    const fn prefer() -> Self {
+        Self::Prefer
+    }
+
+    /// Whether a connection without TLS is out of the question.
+    pub fn is_required(self) -> bool {
+        matches!(self, Self::Require | Self::VerifyCa | Self::VerifyFull)
+    }
+
+    /// Whether the other side's certificate is checked.
+    pub fn is_verified(self) -> bool {
+        matches!(self, Self::VerifyCa | Self::VerifyFull)
+    }
+
+    /// The name used in configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disable => "disable",
+            Self::Allow => "allow",
+            Self::Prefer => "prefer",
+            Self::Require => "require",
+            Self::VerifyCa => "verify-ca",
+            Self::VerifyFull => "verify-full",
+        }
+    }
+}
+
+/// Where transactions go that say that they only read: `BEGIN READ ONLY`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReadOnlyRouting {
+    /// To the primary, as all others.
+    #[default]
+    Primary,
+    /// To a replica that is not too far behind; to the primary when there is none.
+    Replica,
+}
+
+/// The login that the gateway itself uses at a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceConfig {
+    /// The role.
+    pub role: String,
+    /// Its password, in plain text.
+    pub password: Option<Secret>,
+    /// File with the password.
+    pub password_file: Option<PathBuf>,
+    /// Environment variable with the password.
+    pub password_env: Option<String>,
+    /// The database to connect to.
+    #[serde(default = "default_service_database")]
+    pub database: String,
+}
+
+impl ServiceConfig {
+    pub(crate) fn login(&self) -> LoginConfig {
+        LoginConfig {
+            role: self.role.clone(),
+            password: self.password.clone(),
+            password_file: self.password_file.clone(),
+            password_env: self.password_env.clone(),
+        }
+    }
+}
+
+/// How the passwords of logins that give none of their own are asked of the server.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AuthQueryConfig {
+    /// A query with the role as `$1` whose row has role and stored password. Default: `pg_authid`, with `VALID UNTIL` respected.
+    pub query: Option<String>,
+}
+
+/// What a pool's login may do to databases through its maintenance database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DatabaseCommands {
+    /// Nothing: CREATE, DROP and ALTER DATABASE are refused.
+    None,
+    /// CREATE, DROP and ALTER of the databases of the pool's own tenants, the default.
+    #[default]
+    Own,
+    /// Whatever the server allows.
+    Any,
+}
+
+/// A PostgreSQL role and its password. Without one here it comes from `postgres.user_list` or the cluster's `auth_query`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoginConfig {
@@ -323,6 +456,15 @@ pub struct PlanConfig {
     pub max_websockets: Option<u32>,
     /// Time a transaction may stay idle before the gateway ends it: it holds a slot and locks. Default 10m.
     pub idle_in_transaction_timeout: Option<HumanDuration>,
+    /// Time a statement may take before the gateway cancels it. Default: as long as it takes.
+    pub statement_timeout: Option<HumanDuration>,
+    /// Time a transaction may take before the gateway ends it and the session. Default: as long as it takes.
+    pub transaction_timeout: Option<HumanDuration>,
+    /// Time a PostgreSQL client may stay connected and do nothing. Default: for ever.
+    pub idle_timeout: Option<HumanDuration>,
+    /// PostgreSQL logins per second; more of them wait for their turn. Default: as many as come.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub login_rate: Option<u32>,
 }
 
 /// Quotas of one tenant on one pool or cluster.
@@ -446,6 +588,11 @@ pub struct TenantFile {
     pub quotas: PlanConfig,
     /// Its own PostgreSQL login, beside that of its pool.
     pub login: Option<LoginConfig>,
+    /// More logins that may open the database: reports, interfaces.
+    #[serde(default)]
+    pub users: Vec<LoginConfig>,
+    /// The login that the gateway uses at the server for whoever came with the pool's login or the tenant's own: so that the pool's password opens nothing at the server.
+    pub server_login: Option<LoginConfig>,
     /// When server connections change hands. Default: `transaction`.
     #[serde(default)]
     pub pooling: PoolingMode,
@@ -515,6 +662,12 @@ fn default_connections() -> u32 {
 }
 fn default_unauthenticated() -> u32 {
     500
+}
+fn default_unauthenticated_per_address() -> u32 {
+    100
+}
+fn default_service_database() -> String {
+    "postgres".to_owned()
 }
 fn default_admin_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 9180))

@@ -36,13 +36,14 @@ mod units;
 pub mod yaml;
 
 pub use catalog::{
-    Catalog, ClassQuota, Cluster, ConsoleUser, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, Tenant,
-    TlsFiles,
+    Catalog, ClassQuota, Cluster, ConsoleUser, Login, Password, PerSecond, Plan, PlaneQuota, Pool, PostgresFront,
+    Server, Tenant, TlsFiles,
 };
 pub use config::{
-    AdminConfig, AuthMethod, Class, ClassQuotaConfig, ClusterConfig, ConsoleConfig, GatewayConfig, HttpConfig,
-    LoginConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig,
-    Scheduling, Scheme, ServerConfig, ServerTls, TenantFile, TlsConfig,
+    AdminConfig, AuthMethod, AuthQueryConfig, Class, ClassQuotaConfig, ClientTlsConfig, ClusterConfig, ConsoleConfig,
+    DatabaseCommands, GatewayConfig, HttpConfig, LoginConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig,
+    PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServiceConfig,
+    TenantFile, TlsMode,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};
@@ -85,6 +86,10 @@ pub trait Secrets {
     fn file(&self, path: &Path) -> std::io::Result<String>;
     /// The value of an environment variable.
     fn env(&self, name: &str) -> Option<String>;
+    /// Where a secret file really is: for those who watch it.
+    fn locate(&self, path: &Path) -> PathBuf {
+        path.to_owned()
+    }
 }
 
 /// A [`Secrets`] that has none: each reference is an error.

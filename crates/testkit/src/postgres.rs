@@ -84,6 +84,37 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// A standby that follows this cluster, with a copy of its data.
+    pub fn standby(&self) -> Result<Self, TestkitError> {
+        let directory =
+            tempfile::Builder::new().prefix("cofferdam-pg-").tempdir().map_err(io("temporary directory"))?;
+        if let Some(Owner { uid, gid }) = self.owner {
+            std::os::unix::fs::chown(directory.path(), Some(uid), Some(gid)).map_err(io("chown"))?;
+        }
+        let mut standby =
+            Self { binaries: self.binaries.clone(), directory, port: free_port()?, owner: self.owner, keeper: None };
+        let output = standby
+            .as_owner(self.binaries.join("pg_basebackup"))
+            .env("PGPASSWORD", SUPERUSER.1)
+            .args(["-h", "127.0.0.1", "-U", SUPERUSER.0, "-p", &self.port.to_string()])
+            .args(["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync", "-D"])
+            .arg(standby.data())
+            .output()
+            .map_err(io("pg_basebackup"))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(TestkitError::Failed { program: "pg_basebackup".into(), output: text });
+        }
+        standby.launch()?;
+        Ok(standby)
+    }
+
+    /// Makes a primary of a standby.
+    pub async fn promote(&self) -> Result<(), TestkitError> {
+        self.admin("postgres").await?.execute("SELECT pg_promote(true, 60)", &[]).await?;
+        Ok(())
+    }
+
     /// The port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port

@@ -3,13 +3,14 @@
 mod md5;
 mod scram;
 
-pub use md5::{md5_matches, md5_response};
-pub use scram::{ScramError, ScramKeys, ScramServer};
+pub use md5::{md5_matches, md5_response, md5_stored};
+pub use scram::{ClientKeys, Knows, SCRAM, SCRAM_PLUS, ScramClient, ScramError, ScramKeys, ScramServer};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cofferdam_tenant::Login;
+use base64::Engine as _;
+use cofferdam_tenant::{Login, Password};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
@@ -17,6 +18,8 @@ use sha2::Sha256;
 #[derive(Debug)]
 pub struct Verifiers {
     known: Mutex<HashMap<Login, Arc<ScramKeys>>>,
+    /// What clients have proved to have, for logins of which the password is not known (rule 17).
+    shown: Mutex<HashMap<Login, Arc<ClientKeys>>>,
     /// Makes the salt of a user that does not exist the same each time (rule 19).
     mock: [u8; 32],
 }
@@ -29,17 +32,24 @@ impl Verifiers {
     pub fn new() -> Result<Self, getrandom::Error> {
         let mut mock = [0; 32];
         getrandom::fill(&mut mock)?;
-        Ok(Self { known: Mutex::new(HashMap::new()), mock })
+        Ok(Self { known: Mutex::default(), shown: Mutex::default(), mock })
     }
 
-    /// The keys of a login.
+    /// The keys of a login; those that nothing opens when what is stored of its password are none.
     pub fn keys(&self, login: &Login) -> Result<Arc<ScramKeys>, getrandom::Error> {
         if let Some(keys) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(login) {
             return Ok(Arc::clone(keys));
         }
-        let mut salt = [0; 16];
-        getrandom::fill(&mut salt)?;
-        let keys = Arc::new(ScramKeys::derive(login.password.expose(), &salt));
+        let keys = match &login.password {
+            Password::Plain(password) => {
+                let mut salt = [0; 16];
+                getrandom::fill(&mut salt)?;
+                ScramKeys::derive(password.expose(), &salt)
+            }
+            Password::Stored(stored) => ScramKeys::parse(stored.expose()).unwrap_or_else(|| self.mock(&login.role)),
+            _ => self.mock(&login.role),
+        };
+        let keys = Arc::new(keys);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.clear();
@@ -52,8 +62,34 @@ impl Verifiers {
         let digest = hmac(&self.mock, user.as_bytes());
         let mut salt = [0; 16];
         salt.copy_from_slice(&digest[..16]);
-        ScramKeys::impossible(salt)
+        ScramKeys::impossible(&salt)
     }
+
+    /// Keeps what a client has proved to have, to log in to the server in its name.
+    pub(crate) fn keep(&self, login: &Login, keys: ClientKeys) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.len() >= MAX_KNOWN {
+            shown.clear();
+        }
+        shown.insert(login.clone(), Arc::new(keys));
+    }
+
+    /// What a client with this login has proved to have.
+    pub(crate) fn shown(&self, login: &Login) -> Option<Arc<ClientKeys>> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).get(login).cloned()
+    }
+
+    /// The server did not take it.
+    pub(crate) fn forget(&self, login: &Login) {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).remove(login);
+    }
+}
+
+/// Fresh randomness, printable.
+pub(crate) fn nonce() -> Result<String, getrandom::Error> {
+    let mut random = [0; 18];
+    getrandom::fill(&mut random)?;
+    Ok(base64::engine::general_purpose::STANDARD.encode(random))
 }
 
 pub(crate) fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {

@@ -1,20 +1,33 @@
-//! The server's side of SCRAM-SHA-256 (RFC 5802, RFC 7677), as PostgreSQL speaks it.
+//! Both sides of SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677), as PostgreSQL speaks them.
+//!
+//! The client's side is our own because it has to work with keys instead of a password: what a client of ours proves is
+//! enough to log in to the server in its name (rule 17).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use zeroize::Zeroize;
 
 use super::hmac;
 
+/// The mechanism without channel binding.
+pub const SCRAM: &str = "SCRAM-SHA-256";
+/// The mechanism with channel binding.
+pub const SCRAM_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// What the channel is bound to: the hash of the server's certificate.
+const BINDING: &str = "p=tls-server-end-point";
 const ITERATIONS: u32 = 4096;
+/// A server that asks for more work than this wants to waste our time.
+const MAX_ITERATIONS: u32 = 1_000_000;
 /// A client nonce longer than this is not one (rule 1).
 const MAX_NONCE: usize = 256;
 
 /// What is kept of a password: enough to check a proof, not enough to make one.
 #[derive(Clone)]
 pub struct ScramKeys {
-    salt: [u8; 16],
+    salt: Vec<u8>,
+    iterations: u32,
     stored: [u8; 32],
     server: [u8; 32],
     /// False for a user that does not exist: the exchange runs to its end and fails.
@@ -29,21 +42,71 @@ impl std::fmt::Debug for ScramKeys {
 
 impl ScramKeys {
     /// Derives the keys from a password. Takes about a millisecond, on purpose.
-    pub fn derive(password: &str, salt: &[u8; 16]) -> Self {
-        let prepared = stringprep::saslprep(password).unwrap_or(password.into());
-        let mut salted = [0; 32];
-        pbkdf2::pbkdf2_hmac::<Sha256>(prepared.as_bytes(), salt, ITERATIONS, &mut salted);
-        let client = hmac(&salted, b"Client Key");
+    pub fn derive(password: &str, salt: &[u8]) -> Self {
+        let keys = ClientKeys::derive(password, salt, ITERATIONS);
         Self {
-            salt: *salt,
-            stored: Sha256::digest(client).into(),
-            server: hmac(&salted, b"Server Key"),
+            salt: salt.to_vec(),
+            iterations: ITERATIONS,
+            stored: Sha256::digest(keys.client).into(),
+            server: keys.server,
             possible: true,
         }
     }
 
-    pub(crate) fn impossible(salt: [u8; 16]) -> Self {
-        Self { salt, stored: [0; 32], server: [0; 32], possible: false }
+    /// Reads what PostgreSQL stores: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+    pub fn parse(stored: &str) -> Option<Self> {
+        let (first, keys) = stored.strip_prefix(SCRAM)?.strip_prefix('$')?.split_once('$')?;
+        let (iterations, salt) = first.split_once(':')?;
+        let (stored, server) = keys.split_once(':')?;
+        let key = |text: &str| -> Option<[u8; 32]> { BASE64.decode(text).ok()?.try_into().ok() };
+        Some(Self {
+            salt: BASE64.decode(salt).ok()?,
+            iterations: iterations.parse().ok().filter(|n| (1..=MAX_ITERATIONS).contains(n))?,
+            stored: key(stored)?,
+            server: key(server)?,
+            possible: true,
+        })
+    }
+
+    pub(crate) fn impossible(salt: &[u8]) -> Self {
+        Self { salt: salt.to_vec(), iterations: ITERATIONS, stored: [0; 32], server: [0; 32], possible: false }
+    }
+}
+
+/// What it takes to prove knowledge of a password without the password. Wiped when dropped, never shown.
+#[derive(Clone)]
+pub struct ClientKeys {
+    client: [u8; 32],
+    server: [u8; 32],
+    /// What they were made for: another salt has other keys.
+    salt: Vec<u8>,
+    iterations: u32,
+}
+
+impl Drop for ClientKeys {
+    fn drop(&mut self) {
+        self.client.zeroize();
+        self.server.zeroize();
+    }
+}
+
+impl std::fmt::Debug for ClientKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ClientKeys(…)")
+    }
+}
+
+impl ClientKeys {
+    fn derive(password: &str, salt: &[u8], iterations: u32) -> Self {
+        let prepared = stringprep::saslprep(password).unwrap_or(password.into());
+        let mut salted = [0; 32];
+        pbkdf2::pbkdf2_hmac::<Sha256>(prepared.as_bytes(), salt, iterations, &mut salted);
+        Self {
+            client: hmac(&salted, b"Client Key"),
+            server: hmac(&salted, b"Server Key"),
+            salt: salt.to_vec(),
+            iterations,
+        }
     }
 }
 
@@ -59,13 +122,17 @@ pub enum ScramError {
     /// The proof is wrong, or there is no such user.
     #[error("password authentication failed")]
     WrongProof,
+    /// The server does not know the password either, or wants something unreasonable.
+    #[error("the server's side of the SCRAM exchange is wrong")]
+    WrongServer,
 }
 
 /// One exchange: the first message in, the challenge out, the proof in, the server's signature out.
 #[derive(Debug)]
 pub struct ScramServer<'a> {
     keys: &'a ScramKeys,
-    gs2_header: String,
+    /// What the client's final message has to repeat: its header, and the hash of our certificate with binding.
+    bound: Vec<u8>,
     nonce: String,
     /// client-first-bare , server-first , — to which the client's final message without its proof is added.
     transcript: String,
@@ -73,16 +140,27 @@ pub struct ScramServer<'a> {
 }
 
 impl<'a> ScramServer<'a> {
-    /// Takes the client's first message. `nonce` is fresh randomness of ours, printable.
-    pub fn begin(keys: &'a ScramKeys, first: &[u8], nonce: &str) -> Result<Self, ScramError> {
+    /// Takes the client's first message. `nonce` is fresh randomness of ours, printable; `offered` the hash of our
+    /// certificate when binding was offered, and `plus` whether the client chose it.
+    pub fn begin(
+        keys: &'a ScramKeys,
+        first: &[u8],
+        nonce: &str,
+        offered: Option<&[u8]>,
+        plus: bool,
+    ) -> Result<Self, ScramError> {
         let first = std::str::from_utf8(first).map_err(|_| ScramError::Malformed)?;
-        // gs2-cbind-flag "," [authzid] "," then the bare message. Without TLS binding offered, `y` is honest.
+        // gs2-cbind-flag "," [authzid] "," then the bare message.
         let mut parts = first.splitn(3, ',');
         let (Some(flag), Some(authzid), Some(bare)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(ScramError::Malformed);
         };
-        match flag {
-            "n" | "y" => {}
+        let mut bound = format!("{flag},{authzid},").into_bytes();
+        match (flag, plus, offered) {
+            (BINDING, true, Some(hash)) => bound.extend_from_slice(hash),
+            // `y`: the client could bind and believes that we cannot. Honest only when we have not offered (rule 18).
+            ("n", false, _) | ("y", false, None) => {}
+            ("n" | "y", ..) => return Err(ScramError::ChannelBinding),
             _ if flag.starts_with("p=") => return Err(ScramError::ChannelBinding),
             _ => return Err(ScramError::Malformed),
         }
@@ -100,9 +178,9 @@ impl<'a> ScramServer<'a> {
             return Err(ScramError::Malformed);
         }
         let nonce = format!("{client_nonce}{nonce}");
-        let challenge = format!("r={nonce},s={},i={ITERATIONS}", BASE64.encode(keys.salt));
+        let challenge = format!("r={nonce},s={},i={}", BASE64.encode(&keys.salt), keys.iterations);
         let transcript = format!("{bare},{challenge},");
-        Ok(Self { keys, gs2_header: format!("{flag},{authzid},"), nonce, transcript, challenge })
+        Ok(Self { keys, bound, nonce, transcript, challenge })
     }
 
     /// The server's first message.
@@ -110,14 +188,14 @@ impl<'a> ScramServer<'a> {
         &self.challenge
     }
 
-    /// Takes the client's final message and gives the server's.
-    pub fn finish(self, last: &[u8]) -> Result<String, ScramError> {
+    /// Takes the client's final message and gives the server's, with the keys that the client has shown to have.
+    pub fn finish(self, last: &[u8]) -> Result<(String, ClientKeys), ScramError> {
         let last = std::str::from_utf8(last).map_err(|_| ScramError::Malformed)?;
         let (without_proof, proof) = last.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
         let mut attributes = without_proof.split(',');
         let binding = attributes.next().and_then(|c| c.strip_prefix("c=")).ok_or(ScramError::Malformed)?;
         let nonce = attributes.next().and_then(|r| r.strip_prefix("r=")).ok_or(ScramError::Malformed)?;
-        if binding != BASE64.encode(&self.gs2_header) {
+        if binding != BASE64.encode(&self.bound) {
             return Err(ScramError::ChannelBinding);
         }
         if nonce != self.nonce {
@@ -134,7 +212,85 @@ impl<'a> ScramServer<'a> {
         if !right {
             return Err(ScramError::WrongProof);
         }
-        Ok(format!("v={}", BASE64.encode(hmac(&self.keys.server, transcript.as_bytes()))))
+        let signature = format!("v={}", BASE64.encode(hmac(&self.keys.server, transcript.as_bytes())));
+        let (salt, iterations) = (self.keys.salt.clone(), self.keys.iterations);
+        Ok((signature, ClientKeys { client: client_key, server: self.keys.server, salt, iterations }))
+    }
+}
+
+/// What a client of SCRAM knows.
+#[derive(Debug, Clone, Copy)]
+pub enum Knows<'a> {
+    /// The password.
+    Password(&'a str),
+    /// The keys that somebody has proved to have.
+    Keys(&'a ClientKeys),
+}
+
+/// The client's side: the first message out, the challenge in, the proof out, the server's signature in.
+#[derive(Debug)]
+pub struct ScramClient<'a> {
+    knows: Knows<'a>,
+    bound: Vec<u8>,
+    bare: String,
+    nonce: String,
+    /// What the server has to answer, once it has been asked.
+    expected: Option<[u8; 32]>,
+}
+
+impl<'a> ScramClient<'a> {
+    /// `nonce` is fresh randomness, printable; `binding` the hash of the server's certificate, to be bound to it.
+    pub fn new(knows: Knows<'a>, nonce: &str, binding: Option<&[u8]>) -> Self {
+        let mut bound = if binding.is_some() { format!("{BINDING},,") } else { "n,,".to_owned() }.into_bytes();
+        bound.extend_from_slice(binding.unwrap_or_default());
+        Self { knows, bound, bare: format!("n=,r={nonce}"), nonce: nonce.to_owned(), expected: None }
+    }
+
+    /// The first message.
+    pub fn first(&self) -> String {
+        let header = if self.bound.starts_with(b"p") { BINDING } else { "n" };
+        format!("{header},,{}", self.bare)
+    }
+
+    /// Takes the server's challenge and gives the proof.
+    pub fn prove(&mut self, challenge: &[u8]) -> Result<String, ScramError> {
+        let challenge = std::str::from_utf8(challenge).map_err(|_| ScramError::Malformed)?;
+        let mut attributes = challenge.split(',');
+        let mut attribute = |name: &str| attributes.next()?.strip_prefix(name);
+        let nonce = attribute("r=").filter(|n| n.starts_with(&self.nonce)).ok_or(ScramError::Malformed)?;
+        let salt = attribute("s=").and_then(|s| BASE64.decode(s).ok()).ok_or(ScramError::Malformed)?;
+        let iterations: u32 = attribute("i=").and_then(|i| i.parse().ok()).ok_or(ScramError::Malformed)?;
+        if !(1..=MAX_ITERATIONS).contains(&iterations) {
+            return Err(ScramError::WrongServer);
+        }
+        let derived;
+        let keys = match self.knows {
+            Knows::Password(password) => {
+                derived = ClientKeys::derive(password, &salt, iterations);
+                &derived
+            }
+            // Keys for another salt would be a wrong proof that the server would count as a wrong password.
+            Knows::Keys(keys) if keys.salt != salt || keys.iterations != iterations => {
+                return Err(ScramError::WrongProof);
+            }
+            Knows::Keys(keys) => keys,
+        };
+        let without_proof = format!("c={},r={nonce}", BASE64.encode(&self.bound));
+        let transcript = format!("{},{challenge},{without_proof}", self.bare);
+        let stored: [u8; 32] = Sha256::digest(keys.client).into();
+        let mut proof = hmac(&stored, transcript.as_bytes());
+        for (p, k) in proof.iter_mut().zip(keys.client) {
+            *p ^= k;
+        }
+        self.expected = Some(hmac(&keys.server, transcript.as_bytes()));
+        Ok(format!("{without_proof},p={}", BASE64.encode(proof)))
+    }
+
+    /// Checks that the server knows the password too.
+    pub fn finish(self, last: &[u8]) -> Result<(), ScramError> {
+        let signature = last.strip_prefix(b"v=").and_then(|v| BASE64.decode(v).ok()).ok_or(ScramError::Malformed)?;
+        let expected = self.expected.ok_or(ScramError::Malformed)?;
+        if bool::from(signature.ct_eq(&expected)) { Ok(()) } else { Err(ScramError::WrongServer) }
     }
 }
 
@@ -147,11 +303,64 @@ mod tests {
     fn login(real: &str, tried: &str) -> Result<(), ScramError> {
         let keys = ScramKeys::derive(real, &[7; 16]);
         let mut client = ScramSha256::new(tried.as_bytes(), ChannelBinding::unsupported());
-        let server = ScramServer::begin(&keys, client.message(), "servernonce")?;
+        let server = ScramServer::begin(&keys, client.message(), "servernonce", None, false)?;
         client.update(server.challenge().as_bytes()).unwrap();
-        let last = server.finish(client.message())?;
+        let (last, _) = server.finish(client.message())?;
         client.finish(last.as_bytes()).unwrap();
         Ok(())
+    }
+
+    /// Our own client, with whatever it knows, against our own server.
+    fn prove(
+        knows: Knows<'_>,
+        keys: &ScramKeys,
+        binding: Option<&[u8]>,
+        ours: Option<&[u8]>,
+    ) -> Result<ClientKeys, ScramError> {
+        let mut client = ScramClient::new(knows, "clientnonce", binding);
+        let server = ScramServer::begin(keys, client.first().as_bytes(), "servernonce", ours, binding.is_some())?;
+        let proof = client.prove(server.challenge().as_bytes())?;
+        let (last, keys) = server.finish(proof.as_bytes())?;
+        client.finish(last.as_bytes())?;
+        Ok(keys)
+    }
+
+    /// Rule 17.
+    #[test]
+    fn what_a_client_has_proved_is_enough_to_log_in_for_it_and_only_where_it_could() {
+        let here = ScramKeys::derive("geheim", &[7; 16]);
+        let shown = prove(Knows::Password("geheim"), &here, None, None).unwrap();
+        assert!(prove(Knows::Keys(&shown), &here, None, None).is_ok());
+        let elsewhere = ScramKeys::derive("geheim", &[8; 16]);
+        assert_eq!(prove(Knows::Keys(&shown), &elsewhere, None, None).err(), Some(ScramError::WrongProof));
+        assert_eq!(format!("{shown:?}"), "ClientKeys(…)");
+    }
+
+    #[test]
+    fn what_postgresql_stores_is_read_back() {
+        let keys = ScramKeys::derive("geheim", &[7; 16]);
+        let text = |b: &[u8]| BASE64.encode(b);
+        let stored = format!("SCRAM-SHA-256$4096:{}${}:{}", text(&keys.salt), text(&keys.stored), text(&keys.server));
+        let read = ScramKeys::parse(&stored).unwrap();
+        assert!(prove(Knows::Password("geheim"), &read, None, None).is_ok());
+        for bad in ["", "md5abc", "SCRAM-SHA-256$x:AA==$AA==:AA==", "SCRAM-SHA-256$4096:AA==$AA==:AA=="] {
+            assert!(ScramKeys::parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    /// Rule 18.
+    #[test]
+    fn a_channel_is_bound_to_our_certificate_and_a_downgrade_is_noticed() {
+        let keys = ScramKeys::derive("geheim", &[7; 16]);
+        let knows = Knows::Password("geheim");
+        assert!(prove(knows, &keys, Some(b"hash"), Some(b"hash")).is_ok());
+        let between = prove(knows, &keys, Some(b"of whoever sits between"), Some(b"hash"));
+        assert_eq!(between.err(), Some(ScramError::ChannelBinding));
+        let begin = |m: &str, plus| ScramServer::begin(&keys, m.as_bytes(), "n", Some(b"hash"), plus).err();
+        assert_eq!(begin("y,,n=,r=abc", false), Some(ScramError::ChannelBinding));
+        assert_eq!(begin("n,,n=,r=abc", true), Some(ScramError::ChannelBinding));
+        assert_eq!(begin("p=tls-unique,,n=,r=abc", true), Some(ScramError::ChannelBinding));
+        assert_eq!(begin("n,,n=,r=abc", false), None);
     }
 
     #[test]
@@ -170,15 +379,15 @@ mod tests {
         assert_eq!(first.salt, again.salt);
         assert_ne!(first.salt, verifiers.mock("somebody").salt);
         let mut client = ScramSha256::new(b"x", ChannelBinding::unsupported());
-        let server = ScramServer::begin(&first, client.message(), "n").unwrap();
+        let server = ScramServer::begin(&first, client.message(), "n", None, false).unwrap();
         client.update(server.challenge().as_bytes()).unwrap();
-        assert_eq!(server.finish(client.message()), Err(ScramError::WrongProof));
+        assert_eq!(server.finish(client.message()).err(), Some(ScramError::WrongProof));
     }
 
     #[test]
     fn binding_that_was_not_offered_and_endless_nonces_are_refused() {
         let keys = ScramKeys::derive("x", &[0; 16]);
-        let begin = |m: &str| ScramServer::begin(&keys, m.as_bytes(), "n").err();
+        let begin = |m: &str| ScramServer::begin(&keys, m.as_bytes(), "n", None, false).err();
         assert_eq!(begin("p=tls-server-end-point,,n=,r=abc"), Some(ScramError::ChannelBinding));
         assert_eq!(begin(&format!("n,,n=,r={}", "a".repeat(300))), Some(ScramError::Malformed));
         assert_eq!(begin("n,a=x,n=,r=abc"), Some(ScramError::Malformed));
@@ -188,13 +397,17 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_the_exchange_panic(first in ".{0,60}", last in ".{0,80}") {
-            let keys = ScramKeys::impossible([0; 16]);
-            if let Ok(server) = ScramServer::begin(&keys, first.as_bytes(), "n") {
+            let keys = ScramKeys::impossible(&[0; 16]);
+            if let Ok(server) = ScramServer::begin(&keys, first.as_bytes(), "n", None, false) {
                 let _ = server.finish(last.as_bytes());
             }
-            if let Ok(server) = ScramServer::begin(&keys, b"n,,n=,r=abc", "n") {
+            if let Ok(server) = ScramServer::begin(&keys, b"n,,n=,r=abc", "n", None, false) {
                 prop_assert!(server.finish(last.as_bytes()).is_err());
             }
+            let mut client = ScramClient::new(Knows::Password("x"), "n", None);
+            let _ = client.prove(first.as_bytes());
+            prop_assert!(client.finish(last.as_bytes()).is_err());
+            let _ = ScramKeys::parse(&first);
         }
     }
 }

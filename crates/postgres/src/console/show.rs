@@ -281,10 +281,12 @@ impl View<'_> {
         });
         let maintenance = maintenance.map(|c| (Catalog::MAINTENANCE_DATABASE.to_owned(), c, c.slots, 0));
         for (name, cluster, slots, max_clients) in tenants.chain(maintenance) {
+            let access = self.snapshot.clusters.get(&cluster.name);
+            let primary = access.map_or(&cluster.servers[0], |access| access.cache.servers().primary());
             rows.push(row![
                 name.as_str(),
-                cluster.address.host.as_str(),
-                cluster.address.port,
+                primary.host.as_str(),
+                primary.port,
                 name.as_str(),
                 None::<&str>,
                 slots,

@@ -7,13 +7,15 @@ use std::task::Poll;
 
 use bytes::BytesMut;
 use cofferdam_fairness::Class;
+use cofferdam_tenant::PoolingMode;
 use tokio::time::Instant;
 
+use super::maintenance::Decided;
 use super::{End, Passing, Relay, Slot};
-use crate::cache::Leased;
+use crate::cache::{LeaseError, Leased, Pool};
 use crate::client::describe;
 use crate::stream::Stream;
-use crate::wire::{Side, frame};
+use crate::wire::{Frame, Side, cstr, frame};
 
 /// Bytes of a client that are read ahead while it waits for a slot.
 const READ_AHEAD: usize = 64 << 10;
@@ -37,6 +39,7 @@ impl Relay {
 
     /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
     pub(super) async fn acquire(&mut self, kind: u8) -> Result<(), End> {
+        let mut given_up = None;
         loop {
             // Who has a connection goes on: PAUSE waits for that.
             if self.lease.is_none()
@@ -60,15 +63,36 @@ impl Relay {
                 }
                 return Ok(());
             }
-            let leased = match self.established.route.pool.take(&self.application_name) {
+            let pool = self.pool_for(kind);
+            let leased = match pool.take(&self.application_name) {
                 Some(leased) => Ok(leased),
                 // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
-                None => Box::pin(self.connection()).await?,
+                None => Box::pin(self.connection(&pool)).await?,
             };
             let leased = match leased {
                 Ok(leased) => leased,
-                Err((code, message)) => {
+                Err(Some(error)) if error.is_unreachable() => {
+                    // Rule 22: whoever waits for a server holds no slot meanwhile.
                     self.permit = None;
+                    let wait = self.established.route.access.cache.cluster().reconnect_wait;
+                    let until =
+                        *given_up.get_or_insert_with(|| Instant::now() + wait.min(self.established.route.max_wait));
+                    match Box::pin(self.reachable(until)).await? {
+                        Some(true) => continue,
+                        Some(false) => {
+                            let (code, message) = describe(&error);
+                            self.refuse(kind, &code, &message);
+                        }
+                        None => {
+                            let (code, message) = cancelled("a database server");
+                            self.refuse(kind, &code, &message);
+                        }
+                    }
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.permit = None;
+                    let (code, message) = error.map_or_else(|| cancelled("a server connection"), |e| describe(&e));
                     self.refuse(kind, &code, &message);
                     return Ok(());
                 }
@@ -84,6 +108,43 @@ impl Relay {
             self.established.route.pool.give_back(leased);
             self.permit = None;
         }
+    }
+
+    /// The connections that the client's next transaction may use: those to a replica when it says that it only reads.
+    fn pool_for(&self, kind: u8) -> Arc<Pool> {
+        let pool = &self.established.route.pool;
+        let route = &self.established.route;
+        let may = matches!(kind, b'Q' | b'P') && route.pooling == PoolingMode::Transaction;
+        if !may || !self.established.route.access.cache.servers().has_replica() {
+            return Arc::clone(pool);
+        }
+        let text = match frame(Side::Client, &self.inbound) {
+            Ok(Some(f)) => self.inbound.get(Frame::HEADER..f.total.min(self.inbound.len())).unwrap_or_default(),
+            _ => &[],
+        };
+        // Parse has the name of the statement in front of its text.
+        let text = if kind == b'P' { cstr(text).map_or(&[][..], |(_, rest)| rest) } else { text };
+        let text = cstr(text).map_or(text, |(text, _)| text);
+        if crate::sql::begins_read_only(text) { pool.of_replicas() } else { Arc::clone(pool) }
+    }
+
+    /// Waits until a server can be tried again: false when it takes too long, `None` when the client cancels.
+    async fn reachable(&mut self, until: Instant) -> Result<Option<bool>, End> {
+        let handle = Arc::clone(&self.established.registration.handle);
+        handle.forget_stale();
+        handle.waits(true);
+        let _waiting = Waiting(&handle);
+        let (servers, draining) =
+            (Arc::clone(self.established.route.access.cache.servers()), Arc::clone(&self.plane.draining));
+        let tried = Box::pin(async move {
+            tokio::select! {
+                () = servers.worth_trying() => true,
+                () = tokio::time::sleep_until(until) => false,
+                () = draining.given() => false,
+            }
+        });
+        let (client, inbound) = (&mut self.client, &mut self.inbound);
+        unless_client_leaves(tried, client, inbound, &mut self.moved, &handle).await
     }
 
     /// Waits until an operator lets transactions of this database begin again.
@@ -111,21 +172,17 @@ impl Relay {
         }
     }
 
-    /// A server connection that may have to be opened, or the error for the client. Ends early when the client leaves or
-    /// cancels.
-    pub(super) async fn connection(&mut self) -> Result<Result<Leased, (String, String)>, End> {
+    /// A server connection that may have to be opened, or why there is none: nothing when the client cancels.
+    pub(super) async fn connection(&mut self, pool: &Pool) -> Result<Result<Leased, Option<LeaseError>>, End> {
         let route = &self.established.route;
         let handle = Arc::clone(&self.established.registration.handle);
-        let lease = Box::pin(route.pool.lease(&self.application_name, route.max_wait));
+        let lease = Box::pin(pool.lease(&self.application_name, route.max_wait));
         handle.forget_stale();
         handle.waits(true);
         let _waiting = Waiting(&handle);
         let outcome =
             unless_client_leaves(lease, &mut self.client, &mut self.inbound, &mut self.moved, &handle).await?;
-        Ok(match outcome {
-            Some(leased) => leased.map_err(|error| describe(&error)),
-            None => Err(cancelled("a server connection")),
-        })
+        Ok(outcome.map_or(Err(None), |leased| leased.map_err(Some)))
     }
 
     /// A slot, or the error for the client. Ends early when the client leaves or cancels.
@@ -166,13 +223,18 @@ impl Relay {
             }
         };
         Ok(outcome
-            .map(|permit| Slot { _permit: permit, _holding: process.map(|p| p.hold(route.account)) })
+            .map(|permit| Slot {
+                since: Instant::now(),
+                _permit: permit,
+                _holding: process.map(|p| p.hold(route.account)),
+            })
             .map_err(|rejection| ("XX000".into(), route.refusal(&rejection))))
     }
 
     pub(super) fn refuse(&mut self, kind: u8, code: &str, message: &str) {
         self.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
         self.is_subscribed = false;
+        self.decided = Decided::Nothing;
         tracing::debug!(account = %self.established.route.name, code, "statement refused");
         self.session.refuse(kind, code, message, &mut self.outbound);
         if let Ok(Some(header)) = frame(Side::Client, &self.inbound) {

@@ -5,12 +5,15 @@ use std::task::Poll;
 
 use cofferdam_tenant::PoolingMode;
 
+use super::maintenance::Decided;
 use super::{End, RESET_LIMIT, Relay};
 
 impl Relay {
     /// The transaction is over: gives the slot back, and the connection unless the client has state on it.
     pub(super) async fn release(&mut self) -> Result<(), End> {
         self.plane.counters.transactions.fetch_add(1, Ordering::Relaxed);
+        self.decided = Decided::Nothing;
+        self.busy = None;
         self.charge_bytes(0);
         self.work.transactions += 1;
         self.count();

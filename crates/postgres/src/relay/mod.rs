@@ -2,7 +2,9 @@
 
 pub(crate) mod acquire;
 mod leave;
+mod limits;
 mod listening;
+mod maintenance;
 mod wait;
 
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use cofferdam_tenant::Catalog;
 use tokio::time::Instant;
 
 use crate::cache::{Leased, Pinned};
-use crate::client::{Established, route};
+use crate::client::{Established, Route, route};
 use crate::listener::Subscription;
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
@@ -26,6 +28,7 @@ use crate::stats::Work;
 use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Severity, Side, frame};
 use listening::hearing;
+use maintenance::{Decided, Maintenance, about_databases};
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
 const HIGH_WATER: usize = 256 << 10;
@@ -82,12 +85,19 @@ pub(crate) struct Relay {
     said_goodbye: bool,
     /// The server has said why it ends the connection.
     farewell_seen: bool,
+    /// The plan's limits on time, when it has any.
+    limits: Option<Box<TimeLimits>>,
+    /// The statement that runs under one.
+    busy: Option<limits::Busy>,
+    /// About the client's current message to the maintenance database.
+    decided: Decided,
     draining: Listener,
     moved_away: Listener,
 }
 
 /// A slot of the gate, and that the client's process holds it.
 struct Slot {
+    since: Instant,
     _permit: Permit,
     _holding: Option<Holding>,
 }
@@ -126,6 +136,23 @@ enum Pump {
     Wait,
     NeedServer { kind: u8 },
     Listen { kind: u8, channel: String },
+    Maintain { kind: u8, what: Maintenance },
+}
+
+/// How long things may take, by the plan.
+#[derive(Debug, Clone, Copy, Default)]
+struct TimeLimits {
+    statement: Option<Duration>,
+    transaction: Option<Duration>,
+    idle: Option<Duration>,
+}
+
+impl TimeLimits {
+    fn of(route: &Route) -> Option<Box<Self>> {
+        let Route { statement_timeout: statement, transaction_timeout: transaction, idle_timeout: idle, .. } = *route;
+        let any = statement.is_some() || transaction.is_some() || idle.is_some();
+        any.then(|| Box::new(Self { statement, transaction, idle }))
+    }
 }
 
 impl Relay {
@@ -140,6 +167,7 @@ impl Relay {
         let moved_away = established.registration.handle.moved.listen();
         let mut session = Session::new(Arc::clone(established.route.pool.statements()));
         hearing(&mut session, &snapshot, &established);
+        let limits = TimeLimits::of(&established.route);
         Self {
             session,
             application_name: established.parameters.settings.get("application_name").cloned().unwrap_or_default(),
@@ -165,6 +193,9 @@ impl Relay {
             silent: 0,
             said_goodbye: false,
             farewell_seen: false,
+            limits,
+            busy: None,
+            decided: Decided::Nothing,
             draining,
             moved_away,
         }
@@ -231,6 +262,10 @@ impl Relay {
                         // In the middle of a transaction or a batch nothing else can be said that is in order.
                         Err((_, message)) => return Err(End::Fatal { code: "57P01", message }),
                     }
+                    continue;
+                }
+                Some(Pump::Maintain { kind, what }) => {
+                    Box::pin(self.maintain(kind, what)).await?;
                     continue;
                 }
                 Some(Pump::Wait) => {}
@@ -348,12 +383,19 @@ impl Relay {
                 b'B' => Some(&mut self.work.binds),
                 _ => None,
             };
-            if header.kind == b'Q'
+            if matches!(header.kind, b'Q' | b'P')
                 && self.established.parameters.database == Catalog::MAINTENANCE_DATABASE
-                && let Some(process) = &self.established.process
-                && listens_for_cron(&bytes[Frame::HEADER.min(bytes.len())..])
             {
-                process.runs_cron();
+                if let Some(process) = &self.established.process
+                    && listens_for_cron(&bytes[Frame::HEADER.min(bytes.len())..])
+                {
+                    process.runs_cron();
+                }
+                if matches!(self.decided, Decided::Nothing)
+                    && let Some(what) = about_databases(&self.snapshot, &self.established, header.kind, bytes)
+                {
+                    return Ok(Some(Pump::Maintain { kind: header.kind, what }));
+                }
             }
             if !self.is_subscribed
                 && let Some(channel) = self.session.is_about_to_listen(header, bytes)
@@ -378,6 +420,9 @@ impl Relay {
                 *counted += 1;
             }
             self.is_subscribed = false;
+            if matches!(self.decided, Decided::Allowed(None)) {
+                self.decided = Decided::Nothing;
+            }
             self.inbound.advance(seen);
             self.alive();
         }
@@ -510,6 +555,7 @@ impl Relay {
                 self.subscription = None;
                 self.is_subscribed = false;
             }
+            self.limits = TimeLimits::of(&route);
             self.established.route = route;
             hearing(&mut self.session, &self.snapshot, &self.established);
             Ok(())

@@ -2,9 +2,8 @@
 
 use std::task::{Context, Poll};
 
-use tokio::time::Instant;
-
-use super::{End, Event, HIGH_WATER, INSPECT, Relay, SLOW_READER};
+use super::limits::Limit;
+use super::{End, Event, HIGH_WATER, INSPECT, Relay};
 use crate::stream::put_away;
 
 impl Relay {
@@ -26,35 +25,12 @@ impl Relay {
                 let _ = std::future::poll_fn(drain).await;
             }
             let unwritten = self.is_unwritten();
-            // It holds a slot and makes the server wait: in a transaction, in COPY, or in the middle of a message.
-            let sent = self.lease.as_ref().is_none_or(|l| l.upstream.outbound.is_empty());
-            let in_message = self.passing.forward && self.passing.remaining > 0 && self.session.owes_one_at_most();
-            let idles = self.permit.is_some()
-                && sent
-                && !self.stalled
-                && !self.overwhelmed
-                && (self.session.waits_for_client() || in_message);
-            let limit = self.established.route.idle_in_transaction;
-            let until = match (unwritten, idles) {
-                (true, _) => Instant::now() + SLOW_READER,
-                (false, true) => *self.idle_until.get_or_insert_with(|| Instant::now() + limit),
-                (false, false) => {
-                    self.idle_until = None;
-                    return self.next_event().await;
-                }
-            };
+            let Some((until, limit)) = self.next_limit(unwritten) else { return self.next_event().await };
             match tokio::time::timeout_at(until, self.next_event()).await {
                 Ok(event) => return event,
-                Err(_) if !unwritten => {
-                    let message = format!(
-                        "terminating connection due to idle-in-transaction timeout ({limit:?}, from the plan of {})",
-                        self.established.route.name
-                    );
-                    return Err(End::Fatal { code: "25P03", message });
-                }
-                Err(_) if self.is_unwritten() => return Err(End::ClientGone),
                 // It was written meanwhile: what is waited for is something else now.
-                Err(_) => {}
+                Err(_) if limit == Limit::SlowReader && !self.is_unwritten() => {}
+                Err(_) => Box::pin(self.limit_reached(limit)).await?,
             }
         }
     }

@@ -10,7 +10,8 @@ use crate::catalog::{
     ClassQuota, Cluster, ConsoleUser, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, TlsFiles,
 };
 use crate::config::{
-    Class, ClusterConfig, ConsoleConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig, ServerTls,
+    AuthMethod, Class, ClusterConfig, ConsoleConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig,
+    ReadOnlyRouting, TlsMode,
 };
 use crate::diagnostic::one_of;
 use crate::ids::{ClusterName, PlanName, PoolName, TenantId};
@@ -22,6 +23,9 @@ const DEFAULT_BODY: u64 = 128 << 20; // what Odoo itself accepts
 const DEFAULT_CLIENTS: u32 = 200;
 const DEFAULT_WEBSOCKETS: u32 = 200;
 const DEFAULT_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(600);
+/// Qualified throughout, and an expired password is none (rule 19).
+const AUTH_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil OPERATOR(pg_catalog.<) pg_catalog.now() THEN NULL \
+    ELSE rolpassword END FROM pg_catalog.pg_authid WHERE rolname OPERATOR(pg_catalog.=) $1 AND rolcanlogin";
 
 impl Check<'_> {
     pub(super) fn plans(&mut self, main: &Place<'_>, config: &GatewayConfig) -> BTreeMap<PlanName, Arc<Plan>> {
@@ -97,9 +101,25 @@ impl Check<'_> {
                 }
             }
         }
-        for (field, value) in [("max_clients", plan.max_clients), ("max_websockets", plan.max_websockets)] {
+        for (field, value) in [
+            ("max_clients", plan.max_clients),
+            ("max_websockets", plan.max_websockets),
+            ("login_rate", plan.login_rate),
+        ] {
             if value == Some(0) {
                 self.fault(place, &below(&[field]), "`0`", "at least 1");
+            }
+        }
+        if plan.login_rate.is_some_and(|r| r > 1_000_000) {
+            self.fault(place, &below(&["login_rate"]), "more than 1000000", "at most 1000000 per second");
+        }
+        for (field, time) in [
+            ("statement_timeout", plan.statement_timeout),
+            ("transaction_timeout", plan.transaction_timeout),
+            ("idle_timeout", plan.idle_timeout),
+        ] {
+            if time.is_some_and(|t| t.0.is_zero()) {
+                self.fault(place, &below(&[field]), "`0s`", "a time above zero; without the field there is no limit");
             }
         }
     }
@@ -119,15 +139,68 @@ impl Check<'_> {
                 );
             }
             let tls_ca = cluster.tls_ca.as_ref().and_then(|file| self.pem(main, &[path[0], path[1], "tls_ca"], file));
-            if cluster.tls == ServerTls::VerifyFull && cluster.tls_ca.is_none() {
+            if cluster.tls.is_verified() && cluster.tls_ca.is_none() {
                 self.fault(
                     main,
                     &[path[0], path[1], "tls"],
-                    "`verify-full` without `tls_ca`",
+                    format!("`{}` without `tls_ca`", cluster.tls.as_str()),
                     "`tls_ca: <PEM file>` beside it, to verify against",
                 );
             }
-            clusters.insert(name.clone(), Arc::new(resolve_cluster(name, cluster, connections, tls_ca)));
+            let mut part = |field: &'static str, file: Option<&std::path::PathBuf>| {
+                file.and_then(|file| self.pem(main, &[path[0], path[1], field], file))
+            };
+            let identity =
+                (part("tls_certificate", cluster.tls_certificate.as_ref()), part("tls_key", cluster.tls_key.as_ref()));
+            if cluster.tls_certificate.is_some() != cluster.tls_key.is_some() {
+                let (has, lacks) = if cluster.tls_key.is_some() {
+                    ("tls_key", "tls_certificate")
+                } else {
+                    ("tls_certificate", "tls_key")
+                };
+                let found = format!("`{has}` without `{lacks}`");
+                self.fault(main, &[path[0], path[1], has], found, format!("`{lacks}: <PEM file>` beside it"));
+            }
+            let mut all: Vec<_> = std::iter::once(&cluster.address).chain(&cluster.replicas).collect();
+            let count = all.len();
+            all.sort();
+            all.dedup();
+            if all.len() < count {
+                self.fault(main, &[path[0], path[1], "replicas"], "a server twice", "each server once");
+            }
+            if cluster.service.is_none() {
+                for (field, found) in [
+                    ("read_only", (cluster.read_only == ReadOnlyRouting::Replica).then_some("`replica`")),
+                    ("auth_query", cluster.auth_query.as_ref().map(|_| "`auth_query`")),
+                ] {
+                    if let Some(found) = found {
+                        let expected =
+                            "`service: { role, password }` beside it: the login that the gateway itself uses";
+                        self.fault(main, &[path[0], path[1], field], format!("{found} without `service`"), expected);
+                    }
+                }
+            }
+            if cluster.read_only == ReadOnlyRouting::Replica && cluster.replicas.is_empty() {
+                let expected = "`replicas: [<host:port>]` beside it";
+                self.fault(main, &[path[0], path[1], "read_only"], "`replica` without `replicas`", expected);
+            }
+            for (field, time) in [
+                ("health_interval", cluster.health_interval),
+                ("connect_timeout", cluster.connect_timeout),
+                ("idle_timeout", cluster.idle_timeout),
+            ] {
+                if time.0.is_zero() {
+                    self.fault(main, &[path[0], path[1], field], "`0s`", "a time above zero");
+                }
+            }
+            let service = cluster.service.as_ref().and_then(|service| {
+                let login = self.login(main, &[path[0], path[1], "service"], &service.login(), false)?;
+                Some((login, service.database.clone()))
+            });
+            let tls_identity =
+                identity.0.zip(identity.1).map(|(certificate, key)| TlsFiles { certificate, key: Secret::new(key) });
+            let resolved = resolve_cluster(name, cluster, connections, tls_ca, tls_identity, service);
+            clusters.insert(name.clone(), Arc::new(resolved));
         }
         clusters
     }
@@ -157,7 +230,13 @@ impl Check<'_> {
             if pool.servers.is_empty() {
                 self.fault(main, &[path[0], path[1], "servers"], "an empty list", "at least one server");
             }
-            let login = pool.login.as_ref().and_then(|l| self.login(main, &["pools", name.as_str(), "login"], l));
+            // The pool's tenants may live on several clusters; the one that the login itself may open answers for it.
+            let asks = pool
+                .maintenance
+                .as_ref()
+                .and_then(|c| clusters.get(c.as_str()))
+                .is_some_and(|c| c.auth_query.is_some());
+            let login = pool.login.as_ref().and_then(|l| self.login(main, &["pools", name.as_str(), "login"], l, asks));
             let maintenance = pool.maintenance.as_ref().and_then(|cluster| {
                 let found = clusters.get(cluster.as_str());
                 if found.is_none() {
@@ -209,21 +288,31 @@ impl Check<'_> {
         if postgres.listen.is_empty() {
             self.fault(main, &["postgres", "listen"], "an empty list", "at least one address");
         }
-        if postgres.require_tls && postgres.tls.is_none() {
+        let tls = postgres.tls.as_ref().filter(|tls| tls.mode != TlsMode::Disable);
+        let tls_mode = tls.map_or(TlsMode::Disable, |tls| tls.mode);
+        if tls_mode.is_verified() && tls.is_some_and(|tls| tls.client_ca.is_none()) {
             self.fault(
                 main,
-                &["postgres", "require_tls"],
-                "`true` without `tls`",
-                "`tls: { certificate, key }` beside it",
+                &["postgres", "tls", "mode"],
+                format!("`{}` without `client_ca`", tls_mode.as_str()),
+                "`client_ca: <PEM file>` beside it, to check the clients' certificates against",
             );
         }
-        let tls = postgres.tls.as_ref().and_then(|tls| {
+        if postgres.auth == AuthMethod::Cert && tls_mode != TlsMode::VerifyFull {
+            let found = format!("`cert` with TLS mode `{}`", tls_mode.as_str());
+            let expected = "`tls: { mode: verify-full, certificate, key, client_ca }` beside it";
+            self.fault(main, &["postgres", "auth"], found, expected);
+        }
+        let client_ca = tls
+            .and_then(|tls| tls.client_ca.as_ref())
+            .and_then(|file| self.pem(main, &["postgres", "tls", "client_ca"], file));
+        let tls = tls.and_then(|tls| {
             let certificate = self.pem(main, &["postgres", "tls", "certificate"], &tls.certificate);
             let key = self.pem(main, &["postgres", "tls", "key"], &tls.key);
             Some(TlsFiles { certificate: certificate?, key: Secret::new(key?) })
         });
         let console = self.console(main, &postgres.console);
-        Some(PostgresFront { auth: postgres.auth, tls, config: postgres.clone(), console })
+        Some(PostgresFront { auth: postgres.auth, tls, tls_mode, client_ca, config: postgres.clone(), console })
     }
 
     fn console(&mut self, main: &Place<'_>, config: &ConsoleConfig) -> Vec<ConsoleUser> {
@@ -237,7 +326,7 @@ impl Check<'_> {
                     self.fault(main, &path, found, "each role once");
                     continue;
                 }
-                if let Some(login) = self.login(main, &path, login) {
+                if let Some(login) = self.login(main, &path, login, false) {
                     users.push(ConsoleUser { login, is_admin });
                 }
             }
@@ -281,7 +370,13 @@ impl Check<'_> {
         }
         let caps = [
             ("http", config.http.as_ref().map(|h| h.max_connections)),
-            ("postgres", config.postgres.as_ref().map(|p| p.max_connections.min(p.max_unauthenticated))),
+            (
+                "postgres",
+                config
+                    .postgres
+                    .as_ref()
+                    .map(|p| p.max_connections.min(p.max_unauthenticated).min(p.max_unauthenticated_per_address)),
+            ),
         ];
         for (plane, cap) in caps {
             if cap == Some(0) {
@@ -352,6 +447,10 @@ pub(super) fn resolve_plan(name: &PlanName, plan: &PlanConfig) -> Plan {
         max_clients: plan.max_clients.unwrap_or(DEFAULT_CLIENTS),
         max_websockets: plan.max_websockets.unwrap_or(DEFAULT_WEBSOCKETS),
         idle_in_transaction_timeout: plan.idle_in_transaction_timeout.map_or(DEFAULT_IDLE_IN_TRANSACTION, |d| d.0),
+        statement_timeout: plan.statement_timeout.map(|d| d.0),
+        transaction_timeout: plan.transaction_timeout.map(|d| d.0),
+        idle_timeout: plan.idle_timeout.map(|d| d.0),
+        login_rate: plan.login_rate,
     }
 }
 
@@ -389,6 +488,10 @@ pub(super) fn overlay(plan: &PlanConfig, own: &PlanConfig) -> Option<PlanConfig>
         max_clients: own.max_clients.or(plan.max_clients),
         max_websockets: own.max_websockets.or(plan.max_websockets),
         idle_in_transaction_timeout: own.idle_in_transaction_timeout.or(plan.idle_in_transaction_timeout),
+        statement_timeout: own.statement_timeout.or(plan.statement_timeout),
+        transaction_timeout: own.transaction_timeout.or(plan.transaction_timeout),
+        idle_timeout: own.idle_timeout.or(plan.idle_timeout),
+        login_rate: own.login_rate.or(plan.login_rate),
     };
     let differs = serde_json::to_value(own).ok() != serde_json::to_value(PlanConfig::default()).ok();
     differs.then_some(merged)
@@ -399,10 +502,23 @@ fn default_expensive(slots: u32) -> u32 {
     slots.saturating_sub(slots.div_ceil(16)).max(1)
 }
 
-fn resolve_cluster(name: &ClusterName, cluster: &ClusterConfig, connections: u32, tls_ca: Option<String>) -> Cluster {
+fn resolve_cluster(
+    name: &ClusterName,
+    cluster: &ClusterConfig,
+    connections: u32,
+    tls_ca: Option<String>,
+    tls_identity: Option<TlsFiles>,
+    service: Option<(Login, String)>,
+) -> Cluster {
     Cluster {
         name: name.clone(),
-        address: cluster.address.clone(),
+        servers: std::iter::once(&cluster.address).chain(&cluster.replicas).cloned().collect(),
+        read_only: cluster.read_only,
+        max_replica_lag: cluster.max_replica_lag.0,
+        service,
+        auth_query: cluster.auth_query.as_ref().map(|a| a.query.clone().unwrap_or_else(|| AUTH_QUERY.to_owned())),
+        health_interval: cluster.health_interval.0,
+        reconnect_wait: cluster.reconnect_wait.0,
         slots: cluster.slots,
         min_slots: cluster.min_slots.unwrap_or(cluster.slots),
         expensive_slots: cluster.expensive_slots.unwrap_or_else(|| default_expensive(cluster.slots)),
@@ -410,8 +526,11 @@ fn resolve_cluster(name: &ClusterName, cluster: &ClusterConfig, connections: u32
         scheduling: cluster.scheduling,
         tls: cluster.tls,
         tls_ca,
+        tls_identity,
         connect_timeout: cluster.connect_timeout.0,
         idle_timeout: cluster.idle_timeout.0,
+        lifetime: cluster.lifetime.0,
+        warm: cluster.warm,
     }
 }
 
@@ -437,6 +556,7 @@ fn resolve_pool(
         websocket_timeout: pool.websocket_timeout.0,
         login,
         maintenance,
+        database_commands: pool.database_commands,
         account,
     }
 }

@@ -7,7 +7,7 @@ mod tenants;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, Tenant};
+use crate::catalog::{Catalog, Password, Tenant};
 use crate::config::{GatewayConfig, TenantFile};
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::ids::TenantId;
@@ -29,7 +29,7 @@ pub(crate) fn build(
     secrets: &dyn Secrets,
     previous: Option<&Catalog>,
 ) -> Result<Catalog, Diagnostics> {
-    let mut check = Check { faults: Vec::new(), secrets };
+    let mut check = Check { faults: Vec::new(), secrets, user_list: HashMap::new() };
     let main = decode::<GatewayConfig>(&set.main, gateway_schema(), &mut check.faults);
     let tenants: Vec<_> = set
         .tenants
@@ -72,6 +72,8 @@ struct Place<'a> {
 struct Check<'a> {
     faults: Vec<Diagnostic>,
     secrets: &'a dyn Secrets,
+    /// Passwords by role, for logins that give none.
+    user_list: HashMap<String, Password>,
 }
 
 type TenantSource<'a> = (&'a Source, TenantFile, Node);
@@ -107,6 +109,9 @@ impl Check<'_> {
         files: &[TenantSource<'_>],
         mut numbers: HashMap<String, TenantId>,
     ) -> Catalog {
+        if let Some(file) = config.postgres.as_ref().and_then(|p| p.user_list.as_ref()) {
+            self.read_user_list(main, file);
+        }
         let plans = self.plans(main, config);
         let clusters = self.clusters(main, config);
         let pools = self.pools(main, config, &clusters, &mut numbers);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::house::{overlay, resolve_plan};
 use super::{Check, Place, number};
-use crate::catalog::{Catalog, Tenant};
+use crate::catalog::{Catalog, Login, Password, Tenant};
 use crate::config::{PlanConfig, TenantFile};
 use crate::diagnostic::one_of;
 use crate::ids::{ClusterName, PlanName, PoolName, TenantId};
@@ -74,7 +74,30 @@ impl Check<'_> {
         if file.placement.cluster.is_some() && file.database.is_none() {
             self.fault(place, &["database"], "nothing", "the database, since the tenant is placed on a cluster");
         }
-        let login = file.login.as_ref().and_then(|l| self.login(place, &["login"], l));
+        let asks = cluster.as_ref().is_some_and(|c| c.auth_query.is_some());
+        let login = file.login.as_ref().and_then(|l| self.login(place, &["login"], l, asks));
+        let pool_login = pool.as_ref().and_then(|p| p.login.as_ref());
+        if pool_login.is_some_and(|l| l.password == Password::Asked) && file.placement.cluster.is_some() && !asks {
+            let found = "a cluster without `auth_query`, and a pool whose login has no password";
+            self.fault(
+                place,
+                &["placement", "cluster"],
+                found,
+                "`auth_query` there, or a password for the pool's login",
+            );
+        }
+        let server_login = file.server_login.as_ref().and_then(|l| self.login(place, &["server_login"], l, false));
+        let mut users: Vec<Login> = Vec::new();
+        for (i, user) in file.users.iter().enumerate() {
+            let i = i.to_string();
+            let pool_login = pool.as_ref().and_then(|p| p.login.as_ref());
+            if users.iter().chain(&login).chain(pool_login).any(|other| other.role == user.role) {
+                let found = format!("`{}`, which may open the database already", user.role);
+                self.fault(place, &["users", &i, "role"], found, "each role once");
+                continue;
+            }
+            users.extend(self.login(place, &["users", &i], user, asks));
+        }
         if let (Some(own), Some(Some(pool_login))) = (&login, pool.as_ref().map(|p| p.login.as_ref()))
             && own.role == pool_login.role
         {
@@ -83,6 +106,7 @@ impl Check<'_> {
         }
         if file.placement.cluster.is_some()
             && file.login.is_none()
+            && file.users.is_empty()
             && pool.as_ref().is_none_or(|p| p.login.is_none())
             && (pool.is_some() || file.placement.pool.is_none())
         {
@@ -130,6 +154,8 @@ impl Check<'_> {
             cluster,
             plan,
             login,
+            users,
+            server_login,
             pooling: file.pooling,
         });
         for host in &tenant.hosts {
@@ -138,8 +164,8 @@ impl Check<'_> {
         if let Some(database) = &tenant.database {
             catalog.by_database.insert(database.clone(), Arc::clone(&tenant));
         }
-        if let Some(login) = &tenant.login {
-            catalog.by_role.insert(login.role.clone(), Arc::clone(&tenant));
+        for login in tenant.login.iter().chain(&tenant.users) {
+            catalog.by_role.insert(login.role.clone(), login.clone());
         }
         catalog.by_slug.insert(slug.clone(), Arc::clone(&tenant));
         catalog.tenants.push(tenant);
