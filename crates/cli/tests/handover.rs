@@ -85,6 +85,17 @@ fn is_running(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// Processes of which each has started the next; none is left when a test fails.
+struct Chain(Vec<u32>);
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        for pid in self.0.iter().filter(|pid| is_running(**pid)) {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+        }
+    }
+}
+
 struct House {
     directory: TenantDirectory,
     _cluster: Cluster,
@@ -135,11 +146,11 @@ async fn one_process_after_the_other_serves_and_no_client_is_refused() {
     // A transaction that is open stays with its process until it has ended.
     let open = connect(postgres.port(), "odoo", "odoo-secret", "acme_db").await.unwrap();
     open.batch_execute("BEGIN; CREATE TEMP TABLE t (n int)").await.unwrap();
-    let mut pids = vec![first.id()];
+    let mut pids = Chain(vec![first.id()]);
     for _ in 0..3 {
         let before = done.load(Ordering::Relaxed);
-        signal("USR2", *pids.last().unwrap());
-        pids.push(log.wait_for("SIGUSR2: a successor starts")["pid"].as_u64().unwrap() as u32);
+        signal("USR2", *pids.0.last().unwrap());
+        pids.0.push(log.wait_for("SIGUSR2: a successor starts")["pid"].as_u64().unwrap() as u32);
         log.wait_for("the predecessor drains");
         let deadline = Instant::now() + Duration::from_secs(20);
         while done.load(Ordering::Relaxed) < before + 50 {
@@ -147,12 +158,12 @@ async fn one_process_after_the_other_serves_and_no_client_is_refused() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    assert!(is_running(pids[0]), "the first still has an open transaction");
+    assert!(is_running(pids.0[0]), "the first still has an open transaction");
     open.batch_execute("INSERT INTO t VALUES (1); COMMIT").await.unwrap();
     assert_eq!(tokio::task::spawn_blocking(move || first.wait()).await.unwrap().unwrap().code(), Some(0));
     // A successor that cannot start changes nothing.
     house.directory.tenant("acme", &ACME.replace("plan: standard", "plan: none")).unwrap();
-    let last = *pids.last().unwrap();
+    let last = *pids.0.last().unwrap();
     signal("USR2", last);
     log.wait_for("the successor has ended");
     let before = done.load(Ordering::Relaxed);
@@ -164,7 +175,7 @@ async fn one_process_after_the_other_serves_and_no_client_is_refused() {
     }
     signal("TERM", last);
     let deadline = Instant::now() + Duration::from_secs(20);
-    while pids.iter().any(|pid| is_running(*pid)) {
+    while pids.0.iter().any(|pid| is_running(*pid)) {
         assert!(Instant::now() < deadline, "a process is left over");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -148,6 +148,9 @@ impl Gateway {
     /// A successor serves on the same sockets: the admin surface is its, and this gateway drains.
     pub(crate) fn hand_over(&self) {
         self.inner.admin_stopped.cancel();
+        if let Some(plane) = &self.inner.postgres {
+            plane.will_be_succeeded();
+        }
         self.drain();
     }
 

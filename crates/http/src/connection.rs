@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use pingora_core::protocols::Stream;
@@ -15,6 +16,14 @@ use crate::socket::Socket;
 
 /// Most request headers fit into this.
 const FIRST_READ: usize = 4 << 10;
+
+/// A connection may be just open, and its request on the way, when the plane begins to drain.
+const QUIET: Duration = Duration::from_secs(1);
+
+async fn quiet(plane: &HttpPlane) {
+    plane.draining.cancelled().await;
+    tokio::time::sleep(QUIET).await;
+}
 
 /// Serves a connection until one side ends it.
 pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAddr) {
@@ -32,7 +41,7 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
                         return;
                     }
                 }
-                () = plane.draining.cancelled() => return,
+                () = quiet(plane) => return,
             }
             prefix = Some(first);
         }

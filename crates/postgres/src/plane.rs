@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -58,6 +58,7 @@ pub struct PostgresPlane {
     host: OnceLock<Arc<dyn ConsoleHost>>,
     begun: Instant,
     pub(crate) draining: Arc<Signal>,
+    has_successor: AtomicBool,
     cut: Arc<Signal>,
     tasks: TaskTracker,
 }
@@ -138,6 +139,7 @@ impl PostgresPlane {
             host: OnceLock::new(),
             begun: Instant::now(),
             draining: Arc::default(),
+            has_successor: AtomicBool::new(false),
             cut: Arc::default(),
             tasks: TaskTracker::new(),
         });
@@ -276,6 +278,16 @@ impl PostgresPlane {
             self.door.forget(cleaned);
             self.stats().iter().for_each(|(_, stats)| stats.tick(cleaned));
         }
+    }
+
+    /// Says that somebody else serves on the same sockets: a drain leaves clients alone until they are quiet, since
+    /// they have somewhere to go and nothing is in a hurry.
+    pub fn will_be_succeeded(&self) {
+        self.has_successor.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_successor(&self) -> bool {
+        self.has_successor.load(Ordering::Acquire)
     }
 
     /// Stops accepting. Idle clients are told goodbye, transactions finish.

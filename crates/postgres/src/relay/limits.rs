@@ -10,6 +10,9 @@ use crate::wire::Reply;
 /// A statement that was cancelled has to end within this time, or its session does.
 const CANCELLED: Duration = Duration::from_secs(10);
 
+/// A client that has done nothing for so long will hardly be in the middle of something.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// What has to happen until when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Limit {
@@ -23,6 +26,8 @@ pub(super) enum Limit {
     Transaction,
     /// The client does anything.
     Idle,
+    /// The same, when the gateway has a successor.
+    Draining,
 }
 
 /// A statement that runs under a limit.
@@ -56,6 +61,9 @@ impl Relay {
                 None
             }
         };
+        let is_idle = self.permit.is_none() && self.session.is_at_rest();
+        let draining = self.drains.filter(|_| is_idle).map(|_| (Instant::now() + QUIET, Limit::Draining));
+        let first = first.or(draining);
         let Some(limits) = &self.limits else { return first };
         let runs = self.permit.is_some() && !idles && self.session.is_waiting_for_server();
         self.busy = match (limits.statement, runs) {
@@ -70,7 +78,7 @@ impl Relay {
             (Some(limit), Some(slot)) => Some((slot.since + limit, Limit::Transaction)),
             _ => None,
         };
-        let is_idle = self.permit.is_none() && self.session.is_at_rest() && self.session.listening().is_empty();
+        let is_idle = is_idle && self.session.listening().is_empty();
         let idle = limits.idle.filter(|_| is_idle).map(|limit| (Instant::now() + limit, Limit::Idle));
         [first, statement, transaction, idle].into_iter().flatten().min_by_key(|(until, _)| *until)
     }
@@ -85,6 +93,7 @@ impl Relay {
         };
         match limit {
             Limit::SlowReader => Err(End::ClientGone),
+            Limit::Draining => Err(super::shutting_down()),
             Limit::IdleInTransaction => {
                 fatal("25P03", "idle-in-transaction timeout", self.established.route.idle_in_transaction)
             }

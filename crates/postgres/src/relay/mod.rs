@@ -92,6 +92,8 @@ pub(crate) struct Relay {
     /// About the client's current message to the maintenance database.
     decided: Decided,
     draining: Listener,
+    /// Since when the client is to leave as soon as it is quiet.
+    drains: Option<Instant>,
     moved_away: Listener,
 }
 
@@ -197,6 +199,7 @@ impl Relay {
             busy: None,
             decided: Decided::Nothing,
             draining,
+            drains: None,
             moved_away,
         }
     }
@@ -293,6 +296,14 @@ impl Relay {
             if self.is_done() {
                 self.release().await?;
             }
+            if let Some(since) = self.drains
+                && self.permit.is_none()
+                && self.session.is_at_rest()
+                && since.elapsed() >= self.snapshot.catalog.drain_timeout / 2
+            {
+                // It is never quiet: now, between two transactions, and not in the middle of one.
+                return Err(shutting_down());
+            }
             let event = self.wait().await?;
             self.charge_bytes(CHARGED_EVERY);
             match event {
@@ -305,10 +316,8 @@ impl Relay {
                         self.release().await?;
                     }
                 }
-                Event::Draining => {
-                    let message = "terminating connection: the gateway is shutting down".to_owned();
-                    return Err(End::Fatal { code: "57P01", message });
-                }
+                Event::Draining if self.plane.has_successor() => self.drains = Some(Instant::now()),
+                Event::Draining => return Err(shutting_down()),
             }
         }
     }
@@ -564,6 +573,10 @@ impl Relay {
             Err(End::Fatal { code: "57P01", message })
         }
     }
+}
+
+fn shutting_down() -> End {
+    End::Fatal { code: "57P01", message: "terminating connection: the gateway is shutting down".to_owned() }
 }
 
 /// Whether a query is `LISTEN cron_trigger`, which only Odoo's cron workers say. Every worker may *notify* the channel.

@@ -104,7 +104,7 @@ impl Relay {
                     Poll::Pending => {}
                 }
             }
-            if may_drain && self.draining.poll(cx).is_ready() {
+            if may_drain && self.drains.is_none() && self.draining.poll(cx).is_ready() {
                 return Poll::Ready(Ok(Event::Draining));
             }
             if may_drain && self.moved_away.poll(cx).is_ready() {
