@@ -159,12 +159,11 @@ impl Builder {
         let postgres_addresses = catalog.postgres.as_ref().map(|c| c.config.listen.clone()).unwrap_or_default();
         let postgres_listening =
             listen(self.postgres_listeners, &mut inherited.postgres, &postgres_addresses, postgres.is_some(), count)?;
-        let admin = match self.admin_listener {
-            Some(listener) => Some(Listening::given(listener, 1).map_err(|e| cannot_listen("the admin listener", e))?),
-            None => {
-                let inherit = |a| Listening::inherit(&mut inherited.admin, a, 1).map_err(|e| cannot_listen(a, e));
-                catalog.admin.map(inherit).transpose()?
-            }
+        let admin = if let Some(listener) = self.admin_listener {
+            Some(Listening::given(listener, 1).map_err(|e| cannot_listen("the admin listener", e))?)
+        } else {
+            let inherit = |a| Listening::inherit(&mut inherited.admin, a, 1).map_err(|e| cannot_listen(a, e));
+            catalog.admin.map(inherit).transpose()?
         };
 
         if let Some(address) = admin.as_ref().map(|l| l.address)

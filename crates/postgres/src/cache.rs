@@ -431,19 +431,20 @@ impl Pool {
         lock(&self.idle).iter().for_each(|idle| what(&idle.leased.upstream));
     }
 
-    /// An idle connection, if there is one.
-    pub(crate) fn take(&self, application_name: &str) -> Option<Leased> {
+    /// An idle connection, if there is one; `settings` is the digest of what its next user has changed.
+    pub(crate) fn take(&self, application_name: &str, settings: u64) -> Option<Leased> {
         let here = crate::core_number();
         loop {
             let mut idle = lock(&self.idle);
-            // The same name saves a statement, the same core saves a wake-up across threads; else the warmest.
+            // The same settings or name save a statement, the same core saves a wake-up across threads; else the warmest.
             let mut best: Option<(u8, usize)> = None;
             for (n, i) in idle.iter().enumerate().rev() {
                 let same_name = i.leased.upstream.backend.application_name == application_name;
-                let fit = 2 * u8::from(same_name) + u8::from(i.core == here);
+                let same_settings = i.leased.upstream.backend.settings().digest() == settings;
+                let fit = 4 * u8::from(same_settings) + 2 * u8::from(same_name) + u8::from(i.core == here);
                 if best.is_none_or(|(known, _)| fit > known) {
                     best = Some((fit, n));
-                    if fit == 3 {
+                    if fit == 7 {
                         break;
                     }
                 }
@@ -459,13 +460,18 @@ impl Pool {
     /// An idle connection, or a new one; at the cap, another pool's idle connection makes room.
     ///
     /// Cancel-safe: a connection that was being opened is closed and stops counting.
-    pub(crate) async fn lease(&self, application_name: &str, patience: Duration) -> Result<Leased, LeaseError> {
+    pub(crate) async fn lease(
+        &self,
+        application_name: &str,
+        settings: u64,
+        patience: Duration,
+    ) -> Result<Leased, LeaseError> {
         let deadline = tokio::time::Instant::now() + patience;
         let cache = &self.cache;
         loop {
             let mut freed = std::pin::pin!(cache.freed.notified());
             freed.as_mut().enable();
-            if let Some(leased) = self.take(application_name) {
+            if let Some(leased) = self.take(application_name, settings) {
                 return Ok(leased);
             }
             let Some(counted) = cache.may_open() else {
@@ -481,7 +487,7 @@ impl Pool {
                     biased;
                     turn = &mut turn => break turn,
                     // One of this pool: that is faster than opening another.
-                    () = self.given_back.notified() => if let Some(leased) = self.take(application_name) {
+                    () = self.given_back.notified() => if let Some(leased) = self.take(application_name, settings) {
                         return Ok(leased);
                     },
                 }
@@ -490,7 +496,7 @@ impl Pool {
                 return Err(LeaseError::Crowded(patience));
             };
             // Meanwhile somebody may have given one back.
-            if let Some(leased) = self.take(application_name) {
+            if let Some(leased) = self.take(application_name, settings) {
                 return Ok(leased);
             }
             return self.open(application_name, counted).await;
@@ -505,7 +511,7 @@ impl Pool {
     ) -> Result<Leased, LeaseError> {
         let deadline = tokio::time::Instant::now() + patience.min(self.cache.cluster.reconnect_wait);
         loop {
-            match self.lease(application_name, patience).await {
+            match self.lease(application_name, 0, patience).await {
                 Err(error) if error.is_unreachable() => {
                     if tokio::time::timeout_at(deadline, self.cache.servers.worth_trying()).await.is_err() {
                         return Err(error);

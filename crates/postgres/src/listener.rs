@@ -230,6 +230,9 @@ impl Hub {
     fn new(leased: Leased) -> Self {
         let mut hub = Self { leased, channels: HashMap::new(), asked: VecDeque::new() };
         // It may have been opened for a client.
+        if !hub.leased.upstream.backend.settings().is_empty() {
+            hub.say("RESET ALL");
+        }
         let backend = &mut hub.leased.upstream.backend;
         if backend.application_name != APPLICATION_NAME {
             APPLICATION_NAME.clone_into(&mut backend.application_name);

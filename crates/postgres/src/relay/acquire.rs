@@ -64,7 +64,7 @@ impl Relay {
                 return Ok(());
             }
             let pool = self.pool_for(kind);
-            let leased = match pool.take(&self.application_name) {
+            let leased = match pool.take(&self.application_name, self.session.settings().digest()) {
                 Some(leased) => Ok(leased),
                 // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
                 None => Box::pin(self.connection(&pool)).await?,
@@ -176,7 +176,7 @@ impl Relay {
     pub(super) async fn connection(&mut self, pool: &Pool) -> Result<Result<Leased, Option<LeaseError>>, End> {
         let route = &self.established.route;
         let handle = Arc::clone(&self.established.registration.handle);
-        let lease = Box::pin(pool.lease(&self.application_name, route.max_wait));
+        let lease = Box::pin(pool.lease(&self.application_name, self.session.settings().digest(), route.max_wait));
         handle.forget_stale();
         handle.waits(true);
         let _waiting = Waiting(&handle);

@@ -532,6 +532,9 @@ impl Relay {
         self.farewell_seen = false;
         self.work.assignments += 1;
         self.lease = Some(leased);
+        if let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream) {
+            self.session.restore(&mut upstream.backend, &mut upstream.outbound, &mut self.outbound);
+        }
         self.name_connection();
     }
 

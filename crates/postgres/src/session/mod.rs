@@ -7,9 +7,11 @@
 mod listening;
 mod pipeline;
 mod prepared;
+mod settings;
 mod statements;
 
 pub use pipeline::{Owed, Pipeline, Statements};
+pub use settings::Settings;
 pub(crate) use statements::PREFIX;
 pub use statements::{Backend, Statement, StatementRegistry};
 
@@ -87,7 +89,11 @@ pub struct Session {
     /// A server connection is held, perhaps without a slot.
     leased: bool,
     pinned: bool,
-    /// A reported setting is not what it was on the fresh connection.
+    /// What the client has changed for its session.
+    settings: Settings,
+    /// They are being said again on another connection.
+    restoring: bool,
+    /// A reported setting is neither what it was on the fresh connection nor what the client has made of it.
     altered: bool,
     dirty: bool,
     /// `DISCARD ALL` has taken from the connection the name that the client gave itself at login.
@@ -128,6 +134,8 @@ impl Session {
             status: TransactionStatus::Idle,
             leased: false,
             pinned: false,
+            settings: Settings::default(),
+            restoring: false,
             altered: false,
             dirty: false,
             nameless: false,
@@ -287,7 +295,8 @@ impl Session {
             self.pipeline.owe(Owed::ListenQuery(listen), to_client);
             return ClientStep::Drop;
         }
-        if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset() || self.leased) {
+        let changes_back = matches!(effect.only, Some(Only::DiscardAll | Only::ResetAll)) && !self.settings.is_empty();
+        if let (None, Some(only), false) = (&backend, effect.only, self.needs_reset() || self.leased || changes_back) {
             // The session is clean: there is nothing to discard but what we keep ourselves.
             if matches!(only, Only::DiscardAll | Only::DeallocateAll) {
                 self.forget_statements();
@@ -304,6 +313,14 @@ impl Session {
         }
         self.unnamed = None;
         self.unnamed_here = false;
+        if Frame::HEADER + body.len() == frame.total
+            && let Some(setting) = self.trackable(body)
+        {
+            self.pipeline.owe(Owed::Set(setting, false), to_client);
+            return ClientStep::Forward { consumed: 0 };
+        }
+        // What it takes back must stay taken back, if its transaction does not.
+        effect.pins |= effect.only == Some(Only::ResetAll) && !self.settings.is_empty();
         self.apply(effect);
         let is_barrier = effect.deallocates || effect.unlistens_all;
         self.unlistens_all = effect.unlistens_all && self.shares_listener;
@@ -338,6 +355,9 @@ impl Session {
             }
             b'S' => {
                 if injected {
+                    if let Some((name, value)) = cstr(body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
+                        backend.expect(name, value);
+                    }
                     return Ok(ServerStep::Drop);
                 }
                 if let Some((name, value)) = cstr(body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
@@ -357,6 +377,7 @@ impl Session {
                         }
                         b"DISCARD ALL" => {
                             self.deallocated(backend);
+                            self.settings = Settings::default();
                             backend.discarded();
                             self.nameless = true;
                             self.pending.push(Listen::ToNothing);
@@ -366,6 +387,7 @@ impl Session {
                             self.dirty &= !is_last;
                         }
                         b"DEALLOCATE ALL" => self.deallocated(backend),
+                        b"SET" | b"RESET" => self.pipeline.has_set(),
                         _ => {}
                     }
                 }
@@ -386,6 +408,10 @@ impl Session {
                 Ok(forward)
             }
             b'H' => Ok(forward),
+            b'E' if injected && self.restoring => {
+                // The session would go on without what the client believes to have.
+                Err(Violation { code: "08006", message: "a setting cannot be restored on another connection".into() })
+            }
             b'E' => {
                 self.failed |= !injected;
                 self.heal(body, backend);
@@ -415,7 +441,11 @@ impl Session {
                 let Some(status) = body.first().copied().and_then(TransactionStatus::from_byte) else {
                     return Err(Violation::new("the server sent an invalid transaction status"));
                 };
+                self.restoring &= !injected;
                 if !injected {
+                    if let Some(setting) = self.pipeline.setting().cloned() {
+                        self.set(&setting, backend);
+                    }
                     self.status = status;
                     self.settle_listening();
                 }

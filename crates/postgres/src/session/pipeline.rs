@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::statements::Statement;
-use crate::sql::Listen;
+use crate::sql::{Listen, Setting};
 use crate::wire::Reply;
 
 /// A reply that is owed, and what to do with it.
@@ -18,6 +18,8 @@ pub enum Owed {
     Barrier,
     /// A simple query that is, or stands for, the client's `LISTEN` or `UNLISTEN`.
     ListenQuery(Listen),
+    /// A simple query that changes a setting; and whether it has.
+    Set(Setting, bool),
     /// A simple query of the gateway's own.
     InjectedQuery,
     /// A function call: ends with ReadyForQuery.
@@ -55,8 +57,8 @@ pub enum Owed {
 impl Owed {
     /// Whether it ends with ReadyForQuery.
     fn ends(&self) -> bool {
-        use Owed::{Barrier, FunctionCall, InjectedQuery, ListenQuery, Query, Sync};
-        matches!(self, Query | Barrier | ListenQuery(_) | InjectedQuery | FunctionCall | Sync)
+        use Owed::{Barrier, FunctionCall, InjectedQuery, ListenQuery, Query, Set, Sync};
+        matches!(self, Query | Barrier | ListenQuery(_) | Set(..) | InjectedQuery | FunctionCall | Sync)
     }
 }
 
@@ -95,6 +97,7 @@ impl Pipeline {
             Owed::Query
             | Owed::Barrier
             | Owed::ListenQuery(_)
+            | Owed::Set(..)
             | Owed::InjectedQuery
             | Owed::FunctionCall
             | Owed::CopyEnd => {}
@@ -136,6 +139,7 @@ impl Pipeline {
                 Owed::Query
                 | Owed::Barrier
                 | Owed::ListenQuery(_)
+                | Owed::Set(..)
                 | Owed::InjectedQuery
                 | Owed::FunctionCall
                 | Owed::Sync,
@@ -164,7 +168,14 @@ impl Pipeline {
         self.copy_in = false;
         if matches!(
             self.owed.front(),
-            Some(Owed::Query | Owed::Barrier | Owed::ListenQuery(_) | Owed::InjectedQuery | Owed::FunctionCall)
+            Some(
+                Owed::Query
+                    | Owed::Barrier
+                    | Owed::ListenQuery(_)
+                    | Owed::Set(..)
+                    | Owed::InjectedQuery
+                    | Owed::FunctionCall
+            )
         ) {
             return false; // ReadyForQuery follows by itself
         }
@@ -213,7 +224,9 @@ impl Pipeline {
             self.readies -= 1;
             self.perhaps += 1;
         }
-        if let Some(Owed::Query | Owed::Barrier | Owed::ListenQuery(_) | Owed::FunctionCall) = self.owed.get(1) {
+        if let Some(Owed::Query | Owed::Barrier | Owed::ListenQuery(_) | Owed::Set(..) | Owed::FunctionCall) =
+            self.owed.get(1)
+        {
             // The server takes it for what breaks the copy, and answers both at once.
             let taken = self.owed.remove(1);
             self.barriers -= usize::from(matches!(taken, Some(Owed::Barrier)));
@@ -260,6 +273,26 @@ impl Pipeline {
     /// Whether what arrives now answers a query of the gateway's own.
     pub fn front_is_injected_query(&self) -> bool {
         matches!(self.owed.front(), Some(Owed::InjectedQuery))
+    }
+
+    /// Whether nothing of the client's own is owed.
+    pub fn owes_only_injected(&self) -> bool {
+        !self.batch && !self.skipping && self.owed.iter().all(|owed| matches!(owed, Owed::InjectedQuery))
+    }
+
+    /// The statement that answers now has changed its setting.
+    pub fn has_set(&mut self) {
+        if let Some(Owed::Set(_, done)) = self.owed.front_mut() {
+            *done = true;
+        }
+    }
+
+    /// The setting that the statement which is done has changed.
+    pub fn setting(&self) -> Option<&Setting> {
+        match self.owed.front() {
+            Some(Owed::Set(setting, true)) => Some(setting),
+            _ => None,
+        }
     }
 
     /// Whether the unnamed statement will be replaced by what has been sent already.

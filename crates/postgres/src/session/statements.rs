@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::pipeline::{Owed, Pipeline};
 use super::prepared::write_close;
-use crate::sql::Effect;
+use super::settings::Settings;
+use crate::sql::{Effect, Setting};
 
 /// Statements kept prepared on one server connection; the least recently used goes first.
 const PER_CONNECTION: usize = 500;
@@ -103,6 +104,10 @@ pub struct Backend {
     altered: HashMap<Bytes, Bytes>,
     /// Reported settings as they were when the connection was fresh.
     baseline: HashMap<Bytes, Bytes>,
+    /// Reported settings that a tracked statement has changed, in the server's own form.
+    expected: HashMap<Bytes, Bytes>,
+    /// The settings that tracked statements have changed.
+    pub(super) set: Settings,
     /// The `application_name` that is set there now.
     pub application_name: String,
     /// The `application_name` it was opened with, to which DISCARD ALL returns.
@@ -194,7 +199,47 @@ impl Backend {
     /// DISCARD ALL has happened.
     pub(crate) fn discarded(&mut self) {
         self.forget_statements();
+        self.expected.clear();
+        self.set = Settings::default();
         self.application_name.clone_from(&self.opened_as);
+    }
+
+    /// What tracked statements have changed here.
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.set
+    }
+
+    /// A setting was reported that the gateway itself has changed for a client.
+    pub(super) fn expect(&mut self, name: &[u8], value: &[u8]) {
+        if name == b"application_name" {
+            return; // kept in step elsewhere
+        }
+        self.altered.remove(name);
+        if self.baseline.get(name).is_some_and(|baseline| baseline == value) {
+            self.expected.remove(name);
+        } else {
+            self.expected.insert(Bytes::copy_from_slice(name), Bytes::copy_from_slice(value));
+        }
+    }
+
+    /// What was reported of a setting is what a tracked statement has made of it. Says whether any other is not as it
+    /// should be.
+    pub(super) fn expects_what_is_reported(&mut self, setting: &Setting) -> bool {
+        match setting {
+            Setting::To(name, _) | Setting::Reset(name) => {
+                let mine = |reported: &Bytes, _: &mut Bytes| reported.eq_ignore_ascii_case(name.as_bytes());
+                let changed: Vec<_> = self.altered.extract_if(mine).collect();
+                if matches!(setting, Setting::Reset(_)) {
+                    self.expected.retain(|reported, _| !reported.eq_ignore_ascii_case(name.as_bytes()));
+                }
+                self.expected.extend(changed);
+            }
+            Setting::ResetAll => {
+                self.expected.clear();
+                self.altered.retain(|name, value| self.baseline.get(name) != Some(value));
+            }
+        }
+        !self.altered.is_empty()
     }
 
     /// A setting was reported. Says whether any is not what it was on the fresh connection.
@@ -207,7 +252,7 @@ impl Backend {
             // What depends on the role or the transaction, and not on a SET.
             true
         } else {
-            self.baseline.get(name).is_some_and(|baseline| baseline == value)
+            self.expected.get(name).or_else(|| self.baseline.get(name)).is_some_and(|usual| usual == value)
         };
         if usual {
             self.altered.remove(name);

@@ -7,9 +7,11 @@
 mod database;
 mod lexer;
 mod read_only;
+mod setting;
 
 pub use database::{DatabaseCommand, database_command};
 pub use read_only::begins_read_only;
+pub use setting::{Setting, setting};
 
 use crate::session::PREFIX;
 use lexer::{Lexer, Token, is_word};
