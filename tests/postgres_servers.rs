@@ -131,6 +131,14 @@ async fn transactions_that_only_read_go_to_a_replica_that_is_not_behind() {
         assert_eq!(&value(&client, sql).await, port, "{sql}");
         client.batch_execute("ROLLBACK").await.unwrap();
     }
+    let metrics = site.metrics().await;
+    for line in [
+        format!("cofferdam_postgres_server_up{{cluster=\"pg\",server=\"127.0.0.1:{here}\",role=\"primary\"}} 1"),
+        format!("cofferdam_postgres_server_up{{cluster=\"pg\",server=\"127.0.0.1:{there}\",role=\"replica\"}} 1"),
+        format!("cofferdam_postgres_replica_lag_seconds{{cluster=\"pg\",server=\"127.0.0.1:{there}\"}}"),
+    ] {
+        assert!(metrics.contains(&line), "{line} is missing in\n{metrics}");
+    }
     // The same prepared statements in both places.
     let statement = client.prepare("SELECT current_setting('port')").await.unwrap();
     for (begin, port) in [("BEGIN READ ONLY", &there), ("BEGIN", &here), ("BEGIN READ ONLY", &there)] {

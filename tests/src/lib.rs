@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cofferdam::{Gateway, Runtimes};
 use cofferdam_testkit::TenantDirectory;
+use cofferdam_testkit::load::HttpClient;
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, connect};
 use cofferdam_testkit::tools::Target;
 use tokio_postgres::Client;
@@ -96,6 +97,13 @@ impl Site {
     /// A connection through the gateway with the pool's login.
     pub async fn connect(&self, slug: &str) -> Client {
         connect(self.address().port(), POOL_LOGIN.0, POOL_LOGIN.1, &format!("{slug}_db")).await.unwrap()
+    }
+
+    /// What the admin surface tells Prometheus.
+    pub async fn metrics(&self) -> String {
+        let address = self.gateway.admin_address().unwrap();
+        let mut admin = HttpClient::connect(address).await.unwrap();
+        admin.get("localhost", "/metrics").await.unwrap().text()
     }
 
     /// A target for programs, through the gateway, with the pool's login.

@@ -18,7 +18,7 @@ mod metrics;
 mod view;
 
 pub use view::{
-    ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, StatusView, TenantView, TotalsView,
+    ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, ServerView, StatusView, TenantView, TotalsView,
 };
 
 use std::cmp::Ordering;

@@ -41,6 +41,13 @@ pub(crate) fn render(view: &dyn GatewayView) -> String {
             let labels = [("cluster", cluster.name.as_str()), ("state", state)];
             out.gauge("cofferdam_postgres_server_connections", &labels, n.into());
         }
+        for server in &cluster.servers {
+            let labels = [("cluster", cluster.name.as_str()), ("server", &server.address), ("role", &server.role)];
+            out.gauge("cofferdam_postgres_server_up", &labels, f64::from(u8::from(server.up)));
+            if let Some(lag) = server.lag_seconds {
+                out.gauge("cofferdam_postgres_replica_lag_seconds", &labels[..2], lag);
+            }
+        }
     }
     tenants(&out, view);
     recorder.handle().render()

@@ -201,8 +201,21 @@ pub struct GateView {
     pub inflation: f64,
 }
 
+/// One server of a cluster.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ServerView {
+    /// Where it listens.
+    pub address: String,
+    /// `primary`, `replica`, or `unknown` when nobody has been there yet.
+    pub role: String,
+    /// Whether it could be reached the last time.
+    pub up: bool,
+    /// How many seconds a replica is behind.
+    pub lag_seconds: Option<f64>,
+}
+
 /// Server connections of a cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClusterView {
     /// The cluster.
     pub name: String,
@@ -210,4 +223,6 @@ pub struct ClusterView {
     pub open: u32,
     /// Idle ones.
     pub idle: u32,
+    /// Its servers.
+    pub servers: Vec<ServerView>,
 }

@@ -6,9 +6,10 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use cofferdam_admin::{
-    ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, StatusView, TenantView, TotalsView,
+    ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, ServerView, StatusView, TenantView, TotalsView,
 };
 use cofferdam_fairness::{GateSet, TenantUsage};
+use cofferdam_postgres::{CacheUsage, ServerUsage};
 use cofferdam_tenant::{Diagnostic, Diagnostics, PlaneQuota, Tenant, TenantId};
 
 use crate::gateway::{Inner, ReloadError};
@@ -80,8 +81,21 @@ impl GatewayView for View {
     }
 
     fn clusters(&self) -> Vec<ClusterView> {
-        let usage = self.0.postgres.as_ref().map(|p| p.usage().connections).unwrap_or_default();
-        usage.into_iter().map(|(name, u)| ClusterView { name, open: u.open, idle: u.idle }).collect()
+        let usage = self.0.postgres.as_ref().map(|p| p.usage()).unwrap_or_default();
+        let server = |s: &ServerUsage| ServerView {
+            address: s.address.to_string(),
+            role: s.role.as_str().to_owned(),
+            up: s.is_up,
+            lag_seconds: s.lag.map(|lag| lag.as_secs_f64()),
+        };
+        let servers = |name: &str| usage.servers.get(name).map(|all| all.iter().map(server).collect());
+        let view = |(name, u): (&String, &CacheUsage)| ClusterView {
+            name: name.clone(),
+            open: u.open,
+            idle: u.idle,
+            servers: servers(name).unwrap_or_default(),
+        };
+        usage.connections.iter().map(view).collect()
     }
 
     fn totals(&self) -> TotalsView {

@@ -10,8 +10,9 @@
 //! # Manual
 //!
 //! - **Pooling.** In `transaction` mode a server connection is taken with the first message of a transaction and given
-//!   back at ReadyForQuery with status idle and nothing owed. A statement that leaves state behind (`SET`,
-//!   temporary tables, session advisory locks, …) *pins* the connection to the client until `DISCARD ALL`; what cannot be
+//!   back at ReadyForQuery with status idle and nothing owed. What a client sets outside of a transaction is set
+//!   again wherever it gets a connection. A statement that leaves other state behind (temporary tables, session advisory
+//!   locks, `SET` inside a transaction, …) *pins* the connection to the client until `DISCARD ALL`; what cannot be
 //!   seen through (`DO`, `CALL`, a function call by number) has the connection reset before anybody else gets it. A pinned connection holds no
 //!   slot while it is idle; one tenant may keep half of the connections that the slots leave.
 //! - **Limits of that.** A plain `SELECT` of a function that leaves unreported session state behind is not noticed.

@@ -2,7 +2,7 @@
 //!
 //! Only what is one statement outside of a transaction is tracked: it has happened or not, and nothing takes it back.
 //! Inside a transaction PostgreSQL itself keeps the value, with all that ROLLBACK and savepoints mean for it, and the
-//! connection stays with the client. See `docs/decisions/0004-settings-key-pools.md`.
+//! connection stays with the client. See `docs/decisions/0004-connections-by-settings.md`.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
