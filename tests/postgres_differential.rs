@@ -789,3 +789,36 @@ async fn a_client_that_has_changed_a_setting_keeps_no_connection() {
     let usage = site.gateway.postgres_plane().unwrap().usage();
     assert!(usage.connections["pg"].open <= 2, "{usage:?}");
 }
+
+/// Rule 14: what has changed under a statement has changed under it on every connection, and a client finds out once.
+#[tokio::test]
+async fn a_plan_that_has_become_wrong_fails_once_and_not_on_each_connection() {
+    let site = site().await;
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(Raw::connect(site.address().port(), "acme_db").await);
+    }
+    let named = |name: &str| vec![bind("", name, &[]), execute("", 0), sync()];
+    run(&mut clients[0], &[vec![query("CREATE TABLE w (a int); INSERT INTO w VALUES (1)")]]).await;
+    // All at once in a transaction: each has a connection of its own, and all of them know the statement.
+    for client in &mut clients {
+        run(client, &[vec![query("BEGIN"), parse("s", "SELECT * FROM w"), sync()], named("s")]).await;
+    }
+    for client in &mut clients {
+        run(client, &[vec![query("COMMIT")]]).await;
+    }
+    run(&mut clients[0], &[vec![query("ALTER TABLE w ADD b int")]]).await;
+    let heard = run(&mut clients[0], &[named("s")]).await;
+    assert!(holds(&heard, "0A000"), "{heard:?}");
+    for round in 0..3 {
+        let mut others = Vec::new();
+        for other in &mut clients {
+            let heard = run(other, &[vec![query("BEGIN")], named("s")]).await;
+            assert!(!holds(&heard, "0A000"), "{round}: {heard:?}");
+            others.push(other);
+        }
+        for other in others {
+            run(other, &[vec![query("COMMIT")]]).await;
+        }
+    }
+}

@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::collections::HashSet;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use cofferdam_testkit::postgres::{Cluster, ClusterOptions};
+use cofferdam_testkit::postgres::{Cluster, ClusterOptions, binaries};
+use cofferdam_testkit::tools::Target;
 use cofferdam_tests::{Site, SiteOptions, TENANTS, eventually};
+use tokio::io::AsyncBufReadExt;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 async fn value(client: &Client, sql: &str) -> String {
@@ -285,4 +288,56 @@ async fn a_pool_creates_and_drops_the_databases_of_its_tenants_and_no_others() {
     let error = clients[1].simple_query("SELECT 1").await.unwrap_err();
     assert!(format!("{error:?}").contains("3D000"), "{error:?}");
     assert_eq!(TENANTS.len(), 2);
+}
+
+/// What was written before a program was told to end.
+async fn replicate(target: &Target, arguments: &[&str], until: Option<&str>) -> Result<String, String> {
+    let mut program = tokio::process::Command::new(binaries().unwrap().join("pg_recvlogical"));
+    program.args(["--host", "127.0.0.1", "--port", &target.port.to_string(), "--username", &target.user]);
+    program.args(["--dbname", &target.database, "--slot", "cdc"]).args(arguments).env("PGPASSWORD", &target.password);
+    program.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let mut child = program.spawn().unwrap();
+    let Some(until) = until else {
+        let out = child.wait_with_output().await.unwrap();
+        let error = String::from_utf8_lossy(&out.stderr).into_owned();
+        return if out.status.success() { Ok(String::new()) } else { Err(error) };
+    };
+    let mut lines = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut seen = String::new();
+    while !seen.contains(until) {
+        let line = tokio::time::timeout(Duration::from_secs(20), lines.next_line()).await;
+        match line.expect("nothing was replicated within 20 s").unwrap() {
+            Some(line) => seen += &(line + "\n"),
+            None => break,
+        }
+    }
+    Ok(seen)
+}
+
+#[tokio::test]
+async fn changes_are_replicated_to_those_who_may() {
+    let settings = vec!["wal_level = logical".to_owned(), "max_replication_slots = 4".to_owned()];
+    let server = ClusterOptions { settings, ..ClusterOptions::default() };
+    let tenant = "replication: [cdc]\nusers: [{ role: cdc, password: cdc-secret }]\n".to_owned();
+    let site = Site::start_with(SiteOptions { server, tenant, ..SiteOptions::default() }).await;
+    let admin = site.cluster.admin("acme_db").await.unwrap();
+    admin
+        .batch_execute("CREATE ROLE cdc LOGIN REPLICATION PASSWORD 'cdc-secret'; ALTER ROLE odoo REPLICATION")
+        .await
+        .unwrap();
+    let target = Target::new(site.address().port(), "cdc", "cdc-secret", "acme_db");
+    replicate(&target, &["--create-slot", "--plugin", "test_decoding"], None).await.unwrap();
+    let client = site.connect("acme").await;
+    client.batch_execute("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 500)").await.unwrap();
+    let seen = replicate(&target, &["--start", "--file", "-"], Some("n[integer]:500")).await.unwrap();
+    assert_eq!(seen.matches("INSERT: n[integer]").count(), 500);
+    // It holds no slot, and nothing of it is left.
+    eventually(async || site.gateway.postgres_plane().unwrap().usage().connections["pg"].open <= 2).await;
+    let refused = replicate(&site.target("acme"), &["--drop-slot"], None).await.unwrap_err();
+    assert!(refused.contains("may not open replication connections"), "{refused}");
+    // Physical replication would be of everybody's data.
+    let mut whole = tokio::process::Command::new(binaries().unwrap().join("pg_receivewal"));
+    whole.args(["-h", "127.0.0.1", "-U", "cdc", "-D", "/nonexistent", "-p", &target.port.to_string(), "--create-slot"]);
+    let out = whole.args(["--slot", "x"]).env("PGPASSWORD", "cdc-secret").output().await.unwrap();
+    assert!(!out.status.success(), "{out:?}");
 }

@@ -13,10 +13,11 @@ use tokio::net::TcpStream;
 use tokio::sync::SemaphorePermit;
 use tokio_rustls::TlsAcceptor;
 
-use crate::cache::{Key, LeaseError, Pool};
+use crate::cache::{Key, LeaseError, Leased, Pinned, Pool};
 use crate::cancel::ClientInfo;
 use crate::console::{Console, is_console};
 use crate::door::Knock;
+use crate::passage::Passage;
 use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
 use crate::process::{Process, class_of};
 use crate::relay::Relay;
@@ -87,6 +88,7 @@ pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: Socke
     match Box::pin(arrive(&plane, tcp, peer)).await {
         Some(Visitor::Session(relay)) => relay.run().await,
         Some(Visitor::Console(console)) => Box::pin(console.run()).await,
+        Some(Visitor::Replication(passage)) => Box::pin(passage.run()).await,
         None => {}
     }
 }
@@ -95,6 +97,7 @@ pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: Socke
 enum Visitor {
     Session(Box<Relay>),
     Console(Box<Console>),
+    Replication(Box<Passage>),
 }
 
 /// Logs a client in; `None` when it is gone or was refused.
@@ -137,6 +140,20 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
             let console = Console::new(Arc::clone(plane), stream?, buffer, is_admin, registration);
             return Some(Visitor::Console(Box::new(console)));
         }
+        Ok(Ok(Arrival::Replication(parts))) => {
+            plane.counters.logins.fetch_add(1, Ordering::Relaxed);
+            let (leased, registration, pinned, counted) = *parts;
+            let passage = Passage {
+                plane: Arc::clone(plane),
+                client: stream?,
+                inbound: buffer,
+                leased,
+                registration,
+                _pinned: pinned,
+                _counted: counted,
+            };
+            return Some(Visitor::Replication(Box::new(passage)));
+        }
         Ok(Ok(Arrival::Cancel(key))) => {
             // Not within the time for a login: a delivery must be seen to its end.
             plane.counters.cancels.fetch_add(1, Ordering::Relaxed);
@@ -174,6 +191,8 @@ enum Arrival {
         is_admin: bool,
         registration: crate::cancel::Registration,
     },
+    /// A client that replicates.
+    Replication(Box<(Leased, crate::cancel::Registration, Pinned, ClientCount)>),
     /// It was only there to cancel another's query.
     Cancel(CancelKey),
 }
@@ -252,9 +271,6 @@ impl LoginTask<'_> {
             }
             _ => {}
         }
-        if parameters.replication.as_deref().is_some_and(|r| !matches!(r, "false" | "off" | "no" | "0")) {
-            return Err(fatal("0A000", "replication is not supported through the gateway"));
-        }
         if parameters.minor > 0 || !parameters.protocol_options.is_empty() {
             let options = parameters.protocol_options.clone();
             self.send(|b| {
@@ -272,6 +288,8 @@ impl LoginTask<'_> {
         // A tenant whose server is slow to connect to must not take the places of others who log in.
         self.unauthenticated = None;
         self.knock = None;
+        let no = |r: &&String| matches!(r.as_str(), "false" | "off" | "no" | "0" | "");
+        let replication = parameters.replication.clone().filter(|r| !no(&r));
         if is_console(&parameters.database) {
             return self.console(&parameters, encrypted).await;
         }
@@ -285,6 +303,9 @@ impl LoginTask<'_> {
         })?;
         self.turn(&route).await?;
         let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
+        if let Some(kind) = &replication {
+            return self.replication(kind, &parameters, route, counted, encrypted).await;
+        }
         let greeting = if let Some(greeting) = route.pool.greeting() {
             greeting
         } else {
@@ -333,6 +354,50 @@ impl LoginTask<'_> {
                 Err(fatal("53300", message))
             }
         }
+    }
+
+    /// A connection for replication: of the client's own, and nothing of it is looked at.
+    async fn replication(
+        &mut self,
+        kind: &str,
+        parameters: &StartupParameters,
+        route: Route,
+        counted: ClientCount,
+        encrypted: bool,
+    ) -> Result<Arrival, Refusal> {
+        let catalog = &self.snapshot.catalog;
+        let tenant = catalog.by_database(&parameters.database);
+        let may = tenant.is_some_and(|t| t.replication.contains(&parameters.user));
+        if !may {
+            let message = format!(
+                "{}: \"{}\" may not open replication connections (`replication` of the tenant)",
+                route.name, parameters.user
+            );
+            return Err(fatal("42501", message));
+        }
+        // Physical replication knows no databases: it is not a tenant's, and the database named here means nothing.
+        if kind != "database" {
+            return Err(fatal("0A000", "only logical replication (`replication=database`) goes through the gateway"));
+        }
+        let cache = &route.access.cache;
+        let pinned = cache.pin(route.account).ok_or_else(|| {
+            fatal(
+                "53400",
+                format!("{}: {} sessions keep a server connection, the limit", route.name, cache.pin_limit()),
+            )
+        })?;
+        let mut settings = parameters.settings.clone();
+        let application_name = settings.remove("application_name").unwrap_or_default();
+        settings.insert("replication".to_owned(), kind.to_owned());
+        let patience = self.snapshot.login_timeout * 3 / 4;
+        let pool = route.pool.with_settings(settings);
+        let leased = pool.lease_patiently(&application_name, patience).await.map_err(Refusal::Upstream)?;
+        let registration = self.register(parameters, &application_name, encrypted)?;
+        let greeting = Arc::clone(&leased.upstream.reported);
+        let reported = greeting.iter().filter(|(n, _)| *n != "application_name");
+        let reported = reported.map(|(name, value)| (name.as_str(), value.as_str()));
+        self.greet(reported, &application_name, &registration).await?;
+        Ok(Arrival::Replication(Box::new((leased, registration, pinned, counted))))
     }
 
     fn register(

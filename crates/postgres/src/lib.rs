@@ -36,6 +36,7 @@ mod door;
 mod listener;
 mod login;
 mod notify;
+mod passage;
 mod pause;
 mod plane;
 mod process;

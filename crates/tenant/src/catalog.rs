@@ -144,6 +144,8 @@ pub struct Tenant {
     pub users: Vec<Login>,
     /// Used at the server for whoever came with the pool's login or the tenant's own.
     pub server_login: Option<Login>,
+    /// Roles that may open replication connections.
+    pub replication: Vec<String>,
     /// When server connections change hands.
     pub pooling: PoolingMode,
 }

@@ -593,6 +593,9 @@ pub struct TenantFile {
     pub users: Vec<LoginConfig>,
     /// The login that the gateway uses at the server for whoever came with the pool's login or the tenant's own: so that the pool's password opens nothing at the server.
     pub server_login: Option<LoginConfig>,
+    /// Roles that may open replication connections to the database. At the server such a role can read the whole cluster: for the operator's own programs only.
+    #[serde(default)]
+    pub replication: Vec<String>,
     /// When server connections change hands. Default: `transaction`.
     #[serde(default)]
     pub pooling: PoolingMode,

@@ -117,6 +117,18 @@ impl Check<'_> {
                 "`login: { role, password }` here or in the tenant's pool: nobody could open the database",
             );
         }
+        let pool_login = pool.as_ref().and_then(|p| p.login.as_ref());
+        for (i, role) in file.replication.iter().enumerate() {
+            if !login.iter().chain(pool_login).chain(&users).any(|l| l.role == *role) {
+                let found = format!("`{role}`, which may not open the database");
+                self.fault(
+                    place,
+                    &["replication", &i.to_string()],
+                    found,
+                    "the role of `login`, of `users` or of the pool's login",
+                );
+            }
+        }
         self.quotas(place, &["quotas"], &file.quotas);
         let Some(plan) = catalog.plans.get(file.plan.as_str()) else {
             let expected = one_of("a plan", file.plan.as_str(), catalog.plans.keys().map(PlanName::as_str));
@@ -156,6 +168,7 @@ impl Check<'_> {
             login,
             users,
             server_login,
+            replication: file.replication.clone(),
             pooling: file.pooling,
         });
         for host in &tenant.hosts {
