@@ -263,16 +263,22 @@ async fn a_user_list_with_what_postgresql_stores_opens_the_gateway_and_the_serve
         assert_eq!(whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap(), "acme_role", "{auth}");
         assert_eq!(whoami(port, "bolt_role", "bolt-secret", "bolt_db").await.unwrap(), "bolt_role", "{auth}");
         for (user, password, database) in
-            [("acme_role", "wrong", "acme_db"), ("acme_role", "acme-secret", "bolt_db"), ("acme_role", "", "acme_db")]
+            [("acme_role", "wrong", "acme_db"), ("acme_role", "", "acme_db"), ("acme_role", "wrong", "bolt_db")]
         {
             let error = whoami(port, user, password, database).await.unwrap_err();
             assert!(error.contains("28P01") || error.contains("password"), "{error}");
+        }
+        // Somebody else's database is to whoever has a password of another what one is that does not exist.
+        for database in ["bolt_db", "nowhere", "postgres"] {
+            let error = whoami(port, "acme_role", "acme-secret", database).await.unwrap_err();
+            let missing = format!("database \\\"{database}\\\" does not exist");
+            assert!(error.contains("3D000") && error.contains(&missing), "{error}");
         }
         // Another password at the server: the old proof does not open it, and it is not tried for ever.
         let admin = site.cluster.admin("postgres").await.unwrap();
         admin.batch_execute("ALTER ROLE acme_role PASSWORD 'another'").await.unwrap();
         admin
-            .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'acme_role'")
+            .batch_execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'acme_role'")
             .await
             .unwrap();
         let error = whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap_err();
@@ -294,17 +300,35 @@ async fn passwords_are_asked_of_the_server_and_an_expired_one_opens_nothing() {
     let site = site_with(str::to_owned, SiteOptions { cluster, ..SiteOptions::default() }, "").await;
     let port = site.address().port();
     assert_eq!(whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap(), "acme_role");
-    for (user, password) in [("acme_role", "wrong"), ("bolt_role", "bolt-secret"), ("postgres", "super-secret")] {
+    for (user, password) in [("acme_role", "wrong"), ("bolt_role", "wrong"), ("postgres", "super-secret")] {
         assert!(whoami(port, user, password, "acme_db").await.unwrap_err().contains("28P01"));
     }
     // A wrong password has the server asked again, so a new one is known at the second try.
     let admin = site.cluster.admin("postgres").await.unwrap();
     admin.batch_execute("ALTER ROLE acme_role PASSWORD 'another'").await.unwrap();
-    let _ = whoami(port, "acme_role", "another", "acme_db").await;
-    assert_eq!(whoami(port, "acme_role", "another", "acme_db").await.unwrap(), "acme_role");
+    cofferdam_tests::eventually(async || whoami(port, "acme_role", "another", "acme_db").await.is_ok()).await;
     admin.batch_execute("ALTER ROLE acme_role VALID UNTIL '2001-01-01'").await.unwrap();
-    let _ = whoami(port, "acme_role", "wrong", "acme_db").await;
-    assert!(whoami(port, "acme_role", "another", "acme_db").await.unwrap_err().contains("28P01"));
+    cofferdam_tests::eventually(async || {
+        let _ = whoami(port, "acme_role", "wrong", "acme_db").await;
+        whoami(port, "acme_role", "another", "acme_db").await.is_err_and(|e| e.contains("28P01"))
+    })
+    .await;
+    admin.batch_execute("ALTER ROLE acme_role VALID UNTIL 'infinity'").await.unwrap();
+    cofferdam_tests::eventually(async || whoami(port, "acme_role", "another", "acme_db").await.is_ok()).await;
+    // Those who only knock cost the server one connection at most.
+    let mut knocking = Vec::new();
+    for n in 0..40 {
+        let mut stream = TcpStream::connect(site.address()).await.unwrap();
+        let role = ["acme_role", "bolt_role"][n % 2];
+        stream
+            .write_all(&packet(196_608, format!("user\0{role}\0database\0{}_db\0\0", &role[..4]).as_bytes()))
+            .await
+            .unwrap();
+        knocking.push(stream);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let asking = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cofferdam auth_query'";
+    assert!(admin.query_one(asking, &[]).await.unwrap().get::<_, i64>(0) <= 1);
     // What a client asks for at login is never in force where passwords are asked for.
     let mut config = tokio_postgres::Config::new();
     config.host("127.0.0.1").port(port).user("bolt_role").password("bolt-secret").dbname("bolt_db");
@@ -426,7 +450,7 @@ async fn clients_prove_themselves_by_certificate_and_only_as_whom_it_names() {
     // By certificate and password.
     let site = Site::start_with(options("verify-ca", "")).await;
     assert_eq!(psql(&site, "acme_role", Some("acme_role")).await, "acme_role\n");
-    assert!(psql(&site, "bolt_role", Some("acme_role")).await.contains("password authentication failed"));
+    assert!(psql(&site, "bolt_role", Some("acme_role")).await.contains("database \"acme_db\" does not exist"));
     assert!(psql(&site, "acme_role", None).await.contains("requires a valid client certificate"));
 }
 
@@ -497,4 +521,59 @@ async fn a_tenant_that_logs_in_too_often_waits_for_its_turn_and_nobody_else_does
     }
     assert!(begun.elapsed() >= Duration::from_millis(500));
     select_bolt(&site).await;
+}
+
+/// The challenge that somebody gets who claims to be a role, without a password.
+async fn salt(address: SocketAddr, user: &str, database: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(&packet(196_608, format!("user\0{user}\0database\0{database}\0\0").as_bytes())).await.unwrap();
+    let first = b"n,,n=,r=abcdefgh";
+    let mut answer = b"SCRAM-SHA-256\0".to_vec();
+    answer.extend_from_slice(&(first.len() as u32).to_be_bytes());
+    answer.extend_from_slice(first);
+    let message = [&[b'p'][..], &((4 + answer.len()) as u32).to_be_bytes(), &answer].concat();
+    let mut buffer = vec![0; 2_000];
+    let _ = stream.read(&mut buffer).await.unwrap();
+    stream.write_all(&message).await.unwrap();
+    let n = stream.read(&mut buffer).await.unwrap();
+    let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+    text.split(',').find_map(|part| part.strip_prefix("s=")).expect("no salt").to_owned()
+}
+
+/// Rule 19.
+#[tokio::test]
+async fn the_challenge_tells_nobody_which_roles_and_databases_there_are() {
+    let site = Site::start().await;
+    for user in ["acme_role", POOL_LOGIN.0, "nobody"] {
+        let first = salt(site.address(), user, "acme_db").await;
+        for database in ["acme_db", "bolt_db", "nowhere", "postgres"] {
+            assert_eq!(salt(site.address(), user, database).await, first, "{user} at {database}");
+        }
+    }
+    assert_ne!(salt(site.address(), "acme_role", "acme_db").await, salt(site.address(), "nobody", "acme_db").await);
+}
+
+/// A server that lets everybody in without proving that it knows the password is not the one that was meant.
+#[tokio::test]
+async fn a_server_that_breaks_off_the_proof_is_not_spoken_to() {
+    let impostor = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = impostor.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = impostor.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut buffer = [0; 2_000];
+                let _ = stream.read(&mut buffer).await;
+                let _ = stream.write_all(b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0").await;
+                let _ = stream.read(&mut buffer).await;
+                let _ = stream.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await;
+                let _ = stream.read(&mut buffer).await;
+            });
+        }
+    });
+    let site = Site::start().await;
+    site.directory.main(&cofferdam_tests::main_file(port, &SiteOptions::default())).unwrap();
+    site.gateway.reload().await.unwrap();
+    let error = connect(site.address().port(), POOL_LOGIN.0, POOL_LOGIN.1, "acme_db").await.unwrap_err();
+    assert!(format!("{error:?}").contains("cannot prove the password"), "{error:?}");
 }

@@ -142,6 +142,14 @@ async fn transactions_that_only_read_go_to_a_replica_that_is_not_behind() {
     ] {
         assert!(metrics.contains(&line), "{line} is missing in\n{metrics}");
     }
+    // What ends the transaction in the same text or write has the primary behind it.
+    client.batch_execute("BEGIN READ ONLY; SELECT 1; COMMIT; INSERT INTO t VALUES (7)").await.unwrap();
+    let (begin, commit, insert) = tokio::join!(
+        client.simple_query("BEGIN READ ONLY"),
+        client.simple_query("COMMIT"),
+        client.simple_query("INSERT INTO t VALUES (8)")
+    );
+    begin.and(commit).and(insert).unwrap();
     // The same prepared statements in both places.
     let statement = client.prepare("SELECT current_setting('port')").await.unwrap();
     for (begin, port) in [("BEGIN READ ONLY", &there), ("BEGIN", &here), ("BEGIN READ ONLY", &there)] {
@@ -200,10 +208,13 @@ async fn a_statement_that_takes_too_long_is_cancelled_and_the_session_goes_on() 
     assert_eq!(value(&client, "SELECT 1").await, "1");
     let error = client.query("SELECT pg_sleep(20)", &[]).await.unwrap_err();
     assert!(format!("{error:?}").contains("57014"), "{error:?}");
-    // Many short ones are not one long one.
+    // Many short ones are not one long one, in a pipeline neither.
     for _ in 0..4 {
         client.simple_query("SELECT pg_sleep(0.15)").await.unwrap();
     }
+    let short = || client.simple_query("SELECT pg_sleep(0.15)");
+    let (a, b, c, d) = tokio::join!(short(), short(), short(), short());
+    assert!([a, b, c, d].iter().all(Result::is_ok));
     // The one who waits is the server, not the client: time without a statement does not count.
     client.batch_execute("BEGIN").await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -263,10 +274,53 @@ async fn a_pool_creates_and_drops_the_databases_of_its_tenants_and_no_others() {
         let outcome = manager.simple_query(sql).await;
         let refused = outcome.as_ref().err().is_some_and(|e| format!("{e:?}").contains("42501"));
         assert_eq!(!refused && outcome.is_ok(), allowed, "{sql}: {outcome:?}");
-        let prepared = manager.prepare(sql).await;
-        let refused = prepared.as_ref().err().is_some_and(|e| format!("{e:?}").contains("42501"));
-        assert_eq!(!refused, allowed, "{sql}");
+        // By the extended protocol too: what is prepared harms nobody, what is executed is looked at.
+        if !allowed && let Ok(prepared) = manager.prepare(sql).await {
+            let refused = manager.execute(&prepared, &[]).await.unwrap_err();
+            let text = format!("{refused:?}");
+            assert!(text.contains("42501") || refused.is_closed(), "{sql}: {text}");
+            assert!(!manager.is_closed(), "{sql}");
+        }
     }
+    // Behind something that is allowed, in one text or one write, in a string, behind more than is looked at.
+    let own = "ALTER DATABASE acme_db SET work_mem = '1MB'";
+    let foreign = "ALTER DATABASE foreign_db RENAME TO stolen";
+    for sql in [
+        format!("{own}; {foreign}"),
+        format!("DO $$ BEGIN EXECUTE '{foreign}'; END $$"),
+        "CREATE DATABASE acme_db COLLATION_VERSION template TEMPLATE foreign_db".to_owned(),
+        format!("/*{}*/ {foreign}", "x".repeat(1_100_000)),
+        format!("SET standard_conforming_strings = off; SELECT 'a\\''; {foreign}; SELECT 'x'"),
+    ] {
+        let error = manager.simple_query(&sql).await.unwrap_err();
+        assert!(format!("{error:?}").contains("42501"), "{}: {error:?}", &sql[..40.min(sql.len())]);
+    }
+    let (first, second) = tokio::join!(manager.simple_query(own), manager.simple_query(foreign));
+    first.unwrap();
+    assert!(format!("{:?}", second.unwrap_err()).contains("42501"));
+    // Nor from a tenant's database, with the pool's login.
+    let inside = site.connect("acme").await;
+    assert!(format!("{:?}", inside.simple_query("DROP DATABASE foreign_db").await.unwrap_err()).contains("42501"));
+    drop(inside);
+    // A batch of which one is refused leaves nothing behind that holds back the other's database.
+    let (refused, skipped) = tokio::join!(
+        manager.execute("DROP DATABASE foreign_db", &[]),
+        manager.execute("ALTER DATABASE acme_db RENAME TO acme_db", &[])
+    );
+    assert!(refused.is_err() && skipped.is_err());
+    let there = admin.query_one("SELECT count(*) FROM pg_database WHERE datname = 'foreign_db'", &[]).await.unwrap();
+    assert_eq!(there.get::<_, i64>(0), 1);
+    let other = site.connect("acme").await;
+    tokio::time::timeout(Duration::from_secs(5), other.simple_query("SELECT 1")).await.unwrap().unwrap();
+    drop(other);
+    // What the pool may do is what it may do now.
+    let stricter = cofferdam_tests::main_file(site.cluster.port(), &SiteOptions::default());
+    let stricter = stricter.replace("    maintenance: pg\n", "    maintenance: pg\n    database_commands: none\n");
+    site.directory.main(&stricter).unwrap();
+    site.gateway.reload().await.unwrap();
+    assert!(format!("{:?}", manager.simple_query(own).await.unwrap_err()).contains("42501"));
+    site.directory.main(&cofferdam_tests::main_file(site.cluster.port(), &SiteOptions::default())).unwrap();
+    site.gateway.reload().await.unwrap();
     // Everybody else is out of the way meanwhile, and goes on afterwards.
     let clients = [site.connect("acme").await, site.connect("acme").await];
     for client in &clients {
@@ -340,4 +394,105 @@ async fn changes_are_replicated_to_those_who_may() {
     whole.args(["-h", "127.0.0.1", "-U", "cdc", "-D", "/nonexistent", "-p", &target.port.to_string(), "--create-slot"]);
     let out = whole.args(["--slot", "x"]).env("PGPASSWORD", "cdc-secret").output().await.unwrap();
     assert!(!out.status.success(), "{out:?}");
+}
+
+/// Logins at a server so far, by its statistics of sessions.
+async fn sessions(server: &Cluster) -> i64 {
+    let admin = server.admin("postgres").await.unwrap();
+    let sql = "SELECT sum(sessions)::bigint FROM pg_stat_database WHERE datname LIKE '%_db'";
+    admin.query_one(sql, &[]).await.unwrap().get(0)
+}
+
+/// Rules 22 and 24: whoever waits for a promotion holds no slot, and does not keep the standby busy with logins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_nobody_is_promoted_the_standby_is_left_in_peace() {
+    let (mut site, standby) = replicated("    reconnect_wait: 4s\n").await;
+    let clients: Vec<_> = [site.connect("acme").await, site.connect("bolt").await, site.connect("acme").await].into();
+    site.cluster.kill();
+    let before = sessions(&standby).await;
+    let waiting: Vec<_> = clients.iter().map(|client| client.simple_query("SELECT 1")).collect();
+    let gate = site.gateway.postgres_plane().unwrap().gates().get("pg").unwrap();
+    let look = async {
+        let mut at_work = 0;
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            at_work += u32::from(gate.usage().running > 0);
+        }
+        // Only while somebody tries.
+        assert!(at_work <= 30, "in {at_work} of 60 looks a slot was held");
+    };
+    let (outcomes, ()) = tokio::join!(futures_util::future::join_all(waiting), look);
+    assert!(outcomes.iter().all(Result::is_err));
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let logins = sessions(&standby).await - before;
+    assert!(logins <= 25, "{logins} logins at the standby in four seconds");
+    assert_eq!(site.gateway.postgres_plane().unwrap().usage().connections["pg"].open, 0);
+}
+
+/// What happens when the lost one comes back: both take writes, and only one of them gets any.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_servers_that_take_writes_the_first_one_stays() {
+    let (mut site, standby) = replicated("").await;
+    let client = site.connect("acme").await;
+    client.batch_execute("CREATE TABLE t (n int)").await.unwrap();
+    let pinned = site.connect("acme").await;
+    pinned.batch_execute("CREATE TEMP TABLE mine (n int)").await.unwrap();
+    let beside = standby.admin("acme_db").await.unwrap();
+    eventually(async || beside.query_one("SELECT count(*) FROM t", &[]).await.is_ok()).await;
+    site.cluster.kill();
+    standby.promote().await.unwrap();
+    let there = standby.port().to_string();
+    assert_eq!(value(&client, "SELECT current_setting('port')").await, there);
+    site.cluster.launch().unwrap();
+    for _ in 0..20 {
+        assert_eq!(value(&client, "SELECT current_setting('port')").await, there);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The session whose state was there is at an end, and says so.
+    assert!(pinned.simple_query("SELECT 1").await.is_err());
+}
+
+#[tokio::test]
+async fn warming_up_ends_with_its_cluster() {
+    let options = SiteOptions { cluster: "    warm: 30\n    connections: 100\n".into(), ..SiteOptions::default() };
+    let site = Site::start_with(options).await;
+    let _client = site.connect("acme").await;
+    eventually(async || site.gateway.postgres_plane().unwrap().usage().connections["pg"].open >= 3).await;
+    site.directory.main(&cofferdam_tests::main_file(site.cluster.port(), &SiteOptions::default())).unwrap();
+    site.gateway.reload().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = sessions(&site.cluster).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(sessions(&site.cluster).await <= before + 1);
+}
+
+/// Whatever a replica has against it, the primary serves it too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_refuses_is_done_without() {
+    let (site, standby) = replicated("    read_only: replica\n").await;
+    let client = site.connect("acme").await;
+    let reads = "BEGIN READ ONLY;SELECT current_setting('port')";
+    let there = standby.port().to_string();
+    eventually(async || {
+        let port = value(&client, reads).await;
+        client.batch_execute("COMMIT").await.unwrap();
+        port == there
+    })
+    .await;
+    // Room for one of the role: at the primary the gateway has it, at the replica somebody else.
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    let beside = standby.admin("postgres").await.unwrap();
+    let of_gateway = "pid <> pg_backend_pid() AND usename = 'odoo'";
+    let terminate = format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {of_gateway}");
+    beside.batch_execute(&terminate).await.unwrap();
+    let held = standby.connect("odoo", "odoo-secret", "bolt_db").await.unwrap();
+    admin.batch_execute("ALTER ROLE odoo CONNECTION LIMIT 1").await.unwrap();
+    let limit = "SELECT rolconnlimit FROM pg_roles WHERE rolname = 'odoo'";
+    eventually(async || beside.query_one(limit, &[]).await.unwrap().get::<_, i32>(0) == 1).await;
+    let here = site.cluster.port().to_string();
+    for _ in 0..5 {
+        assert_eq!(value(&client, reads).await, here);
+        client.batch_execute("COMMIT").await.unwrap();
+    }
+    drop(held);
 }

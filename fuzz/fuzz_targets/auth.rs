@@ -14,7 +14,7 @@ libfuzzer_sys::fuzz_target!(|parts: (Vec<u8>, Vec<u8>, String, bool)| {
         // Nobody knows a password for these keys.
         assert!(server.finish(&last).is_err());
     }
-    let mut client = ScramClient::new(Knows::Password("x"), "n", plus.then_some(b"hash"));
+    let mut client = ScramClient::new(Knows::Password("x"), "n", plus.then_some(b"hash"), plus);
     // Bounded work: a server may ask for many rounds.
     if !last.windows(8).any(|w| w.iter().all(u8::is_ascii_digit)) {
         let _ = client.prove(&first);

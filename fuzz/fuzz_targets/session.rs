@@ -28,12 +28,17 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
                 Ok(ClientStep::NeedServer) => {
                     assert!(!leased, "asked for a second server connection");
                     leased = true;
-                    session.leased();
+                    session.leased(data.len().is_multiple_of(3));
                     continue;
                 }
                 Ok(ClientStep::Forward { consumed }) => {
                     assert!(leased && consumed <= f.total);
                     to_server.extend_from_slice(&message[consumed..]);
+                }
+                Ok(ClientStep::Judge) => {
+                    let _ = session.databases_text(f, message);
+                    session.judged();
+                    continue;
                 }
                 // Later: as if it had not been sent.
                 Ok(ClientStep::Drop | ClientStep::Later) => {}

@@ -4,8 +4,9 @@
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let _ = cofferdam_postgres::sql::effect(data);
     let _ = cofferdam_postgres::sql::listen(data);
+    let _ = cofferdam_postgres::sql::setting(data);
     let _ = cofferdam_postgres::sql::begins_read_only(data);
-    let _ = cofferdam_postgres::sql::database_command(data);
+    let _ = cofferdam_postgres::sql::database_commands(data);
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = cofferdam_http::route(text);
     }

@@ -1,9 +1,11 @@
 //! `cofferdam serve`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use cofferdam::handover::{self, Predecessor, Sockets};
+use cofferdam::handover::{Offer, Predecessor, Sockets};
 use cofferdam::{Gateway, Runtimes, StartError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,6 +32,12 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut replace = signal(SignalKind::user_defined2())?;
+    let offer = match &args.handover {
+        Some(path) => {
+            Some(Offer::prepare(path).with_context(|| format!("nothing can be handed over at {}", path.display()))?)
+        }
+        None => None,
+    };
     let (predecessor, sockets) = inherit(args)?;
     let builder = Gateway::builder().config_file(&args.config).runtimes(runtimes).watch(!args.no_watch);
     let started = builder.inherit(sockets).start().await;
@@ -59,12 +67,11 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             Err(error) => tracing::warn!(%error, "the predecessor cannot be dismissed"),
         });
     }
-    let offered = args.handover.clone().map(|path| {
+    let offered = offer.map(|offer| {
         let gateway = gateway.clone();
         tokio::spawn(async move {
-            if let Err(error) = handover::offer(&path, &gateway).await {
-                let path = path.display();
-                tracing::error!(%path, %error, "the listening sockets cannot be offered to a successor");
+            if let Err(error) = offer.serve(&gateway).await {
+                tracing::error!(%error, "the listening sockets cannot be offered to a successor any more");
                 // Not the end: everything else works.
                 std::future::pending::<()>().await;
             }
@@ -76,10 +83,15 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             None => std::future::pending().await,
         }
     });
+    let (mut succeeded, starting) = (false, Arc::new(AtomicBool::new(false)));
     loop {
         tokio::select! {
-            () = &mut taken_over => break,
-            _ = replace.recv() => start_successor(args),
+            () = &mut taken_over => {
+                // The service goes on: the successor speaks for it.
+                succeeded = true;
+                break;
+            }
+            _ = replace.recv() => start_successor(args, &starting),
             _ = hangup.recv() => {
                 tracing::info!("SIGHUP: reading the configuration again");
                 let _ = gateway.reload().await; // the library logs what happened
@@ -88,7 +100,9 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
             _ = interrupt.recv() => break,
         }
     }
-    tell_service_manager(&[NotifyState::Stopping]);
+    if !succeeded {
+        tell_service_manager(&[NotifyState::Stopping]);
+    }
     tracing::info!("draining: no new connections, what is in flight finishes");
     gateway.drain();
     let complete = tokio::select! {
@@ -118,9 +132,13 @@ fn inherit(args: &ServeArgs) -> anyhow::Result<(Option<Predecessor>, Sockets)> {
 }
 
 /// Starts this program again, as it is installed now; it takes over when it serves.
-fn start_successor(args: &ServeArgs) {
+fn start_successor(args: &ServeArgs, starting: &Arc<AtomicBool>) {
     if args.handover.is_none() {
         tracing::warn!("SIGUSR2: nothing to hand over with; start with --handover PATH");
+        return;
+    }
+    if starting.swap(true, Ordering::AcqRel) {
+        tracing::warn!("SIGUSR2: a successor is starting already");
         return;
     }
     let mut arguments = std::env::args_os();
@@ -129,13 +147,19 @@ fn start_successor(args: &ServeArgs) {
         Ok(mut child) => {
             tracing::info!(pid = child.id(), "SIGUSR2: a successor starts");
             // Reaped when it ends before this process does.
+            let starting = Arc::clone(starting);
             std::thread::spawn(move || {
-                if let Ok(status) = child.wait() {
+                let ended = child.wait();
+                starting.store(false, Ordering::Release);
+                if let Ok(status) = ended {
                     tracing::warn!(%status, "the successor has ended");
                 }
             });
         }
-        Err(error) => tracing::error!(%error, "SIGUSR2: a successor cannot be started"),
+        Err(error) => {
+            starting.store(false, Ordering::Release);
+            tracing::error!(%error, "SIGUSR2: a successor cannot be started");
+        }
     }
 }
 

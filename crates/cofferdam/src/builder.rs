@@ -38,6 +38,11 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// Of the sockets given to [`Builder::inherit`] none listens at a configured address: they belong to something else.
+    #[error(
+        "none of the {0} sockets taken over listens at an address of this configuration: they belong to something else"
+    )]
+    Inherited(usize),
     /// The HTTP plane cannot be set up.
     #[error(transparent)]
     Http(#[from] HttpError),
@@ -155,6 +160,7 @@ impl Builder {
         };
         let http_addresses = catalog.http.as_ref().map(|c| c.listen.clone()).unwrap_or_default();
         let mut inherited = self.inherited;
+        let given = inherited.count();
         let http_listening = listen(self.http_listeners, &mut inherited.http, &http_addresses, http.is_some(), count)?;
         let postgres_addresses = catalog.postgres.as_ref().map(|c| c.config.listen.clone()).unwrap_or_default();
         let postgres_listening =
@@ -166,6 +172,9 @@ impl Builder {
             catalog.admin.map(inherit).transpose()?
         };
 
+        if given > 0 && inherited.count() == given {
+            return Err(StartError::Inherited(given));
+        }
         if let Some(address) = admin.as_ref().map(|l| l.address)
             && !address.ip().is_loopback()
             && catalog.admin_token.is_none()

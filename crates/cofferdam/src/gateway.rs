@@ -148,10 +148,17 @@ impl Gateway {
     /// A successor serves on the same sockets: the admin surface is its, and this gateway drains.
     pub(crate) fn hand_over(&self) {
         self.inner.admin_stopped.cancel();
+        if let Some(plane) = &self.inner.http {
+            plane.will_be_succeeded();
+        }
         if let Some(plane) = &self.inner.postgres {
             plane.will_be_succeeded();
         }
         self.drain();
+        // Odoo finds the database at the successor: nothing here has to wait for the last request.
+        if let Some(plane) = &self.inner.postgres {
+            plane.drain();
+        }
     }
 
     /// Stops accepting. Requests, transactions and what is in flight finish; idle connections are closed.
@@ -169,11 +176,23 @@ impl Gateway {
         let limit = self.inner.catalog.load().drain_timeout;
         let begun = tokio::time::Instant::now();
         let mut complete = true;
-        if let Some(plane) = &self.inner.http {
-            complete &= plane.drained(limit).await;
-        }
-        if let Some(plane) = &self.inner.postgres {
-            complete &= plane.drained(limit.saturating_sub(begun.elapsed()).max(POSTGRES_GRACE)).await;
+        let http = async {
+            match &self.inner.http {
+                Some(plane) => plane.drained(limit).await,
+                None => true,
+            }
+        };
+        let postgres = async |limit| match &self.inner.postgres {
+            Some(plane) => plane.drained(limit).await,
+            None => true,
+        };
+        if self.inner.admin_stopped.is_cancelled() {
+            // There is a successor: both at once.
+            let (http, postgres) = tokio::join!(http, postgres(limit));
+            complete &= http && postgres;
+        } else {
+            complete &= http.await;
+            complete &= postgres(limit.saturating_sub(begun.elapsed()).max(POSTGRES_GRACE)).await;
         }
         self.inner.stopped.cancel();
         self.inner.admin_stopped.cancel();

@@ -20,15 +20,18 @@ const FIRST_READ: usize = 4 << 10;
 /// A connection may be just open, and its request on the way, when the plane begins to drain.
 const QUIET: Duration = Duration::from_secs(1);
 
-async fn quiet(plane: &HttpPlane) {
+/// Ends when a connection without a request has been waited for long enough. With a successor nothing is in a hurry, and
+/// one that has not asked for anything yet has somebody behind it who is about to.
+async fn quiet(plane: &HttpPlane, is_new: bool, header: Duration) {
     plane.draining.cancelled().await;
-    tokio::time::sleep(QUIET).await;
+    tokio::time::sleep(if is_new && plane.has_successor() { header } else { QUIET }).await;
 }
 
 /// Serves a connection until one side ends it.
 pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAddr) {
     let mut stream: Stream = Box::new(Socket::new(tcp, peer));
     let mut prefix: Option<BytesMut> = None;
+    let mut is_new = true;
     loop {
         let timeouts = plane.snapshot().timeouts;
         if prefix.is_none() {
@@ -41,10 +44,11 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
                         return;
                     }
                 }
-                () = quiet(plane) => return,
+                () = quiet(plane, is_new, timeouts.header) => return,
             }
             prefix = Some(first);
         }
+        is_new = false;
         let mut session = HttpSession::new(stream);
         session.set_pipelining_enabled(true);
         if let Some(prefix) = prefix.take() {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +38,7 @@ pub struct HttpPlane {
     pub(crate) ahead: ReadAhead,
     pub(crate) websockets: Mutex<HashMap<TenantId, u32>>,
     pub(crate) draining: CancellationToken,
+    has_successor: AtomicBool,
     connections: Semaphore,
     cut: CancellationToken,
     tasks: TaskTracker,
@@ -160,6 +161,7 @@ impl HttpPlane {
             ahead: ReadAhead::default(),
             websockets: Mutex::default(),
             draining: CancellationToken::new(),
+            has_successor: AtomicBool::new(false),
             connections: Semaphore::new(config.max_connections as usize),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -230,6 +232,15 @@ impl HttpPlane {
                 () = self.cut.cancelled() => return,
             }
         }
+    }
+
+    /// Says that somebody else serves on the same sockets: a drain gives connections that are just open their time.
+    pub fn will_be_succeeded(&self) {
+        self.has_successor.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_successor(&self) -> bool {
+        self.has_successor.load(Ordering::Acquire)
     }
 
     /// Stops accepting. Idle connections are closed, requests finish, WebSockets are told to come again.

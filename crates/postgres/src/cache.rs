@@ -36,8 +36,13 @@ pub(crate) struct Key {
     pub(crate) wanted: Wanted,
 }
 
+/// A server without room for one more connection is asked again after this time.
+pub(crate) const CROWDED: Duration = Duration::from_millis(100);
+
 /// What a server said about a password is believed for so long.
 const BELIEVED: Duration = Duration::from_secs(30);
+/// The same after a wrong password.
+const DOUBTED: Duration = Duration::from_secs(1);
 
 /// The connections of one cluster.
 #[derive(Debug)]
@@ -46,10 +51,14 @@ pub(crate) struct ConnectionCache {
     servers: Arc<Servers>,
     /// Passwords that the cluster was asked for, by role.
     asked: Mutex<HashMap<String, Asked>>,
+    /// The connection over which they are asked for.
+    asker: tokio::sync::Mutex<Option<Upstream>>,
     pools: Mutex<HashMap<Arc<Key>, Arc<Pool>>>,
     /// Open connections, idle ones included.
     open: AtomicU32,
     closed: AtomicBool,
+    /// Another process takes over: of idle connections only what is needed is kept.
+    retiring: AtomicBool,
     /// Connections kept by sessions with state, per account.
     pinned: Mutex<HashMap<TenantId, u32>>,
     freed: Notify,
@@ -78,8 +87,16 @@ pub(crate) struct Pool {
 #[derive(Debug, Clone)]
 struct Asked {
     stored: Option<Secret>,
-    /// When it said so; `None` when it is to be asked again.
-    at: Option<Instant>,
+    /// When it said so.
+    at: Instant,
+    /// It has not helped somebody.
+    doubted: bool,
+}
+
+impl Asked {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < if self.doubted { DOUBTED } else { BELIEVED }
+    }
 }
 
 #[derive(Debug)]
@@ -95,6 +112,8 @@ pub(crate) struct Leased {
     // Fields drop in order: the socket closes before the connection stops counting.
     pub(crate) upstream: Upstream,
     wanted: Wanted,
+    /// How often the primary had changed when it was opened.
+    switches: u64,
     /// When it is replaced by a new one.
     expires: Option<Instant>,
     generation: Arc<()>,
@@ -102,6 +121,16 @@ pub(crate) struct Leased {
 }
 
 impl Leased {
+    pub(crate) fn is_of_replica(&self) -> bool {
+        self.wanted == Wanted::Replica
+    }
+
+    /// Whether it leads to a server that is not the primary any more.
+    pub(crate) fn is_at_a_former_primary(&self) -> bool {
+        let servers = &self.counted.0.servers;
+        self.wanted == Wanted::Primary && self.switches != servers.switches()
+    }
+
     fn has_expired(&self, now: Instant) -> bool {
         self.expires.is_some_and(|at| at <= now)
     }
@@ -158,9 +187,13 @@ pub struct CacheUsage {
 }
 
 impl LeaseError {
-    /// Whether the server could not be reached: trying again may help.
-    pub(crate) fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Upstream(error) if error.is_unreachable())
+    /// Whether trying again may help: the server could not be reached, or had no room.
+    pub(crate) fn is_temporary(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.is_unreachable() || error.is_crowded())
+    }
+
+    pub(crate) fn is_crowded(&self) -> bool {
+        matches!(self, Self::Upstream(error) if error.is_crowded())
     }
 }
 
@@ -174,10 +207,12 @@ impl ConnectionCache {
         Ok(Arc::new(Self {
             servers: Arc::new(Servers::new(Arc::clone(&cluster), verifiers)?),
             asked: Mutex::new(former.map(|former| lock(&former.asked).clone()).unwrap_or_default()),
+            asker: tokio::sync::Mutex::default(),
             cluster,
             pools: Mutex::default(),
             open: AtomicU32::new(0),
             closed: AtomicBool::new(false),
+            retiring: AtomicBool::new(false),
             pinned: Mutex::default(),
             freed: Notify::new(),
             connecting: Semaphore::new(CONNECTING),
@@ -207,13 +242,29 @@ impl ConnectionCache {
         Login { role: login.role.clone(), password: known.map_or(Password::Asked, Password::Stored) }
     }
 
-    /// Asks the cluster for a login's password, unless it is known from elsewhere or was asked a moment ago.
+    /// Asks the cluster for a login's password, unless it is known from elsewhere or was asked a moment ago. What it said
+    /// last is good enough when it cannot be asked now.
     pub(crate) async fn ask(&self, login: &Login) -> Result<Login, UpstreamError> {
-        let fresh = |asked: &Asked| asked.at.is_some_and(|at| at.elapsed() < BELIEVED);
-        let is_known = login.password != Password::Asked || lock(&self.asked).get(&login.role).is_some_and(fresh);
-        if !is_known {
-            let stored = self.servers.ask_password(&login.role).await?.map(Secret::new);
-            lock(&self.asked).insert(login.role.clone(), Asked { stored, at: Some(Instant::now()) });
+        let is_fresh =
+            || login.password != Password::Asked || lock(&self.asked).get(&login.role).is_some_and(Asked::is_fresh);
+        if is_fresh() {
+            return Ok(self.resolve(login));
+        }
+        // One question at a time, over one connection: who knocks costs the server nothing more.
+        let mut asker = self.asker.lock().await;
+        if !is_fresh() {
+            match self.servers.ask_password(&mut asker, &login.role).await {
+                Ok(stored) => {
+                    let asked = Asked { stored: stored.map(Secret::new), at: Instant::now(), doubted: false };
+                    let mut all = lock(&self.asked);
+                    all.insert(login.role.clone(), asked);
+                }
+                Err(error) => {
+                    *asker = None;
+                    let known = self.resolve(login);
+                    return if known.password == Password::Asked { Err(error) } else { Ok(known) };
+                }
+            }
         }
         Ok(self.resolve(login))
     }
@@ -221,7 +272,7 @@ impl ConnectionCache {
     /// The cluster is asked again the next time: what it said last has not helped.
     pub(crate) fn ask_again(&self, role: &str) {
         if let Some(asked) = lock(&self.asked).get_mut(role) {
-            asked.at = None;
+            asked.doubted = true;
         }
     }
 
@@ -236,7 +287,7 @@ impl ConnectionCache {
     /// Opens what the cluster wants to be kept ready, while there is room.
     pub(crate) fn warm_up(self: &Arc<Self>) {
         let warm = self.cluster.warm;
-        if warm == 0 || !self.servers.is_worth_trying(Instant::now()) {
+        if warm == 0 || self.retiring.load(Ordering::Acquire) || !self.servers.is_worth_trying(Instant::now()) {
             return;
         }
         for pool in self.pools() {
@@ -247,12 +298,13 @@ impl ConnectionCache {
             }
             tokio::spawn(async move {
                 let Ok(_turn) = pool.connecting.acquire().await else { return };
+                // One that is not kept, because the cluster was removed or everything is opened anew, is the last.
                 while pool.idle_count() < warm
+                    && let Ok(_turn_of_cluster) = pool.cache.connecting.acquire().await
                     && let Some(counted) = pool.cache.may_open_one_more()
                     && let Ok(leased) = pool.open("", counted).await
-                {
-                    pool.give_back(leased);
-                }
+                    && pool.give_back(leased)
+                {}
             });
         }
     }
@@ -330,6 +382,15 @@ impl ConnectionCache {
         lock(&self.pools).retain(|_, pool| Arc::strong_count(pool) > 1 || pool.idle_count() > 0);
     }
 
+    /// Closes idle connections and keeps hardly any from now on: the server's are needed by the process that takes over.
+    pub(crate) fn retire(&self) {
+        self.retiring.store(true, Ordering::Release);
+        for pool in self.pools() {
+            let closing = std::mem::take(&mut *lock(&pool.idle));
+            drop(closing);
+        }
+    }
+
     /// Closes all idle connections and keeps none from now on: the cluster was removed or has moved.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -386,6 +447,10 @@ impl Pool {
     /// The pool of the same database and login with other settings.
     pub(crate) fn with_settings(&self, settings: BTreeMap<String, String>) -> Arc<Self> {
         self.cache.pool(Key { settings, ..(*self.key).clone() })
+    }
+
+    pub(crate) fn is_of_replicas(&self) -> bool {
+        self.key.wanted == Wanted::Replica
     }
 
     /// The pool of the same connections to a replica.
@@ -512,8 +577,14 @@ impl Pool {
         let deadline = tokio::time::Instant::now() + patience.min(self.cache.cluster.reconnect_wait);
         loop {
             match self.lease(application_name, 0, patience).await {
-                Err(error) if error.is_unreachable() => {
-                    if tokio::time::timeout_at(deadline, self.cache.servers.worth_trying()).await.is_err() {
+                Err(error) if error.is_temporary() => {
+                    let again = async {
+                        if error.is_crowded() {
+                            tokio::time::sleep(CROWDED).await;
+                        }
+                        self.cache.servers.worth_trying().await;
+                    };
+                    if tokio::time::timeout_at(deadline, again).await.is_err() {
                         return Err(error);
                     }
                 }
@@ -525,6 +596,7 @@ impl Pool {
     async fn open(&self, application_name: &str, counted: Counted) -> Result<Leased, LeaseError> {
         let cache = &self.cache;
         let generation = Arc::clone(&lock(&self.generation));
+        let switches = cache.servers.switches();
         let Key { database, login, settings, wanted } = &*self.key;
         let upstream = cache.servers.open(*wanted, login, database, settings, application_name).await?;
         if *wanted == Wanted::Primary {
@@ -533,31 +605,36 @@ impl Pool {
         // Not all at once: those that were opened together would be replaced together.
         let age = cache.cluster.lifetime.mul_f64(0.9 + random_fraction() / 5.0);
         let expires = (!age.is_zero()).then(|| Instant::now() + age);
-        Ok(Leased { upstream, wanted: *wanted, expires, generation, counted })
+        Ok(Leased { upstream, wanted: *wanted, switches, expires, generation, counted })
     }
 
-    /// Puts a clean connection back.
-    pub(crate) fn give_back(&self, mut leased: Leased) {
+    /// Puts a clean connection back; false when it was closed instead.
+    pub(crate) fn give_back(&self, mut leased: Leased) -> bool {
         if leased.wanted != self.key.wanted {
             return self.of_replicas().give_back(leased);
         }
         if leased.has_expired(Instant::now()) {
-            return;
+            return false;
         }
         put_away(&mut leased.upstream.inbound);
         put_away(&mut leased.upstream.outbound);
         let idle = Idle { leased, since: Instant::now(), core: crate::core_number() };
         let mut all = lock(&self.idle);
         // Looked at under the lock: `close` and `reconnect` empty the pool after they have changed these.
-        if self.cache.closed.load(Ordering::Acquire) || !Arc::ptr_eq(&idle.leased.generation, &lock(&self.generation)) {
+        let enough = self.cache.retiring.load(Ordering::Acquire) && !all.is_empty();
+        if enough
+            || self.cache.closed.load(Ordering::Acquire)
+            || !Arc::ptr_eq(&idle.leased.generation, &lock(&self.generation))
+        {
             drop(all);
             drop(idle);
-            return;
+            return false;
         }
         all.push(idle);
         drop(all);
         self.given_back.notify_one();
         self.cache.freed.notify_one();
+        true
     }
 }
 

@@ -34,6 +34,8 @@ use crate::wire::{
 const MAINTENANCE_CLIENTS: u32 = 1_000;
 /// A client asks for each kind of encryption once.
 const MAX_ENCRYPTION_REQUESTS: u32 = 2;
+/// A client that has not said a word is waited for so long when the gateway drains.
+const QUIET: Duration = Duration::from_secs(1);
 /// A password message longer than this is not one.
 const MAX_PASSWORD_MESSAGE: usize = 4_096;
 
@@ -174,6 +176,12 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
     None
 }
 
+/// Ends a while after the gateway has begun to drain.
+async fn quiet(draining: Arc<crate::signal::Signal>) {
+    draining.given().await;
+    tokio::time::sleep(QUIET).await;
+}
+
 /// A peer whose machine is gone without a word is noticed after two minutes.
 pub(crate) fn keep_alive(tcp: &TcpStream) {
     let probes = socket2::TcpKeepalive::new()
@@ -229,7 +237,11 @@ impl LoginTask<'_> {
         let mut encrypted = false;
         if let Some(acceptor) = &tls {
             let mut first = [0];
-            if self.stream()?.socket().peek(&mut first).await? == 1 && first[0] == 0x16 {
+            let peeked = tokio::select! {
+                peeked = self.stream()?.socket().peek(&mut first) => peeked?,
+                () = quiet(Arc::clone(&self.plane.draining)) => return Err(Refusal::Gone),
+            };
+            if peeked == 1 && first[0] == 0x16 {
                 self.encrypt(acceptor, true).await?;
                 encrypted = true;
             }
@@ -468,7 +480,14 @@ impl LoginTask<'_> {
                     self.buffer.advance(length);
                     return Ok(packet);
                 }
-                Ok(None) => self.fill().await?,
+                // Somebody who has connected just now may be about to speak, and whoever is silent is not waited for.
+                Ok(None) => {
+                    let quiet = quiet(Arc::clone(&self.plane.draining));
+                    tokio::select! {
+                        filled = self.fill() => filled?,
+                        () = quiet => return Err(Refusal::Gone),
+                    }
+                }
                 Err(error) => return Err(fatal("08P01", error.to_string())),
             }
         }

@@ -5,6 +5,7 @@
 //! has only so many guesses under way. See `docs/decisions/0012-wrong-passwords-are-answered-late.md`.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,14 +18,17 @@ const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(8);
 /// After this long without a wrong password an address starts afresh.
 const FORGIVEN: Duration = Duration::from_secs(600);
-/// Addresses and roles remembered; beyond, the oldest are forgotten.
+/// When there are too many, only those that came within this time are remembered.
+const RECENT: Duration = Duration::from_secs(30);
+/// Addresses and roles remembered.
 const REMEMBERED: usize = 10_000;
 
 /// Who is at the door.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
     knocking: Mutex<HashMap<IpAddr, u32>>,
-    failures: Mutex<HashMap<(IpAddr, String), Failures>>,
+    failures: Mutex<HashMap<u64, Failures>>,
+    hasher: RandomState,
     rates: Mutex<HashMap<TenantId, Gcra>>,
 }
 
@@ -56,6 +60,7 @@ impl Drop for Knock {
 impl Door {
     /// A place for one more from this address, if it has fewer than `limit`.
     pub(crate) fn knock(self: &Arc<Self>, address: IpAddr, limit: u32) -> Option<Knock> {
+        let address = network(address);
         let mut knocking = lock(&self.knocking);
         let count = knocking.entry(address).or_default();
         if *count >= limit {
@@ -67,12 +72,15 @@ impl Door {
 
     /// Notes a wrong password, and says how late it is to be answered.
     pub(crate) fn failed(&self, address: IpAddr, role: &str, now: Instant) -> Duration {
+        let key = self.hasher.hash_one((network(address), role));
         let mut failures = lock(&self.failures);
         if failures.len() >= REMEMBERED {
-            let oldest = failures.values().map(|f| f.last).min();
-            failures.retain(|_, f| Some(f.last) != oldest);
+            failures.retain(|_, f| now.saturating_duration_since(f.last) < RECENT);
         }
-        let known = failures.entry((address, role.to_owned())).or_insert(Failures { count: 0, last: now });
+        if failures.len() >= REMEMBERED {
+            failures.clear();
+        }
+        let known = failures.entry(key).or_insert(Failures { count: 0, last: now });
         if now.saturating_duration_since(known.last) >= FORGIVEN {
             known.count = 0;
         }
@@ -84,7 +92,7 @@ impl Door {
     pub(crate) fn succeeded(&self, address: IpAddr, role: &str) {
         let mut failures = lock(&self.failures);
         if !failures.is_empty() {
-            failures.remove(&(address, role.to_owned()));
+            failures.remove(&self.hasher.hash_one((network(address), role)));
         }
     }
 
@@ -103,6 +111,14 @@ impl Door {
     /// Forgets what is long past.
     pub(crate) fn forget(&self, now: Instant) {
         lock(&self.failures).retain(|_, f| now.saturating_duration_since(f.last) < FORGIVEN);
+    }
+}
+
+/// Who has one IPv6 address has all of its network.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -135,6 +151,14 @@ mod tests {
             door.failed(HERE, &n.to_string(), now + Duration::from_millis(n));
         }
         assert!(lock(&door.failures).len() <= REMEMBERED);
+    }
+
+    #[test]
+    fn one_ipv6_network_is_one_address() {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(network(address("2001:db8::1")), network(address("2001:db8::ffff:1")));
+        assert_ne!(network(address("2001:db8::1")), network(address("2001:db8:0:1::1")));
+        assert_eq!(network(address("::ffff:127.0.0.1")), HERE);
     }
 
     /// Rule 20.

@@ -20,10 +20,8 @@ impl LoginTask<'_> {
         let login = match (login, &access) {
             (Some(login), Some(access)) => match access.cache.ask(login).await {
                 Ok(login) => Some(login),
-                Err(error) => {
-                    tracing::warn!(%error, "a password cannot be asked for");
-                    None
-                }
+                // Nobody's fault: it counts as no wrong password, and is not answered like one.
+                Err(error) => return Err(Refusal::Upstream(error.into())),
             },
             (login, _) => login.cloned(),
         };
@@ -99,7 +97,7 @@ impl LoginTask<'_> {
     async fn by_scram(&mut self, user: &str, login: Option<&Login>) -> Result<(), Proof> {
         let verifiers = Arc::clone(&self.plane.verifiers);
         let keys = match login {
-            Some(login) => verifiers.keys(login).map_err(|_| fatal("58000", "no randomness for a salt"))?,
+            Some(login) => verifiers.keys(login),
             None => Arc::new(verifiers.mock(user)),
         };
         // Rule 18: the channel ends here, so it is our certificate that a client may bind to.
@@ -154,8 +152,9 @@ impl From<Refusal> for Proof {
     }
 }
 
-/// The login that the client claims: one that may open this database, and the cluster where it would be used. For a
-/// database that does not exist, any login with the role, so that only who has a password learns that it does not.
+/// The login that the client claims, and the cluster where it would be used. Whether it may open the database is found out
+/// afterwards: only who has a password learns anything about databases, and not more of those that are somebody else's
+/// than of those that do not exist.
 fn claimed<'a>(
     snapshot: &'a Snapshot,
     parameters: &StartupParameters,
@@ -165,12 +164,14 @@ fn claimed<'a>(
         let users = catalog.postgres.iter().flat_map(|front| &front.console);
         return (users.map(|user| &user.login).find(|login| login.role == role), None);
     }
-    if parameters.database == Catalog::MAINTENANCE_DATABASE {
-        let Some((_, login, cluster)) = catalog.maintenance(role) else { return (None, None) };
+    if parameters.database == Catalog::MAINTENANCE_DATABASE
+        && let Some((_, login, cluster)) = catalog.maintenance(role)
+    {
         return (Some(login), snapshot.clusters.get(&cluster.name));
     }
-    match catalog.by_database(&parameters.database).and_then(|t| Some((t, t.cluster.as_ref()?))) {
-        Some((tenant, cluster)) => (tenant.login(role), snapshot.clusters.get(&cluster.name)),
+    let here = catalog.by_database(&parameters.database).and_then(|t| Some((t.login(role)?, t.cluster.as_ref()?)));
+    match here {
+        Some((login, cluster)) => (Some(login), snapshot.clusters.get(&cluster.name)),
         None => (catalog.any_login(role), None),
     }
 }

@@ -284,6 +284,9 @@ impl PostgresPlane {
     /// they have somewhere to go and nothing is in a hurry.
     pub fn will_be_succeeded(&self) {
         self.has_successor.store(true, Ordering::Release);
+        for access in self.snapshot.load().clusters.values() {
+            access.cache.retire();
+        }
     }
 
     pub(crate) fn has_successor(&self) -> bool {

@@ -5,7 +5,7 @@
 //! left alone for a time that grows and is never the same for two gateways (rule 24).
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,8 @@ use crate::upstream::{Target, Upstream, UpstreamError, connect};
 /// How long a server is left alone after the first failure; doubled with each that follows.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// The same for a standby that is asked whether it has been promoted.
+const LONGEST_DENIAL: Duration = Duration::from_secs(1);
 const NONE: usize = usize::MAX;
 
 /// In one row: whether the server is a standby, and how many seconds it is behind. A standby that has replayed all it
@@ -86,7 +88,9 @@ pub(crate) struct Servers {
     turn: AtomicUsize,
     /// The primary is another one than before: connections to the old one are to be closed.
     switched: AtomicBool,
-    /// A server that could not be reached can be.
+    /// How often that has happened.
+    switches: AtomicU64,
+    /// A server that could not be reached can be, or there is a primary.
     reached: Notify,
     looking: AtomicBool,
     looked: Mutex<Option<Instant>>,
@@ -105,7 +109,20 @@ struct State {
     failures: u32,
     /// Not before, after a failure.
     retry: Option<Instant>,
-    lag: Option<Duration>,
+    /// How often it was asked to be the primary and was not, and when it may be asked again.
+    denials: u32,
+    denied_until: Option<Instant>,
+    /// How far it was behind, and when.
+    lag: Option<(Duration, Instant)>,
+    /// It was said already why it cannot be looked at.
+    complained: bool,
+}
+
+impl State {
+    /// Until when it is not tried as a primary.
+    fn left_alone_until(&self) -> Option<Instant> {
+        self.retry.max(self.denied_until)
+    }
 }
 
 impl std::fmt::Debug for Servers {
@@ -128,6 +145,7 @@ impl Servers {
             primary: AtomicUsize::new(NONE),
             turn: AtomicUsize::new(0),
             switched: AtomicBool::new(false),
+            switches: AtomicU64::new(0),
             reached: Notify::new(),
             looking: AtomicBool::new(false),
             looked: Mutex::default(),
@@ -142,7 +160,7 @@ impl Servers {
                 address: server.address.clone(),
                 role: state.role,
                 is_up: state.failures == 0,
-                lag: state.lag.filter(|_| state.role == ServerRole::Replica),
+                lag: state.lag.filter(|_| state.role == ServerRole::Replica).map(|(lag, _)| lag),
             }
         };
         self.all.iter().map(usage).collect()
@@ -174,6 +192,12 @@ impl Servers {
                     last = error;
                     continue;
                 }
+                // What one replica refuses, another or the primary may allow.
+                Err(error) if wanted == Wanted::Replica => {
+                    lock(&self.all[n].state).lag = None;
+                    last = error;
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             self.answered(n);
@@ -182,8 +206,15 @@ impl Servers {
             }
             let is_standby = upstream.is_standby(self.cluster.connect_timeout).await?;
             self.is(n, if is_standby { ServerRole::Replica } else { ServerRole::Primary });
-            if is_standby == (wanted == Wanted::Replica) {
+            let is_it = match wanted {
+                Wanted::Primary => self.primary.load(Ordering::Acquire) == n,
+                Wanted::Replica => is_standby,
+            };
+            if is_it {
                 return Ok(upstream);
+            }
+            if wanted == Wanted::Primary {
+                self.denied(n);
             }
         }
         Err(last)
@@ -196,7 +227,8 @@ impl Servers {
         for i in 0..self.all.len() {
             let n = if wanted == Wanted::Replica { (i + turn) % self.all.len() } else { i };
             let state = lock(&self.all[n].state);
-            if state.retry.is_some_and(|at| now < at) {
+            let denied = wanted == Wanted::Primary && state.denied_until.is_some_and(|at| now < at);
+            if denied || state.retry.is_some_and(|at| now < at) {
                 continue;
             }
             let rank = match (wanted, state.role) {
@@ -214,7 +246,10 @@ impl Servers {
     }
 
     fn is_close_enough(&self, state: &State) -> bool {
-        state.failures == 0 && state.lag.is_some_and(|lag| lag <= self.cluster.max_replica_lag)
+        // What was measured long ago says nothing.
+        let believed = 3 * self.cluster.health_interval + self.cluster.connect_timeout;
+        let measured = state.lag.filter(|(_, at)| at.elapsed() <= believed);
+        state.failures == 0 && measured.is_some_and(|(lag, _)| lag <= self.cluster.max_replica_lag)
     }
 
     /// Whether a transaction that only reads can go to a replica.
@@ -225,9 +260,9 @@ impl Servers {
         }
     }
 
-    /// Whether connecting makes sense now: some server is not being left alone.
+    /// Whether connecting to the primary makes sense now: some server that may be it is not being left alone.
     pub(crate) fn is_worth_trying(&self, now: Instant) -> bool {
-        self.all.iter().any(|server| lock(&server.state).retry.is_none_or(|at| at <= now))
+        self.all.iter().any(|server| lock(&server.state).left_alone_until().is_none_or(|at| at <= now))
     }
 
     /// Waits until connecting makes sense again.
@@ -236,7 +271,7 @@ impl Servers {
             let mut reached = std::pin::pin!(self.reached.notified());
             reached.as_mut().enable();
             let now = Instant::now();
-            let next = self.all.iter().map(|server| lock(&server.state).retry.unwrap_or(now)).min();
+            let next = self.all.iter().map(|server| lock(&server.state).left_alone_until().unwrap_or(now)).min();
             let Some(next) = next.filter(|next| *next > now) else { return };
             tokio::select! {
                 () = reached => {}
@@ -270,25 +305,64 @@ impl Servers {
         }
     }
 
+    /// A server was asked to be the primary and is not: the next time later, or waiting for a promotion keeps it busy.
+    fn denied(&self, n: usize) {
+        let now = Instant::now();
+        let mut state = lock(&self.all[n].state);
+        if state.denied_until.is_none_or(|at| at <= now) {
+            let pause = FIRST_RETRY.saturating_mul(1 << state.denials.min(10)).min(LONGEST_DENIAL);
+            state.denials = state.denials.saturating_add(1);
+            state.denied_until = Some(now + pause.mul_f64(0.5 + random_fraction() / 2.0));
+        }
+    }
+
     fn is(&self, n: usize, role: ServerRole) {
         let old = std::mem::replace(&mut lock(&self.all[n].state).role, role);
-        if role == ServerRole::Primary {
-            let before = self.primary.swap(n, Ordering::AcqRel);
-            if before != n {
-                tracing::info!(cluster = %self.cluster.name, server = %self.all[n].address, "the primary");
+        let known = self.primary.load(Ordering::Acquire);
+        if role != ServerRole::Primary {
+            if known == n {
+                // It was demoted and its connections live: they must not be taken for connections to the primary.
+                self.primary.store(NONE, Ordering::Release);
+                self.switch();
             }
-            if before != NONE && before != n {
-                let mut former = lock(&self.all[before].state);
-                if former.role == ServerRole::Primary {
-                    former.role = ServerRole::Unknown;
-                }
-                drop(former);
-                self.switched.store(true, Ordering::Release);
-            }
-        } else if old == ServerRole::Primary {
-            // It was demoted and its connections live: they must not be taken for connections to the primary.
-            self.switched.store(true, Ordering::Release);
+            return;
         }
+        if known == n {
+            return;
+        }
+        if known != NONE {
+            let mut former = lock(&self.all[known].state);
+            if former.role == ServerRole::Primary && former.failures == 0 {
+                // Writing to both would be worse than either; whoever has promoted has to say which one it is.
+                if old != ServerRole::Primary {
+                    let (cluster, server) = (&self.cluster.name, &self.all[n].address);
+                    let primary = &self.all[known].address;
+                    tracing::error!(%cluster, %server, %primary, "a second server takes writes: the first one stays");
+                }
+                return;
+            }
+            former.role = ServerRole::Unknown;
+        }
+        tracing::info!(cluster = %self.cluster.name, server = %self.all[n].address, "the primary");
+        {
+            let mut state = lock(&self.all[n].state);
+            (state.denials, state.denied_until) = (0, None);
+        }
+        self.primary.store(n, Ordering::Release);
+        if known != NONE {
+            self.switch();
+        }
+        self.reached.notify_waiters();
+    }
+
+    fn switch(&self) {
+        self.switches.fetch_add(1, Ordering::AcqRel);
+        self.switched.store(true, Ordering::Release);
+    }
+
+    /// How often the primary has become another one: what was opened before is not a connection to it any more.
+    pub(crate) fn switches(&self) -> u64 {
+        self.switches.load(Ordering::Acquire)
     }
 
     /// Whether the primary has changed since this was asked last.
@@ -333,10 +407,16 @@ impl Servers {
             let target = Target { cluster: &self.cluster, address: &server.address, tls: self.tls.as_ref() };
             match connect(target, &self.verifiers, login, database, &service_settings(), "cofferdam health").await {
                 Ok(upstream) => *eye = Some(upstream),
-                Err(error) if error.is_unreachable() => return self.failed(n, &error),
                 Err(error) => {
-                    let (cluster, server) = (&self.cluster.name, &server.address);
-                    tracing::warn!(%cluster, %server, %error, "the service login is refused");
+                    let mut state = lock(&server.state);
+                    state.lag = None;
+                    if error.is_unreachable() {
+                        drop(state);
+                        self.failed(n, &error);
+                    } else if !std::mem::replace(&mut state.complained, true) {
+                        let (cluster, server) = (&self.cluster.name, &server.address);
+                        tracing::warn!(%cluster, %server, %error, "the service login is refused");
+                    }
                     return;
                 }
             }
@@ -348,7 +428,10 @@ impl Servers {
                 let text = |i: usize| rows.first().and_then(|row| row.get(i)?.as_deref());
                 let is_standby = text(0) == Some("t");
                 let lag = text(1).and_then(|t| t.parse::<f64>().ok()).map(|s| s.clamp(0.0, 1e9));
-                lock(&server.state).lag = lag.map(Duration::from_secs_f64);
+                let mut state = lock(&server.state);
+                state.lag = lag.map(|s| (Duration::from_secs_f64(s), Instant::now()));
+                state.complained = false;
+                drop(state);
                 self.is(n, if is_standby { ServerRole::Replica } else { ServerRole::Primary });
             }
             Err(error) => {
@@ -360,13 +443,20 @@ impl Servers {
     }
 
     /// Asks the cluster what it stores of a role's password (rule 19). `None` when there is no such role.
-    pub(crate) async fn ask_password(&self, role: &str) -> Result<Option<String>, UpstreamError> {
+    pub(crate) async fn ask_password(
+        &self,
+        connection: &mut Option<Upstream>,
+        role: &str,
+    ) -> Result<Option<String>, UpstreamError> {
         let (Some(query), Some((login, database))) = (&self.cluster.auth_query, &self.cluster.service) else {
             return Ok(None);
         };
         let limit = self.cluster.connect_timeout;
-        let mut upstream =
-            self.open(Wanted::Primary, login, database, &service_settings(), "cofferdam auth_query").await?;
+        if !connection.as_ref().is_some_and(Upstream::is_alive) {
+            let name = "cofferdam auth_query";
+            *connection = Some(self.open(Wanted::Primary, login, database, &service_settings(), name).await?);
+        }
+        let Some(upstream) = connection.as_mut() else { return Ok(None) };
         let rows = upstream.ask(query, &[role], limit).await?;
         let stored = rows.into_iter().next().and_then(|row| row.into_iter().nth(1).flatten());
         Ok(stored.filter(|s| !s.is_empty()))

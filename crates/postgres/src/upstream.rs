@@ -74,6 +74,11 @@ impl UpstreamError {
             _ => false,
         }
     }
+
+    /// Whether the server has no room for one more connection: it may have some in a moment.
+    pub fn is_crowded(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "53300")
+    }
 }
 
 /// A server, and how to get there.
@@ -221,6 +226,9 @@ async fn log_in(
         }
         Stream::Plain(_) => None,
     };
+    // On this machine, or encrypted.
+    let peer = stream.socket().peer_addr()?;
+    let is_private = matches!(stream, Stream::Tls(..)) || peer.ip().is_loopback();
     let (is_encrypted, local) = (matches!(stream, Stream::Tls(..)), stream.socket().local_addr().ok());
     let mut outbound = BytesMut::new();
     outbound.packet(196_608, |b| {
@@ -242,7 +250,7 @@ async fn log_in(
     loop {
         let (kind, body) = message(&mut stream, &mut inbound).await?;
         match kind {
-            b'R' => authenticate(&body, credentials, binding.as_deref(), &mut scram, &mut outbound)?,
+            b'R' => authenticate(&body, credentials, binding.as_deref(), is_private, &mut scram, &mut outbound)?,
             b'S' => {
                 if let Some((name, value)) = cstr(&body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
                     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
@@ -302,13 +310,18 @@ fn authenticate<'a>(
     body: &[u8],
     credentials: Credentials<'a>,
     binding: Option<&[u8]>,
+    is_private: bool,
     scram: &mut Option<ScramClient<'a>>,
     out: &mut BytesMut,
 ) -> Result<(), UpstreamError> {
     let Some((code, data)) = body.split_first_chunk::<4>() else { return Err(UpstreamError::Protocol) };
     let Credentials { login, shown } = credentials;
     match u32::from_be_bytes(*code) {
+        // A server that does not prove that it knows the password is not the one that was to be proved to.
+        0 if scram.is_some() => return Err(UpstreamError::Scram(ScramError::WrongServer)),
         0 => {}
+        // Whoever is in between would have the password itself.
+        3 if !is_private => return Err(UpstreamError::Authentication(3)),
         3 => {
             let Password::Plain(password) = &login.password else { return Err(UpstreamError::NoPassword) };
             out.message(b'p', |b| {
@@ -331,6 +344,7 @@ fn authenticate<'a>(
         }
         10 => {
             let offered = |name: &str| data.split(|b| *b == 0).any(|m| m == name.as_bytes());
+            let can_bind = binding.is_some();
             let binding = binding.filter(|_| offered(SCRAM_PLUS));
             if binding.is_none() && !offered(SCRAM) {
                 return Err(UpstreamError::Authentication(10));
@@ -341,7 +355,7 @@ fn authenticate<'a>(
                 _ => return Err(UpstreamError::NoPassword),
             };
             let nonce = nonce().map_err(io::Error::from)?;
-            let client = scram.insert(ScramClient::new(knows, &nonce, binding));
+            let client = scram.insert(ScramClient::new(knows, &nonce, binding, can_bind));
             let first = client.first();
             out.message(b'p', |b| {
                 b.put_slice(if binding.is_some() { SCRAM_PLUS } else { SCRAM }.as_bytes());

@@ -242,7 +242,11 @@ impl Pooled {
                     let n = self.pick.pop_front().unwrap_or(0) % self.idle.len();
                     self.lease = Some(self.idle.swap_remove(n));
                     self.leases += 1;
-                    self.session.leased();
+                    self.session.leased(false);
+                    continue;
+                }
+                ClientStep::Judge => {
+                    self.session.judged();
                     continue;
                 }
                 ClientStep::Later => return, // offered again after the next reply

@@ -36,16 +36,13 @@ impl Verifiers {
     }
 
     /// The keys of a login; those that nothing opens when what is stored of its password are none.
-    pub fn keys(&self, login: &Login) -> Result<Arc<ScramKeys>, getrandom::Error> {
+    pub fn keys(&self, login: &Login) -> Arc<ScramKeys> {
         if let Some(keys) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(login) {
-            return Ok(Arc::clone(keys));
+            return Arc::clone(keys);
         }
         let keys = match &login.password {
-            Password::Plain(password) => {
-                let mut salt = [0; 16];
-                getrandom::fill(&mut salt)?;
-                ScramKeys::derive(password.expose(), &salt)
-            }
+            // The same salt as for somebody who does not exist: the challenge tells nobody who does (rule 19).
+            Password::Plain(password) => ScramKeys::derive(password.expose(), &self.salt(&login.role)),
             Password::Stored(stored) => ScramKeys::parse(stored.expose()).unwrap_or_else(|| self.mock(&login.role)),
             _ => self.mock(&login.role),
         };
@@ -54,15 +51,20 @@ impl Verifiers {
         if known.len() >= MAX_KNOWN {
             known.clear();
         }
-        Ok(Arc::clone(known.entry(login.clone()).or_insert(keys)))
+        Arc::clone(known.entry(login.clone()).or_insert(keys))
     }
 
     /// Keys that no password opens, with a salt that is stable per user name.
     pub fn mock(&self, user: &str) -> ScramKeys {
+        ScramKeys::impossible(&self.salt(user))
+    }
+
+    /// A salt that is stable per user name, as long as the process runs.
+    fn salt(&self, user: &str) -> [u8; 16] {
         let digest = hmac(&self.mock, user.as_bytes());
         let mut salt = [0; 16];
         salt.copy_from_slice(&digest[..16]);
-        ScramKeys::impossible(&salt)
+        salt
     }
 
     /// Keeps what a client has proved to have, to log in to the server in its name.

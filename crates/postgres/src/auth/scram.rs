@@ -231,6 +231,7 @@ pub enum Knows<'a> {
 #[derive(Debug)]
 pub struct ScramClient<'a> {
     knows: Knows<'a>,
+    header: &'static str,
     bound: Vec<u8>,
     bare: String,
     nonce: String,
@@ -239,17 +240,23 @@ pub struct ScramClient<'a> {
 }
 
 impl<'a> ScramClient<'a> {
-    /// `nonce` is fresh randomness, printable; `binding` the hash of the server's certificate, to be bound to it.
-    pub fn new(knows: Knows<'a>, nonce: &str, binding: Option<&[u8]>) -> Self {
-        let mut bound = if binding.is_some() { format!("{BINDING},,") } else { "n,,".to_owned() }.into_bytes();
+    /// `nonce` is fresh randomness, printable; `binding` the hash of the server's certificate, to be bound to it;
+    /// `can_bind` says that it would be bound if the server had offered it.
+    pub fn new(knows: Knows<'a>, nonce: &str, binding: Option<&[u8]>, can_bind: bool) -> Self {
+        let header = match (binding, can_bind) {
+            (Some(_), _) => BINDING,
+            // A server that has offered it notices that somebody in between has kept the offer back.
+            (None, true) => "y",
+            (None, false) => "n",
+        };
+        let mut bound = format!("{header},,").into_bytes();
         bound.extend_from_slice(binding.unwrap_or_default());
-        Self { knows, bound, bare: format!("n=,r={nonce}"), nonce: nonce.to_owned(), expected: None }
+        Self { knows, header, bound, bare: format!("n=,r={nonce}"), nonce: nonce.to_owned(), expected: None }
     }
 
     /// The first message.
     pub fn first(&self) -> String {
-        let header = if self.bound.starts_with(b"p") { BINDING } else { "n" };
-        format!("{header},,{}", self.bare)
+        format!("{},,{}", self.header, self.bare)
     }
 
     /// Takes the server's challenge and gives the proof.
@@ -317,7 +324,7 @@ mod tests {
         binding: Option<&[u8]>,
         ours: Option<&[u8]>,
     ) -> Result<ClientKeys, ScramError> {
-        let mut client = ScramClient::new(knows, "clientnonce", binding);
+        let mut client = ScramClient::new(knows, "clientnonce", binding, binding.is_some());
         let server = ScramServer::begin(keys, client.first().as_bytes(), "servernonce", ours, binding.is_some())?;
         let proof = client.prove(server.challenge().as_bytes())?;
         let (last, keys) = server.finish(proof.as_bytes())?;
@@ -361,6 +368,8 @@ mod tests {
         assert_eq!(begin("n,,n=,r=abc", true), Some(ScramError::ChannelBinding));
         assert_eq!(begin("p=tls-unique,,n=,r=abc", true), Some(ScramError::ChannelBinding));
         assert_eq!(begin("n,,n=,r=abc", false), None);
+        // Our own client says `y` to a server that seems not to offer it.
+        assert_eq!(ScramClient::new(knows, "n", None, true).first(), "y,,n=,r=n");
     }
 
     #[test]
@@ -404,7 +413,7 @@ mod tests {
             if let Ok(server) = ScramServer::begin(&keys, b"n,,n=,r=abc", "n", None, false) {
                 prop_assert!(server.finish(last.as_bytes()).is_err());
             }
-            let mut client = ScramClient::new(Knows::Password("x"), "n", None);
+            let mut client = ScramClient::new(Knows::Password("x"), "n", None, false);
             let _ = client.prove(first.as_bytes());
             prop_assert!(client.finish(last.as_bytes()).is_err());
             let _ = ScramKeys::parse(&first);

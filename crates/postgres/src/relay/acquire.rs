@@ -4,15 +4,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use cofferdam_fairness::Class;
 use cofferdam_tenant::PoolingMode;
 use tokio::time::Instant;
 
-use super::maintenance::Decided;
 use super::{End, Passing, Relay, Slot};
-use crate::cache::{LeaseError, Leased, Pool};
+use crate::cache::{CROWDED, LeaseError, Leased, Pool};
 use crate::client::describe;
 use crate::stream::Stream;
 use crate::wire::{Frame, Side, cstr, frame};
@@ -39,7 +39,12 @@ impl Relay {
 
     /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
     pub(super) async fn acquire(&mut self, kind: u8) -> Result<(), End> {
-        let mut given_up = None;
+        let (mut given_up, mut replicas) = (None, true);
+        if self.lease.as_ref().is_some_and(Leased::is_at_a_former_primary) {
+            // Its state is there, and nothing may be written there.
+            let message = "terminating connection: the database has another primary now".to_owned();
+            return Err(End::Fatal { code: "57P01", message });
+        }
         loop {
             // Who has a connection goes on: PAUSE waits for that.
             if self.lease.is_none()
@@ -63,7 +68,7 @@ impl Relay {
                 }
                 return Ok(());
             }
-            let pool = self.pool_for(kind);
+            let pool = if replicas { self.pool_for(kind) } else { Arc::clone(&self.established.route.pool) };
             let leased = match pool.take(&self.application_name, self.session.settings().digest()) {
                 Some(leased) => Ok(leased),
                 // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
@@ -71,13 +76,20 @@ impl Relay {
             };
             let leased = match leased {
                 Ok(leased) => leased,
-                Err(Some(error)) if error.is_unreachable() => {
+                Err(Some(error)) if pool.is_of_replicas() => {
+                    // The primary serves it too.
+                    tracing::debug!(%error, "no connection to a replica");
+                    (self.permit, replicas) = (None, false);
+                    continue;
+                }
+                Err(Some(error)) if error.is_temporary() => {
                     // Rule 22: whoever waits for a server holds no slot meanwhile.
                     self.permit = None;
                     let wait = self.established.route.access.cache.cluster().reconnect_wait;
                     let until =
                         *given_up.get_or_insert_with(|| Instant::now() + wait.min(self.established.route.max_wait));
-                    match Box::pin(self.reachable(until)).await? {
+                    let pause = if error.is_crowded() { CROWDED } else { Duration::ZERO };
+                    match Box::pin(self.reachable(pause, until)).await? {
                         Some(true) => continue,
                         Some(false) => {
                             let (code, message) = describe(&error);
@@ -114,22 +126,21 @@ impl Relay {
     fn pool_for(&self, kind: u8) -> Arc<Pool> {
         let pool = &self.established.route.pool;
         let route = &self.established.route;
-        let may = matches!(kind, b'Q' | b'P') && route.pooling == PoolingMode::Transaction;
+        // What comes in one batch with it, by the extended protocol, may be anything.
+        let may = kind == b'Q' && route.pooling == PoolingMode::Transaction;
         if !may || !self.established.route.access.cache.servers().has_replica() {
             return Arc::clone(pool);
         }
         let text = match frame(Side::Client, &self.inbound) {
-            Ok(Some(f)) => self.inbound.get(Frame::HEADER..f.total.min(self.inbound.len())).unwrap_or_default(),
+            Ok(Some(f)) => self.inbound.get(Frame::HEADER..f.total).unwrap_or_default(),
             _ => &[],
         };
-        // Parse has the name of the statement in front of its text.
-        let text = if kind == b'P' { cstr(text).map_or(&[][..], |(_, rest)| rest) } else { text };
         let text = cstr(text).map_or(text, |(text, _)| text);
         if crate::sql::begins_read_only(text) { pool.of_replicas() } else { Arc::clone(pool) }
     }
 
     /// Waits until a server can be tried again: false when it takes too long, `None` when the client cancels.
-    async fn reachable(&mut self, until: Instant) -> Result<Option<bool>, End> {
+    async fn reachable(&mut self, pause: Duration, until: Instant) -> Result<Option<bool>, End> {
         let handle = Arc::clone(&self.established.registration.handle);
         handle.forget_stale();
         handle.waits(true);
@@ -138,7 +149,7 @@ impl Relay {
             (Arc::clone(self.established.route.access.cache.servers()), Arc::clone(&self.plane.draining));
         let tried = Box::pin(async move {
             tokio::select! {
-                () = servers.worth_trying() => true,
+                () = async { tokio::time::sleep(pause).await; servers.worth_trying().await } => true,
                 () = tokio::time::sleep_until(until) => false,
                 () = draining.given() => false,
             }
@@ -234,7 +245,7 @@ impl Relay {
     pub(super) fn refuse(&mut self, kind: u8, code: &str, message: &str) {
         self.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
         self.is_subscribed = false;
-        self.decided = Decided::Nothing;
+        self.fences.clear();
         tracing::debug!(account = %self.established.route.name, code, "statement refused");
         self.session.refuse(kind, code, message, &mut self.outbound);
         if let Ok(Some(header)) = frame(Side::Client, &self.inbound) {

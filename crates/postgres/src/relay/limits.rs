@@ -33,6 +33,8 @@ pub(super) enum Limit {
 /// A statement that runs under a limit.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Busy {
+    /// What had been answered when it began: with each answer the next statement begins.
+    answers: u64,
     until: Instant,
     is_cancelled: bool,
 }
@@ -68,8 +70,9 @@ impl Relay {
         let runs = self.permit.is_some() && !idles && self.session.is_waiting_for_server();
         self.busy = match (limits.statement, runs) {
             (Some(limit), true) => {
-                let begun = || Busy { until: Instant::now() + limit, is_cancelled: false };
-                Some(self.busy.unwrap_or_else(begun))
+                let answers = self.session.answers();
+                let begun = || Busy { answers, until: Instant::now() + limit, is_cancelled: false };
+                Some(self.busy.filter(|busy| busy.answers == answers).unwrap_or_else(begun))
             }
             _ => None,
         };
@@ -109,7 +112,8 @@ impl Relay {
                 if let Err(error) = target.cancel().await {
                     tracing::debug!(%error, "a statement that took too long could not be cancelled");
                 }
-                self.busy = Some(Busy { until: Instant::now() + CANCELLED, is_cancelled: true });
+                let answers = self.session.answers();
+                self.busy = Some(Busy { answers, until: Instant::now() + CANCELLED, is_cancelled: true });
                 if self.server_passing.remaining == 0 {
                     let message =
                         format!("cofferdam: {name}: cancelled after {after:?}, `statement_timeout` of its plan");

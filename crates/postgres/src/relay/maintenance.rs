@@ -3,57 +3,52 @@
 //! `CREATE DATABASE … TEMPLATE`, `DROP DATABASE` and `RENAME` want nobody to be connected. The gateway itself keeps
 //! connections open, so it steps aside: no transaction of the database begins, those that run end, idle connections are
 //! closed; afterwards everybody goes on.
+//!
+//! This guards against mistakes and programs that name the wrong database. What protects one tenant's database from the
+//! role of another is PostgreSQL's ownership: a function that is called may do anything that its role may.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_tenant::{Catalog, DatabaseCommands};
+use cofferdam_tenant::{Catalog, DatabaseCommands, Pool};
 
 use super::{End, Relay};
 use crate::client::Established;
 use crate::pause::Fence;
-use crate::plane::Snapshot;
-use crate::sql::{DatabaseCommand, database_command};
-use crate::wire::{Frame, cstr};
+use crate::sql::{DatabaseCommand, database_commands};
 
 /// Transactions of a database may take so long to end before a command that wants nobody to be connected is refused.
 const STEP_ASIDE: Duration = Duration::from_secs(30);
 /// How often it is looked whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// What has been decided about the client's current message.
-#[derive(Debug, Default)]
-pub(super) enum Decided {
-    #[default]
-    Nothing,
-    /// It may go on, with these databases out of the way.
-    Allowed(Option<Fence>),
-}
-
-/// A command about databases that is to be refused, or to be carried out with some of them out of the way.
-pub(super) struct Maintenance {
-    verdict: Result<Vec<String>, String>,
-}
-
-/// Whether a message is about databases, and what is to be done then.
-pub(super) fn about_databases(
-    snapshot: &Snapshot,
-    established: &Established,
-    kind: u8,
-    message: &[u8],
-) -> Option<Maintenance> {
-    let body = message.get(Frame::HEADER..)?;
-    let text = match kind {
-        b'Q' => cstr(body).map_or(body, |(text, _)| text),
-        b'P' => cstr(cstr(body)?.1).map(|(text, _)| text)?,
-        _ => return None,
+/// The databases to have out of the way of a text, or why it may not go on.
+fn judge(catalog: &Catalog, established: &Established, text: Option<&[u8]>) -> Result<Vec<String>, String> {
+    let user = &established.parameters.user;
+    let is_maintenance = established.parameters.database == Catalog::MAINTENANCE_DATABASE;
+    // Whose login it is decides, wherever it is connected.
+    let pool = if is_maintenance {
+        catalog.maintenance(user).map(|(pool, ..)| pool)
+    } else {
+        let tenant = catalog.by_database(&established.parameters.database);
+        let is_of_pool = |p: &&Arc<Pool>| p.login.as_ref().is_some_and(|login| login.role == *user);
+        tenant.and_then(|tenant| tenant.pool.as_ref()).filter(is_of_pool)
     };
-    let command = database_command(text)?;
-    Some(Maintenance { verdict: judge(&snapshot.catalog, established, &command) })
+    // A tenant's own login is what PostgreSQL lets it be.
+    let Some(pool) = pool else { return Ok(Vec::new()) };
+    let commands = text.map_or_else(|| vec![DatabaseCommand::Unreadable], database_commands);
+    let mut quiet = Vec::new();
+    for command in &commands {
+        quiet.extend(allow(catalog, pool, command).map_err(|why| {
+            format!("cofferdam: {}: {why} (`database_commands` of the pool)", established.route.name)
+        })?);
+    }
+    quiet.sort();
+    quiet.dedup();
+    Ok(quiet)
 }
 
-/// The databases to have out of the way, or why not.
-fn judge(catalog: &Catalog, established: &Established, command: &DatabaseCommand) -> Result<Vec<String>, String> {
-    let Some((pool, ..)) = catalog.maintenance(&established.parameters.user) else { return Ok(Vec::new()) };
+fn allow(catalog: &Catalog, pool: &Pool, command: &DatabaseCommand) -> Result<Vec<String>, String> {
     let is_own = |name: &str| {
         let tenant = catalog.by_database(name);
         tenant.is_some_and(|t| t.pool.as_ref().is_some_and(|p| p.name == pool.name))
@@ -66,44 +61,47 @@ fn judge(catalog: &Catalog, established: &Established, command: &DatabaseCommand
         DatabaseCommand::Alter(name) => (vec![name], None, Vec::new()),
         DatabaseCommand::Unreadable => (Vec::new(), None, Vec::new()),
     };
-    let refused = match pool.database_commands {
-        DatabaseCommands::Any => None,
-        DatabaseCommands::None => Some("no database may be created, dropped or altered".to_owned()),
+    match pool.database_commands {
+        DatabaseCommands::Any => {}
+        DatabaseCommands::None => return Err("no database may be created, dropped or altered".to_owned()),
         DatabaseCommands::Own if *command == DatabaseCommand::Unreadable => {
-            Some("the statement cannot be read".to_owned())
+            return Err("a statement about databases cannot be read".to_owned());
         }
         DatabaseCommands::Own => {
             let of_postgres = |name: &str| name.starts_with("template") || name == Catalog::MAINTENANCE_DATABASE;
             let foreign = changed.iter().find(|name| !is_own(name));
             let foreign = foreign.copied().or(read.filter(|name| !is_own(name) && !of_postgres(name)));
-            foreign.map(|name| format!("database \"{name}\" is not one of a tenant of the pool"))
+            if let Some(name) = foreign {
+                return Err(format!("database \"{name}\" is not one of a tenant of the pool"));
+            }
         }
-    };
-    match refused {
-        Some(why) => Err(format!("cofferdam: {}: {why} (`database_commands` of the pool)", established.route.name)),
-        None => Ok(quiet.into_iter().filter(|name| is_own(name)).cloned().collect()),
     }
+    Ok(quiet.into_iter().filter(|name| is_own(name)).cloned().collect())
 }
 
 impl Relay {
     /// Refuses the client's current message, or has the databases in question out of the way before it goes on.
-    pub(super) async fn maintain(&mut self, kind: u8, maintenance: Maintenance) -> Result<(), End> {
-        let refusal = match maintenance.verdict {
-            Ok(databases) if databases.is_empty() => {
-                self.decided = Decided::Allowed(None);
+    pub(super) async fn maintain(&mut self, kind: u8, text: Option<Vec<u8>>) -> Result<(), End> {
+        // As the catalog is now: whoever is idle for long has an old one.
+        let verdict = judge(&self.plane.snapshot().catalog, &self.established, text.as_deref());
+        let (code, message) = match verdict {
+            // Preparing it touches nothing.
+            Ok(_) if kind == b'P' => {
+                self.session.judged();
                 return Ok(());
             }
             Ok(databases) => match self.step_aside(databases).await {
                 Ok(fence) => {
-                    self.decided = Decided::Allowed(Some(fence));
+                    // Those that are out of the way for an earlier message of the transaction stay so.
+                    self.fences.extend(fence);
+                    self.session.judged();
                     return Ok(());
                 }
                 Err(message) => ("55006", message),
             },
             Err(message) => ("42501", message),
         };
-        let (code, message) = refusal;
-        if self.permit.is_none() && self.session.is_at_rest() {
+        if self.session.is_at_rest() {
             self.refuse(kind, code, &message);
             return Ok(());
         }
@@ -111,7 +109,12 @@ impl Relay {
         Err(End::Fatal { code, message })
     }
 
-    async fn step_aside(&self, databases: Vec<String>) -> Result<Fence, String> {
+    async fn step_aside(&self, mut databases: Vec<String>) -> Result<Option<Fence>, String> {
+        // The client's own transaction is not waited for.
+        databases.retain(|name| *name != self.established.parameters.database);
+        if databases.is_empty() {
+            return Ok(None);
+        }
         let plane = &self.plane;
         let fence = plane.pauses.fence(databases.clone());
         let quiet = async {
@@ -126,6 +129,6 @@ impl Relay {
             let name = &self.established.route.name;
             return Err(format!("cofferdam: {name}: transactions of the database did not end within {STEP_ASIDE:?}"));
         }
-        Ok(fence)
+        Ok(Some(fence))
     }
 }

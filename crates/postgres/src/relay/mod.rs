@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use crate::cache::{Leased, Pinned};
 use crate::client::{Established, Route, route};
 use crate::listener::Subscription;
+use crate::pause::Fence;
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
@@ -28,7 +29,6 @@ use crate::stats::Work;
 use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Severity, Side, frame};
 use listening::hearing;
-use maintenance::{Decided, Maintenance, about_databases};
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
 const HIGH_WATER: usize = 256 << 10;
@@ -89,8 +89,8 @@ pub(crate) struct Relay {
     limits: Option<Box<TimeLimits>>,
     /// The statement that runs under one.
     busy: Option<limits::Busy>,
-    /// About the client's current message to the maintenance database.
-    decided: Decided,
+    /// Databases that are out of the way of what the client does.
+    fences: Vec<Fence>,
     draining: Listener,
     /// Since when the client is to leave as soon as it is quiet.
     drains: Option<Instant>,
@@ -138,7 +138,7 @@ enum Pump {
     Wait,
     NeedServer { kind: u8 },
     Listen { kind: u8, channel: String },
-    Maintain { kind: u8, what: Maintenance },
+    Maintain { kind: u8, text: Option<Vec<u8>> },
 }
 
 /// How long things may take, by the plan.
@@ -169,6 +169,9 @@ impl Relay {
         let moved_away = established.registration.handle.moved.listen();
         let mut session = Session::new(Arc::clone(established.route.pool.statements()));
         hearing(&mut session, &snapshot, &established);
+        if established.parameters.database == Catalog::MAINTENANCE_DATABASE {
+            session.maintains();
+        }
         let limits = TimeLimits::of(&established.route);
         Self {
             session,
@@ -197,7 +200,7 @@ impl Relay {
             farewell_seen: false,
             limits,
             busy: None,
-            decided: Decided::Nothing,
+            fences: Vec::new(),
             draining,
             drains: None,
             moved_away,
@@ -267,8 +270,8 @@ impl Relay {
                     }
                     continue;
                 }
-                Some(Pump::Maintain { kind, what }) => {
-                    Box::pin(self.maintain(kind, what)).await?;
+                Some(Pump::Maintain { kind, text }) => {
+                    Box::pin(self.maintain(kind, text)).await?;
                     continue;
                 }
                 Some(Pump::Wait) => {}
@@ -392,19 +395,12 @@ impl Relay {
                 b'B' => Some(&mut self.work.binds),
                 _ => None,
             };
-            if matches!(header.kind, b'Q' | b'P')
+            if header.kind == b'Q'
                 && self.established.parameters.database == Catalog::MAINTENANCE_DATABASE
+                && let Some(process) = &self.established.process
+                && listens_for_cron(&bytes[Frame::HEADER.min(bytes.len())..])
             {
-                if let Some(process) = &self.established.process
-                    && listens_for_cron(&bytes[Frame::HEADER.min(bytes.len())..])
-                {
-                    process.runs_cron();
-                }
-                if matches!(self.decided, Decided::Nothing)
-                    && let Some(what) = about_databases(&self.snapshot, &self.established, header.kind, bytes)
-                {
-                    return Ok(Some(Pump::Maintain { kind: header.kind, what }));
-                }
+                process.runs_cron();
             }
             if !self.is_subscribed
                 && let Some(channel) = self.session.is_about_to_listen(header, bytes)
@@ -419,6 +415,10 @@ impl Relay {
                 ClientStep::Drop => self.passing = Passing { remaining: header.total - seen, forward: false },
                 // It will be offered again.
                 ClientStep::NeedServer => return Ok(Some(Pump::NeedServer { kind: header.kind })),
+                ClientStep::Judge => {
+                    let text = self.session.databases_text(header, bytes);
+                    return Ok(Some(Pump::Maintain { kind: header.kind, text }));
+                }
                 ClientStep::Later => {
                     self.held = true;
                     return Ok(Some(Pump::Wait));
@@ -429,9 +429,6 @@ impl Relay {
                 *counted += 1;
             }
             self.is_subscribed = false;
-            if matches!(self.decided, Decided::Allowed(None)) {
-                self.decided = Decided::Nothing;
-            }
             self.inbound.advance(seen);
             self.alive();
         }
@@ -527,7 +524,7 @@ impl Relay {
     }
 
     fn take_over(&mut self, leased: Leased) {
-        self.session.leased();
+        self.session.leased(leased.is_of_replica());
         self.server_passing = Passing::default();
         self.farewell_seen = false;
         self.work.assignments += 1;

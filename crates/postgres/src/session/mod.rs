@@ -41,6 +41,9 @@ pub enum ClientStep {
     Drop,
     /// The message needs a server connection: get one, and offer the message again.
     NeedServer,
+    /// The message may make, take away or rename a database: find out whether it may, by [`Session::databases_text`], and
+    /// offer it again after [`Session::judged`].
+    Judge,
     /// What the message means depends on what the server has not answered yet: offer it again then.
     Later,
     /// The client says goodbye.
@@ -93,6 +96,14 @@ pub struct Session {
     settings: Settings,
     /// They are being said again on another connection.
     restoring: bool,
+    /// The message that is offered next has been judged.
+    judged: bool,
+    /// Databases may be named only where it is looked at: this one is for nothing else.
+    is_maintenance: bool,
+    /// The leased connection leads to a replica: what comes after its transaction may not go there.
+    on_replica: bool,
+    /// Statements and batches that the server has answered.
+    answers: u64,
     /// A reported setting is neither what it was on the fresh connection nor what the client has made of it.
     altered: bool,
     dirty: bool,
@@ -136,6 +147,10 @@ impl Session {
             pinned: false,
             settings: Settings::default(),
             restoring: false,
+            judged: false,
+            is_maintenance: false,
+            on_replica: false,
+            answers: 0,
             altered: false,
             dirty: false,
             nameless: false,
@@ -227,7 +242,10 @@ impl Session {
             b'p' => return Err(Violation::new("unexpected password message after authentication")),
             _ => {}
         }
-        if self.pipeline.has_barrier() || self.depends_on_answers(frame.kind, body) {
+        if self.pipeline.has_barrier()
+            || self.on_replica && self.pipeline.owes_ready()
+            || self.depends_on_answers(frame.kind, body)
+        {
             return Ok(ClientStep::Later);
         }
         match frame.kind {
@@ -276,7 +294,11 @@ impl Session {
         to_client: &mut BytesMut,
     ) -> ClientStep {
         let mut effect = sql::effect(body);
-        effect.opaque |= Frame::HEADER + body.len() < frame.total;
+        let is_whole = Frame::HEADER + body.len() == frame.total;
+        effect.opaque |= !is_whole;
+        if (effect.databases || self.is_maintenance && !is_whole) && !std::mem::take(&mut self.judged) {
+            return self.judge();
+        }
         if self.shares_listener
             && let Some(listen) = sql::listen(body)
         {
@@ -309,6 +331,8 @@ impl Session {
             return ClientStep::Drop;
         }
         if backend.is_none() {
+            // It is the same message that is offered again.
+            self.judged = effect.databases || self.is_maintenance && !is_whole;
             return ClientStep::NeedServer;
         }
         self.unnamed = None;
@@ -341,6 +365,7 @@ impl Session {
         let body = &seen[Frame::HEADER..];
         let injected = self.pipeline.front_is_injected_query();
         let forward = if injected { ServerStep::Drop } else { ServerStep::Forward };
+        self.answers += u64::from(matches!(frame.kind, b'C' | b'Z' | b's' | b'I'));
         match frame.kind {
             b'D' | b'd' | b'T' | b't' | b'N' | b'A' | b'V' | b'c' => {
                 if frame.kind == b'T' {
@@ -462,6 +487,42 @@ impl Session {
         }
     }
 
+    /// A message has to be judged: when what was sent before it is answered, since it may have to be refused.
+    fn judge(&self) -> ClientStep {
+        if self.pipeline.is_empty() || self.pipeline.is_in_batch() { ClientStep::Judge } else { ClientStep::Later }
+    }
+
+    /// The text that has to be judged, of a message for which [`ClientStep::Judge`] was said; nothing when it cannot be seen
+    /// as a whole.
+    pub fn databases_text(&self, frame: Frame, seen: &[u8]) -> Option<Vec<u8>> {
+        let body = seen.get(Frame::HEADER..)?;
+        match frame.kind {
+            b'Q' if seen.len() == frame.total => Some(cstr(body).map_or(body, |(text, _)| text).to_vec()),
+            b'P' if seen.len() == frame.total => Some(cstr(cstr(body)?.1)?.0.to_vec()),
+            b'B' => {
+                let (name, _) = cstr(cstr(body)?.1)?;
+                let parsed = if name.is_empty() { self.unnamed.as_deref()? } else { &self.statements.get(name)?.body };
+                Some(cstr(parsed)?.0.to_vec())
+            }
+            _ => None,
+        }
+    }
+
+    /// The message that is offered next may go on.
+    pub fn judged(&mut self) {
+        self.judged = true;
+    }
+
+    /// The session is one of a pool's login with the maintenance database.
+    pub fn maintains(&mut self) {
+        self.is_maintenance = true;
+    }
+
+    /// Statements and batches that the server has answered so far.
+    pub fn answers(&self) -> u64 {
+        self.answers
+    }
+
     /// A statement of the gateway's own, sent before what the client sends; its replies are swallowed.
     pub fn inject(&mut self, sql: &str, to_server: &mut BytesMut, to_client: &mut BytesMut) {
         to_server.query(sql);
@@ -471,6 +532,7 @@ impl Session {
     /// Refuses the message of type `kind` for which no server connection could be had: the error goes to the client,
     /// who keeps its session.
     pub fn refuse(&mut self, kind: u8, code: &str, message: &str, to_client: &mut BytesMut) {
+        self.judged = false;
         to_client.error(Severity::Error, code, message, None);
         if matches!(kind, b'Q' | b'F') {
             to_client.ready(TransactionStatus::Idle);
@@ -480,8 +542,9 @@ impl Session {
     }
 
     /// To be called when a server connection has been leased for this session.
-    pub fn leased(&mut self) {
+    pub fn leased(&mut self, on_replica: bool) {
         self.leased = true;
+        self.on_replica = on_replica;
         self.unnamed_here = false;
         self.status = TransactionStatus::Idle;
     }

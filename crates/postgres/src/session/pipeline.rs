@@ -275,6 +275,16 @@ impl Pipeline {
         matches!(self.owed.front(), Some(Owed::InjectedQuery))
     }
 
+    /// Whether the client is in the middle of a batch.
+    pub fn is_in_batch(&self) -> bool {
+        self.batch
+    }
+
+    /// Whether a query or a batch with its Sync is not answered.
+    pub fn owes_ready(&self) -> bool {
+        self.readies > self.owed.iter().filter(|owed| matches!(owed, Owed::InjectedQuery)).count()
+    }
+
     /// Whether nothing of the client's own is owed.
     pub fn owes_only_injected(&self) -> bool {
         !self.batch && !self.skipping && self.owed.iter().all(|owed| matches!(owed, Owed::InjectedQuery))

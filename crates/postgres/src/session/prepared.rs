@@ -46,6 +46,15 @@ impl Session {
         let listen = instead.as_ref().map(|(listen, _)| listen.clone());
         let listens = listen.is_some();
         let rest = instead.as_ref().map_or(rest, |(_, body)| body);
+        // Refused here it costs the client nothing but this; what is executed is looked at again.
+        let text = cstr(rest).map_or(rest, |(text, _)| text);
+        if sql::may_be_about_databases(text)
+            && sql::effect(text).databases
+            && self.pipeline.is_settled()
+            && !std::mem::take(&mut self.judged)
+        {
+            return Ok(ClientStep::Judge);
+        }
         let Some(backend) = backend else {
             // Known to be good: the client need not wait for a slot to prepare it. It is prepared where it is used.
             if whole
@@ -58,6 +67,7 @@ impl Session {
                 to_client.message(b'1', |_| {});
                 return Ok(ClientStep::Drop);
             }
+            self.judged = sql::may_be_about_databases(text) && sql::effect(text).databases;
             return Ok(ClientStep::NeedServer);
         };
         let mut effect = sql::effect(cstr(rest).map_or(rest, |(text, _)| text));
@@ -135,7 +145,20 @@ impl Session {
         let Some((portal, after)) = cstr(body) else { return Err(Violation::new("a portal name is too long")) };
         let Some((name, after)) = cstr(after) else { return Err(Violation::new("a statement name is too long")) };
         let consumed = seen_until(body, after);
-        let Some(backend) = backend else { return Ok(ClientStep::NeedServer) };
+        let (effect, readable) = if name.is_empty() {
+            (Some(self.unnamed_effect), self.unnamed.is_some())
+        } else {
+            (self.statements.get(name).map(|statement| statement.effect), true)
+        };
+        let suspicious = effect.is_some_and(|e| e.databases) || self.is_maintenance && !readable && self.unnamed_here;
+        if suspicious && !std::mem::take(&mut self.judged) {
+            return Ok(self.judge());
+        }
+        let Some(backend) = backend else {
+            // It is the same message that is offered again.
+            self.judged = suspicious;
+            return Ok(ClientStep::NeedServer);
+        };
         let (renamed, id) = self.renamed(name, backend, to_server, to_client);
         let listen = if name.is_empty() { self.unnamed_listen.as_ref() } else { self.listen_statements.get(name) };
         match listen {

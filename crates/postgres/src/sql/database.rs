@@ -28,64 +28,104 @@ pub enum DatabaseCommand {
     Unreadable,
 }
 
-/// Reads the first statement of a text that makes, takes away or renames a database.
-pub fn database_command(sql: &[u8]) -> Option<DatabaseCommand> {
+/// A token that matters for these statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part<'a> {
+    Word(&'a [u8]),
+    Symbol(u8),
+}
+
+/// Longer than any of these statements has to be.
+const MAX_PARTS: usize = 100;
+
+/// The statements of a text that make, take away or rename databases, or may do so: what cannot be read is
+/// [`DatabaseCommand::Unreadable`].
+pub fn database_commands(sql: &[u8]) -> Vec<DatabaseCommand> {
     let mut lexer = Lexer { rest: sql, ambiguous: false };
-    let mut statement: Vec<&[u8]> = Vec::new();
+    let (mut commands, mut parts, mut runs_strings) = (Vec::new(), Vec::new(), false);
     loop {
-        match lexer.next() {
-            // A long statement is none; what matters stands at the beginning.
-            Some(Token::Word(word)) if statement.len() < 40 => statement.push(word),
+        let token = lexer.next();
+        match token {
+            Some(Token::Word(word)) if parts.len() < MAX_PARTS => parts.push(Part::Word(word)),
+            Some(Token::Other(symbol)) if parts.len() < MAX_PARTS => parts.push(Part::Symbol(symbol)),
             Some(Token::Word(_) | Token::Other(_)) => {}
-            end @ (Some(Token::Semicolon) | None) => {
-                let words = std::mem::take(&mut statement);
-                if words.len() >= 2 && is(words[1], "database") && words[0].len() <= 6 {
-                    let command = one_database_command(sql, &words);
-                    if command.is_some() {
-                        return if lexer.ambiguous { Some(DatabaseCommand::Unreadable) } else { command };
-                    }
+            Some(Token::Semicolon) | None => {
+                if let [Part::Word(verb), Part::Word(what), rest @ ..] = &parts[..]
+                    && is(what, "database")
+                    && ["create", "drop", "alter"].iter().any(|w| is(verb, w))
+                {
+                    commands.push(one(sql, verb, rest).unwrap_or(DatabaseCommand::Unreadable));
                 }
-                end?;
+                runs_strings |= matches!(parts.first(), Some(Part::Word(w)) if is(w, "do") || is(w, "call"));
+                parts.clear();
+                if token.is_none() {
+                    break;
+                }
             }
         }
     }
+    if (lexer.ambiguous || runs_strings) && super::mentions_databases(sql) {
+        commands.push(DatabaseCommand::Unreadable);
+    }
+    commands
 }
 
-fn one_database_command(sql: &[u8], words: &[&[u8]]) -> Option<DatabaseCommand> {
-    let name = |n: usize| -> Option<String> {
-        let word = words.get(n)?;
+/// One statement, without its first two words.
+fn one(sql: &[u8], verb: &[u8], rest: &[Part<'_>]) -> Option<DatabaseCommand> {
+    let name = |part: &Part<'_>| -> Option<String> {
+        let Part::Word(word) = part else { return None };
         // A word in quotes is a name as it stands.
         let at = (word.as_ptr() as usize).checked_sub(sql.as_ptr() as usize)?;
         let is_quoted = at > 0 && sql.get(at - 1) == Some(&b'"');
         let text = std::str::from_utf8(word).ok()?;
         Some(if is_quoted { text.to_owned() } else { text.to_ascii_lowercase() })
     };
-    let or_unreadable = |command: Option<DatabaseCommand>| Some(command.unwrap_or(DatabaseCommand::Unreadable));
-    if is(words[0], "create") {
-        let template = words.iter().position(|w| is(w, "template")).filter(|at| *at > 2);
-        or_unreadable((|| {
-            let template = match template {
-                Some(at) => Some(name(at + 1)?),
-                None => None,
-            };
-            Some(DatabaseCommand::Create { name: name(2)?, template })
-        })())
-    } else if is(words[0], "drop") {
-        let conditional = words.get(2).is_some_and(|w| is(w, "if")) && words.get(3).is_some_and(|w| is(w, "exists"));
-        or_unreadable(name(if conditional { 4 } else { 2 }).map(DatabaseCommand::Drop))
-    } else if is(words[0], "alter") {
-        let renames = words.get(3).is_some_and(|w| is(w, "rename")) && words.get(4).is_some_and(|w| is(w, "to"));
-        or_unreadable((|| {
-            let name_now = name(2)?;
-            Some(if renames {
-                DatabaseCommand::Rename { name: name_now, to: name(5)? }
-            } else {
-                DatabaseCommand::Alter(name_now)
-            })
-        })())
-    } else {
-        None
+    let word = |part: Option<&Part<'_>>, w: &str| matches!(part, Some(Part::Word(word)) if is(word, w));
+    if is(verb, "drop") {
+        let conditional = word(rest.first(), "if") && word(rest.get(1), "exists");
+        return name(rest.get(if conditional { 2 } else { 0 })?).map(DatabaseCommand::Drop);
     }
+    let first = name(rest.first()?)?;
+    if is(verb, "alter") {
+        if word(rest.get(1), "rename") {
+            let to = rest.get(3).filter(|_| word(rest.get(2), "to"))?;
+            return Some(DatabaseCommand::Rename { name: first, to: name(to)? });
+        }
+        return Some(DatabaseCommand::Alter(first));
+    }
+    // Options, each a word or two, perhaps an equals sign, and a value.
+    let mut options = &rest[1..];
+    if word(options.first(), "with") {
+        options = &options[1..];
+    }
+    let mut template = None;
+    while let Some((option, after)) = options.split_first() {
+        let Part::Word(option) = option else { return None };
+        let mut after = after;
+        if is(option, "connection") {
+            after = after.strip_prefix(&after[..1]).filter(|_| word(after.first(), "limit"))?;
+        }
+        if after.first() == Some(&Part::Symbol(b'=')) {
+            after = &after[1..];
+        }
+        let (value, mut next) = after.split_first()?;
+        match value {
+            Part::Word(_) if is(option, "template") => template = Some(name(value)?),
+            // A string, which may be a name.
+            Part::Symbol(_) if is(option, "template") => return None,
+            Part::Word(_) | Part::Symbol(b'\'') => {}
+            Part::Symbol(c) if c.is_ascii_digit() || *c == b'-' => {
+                while let Some((Part::Symbol(c), rest)) = next.split_first()
+                    && c.is_ascii_digit()
+                {
+                    next = rest;
+                }
+            }
+            Part::Symbol(_) => return None,
+        }
+        options = next;
+    }
+    Some(DatabaseCommand::Create { name: first, template })
 }
 
 #[cfg(test)]
@@ -110,13 +150,23 @@ mod tests {
             ("-- x\nDROP /* y */ DATABASE IF EXISTS \"a b\" WITH (FORCE)", DatabaseCommand::Drop("a b".into())),
             ("DROP DATABASE Acme;", DatabaseCommand::Drop("acme".into())),
             ("SELECT 1; DROP DATABASE acme", DatabaseCommand::Drop("acme".into())),
+            (
+                "CREATE DATABASE a COLLATION_VERSION template TEMPLATE b CONNECTION LIMIT = -12 OWNER c",
+                create("a", Some("b")),
+            ),
+            ("CREATE DATABASE a TEMPLATE 'b'", DatabaseCommand::Unreadable),
+            ("CREATE DATABASE a (TEMPLATE b)", DatabaseCommand::Unreadable),
+            ("DO $$ BEGIN EXECUTE 'DROP DATABASE a'; END $$", DatabaseCommand::Unreadable),
+            ("SELECT 'a\\''; DROP DATABASE a; SELECT 'x'", DatabaseCommand::Unreadable),
             ("ALTER DATABASE a RENAME TO \"B\"", rename("a", "B")),
             ("ALTER DATABASE a OWNER TO b", DatabaseCommand::Alter("a".into())),
             ("DROP DATABASE", DatabaseCommand::Unreadable),
             ("DROP DATABASE U&\"a\"", DatabaseCommand::Unreadable),
             ("ALTER DATABASE a RENAME TO", DatabaseCommand::Unreadable),
+            ("DROP DATABASE a; DROP DATABASE b", DatabaseCommand::Drop("b".into())),
         ] {
-            assert_eq!(database_command(sql.as_bytes()), Some(expected), "{sql}");
+            assert_eq!(database_commands(sql.as_bytes()).last(), Some(&expected), "{sql}");
+            assert!(crate::sql::effect(sql.as_bytes()).databases, "{sql}");
         }
         for sql in [
             "",
@@ -125,14 +175,17 @@ mod tests {
             "CREATE TABLE database (n int)",
             "-- DROP DATABASE a",
         ] {
-            assert_eq!(database_command(sql.as_bytes()), None, "{sql}");
+            assert_eq!(database_commands(sql.as_bytes()), [], "{sql}");
+            assert!(!crate::sql::effect(sql.as_bytes()).databases, "{sql}");
         }
     }
 
     proptest! {
         #[test]
         fn no_text_makes_the_reader_panic(sql in "(?i)((create|drop|alter) database)?[ 'a-z$\"/*;\\\\\n&]{0,60}") {
-            let _ = database_command(sql.as_bytes());
+            let commands = database_commands(sql.as_bytes());
+            // The cheap look never misses what the full reader finds.
+            prop_assert!(commands.is_empty() || crate::sql::effect(sql.as_bytes()).databases, "{sql}: {commands:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ mod lexer;
 mod read_only;
 mod setting;
 
-pub use database::{DatabaseCommand, database_command};
+pub use database::{DatabaseCommand, database_commands};
 pub use read_only::begins_read_only;
 pub use setting::{Setting, setting};
 
@@ -27,6 +27,8 @@ pub struct Effect {
     pub unlistens_all: bool,
     /// It takes prepared statements away.
     pub deallocates: bool,
+    /// It may make, take away or rename a database.
+    pub databases: bool,
     /// It is this one statement and nothing else.
     pub only: Option<Only>,
 }
@@ -114,6 +116,7 @@ pub fn effect(sql: &[u8]) -> Effect {
     let mut out = Effect::default();
     let mut lexer = Lexer { rest: sql, ambiguous: false };
     let mut statements = 0usize;
+    let mut runs_strings = false;
     let mut statement = Statement::default();
     loop {
         match lexer.next() {
@@ -124,7 +127,9 @@ pub fn effect(sql: &[u8]) -> Effect {
                     statements += 1;
                     out.pins |= statement.pins();
                     out.opaque |= statement.is_opaque();
+                    runs_strings |= statement.opaque;
                     out.deallocates |= statement.deallocates();
+                    out.databases |= statement.is_about_databases();
                     out.unlistens_all |= is(statement.first, "unlisten") && statement.star;
                     out.only = statement.only();
                 }
@@ -142,7 +147,23 @@ pub fn effect(sql: &[u8]) -> Effect {
         out.pins = false;
     }
     out.opaque |= lexer.ambiguous;
+    // What cannot be read for certain, and what is said inside a string that is executed.
+    if (lexer.ambiguous || runs_strings) && !out.databases {
+        out.databases = mentions_databases(sql);
+    }
     out
+}
+
+/// Whether a single statement is worth a closer look: cheap, and true for whatever could be about databases.
+pub fn may_be_about_databases(sql: &[u8]) -> bool {
+    match sql.iter().find(|c| !c.is_ascii_whitespace() && **c != 0x0b).map(u8::to_ascii_lowercase) {
+        Some(b's' | b'i' | b'u' | b'w' | b'b' | b'r' | b'f') | None => false,
+        Some(_) => mentions_databases(sql),
+    }
+}
+
+fn mentions_databases(sql: &[u8]) -> bool {
+    sql.windows(8).any(|w| w.eq_ignore_ascii_case(b"database"))
 }
 
 /// The words of one statement that matter.
@@ -211,6 +232,11 @@ impl<'a> Statement<'a> {
                 Some(b'd') => first("declare") && self.hold,
                 _ => false,
             }
+    }
+
+    fn is_about_databases(&self) -> bool {
+        let first = |w| is(self.first, w);
+        is(self.second, "database") && (first("create") || first("drop") || first("alter"))
     }
 
     fn deallocates(&self) -> bool {

@@ -194,7 +194,7 @@ impl Check<'_> {
                 }
             }
             let service = cluster.service.as_ref().and_then(|service| {
-                let login = self.login(main, &[path[0], path[1], "service"], &service.login(), false)?;
+                let login = self.own_login(main, &[path[0], path[1], "service"], &service.login())?;
                 Some((login, service.database.clone()))
             });
             let tls_identity =

@@ -71,7 +71,9 @@ impl Check<'_> {
             }
             let is_md5 = password.len() == 35
                 && password.strip_prefix("md5").is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
-            let password = if is_md5 || password.starts_with("SCRAM-SHA-256$") {
+            let password = if is_md5 {
+                Password::Stored(Secret::new(password.to_ascii_lowercase()))
+            } else if password.starts_with("SCRAM-SHA-256$") {
                 Password::Stored(Secret::new(password))
             } else if password.is_empty() {
                 wrong("an empty password", "a password, or what PostgreSQL stores of it");
@@ -84,6 +86,16 @@ impl Check<'_> {
                 self.fault(place, &["postgres", "user_list"], found, "each role once");
             }
         }
+    }
+
+    /// A login that the gateway itself uses: nobody will ever show what it takes, so the password has to be there.
+    pub(super) fn own_login(&mut self, place: &Place<'_>, path: &[&str], login: &LoginConfig) -> Option<Login> {
+        let login = self.login(place, path, login, false)?;
+        if matches!(&login.password, Password::Stored(stored) if stored.expose().starts_with("SCRAM")) {
+            self.fault(place, path, "only a SCRAM verifier in `postgres.user_list`", "the password itself");
+            return None;
+        }
+        Some(login)
     }
 
     pub(super) fn secret(

@@ -86,7 +86,7 @@ impl Check<'_> {
                 "`auth_query` there, or a password for the pool's login",
             );
         }
-        let server_login = file.server_login.as_ref().and_then(|l| self.login(place, &["server_login"], l, false));
+        let server_login = file.server_login.as_ref().and_then(|l| self.own_login(place, &["server_login"], l));
         let mut users: Vec<Login> = Vec::new();
         for (i, user) in file.users.iter().enumerate() {
             let i = i.to_string();
