@@ -96,6 +96,8 @@ pub struct Session {
     settings: Settings,
     /// They are being said again on another connection.
     restoring: bool,
+    /// The open transaction changes tables, views or types.
+    alters: bool,
     /// The message that is offered next has been judged.
     judged: bool,
     /// Databases may be named only where it is looked at: this one is for nothing else.
@@ -147,6 +149,7 @@ impl Session {
             pinned: false,
             settings: Settings::default(),
             restoring: false,
+            alters: false,
             judged: false,
             is_maintenance: false,
             on_replica: false,
@@ -473,6 +476,11 @@ impl Session {
                     }
                     self.status = status;
                     self.settle_listening();
+                    if self.alters && status == TransactionStatus::Idle {
+                        // What others prepared meanwhile, they prepared for what was before.
+                        self.alters = false;
+                        self.registry.schema_changed();
+                    }
                 }
                 if !self.pipeline.ready(after) {
                     return Err(Violation::new("the server sent ReadyForQuery that nobody asked for"));
@@ -614,6 +622,10 @@ impl Session {
     }
 
     fn apply(&mut self, effect: sql::Effect) {
+        if effect.alters {
+            self.alters = true;
+            self.registry.schema_changed();
+        }
         self.pinned |= effect.pins;
         self.dirty |= effect.opaque;
     }

@@ -116,17 +116,17 @@ impl Session {
         self.apply(effect);
         let name = Bytes::copy_from_slice(name);
         self.hold(name.clone(), Arc::clone(&statement), listen);
-        if backend.has(&statement) && self.status == TransactionStatus::Failed {
+        if backend.has(statement.id) && self.status == TransactionStatus::Failed {
             // In a failed transaction PostgreSQL refuses most statements already here: let it, under another name.
             let probe = [&server_name(statement.id)[..], b"_probe"].concat();
             write_parse(to_server, &probe, rest);
             self.pipeline.owe(Owed::ProbeParse(name), to_client);
             write_close(to_server, &probe);
             self.pipeline.owe(Owed::InjectedClose(None), to_client);
-        } else if backend.has(&statement) {
+        } else if backend.has(statement.id) {
             self.pipeline.owe(Owed::LocalParse(name), to_client);
         } else {
-            backend.add(&statement, to_server, &mut self.pipeline, to_client);
+            backend.add(statement.id, to_server, &mut self.pipeline, to_client);
             self.parses += 1;
             write_parse(to_server, &server_name(statement.id), rest);
             self.pipeline.owe(Owed::Parse(Some((name, statement))), to_client);
@@ -274,10 +274,10 @@ impl Session {
         to_server: &mut BytesMut,
         to_client: &mut BytesMut,
     ) {
-        if backend.touch(statement) {
+        if backend.touch(statement.id) {
             return;
         }
-        backend.add(statement, to_server, &mut self.pipeline, to_client);
+        backend.add(statement.id, to_server, &mut self.pipeline, to_client);
         self.parses += 1;
         write_parse(to_server, &server_name(statement.id), &statement.body);
         self.pipeline.owe(Owed::InjectedParse(statement.id), to_client);
@@ -325,12 +325,10 @@ impl Session {
         if matches!(code, Some(b"0A000" | b"26000" | b"42P05")) {
             backend.distrust(id);
         }
-        // What has changed under it here has changed under it everywhere: a client tries again once, and not once for
-        // each connection that it may come to.
-        if code == Some(b"0A000")
-            && let Some(statement) = self.statements.values().find(|statement| statement.id == id)
-        {
-            statement.outdate();
+        // What has changed under it here has changed under it everywhere: who prepares its text again gets a plan of now,
+        // on whichever connection.
+        if code == Some(b"0A000") {
+            self.registry.schema_changed();
         }
     }
 }

@@ -28,18 +28,11 @@ pub struct Statement {
     pub effect: Effect,
     /// Some server connection has accepted it: the next client that prepares it need not wait for one.
     accepted: AtomicBool,
-    /// Counts how often its plan has become wrong: what was prepared before is wrong on every connection.
-    epoch: AtomicU64,
 }
 
 impl Statement {
     pub(crate) fn accept(&self) {
         self.accepted.store(true, Ordering::Relaxed);
-    }
-
-    /// The tables that it names are not what they were.
-    pub(crate) fn outdate(&self) {
-        self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -87,15 +80,15 @@ impl StatementRegistry {
         }
         let id = NEXT_STATEMENT.fetch_add(1, Ordering::Relaxed);
         let body = Bytes::copy_from_slice(body);
-        let statement = Arc::new(Statement {
-            id,
-            body: body.clone(),
-            effect,
-            accepted: AtomicBool::new(false),
-            epoch: AtomicU64::new(0),
-        });
+        let statement = Arc::new(Statement { id, body: body.clone(), effect, accepted: AtomicBool::new(false) });
         known.by_text.insert(body, Arc::downgrade(&statement));
         statement
+    }
+
+    /// Tables, views or types may not be what they were: whoever prepares a text from now on gets a plan of now. Who has
+    /// prepared it before is told by the server, as without a gateway.
+    pub(crate) fn schema_changed(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).by_text.clear();
     }
 
     /// The statement with this body, if a server connection has accepted it before.
@@ -105,18 +98,10 @@ impl StatementRegistry {
     }
 }
 
-/// One statement on one server connection.
-#[derive(Debug, Clone, Copy)]
-struct Prepared {
-    /// When it was used last, in uses of statements.
-    used: u64,
-    epoch: u64,
-}
-
 /// What the gateway knows of one server connection's session.
 #[derive(Debug, Default)]
 pub struct Backend {
-    prepared: HashMap<u64, Prepared>,
+    prepared: HashMap<u64, u64>,
     by_use: BTreeMap<u64, u64>,
     clock: u64,
     /// Statements that may exist here although they must not be used: they are closed before they are prepared again.
@@ -153,38 +138,23 @@ impl Backend {
         self.prepared.len() as u32
     }
 
-    /// Whether a statement is prepared here, and its plan not known to be wrong.
-    pub(crate) fn has(&mut self, statement: &Statement) -> bool {
-        let Some(prepared) = self.prepared.get(&statement.id) else { return false };
-        let current = prepared.epoch == statement.epoch.load(Ordering::Relaxed);
-        if !current {
-            self.distrust(statement.id);
-        }
-        current
+    /// Whether a statement is prepared here.
+    pub(crate) fn has(&self, id: u64) -> bool {
+        self.prepared.contains_key(&id)
     }
 
     /// Notes a use; false when the statement is not prepared here.
-    pub(crate) fn touch(&mut self, statement: &Statement) -> bool {
-        if !self.has(statement) {
-            return false;
-        }
-        let Some(prepared) = self.prepared.get_mut(&statement.id) else { return false };
+    pub(crate) fn touch(&mut self, id: u64) -> bool {
+        let Some(used) = self.prepared.get_mut(&id) else { return false };
         self.clock += 1;
-        self.by_use.remove(&prepared.used);
-        prepared.used = self.clock;
-        self.by_use.insert(self.clock, statement.id);
+        self.by_use.remove(used);
+        *used = self.clock;
+        self.by_use.insert(self.clock, id);
         true
     }
 
     /// Notes a statement that is about to be prepared, and closes the least recently used if there are too many.
-    pub(crate) fn add(
-        &mut self,
-        statement: &Statement,
-        to_server: &mut BytesMut,
-        owed: &mut Pipeline,
-        to_client: &mut BytesMut,
-    ) {
-        let id = statement.id;
+    pub(crate) fn add(&mut self, id: u64, to_server: &mut BytesMut, owed: &mut Pipeline, to_client: &mut BytesMut) {
         if self.stale.remove(&id) {
             write_close(to_server, &server_name(id));
             owed.owe(Owed::InjectedClose(Some(id)), to_client);
@@ -197,13 +167,13 @@ impl Backend {
             owed.owe(Owed::InjectedClose(Some(oldest)), to_client);
         }
         self.clock += 1;
-        self.prepared.insert(id, Prepared { used: self.clock, epoch: statement.epoch.load(Ordering::Relaxed) });
+        self.prepared.insert(id, self.clock);
         self.by_use.insert(self.clock, id);
     }
 
     pub(crate) fn remove(&mut self, id: u64) {
-        if let Some(prepared) = self.prepared.remove(&id) {
-            self.by_use.remove(&prepared.used);
+        if let Some(used) = self.prepared.remove(&id) {
+            self.by_use.remove(&used);
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Effect {
     pub unlistens_all: bool,
     /// It takes prepared statements away.
     pub deallocates: bool,
+    /// It may change tables, views or types that others see.
+    pub alters: bool,
     /// It may make, take away or rename a database.
     pub databases: bool,
     /// It is this one statement and nothing else.
@@ -130,6 +132,7 @@ pub fn effect(sql: &[u8]) -> Effect {
                     runs_strings |= statement.opaque;
                     out.deallocates |= statement.deallocates();
                     out.databases |= statement.is_about_databases();
+                    out.alters |= statement.alters();
                     out.unlistens_all |= is(statement.first, "unlisten") && statement.star;
                     out.only = statement.only();
                 }
@@ -232,6 +235,11 @@ impl<'a> Statement<'a> {
                 Some(b'd') => first("declare") && self.hold,
                 _ => false,
             }
+    }
+
+    fn alters(&self) -> bool {
+        let first = |w| is(self.first, w);
+        (first("create") || first("alter") || first("drop") || self.opaque) && !self.temporary
     }
 
     fn is_about_databases(&self) -> bool {
