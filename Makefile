@@ -54,6 +54,7 @@ docs:
 # Licences, bans and sources always; advisories where their database can be reached.
 deny:
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+		$(CARGO) fetch --locked --quiet; \
 		$(CARGO) deny --offline --locked check -A duplicate licenses bans sources; \
 		$(CARGO) deny --offline --locked check advisories 2>/dev/null || \
 			echo "advisories: no database here, not checked"; \
