@@ -107,15 +107,17 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
     let _ = tcp.set_nodelay(true);
     keep_alive(&tcp);
     let snapshot = plane.snapshot();
-    let Ok(unauthenticated) = plane.unauthenticated.try_acquire() else {
-        say_goodbye(tcp.into(), "53300", "too many logins at once (limit `postgres.max_unauthenticated`)").await;
-        return None;
-    };
+    // A burst of logins waits a little, each address behind its own.
+    let patience = snapshot.login_timeout / 2;
     let front = snapshot.catalog.postgres.as_ref();
     let limit = front.map_or(u32::MAX, |front| front.config.max_unauthenticated_per_address);
-    let Some(knock) = plane.door.knock(peer.ip(), limit) else {
+    let Some(knock) = plane.door.knock_patiently(peer.ip(), limit, patience).await else {
         let message = "too many logins at once from this address (limit `postgres.max_unauthenticated_per_address`)";
         say_goodbye(tcp.into(), "53300", message).await;
+        return None;
+    };
+    let Ok(Ok(unauthenticated)) = tokio::time::timeout(patience, plane.unauthenticated.acquire()).await else {
+        say_goodbye(tcp.into(), "53300", "too many logins at once (limit `postgres.max_unauthenticated`)").await;
         return None;
     };
     let mut login = LoginTask {

@@ -16,6 +16,8 @@ use cofferdam_tenant::TenantId;
 /// The first wrong password is answered so late; each further one twice as late.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(8);
+/// How often somebody without a place looks whether there is one.
+const KNOCK_AGAIN: Duration = Duration::from_millis(20);
 /// After this long without a wrong password an address starts afresh.
 const FORGIVEN: Duration = Duration::from_secs(600);
 /// When there are too many, only those that came within this time are remembered.
@@ -68,6 +70,23 @@ impl Door {
         }
         *count += 1;
         Some(Knock { door: Arc::clone(self), address })
+    }
+
+    /// As [`Self::knock`]; a place is waited for.
+    pub(crate) async fn knock_patiently(
+        self: &Arc<Self>,
+        address: IpAddr,
+        limit: u32,
+        patience: Duration,
+    ) -> Option<Knock> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let knock = self.knock(address, limit);
+            if knock.is_some() || tokio::time::Instant::now() >= deadline {
+                return knock;
+            }
+            tokio::time::sleep(KNOCK_AGAIN).await;
+        }
     }
 
     /// Notes a wrong password, and says how late it is to be answered.
