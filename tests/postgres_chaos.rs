@@ -93,7 +93,7 @@ async fn nothing_is_left(site: &Site) {
     eventually(async || admin.query_one(open, &[]).await.unwrap().get::<_, i64>(0) == 0).await;
 }
 
-/// Where it is cut: at every byte with `CHAOS_STEP=1`, at every fifth in each direction usually.
+/// Where it is cut, in turns for each direction: at every byte with `CHAOS_STEP=1`, at every fifth usually.
 fn offsets(end: usize) -> impl Iterator<Item = usize> {
     let step = std::env::var("CHAOS_STEP").ok().and_then(|s| s.parse().ok()).unwrap_or(5);
     (0..end).step_by(step)
