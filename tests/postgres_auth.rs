@@ -213,17 +213,12 @@ async fn select_bolt(site: &Site) {
     client.simple_query("SELECT 1").await.unwrap();
 }
 
-/// A site whose configuration is changed before anybody logs in.
-async fn site_with(change: impl Fn(&str) -> String, options: SiteOptions, tenant: &str) -> Site {
-    let site = Site::start_with(options.clone()).await;
-    site.directory.main(&change(&cofferdam_tests::main_file(site.cluster.port(), &options))).unwrap();
+/// Takes the passwords of the tenants' own logins away: they come from somewhere else.
+fn forget_passwords(site: &Site) {
     for slug in cofferdam_tests::TENANTS {
-        let file = cofferdam_tests::tenant_file(slug, tenant);
-        // The tenants' own logins have no password any more: it comes from somewhere else.
+        let file = cofferdam_tests::tenant_file(slug, "");
         site.directory.tenant(slug, &file.replace(&format!(", password: {slug}-secret"), "")).unwrap();
     }
-    site.gateway.reload().await.unwrap();
-    site
 }
 
 async fn stored(cluster: &Cluster, role: &str) -> String {
@@ -254,10 +249,7 @@ async fn a_user_list_with_what_postgresql_stores_opens_the_gateway_and_the_serve
         std::fs::write(directory.join("users.txt"), &list).unwrap();
         let options = SiteOptions { postgres: "  user_list: users.txt\n".into(), ..SiteOptions::default() };
         site.directory.main(&cofferdam_tests::main_file(site.cluster.port(), &options)).unwrap();
-        for slug in cofferdam_tests::TENANTS {
-            let file = cofferdam_tests::tenant_file(slug, "");
-            site.directory.tenant(slug, &file.replace(&format!(", password: {slug}-secret"), "")).unwrap();
-        }
+        forget_passwords(&site);
         site.gateway.reload().await.unwrap();
         let port = site.address().port();
         assert_eq!(whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap(), "acme_role", "{auth}");
@@ -297,7 +289,9 @@ async fn a_user_list_with_what_postgresql_stores_opens_the_gateway_and_the_serve
 #[tokio::test]
 async fn passwords_are_asked_of_the_server_and_an_expired_one_opens_nothing() {
     let cluster = "    service: { role: postgres, password: super-secret }\n    auth_query: {}\n".to_owned();
-    let site = site_with(str::to_owned, SiteOptions { cluster, ..SiteOptions::default() }, "").await;
+    let site = Site::start_with(SiteOptions { cluster, ..SiteOptions::default() }).await;
+    forget_passwords(&site);
+    site.gateway.reload().await.unwrap();
     let port = site.address().port();
     assert_eq!(whoami(port, "acme_role", "acme-secret", "acme_db").await.unwrap(), "acme_role");
     for (user, password) in [("acme_role", "wrong"), ("bolt_role", "wrong"), ("postgres", "super-secret")] {

@@ -157,11 +157,11 @@ async fn servers_that_are_cut_off_at_any_byte_are_survived() {
         limit.store(n, Ordering::SeqCst);
         other.store(usize::MAX, Ordering::SeqCst);
         // A new connection each time: the limits are those of its beginning.
-        let console_less = async {
+        let attempt = async {
             let mut client = connect(port, POOL_LOGIN.0, POOL_LOGIN.1, "acme_db").await.ok()?;
             work(&mut client).await.ok()
         };
-        let outcome = tokio::time::timeout(Duration::from_secs(20), console_less).await;
+        let outcome = tokio::time::timeout(Duration::from_secs(20), attempt).await;
         let outcome = outcome.unwrap_or_else(|_| panic!("cut after {n} bytes, it hangs"));
         assert!(outcome.is_none_or(|seen| seen == 42), "{outcome:?}");
     }

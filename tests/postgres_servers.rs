@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, binaries};
 use cofferdam_testkit::tools::Target;
-use cofferdam_tests::{Site, SiteOptions, TENANTS, eventually};
+use cofferdam_tests::{Site, SiteOptions, eventually};
 use tokio::io::AsyncBufReadExt;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -341,7 +341,6 @@ async fn a_pool_creates_and_drops_the_databases_of_its_tenants_and_no_others() {
     dropped.unwrap();
     let error = clients[1].simple_query("SELECT 1").await.unwrap_err();
     assert!(format!("{error:?}").contains("3D000"), "{error:?}");
-    assert_eq!(TENANTS.len(), 2);
 }
 
 /// What was written before a program was told to end.
@@ -382,9 +381,9 @@ async fn changes_are_replicated_to_those_who_may() {
     let target = Target::new(site.address().port(), "cdc", "cdc-secret", "acme_db");
     replicate(&target, &["--create-slot", "--plugin", "test_decoding"], None).await.unwrap();
     let client = site.connect("acme").await;
-    client.batch_execute("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 500)").await.unwrap();
-    let seen = replicate(&target, &["--start", "--file", "-"], Some("n[integer]:500")).await.unwrap();
-    assert_eq!(seen.matches("INSERT: n[integer]").count(), 500);
+    client.batch_execute("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 20000)").await.unwrap();
+    let seen = replicate(&target, &["--start", "--file", "-"], Some("n[integer]:20000")).await.unwrap();
+    assert_eq!(seen.matches("INSERT: n[integer]").count(), 20_000);
     // It holds no slot, and nothing of it is left.
     eventually(async || site.gateway.postgres_plane().unwrap().usage().connections["pg"].open <= 2).await;
     let refused = replicate(&site.target("acme"), &["--drop-slot"], None).await.unwrap_err();

@@ -6,7 +6,7 @@
 //! transaction takes one short lock that only clients of the same pool want.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -49,6 +49,8 @@ const DOUBTED: Duration = Duration::from_secs(1);
 pub(crate) struct ConnectionCache {
     cluster: Arc<Cluster>,
     servers: Arc<Servers>,
+    /// How many changes of the primary the pools have followed.
+    followed: AtomicU64,
     /// Passwords that the cluster was asked for, by role.
     asked: Mutex<HashMap<String, Asked>>,
     /// The connection over which they are asked for.
@@ -101,7 +103,7 @@ impl Asked {
 
 #[derive(Debug)]
 struct Idle {
-    leased: Leased,
+    leased: Box<Leased>,
     since: Instant,
     core: usize,
 }
@@ -206,6 +208,7 @@ impl ConnectionCache {
     ) -> Result<Arc<Self>, TlsError> {
         Ok(Arc::new(Self {
             servers: Arc::new(Servers::new(Arc::clone(&cluster), verifiers)?),
+            followed: AtomicU64::new(0),
             asked: Mutex::new(former.map(|former| lock(&former.asked).clone()).unwrap_or_default()),
             asker: tokio::sync::Mutex::default(),
             cluster,
@@ -278,7 +281,8 @@ impl ConnectionCache {
 
     /// Has all pools open new connections: the primary is another one than before.
     pub(crate) fn follow_primary(&self) {
-        if self.servers.has_switched() {
+        let switches = self.servers.switches();
+        if self.followed.swap(switches, Ordering::AcqRel) != switches {
             self.pools().iter().for_each(|pool| pool.reconnect());
             self.listeners.end(None);
         }
@@ -430,8 +434,9 @@ impl ConnectionCache {
                 let mut idle = lock(&pool.idle);
                 if idle.is_empty() { None } else { Some(idle.remove(0).leased) }
             });
-            if let Some(Leased { upstream, counted, .. }) = evicted {
+            if let Some(leased) = evicted {
                 // Its place is taken over, so that nobody slips in between.
+                let Leased { upstream, counted, .. } = *leased;
                 drop(upstream);
                 return Some(counted);
             }
@@ -447,10 +452,6 @@ impl Pool {
     /// The pool of the same database and login with other settings.
     pub(crate) fn with_settings(&self, settings: BTreeMap<String, String>) -> Arc<Self> {
         self.cache.pool(Key { settings, ..(*self.key).clone() })
-    }
-
-    pub(crate) fn is_of_replicas(&self) -> bool {
-        self.key.wanted == Wanted::Replica
     }
 
     /// The pool of the same connections to a replica.
@@ -497,7 +498,7 @@ impl Pool {
     }
 
     /// An idle connection, if there is one; `settings` is the digest of what its next user has changed.
-    pub(crate) fn take(&self, application_name: &str, settings: u64) -> Option<Leased> {
+    pub(crate) fn take(&self, application_name: &str, settings: u64) -> Option<Box<Leased>> {
         let here = crate::core_number();
         loop {
             let mut idle = lock(&self.idle);
@@ -530,7 +531,7 @@ impl Pool {
         application_name: &str,
         settings: u64,
         patience: Duration,
-    ) -> Result<Leased, LeaseError> {
+    ) -> Result<Box<Leased>, LeaseError> {
         let deadline = tokio::time::Instant::now() + patience;
         let cache = &self.cache;
         loop {
@@ -573,7 +574,7 @@ impl Pool {
         &self,
         application_name: &str,
         patience: Duration,
-    ) -> Result<Leased, LeaseError> {
+    ) -> Result<Box<Leased>, LeaseError> {
         let deadline = tokio::time::Instant::now() + patience.min(self.cache.cluster.reconnect_wait);
         loop {
             match self.lease(application_name, 0, patience).await {
@@ -593,7 +594,7 @@ impl Pool {
         }
     }
 
-    async fn open(&self, application_name: &str, counted: Counted) -> Result<Leased, LeaseError> {
+    async fn open(&self, application_name: &str, counted: Counted) -> Result<Box<Leased>, LeaseError> {
         let cache = &self.cache;
         let generation = Arc::clone(&lock(&self.generation));
         let switches = cache.servers.switches();
@@ -605,20 +606,22 @@ impl Pool {
         // Not all at once: those that were opened together would be replaced together.
         let age = cache.cluster.lifetime.mul_f64(0.9 + random_fraction() / 5.0);
         let expires = (!age.is_zero()).then(|| Instant::now() + age);
-        Ok(Leased { upstream, wanted: *wanted, switches, expires, generation, counted })
+        // Boxed: it goes from hand to hand, and a client that is idle has room for none.
+        Ok(Box::new(Leased { upstream, wanted: *wanted, switches, expires, generation, counted }))
     }
 
     /// Puts a clean connection back; false when it was closed instead.
-    pub(crate) fn give_back(&self, mut leased: Leased) -> bool {
+    pub(crate) fn give_back(&self, mut leased: Box<Leased>) -> bool {
         if leased.wanted != self.key.wanted {
             return self.of_replicas().give_back(leased);
         }
-        if leased.has_expired(Instant::now()) {
+        let now = Instant::now();
+        if leased.has_expired(now) {
             return false;
         }
         put_away(&mut leased.upstream.inbound);
         put_away(&mut leased.upstream.outbound);
-        let idle = Idle { leased, since: Instant::now(), core: crate::core_number() };
+        let idle = Idle { leased, since: now, core: crate::core_number() };
         let mut all = lock(&self.idle);
         // Looked at under the lock: `close` and `reconnect` empty the pool after they have changed these.
         let enough = self.cache.retiring.load(Ordering::Acquire) && !all.is_empty();

@@ -2,26 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Buf, BufMut, BytesMut};
-use cofferdam_fairness::{Rate, Rejection, Timestamp};
-use cofferdam_tenant::{Catalog, Class, Login, PoolingMode, TenantId, TlsMode};
+use cofferdam_fairness::{Rate, Timestamp};
+use cofferdam_tenant::TlsMode;
 use tokio::net::TcpStream;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use tokio_rustls::TlsAcceptor;
 
-use crate::cache::{Key, LeaseError, Leased, Pinned, Pool};
+use crate::cache::LeaseError;
 use crate::cancel::ClientInfo;
 use crate::console::{Console, is_console};
-use crate::door::Knock;
 use crate::passage::Passage;
-use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
-use crate::process::{Process, class_of};
+use crate::plane::{PostgresPlane, Snapshot};
+use crate::process::Process;
 use crate::relay::Relay;
-use crate::servers::Wanted;
+use crate::route::{ClientCount, Route, route};
 use crate::stats::{Stats, Work};
 use crate::stream::{Stream, put_away};
 use crate::tls::ALPN;
@@ -30,38 +29,12 @@ use crate::wire::{
     CancelKey, Frame, Reply, Severity, Side, Startup, StartupParameters, TransactionStatus, frame, startup,
 };
 
-/// Connections to the maintenance database that one pool's workers may hold.
-const MAINTENANCE_CLIENTS: u32 = 1_000;
 /// A client asks for each kind of encryption once.
 const MAX_ENCRYPTION_REQUESTS: u32 = 2;
 /// A client that has not said a word is waited for so long when the gateway drains.
 const QUIET: Duration = Duration::from_secs(1);
 /// A password message longer than this is not one.
 const MAX_PASSWORD_MESSAGE: usize = 4_096;
-
-/// Where a session's work goes, and on whose account.
-#[derive(Debug, Clone)]
-pub(crate) struct Route {
-    /// Whom the work is charged to.
-    pub(crate) account: TenantId,
-    /// The name for messages.
-    pub(crate) name: String,
-    pub(crate) access: ClusterAccess,
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) pooling: PoolingMode,
-    pub(crate) class: Class,
-    pub(crate) max_wait: Duration,
-    /// The same for an Odoo process that turns out to run cron jobs.
-    pub(crate) background_wait: Duration,
-    /// Whether bytes are counted against a budget.
-    pub(crate) metered: bool,
-    pub(crate) idle_in_transaction: Duration,
-    pub(crate) statement_timeout: Option<Duration>,
-    pub(crate) transaction_timeout: Option<Duration>,
-    pub(crate) idle_timeout: Option<Duration>,
-    max_clients: u32,
-    login_rate: Option<u32>,
-}
 
 /// A login that ends with an ErrorResponse, or without a word.
 pub(crate) enum Refusal {
@@ -111,7 +84,7 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
     let patience = snapshot.login_timeout / 2;
     let front = snapshot.catalog.postgres.as_ref();
     let limit = front.map_or(u32::MAX, |front| front.config.max_unauthenticated_per_address);
-    let Some(knock) = plane.door.knock_patiently(peer.ip(), limit, patience).await else {
+    let Some(knock) = plane.door.knock(peer.ip(), limit, patience).await else {
         let message = "too many logins at once from this address (limit `postgres.max_unauthenticated_per_address`)";
         say_goodbye(tcp.into(), "53300", message).await;
         return None;
@@ -144,19 +117,9 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
             let console = Console::new(Arc::clone(plane), stream?, buffer, is_admin, registration);
             return Some(Visitor::Console(Box::new(console)));
         }
-        Ok(Ok(Arrival::Replication(parts))) => {
+        Ok(Ok(Arrival::Replication(passage))) => {
             plane.counters.logins.fetch_add(1, Ordering::Relaxed);
-            let (leased, registration, pinned, counted) = *parts;
-            let passage = Passage {
-                plane: Arc::clone(plane),
-                client: stream?,
-                inbound: buffer,
-                leased,
-                registration,
-                _pinned: pinned,
-                _counted: counted,
-            };
-            return Some(Visitor::Replication(Box::new(passage)));
+            return Some(Visitor::Replication(passage));
         }
         Ok(Ok(Arrival::Cancel(key))) => {
             // Not within the time for a login: a delivery must be seen to its end.
@@ -202,7 +165,7 @@ enum Arrival {
         registration: crate::cancel::Registration,
     },
     /// A client that replicates.
-    Replication(Box<(Leased, crate::cancel::Registration, Pinned, ClientCount)>),
+    Replication(Box<Passage>),
     /// It was only there to cancel another's query.
     Cancel(CancelKey),
 }
@@ -230,7 +193,7 @@ pub(crate) struct LoginTask<'a> {
     /// A place among those who have not proved who they are; given back as soon as they have.
     pub(crate) unauthenticated: Option<SemaphorePermit<'a>>,
     /// The same among those of one address.
-    knock: Option<Knock>,
+    knock: Option<OwnedSemaphorePermit>,
 }
 
 impl LoginTask<'_> {
@@ -302,8 +265,6 @@ impl LoginTask<'_> {
         // A tenant whose server is slow to connect to must not take the places of others who log in.
         self.unauthenticated = None;
         self.knock = None;
-        let no = |r: &&String| matches!(r.as_str(), "false" | "off" | "no" | "0" | "");
-        let replication = parameters.replication.clone().filter(|r| !no(&r));
         if is_console(&parameters.database) {
             return self.console(&parameters, encrypted).await;
         }
@@ -317,24 +278,22 @@ impl LoginTask<'_> {
         })?;
         self.turn(&route).await?;
         let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
-        if let Some(kind) = &replication {
+        let is_off = |kind: &str| matches!(kind, "false" | "off" | "no" | "0" | "");
+        if let Some(kind) = parameters.replication.as_deref().filter(|kind| !is_off(kind)) {
             return self.replication(kind, &parameters, route, counted, encrypted).await;
         }
         let greeting = if let Some(greeting) = route.pool.greeting() {
             greeting
         } else {
             self.plane.pauses.resumed(&parameters.database).await;
-            // Whoever waits in vain is told why, before the login as a whole takes too long.
-            let patience = self.snapshot.login_timeout * 3 / 4;
-            let leased = route.pool.lease_patiently(&application_name, patience).await.map_err(Refusal::Upstream)?;
+            let leased =
+                route.pool.lease_patiently(&application_name, self.patience()).await.map_err(Refusal::Upstream)?;
             let greeting = Arc::clone(&leased.upstream.reported);
             route.pool.give_back(leased);
             greeting
         };
         let registration = self.register(&parameters, &application_name, encrypted)?;
-        let reported = greeting.iter().filter(|(n, _)| *n != "application_name");
-        let reported = reported.map(|(name, value)| (name.as_str(), value.as_str()));
-        self.greet(reported, &application_name, &registration).await?;
+        self.greet(reported(&greeting), &application_name, &registration).await?;
         let stats = self.plane.stats_of(&parameters.database);
         stats.add(&Work { logins: 1, ..Work::default() });
         let process = self.plane.processes.of_client(self.peer.ip(), &application_name);
@@ -353,21 +312,21 @@ impl LoginTask<'_> {
         let Some(per_second) = route.login_rate else { return Ok(()) };
         let (rate, now) =
             (Rate::per_second(per_second, per_second), Timestamp::from_nanos(self.plane.age().as_nanos() as u64));
-        match self.plane.door.admit(route.account, rate, now, self.snapshot.login_timeout / 2) {
-            Some(wait) if wait.is_zero() => Ok(()),
-            Some(wait) => {
-                tokio::time::sleep(wait).await;
-                Ok(())
-            }
-            None => {
-                let wait = self.snapshot.login_timeout / 2;
-                let message = format!(
-                    "{} logs in more than {per_second} times a second, its limit, and would have to wait longer than {wait:?}",
-                    route.name
-                );
-                Err(fatal("53300", message))
-            }
-        }
+        let patience = self.snapshot.login_timeout / 2;
+        let Some(wait) = self.plane.door.admit(route.account, rate, now, patience) else {
+            let message = format!(
+                "{} logs in more than {per_second} times a second, its limit, and would have to wait longer than {patience:?}",
+                route.name
+            );
+            return Err(fatal("53300", message));
+        };
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    /// How long a server is waited for: whoever waits in vain is told why, before the login as a whole takes too long.
+    fn patience(&self) -> Duration {
+        self.snapshot.login_timeout * 3 / 4
     }
 
     /// A connection for replication: of the client's own, and nothing of it is looked at.
@@ -403,15 +362,19 @@ impl LoginTask<'_> {
         let mut settings = parameters.settings.clone();
         let application_name = settings.remove("application_name").unwrap_or_default();
         settings.insert("replication".to_owned(), kind.to_owned());
-        let patience = self.snapshot.login_timeout * 3 / 4;
         let pool = route.pool.with_settings(settings);
-        let leased = pool.lease_patiently(&application_name, patience).await.map_err(Refusal::Upstream)?;
+        let leased = pool.lease_patiently(&application_name, self.patience()).await.map_err(Refusal::Upstream)?;
         let registration = self.register(parameters, &application_name, encrypted)?;
-        let greeting = Arc::clone(&leased.upstream.reported);
-        let reported = greeting.iter().filter(|(n, _)| *n != "application_name");
-        let reported = reported.map(|(name, value)| (name.as_str(), value.as_str()));
-        self.greet(reported, &application_name, &registration).await?;
-        Ok(Arrival::Replication(Box::new((leased, registration, pinned, counted))))
+        self.greet(reported(&leased.upstream.reported), &application_name, &registration).await?;
+        Ok(Arrival::Replication(Box::new(Passage {
+            plane: Arc::clone(self.plane),
+            client: self.stream.take().ok_or(Refusal::Gone)?,
+            inbound: std::mem::take(&mut self.buffer),
+            leased,
+            registration,
+            _pinned: pinned,
+            _counted: counted,
+        })))
     }
 
     fn register(
@@ -539,100 +502,9 @@ impl LoginTask<'_> {
     }
 }
 
-/// Where a session goes. `None` when its database is not known here, or the role may not open it any more.
-pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Option<Route> {
-    let catalog = &snapshot.catalog;
-    let role = parameters.user.as_str();
-    let mut settings: BTreeMap<String, String> = parameters.settings.clone();
-    let name = settings.remove("application_name").unwrap_or_default();
-    let pool = |access: &ClusterAccess, login: &Login| {
-        let (database, settings) = (parameters.database.clone(), settings.clone());
-        // A client that is logged in here may use the server as whom its tenant says.
-        let login = access.cache.resolve(login);
-        access.cache.pool(Key { database, login, settings, wanted: Wanted::Primary })
-    };
-    if parameters.database == Catalog::MAINTENANCE_DATABASE {
-        let (workers, login, cluster) = catalog.maintenance(role)?;
-        let access = snapshot.clusters.get(&cluster.name)?.clone();
-        return Some(Route {
-            account: workers.account,
-            name: format!("pool {}", workers.name),
-            pool: pool(&access, login),
-            access,
-            pooling: PoolingMode::Transaction,
-            class: Class::Admin,
-            max_wait: Duration::from_secs(30),
-            background_wait: Duration::from_secs(30),
-            metered: false,
-            idle_in_transaction: Duration::from_secs(600),
-            statement_timeout: None,
-            transaction_timeout: None,
-            idle_timeout: None,
-            max_clients: MAINTENANCE_CLIENTS,
-            login_rate: None,
-        });
-    }
-    let tenant = catalog.by_database(&parameters.database)?;
-    let login = tenant.server_login(role)?;
-    let cluster = tenant.cluster.as_ref()?;
-    let class = class_of(&name);
-    let access = snapshot.clusters.get(&cluster.name)?.clone();
-    Some(Route {
-        account: tenant.id,
-        name: format!("tenant {}", tenant.slug),
-        pool: pool(&access, login),
-        access,
-        pooling: tenant.pooling,
-        class,
-        max_wait: tenant.plan.postgres.max_wait(class),
-        background_wait: tenant.plan.postgres.max_wait(Class::Background),
-        metered: tenant.plan.postgres.bandwidth.is_some(),
-        idle_in_transaction: tenant.plan.idle_in_transaction_timeout,
-        statement_timeout: tenant.plan.statement_timeout,
-        transaction_timeout: tenant.plan.transaction_timeout,
-        idle_timeout: tenant.plan.idle_timeout,
-        max_clients: tenant.plan.max_clients,
-        login_rate: tenant.plan.login_rate,
-    })
-}
-
-impl Route {
-    /// What a client is told when it gets no slot: tenant, limit and wait (never another tenant's name).
-    pub(crate) fn refusal(&self, rejection: &Rejection) -> String {
-        format!("cofferdam: {}: {rejection}", self.name)
-    }
-}
-
-/// Counts one client of a tenant as long as it lives.
-#[derive(Debug)]
-pub(crate) struct ClientCount {
-    plane: Arc<PostgresPlane>,
-    account: TenantId,
-}
-
-impl ClientCount {
-    fn new(plane: &Arc<PostgresPlane>, route: &Route) -> Option<Self> {
-        let mut clients = plane.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = clients.entry(route.account).or_default();
-        if *count >= route.max_clients {
-            return None;
-        }
-        *count += 1;
-        drop(clients);
-        Some(Self { plane: Arc::clone(plane), account: route.account })
-    }
-}
-
-impl Drop for ClientCount {
-    fn drop(&mut self) {
-        let mut clients = self.plane.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = clients.get_mut(&self.account) {
-            *count -= 1;
-            if *count == 0 {
-                clients.remove(&self.account);
-            }
-        }
-    }
+/// The reported settings as a client is told them; the name is its own.
+fn reported(greeting: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
+    greeting.iter().filter(|(name, _)| *name != "application_name").map(|(name, value)| (name.as_str(), value.as_str()))
 }
 
 /// What a client may see of a failure towards the server: what the server said about the client's own database, but

@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Gcra, Rate, Timestamp};
 use cofferdam_tenant::TenantId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The first wrong password is answered so late; each further one twice as late.
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 const LONGEST_DELAY: Duration = Duration::from_secs(8);
-/// How often somebody without a place looks whether there is one.
-const KNOCK_AGAIN: Duration = Duration::from_millis(20);
 /// After this long without a wrong password an address starts afresh.
 const FORGIVEN: Duration = Duration::from_secs(600);
 /// When there are too many, only those that came within this time are remembered.
@@ -28,7 +27,7 @@ const REMEMBERED: usize = 10_000;
 /// Who is at the door.
 #[derive(Debug, Default)]
 pub(crate) struct Door {
-    knocking: Mutex<HashMap<IpAddr, u32>>,
+    knocking: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
     failures: Mutex<HashMap<u64, Failures>>,
     hasher: RandomState,
     rates: Mutex<HashMap<TenantId, Gcra>>,
@@ -40,53 +39,17 @@ struct Failures {
     last: Instant,
 }
 
-/// A place of an address among those who have not proved who they are.
-#[derive(Debug)]
-pub(crate) struct Knock {
-    door: Arc<Door>,
-    address: IpAddr,
-}
-
-impl Drop for Knock {
-    fn drop(&mut self) {
-        let mut knocking = lock(&self.door.knocking);
-        if let Some(count) = knocking.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                knocking.remove(&self.address);
-            }
-        }
-    }
-}
-
 impl Door {
-    /// A place for one more from this address, if it has fewer than `limit`.
-    pub(crate) fn knock(self: &Arc<Self>, address: IpAddr, limit: u32) -> Option<Knock> {
-        let address = network(address);
-        let mut knocking = lock(&self.knocking);
-        let count = knocking.entry(address).or_default();
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(Knock { door: Arc::clone(self), address })
-    }
-
-    /// As [`Self::knock`]; a place is waited for.
-    pub(crate) async fn knock_patiently(
-        self: &Arc<Self>,
-        address: IpAddr,
-        limit: u32,
-        patience: Duration,
-    ) -> Option<Knock> {
-        let deadline = tokio::time::Instant::now() + patience;
-        loop {
-            let knock = self.knock(address, limit);
-            if knock.is_some() || tokio::time::Instant::now() >= deadline {
-                return knock;
-            }
-            tokio::time::sleep(KNOCK_AGAIN).await;
-        }
+    /// A place for one more from this address, of which it has `limit`; waited for, each address behind its own.
+    ///
+    /// Cancel-safe: whoever gives up has taken no place.
+    pub(crate) async fn knock(&self, address: IpAddr, limit: u32, patience: Duration) -> Option<OwnedSemaphorePermit> {
+        let places = {
+            let mut knocking = lock(&self.knocking);
+            let places = knocking.entry(network(address));
+            Arc::clone(places.or_insert_with(|| Arc::new(Semaphore::new(limit as usize))))
+        };
+        tokio::time::timeout(patience, places.acquire_owned()).await.ok()?.ok()
     }
 
     /// Notes a wrong password, and says how late it is to be answered.
@@ -130,6 +93,7 @@ impl Door {
     /// Forgets what is long past.
     pub(crate) fn forget(&self, now: Instant) {
         lock(&self.failures).retain(|_, f| now.saturating_duration_since(f.last) < FORGIVEN);
+        lock(&self.knocking).retain(|_, places| Arc::strong_count(places) > 1);
     }
 }
 
@@ -181,13 +145,18 @@ mod tests {
     }
 
     /// Rule 20.
-    #[test]
-    fn an_address_has_so_many_places_at_the_door_and_gets_them_back() {
-        let door = Arc::<Door>::default();
-        let places: Vec<_> = (0..3).filter_map(|_| door.knock(HERE, 2)).collect();
-        assert_eq!(places.len(), 2);
-        drop(places);
-        assert!(door.knock(HERE, 1).is_some());
+    #[tokio::test]
+    async fn an_address_has_so_many_places_at_the_door_and_gets_them_back() {
+        let (door, moment) = (Door::default(), Duration::from_millis(1));
+        let places = [door.knock(HERE, 2, moment).await, door.knock(HERE, 2, moment).await];
+        assert!(places.iter().all(Option::is_some));
+        assert!(door.knock(HERE, 2, moment).await.is_none());
+        let later = async {
+            tokio::task::yield_now().await;
+            drop(places);
+        };
+        assert!(tokio::join!(door.knock(HERE, 2, Duration::from_secs(60)), later).0.is_some());
+        door.forget(Instant::now());
         assert!(lock(&door.knocking).is_empty());
     }
 

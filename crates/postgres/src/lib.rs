@@ -41,6 +41,7 @@ mod pause;
 mod plane;
 mod process;
 mod relay;
+mod route;
 mod servers;
 mod stats;
 mod stream;

@@ -209,7 +209,7 @@ impl Drop for Subscription {
 
 /// One listening connection and who listens through it.
 struct Hub {
-    leased: Leased,
+    leased: Box<Leased>,
     channels: HashMap<String, Vec<Listening>>,
     /// What the server has been sent and not answered.
     asked: VecDeque<Asked>,
@@ -227,7 +227,7 @@ struct Asked {
 }
 
 impl Hub {
-    fn new(leased: Leased) -> Self {
+    fn new(leased: Box<Leased>) -> Self {
         let mut hub = Self { leased, channels: HashMap::new(), asked: VecDeque::new() };
         // It may have been opened for a client.
         if !hub.leased.upstream.backend.settings().is_empty() {

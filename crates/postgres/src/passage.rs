@@ -4,15 +4,15 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::BytesMut;
 
 use crate::cache::{Leased, Pinned};
 use crate::cancel::Registration;
-use crate::client::ClientCount;
 use crate::plane::PostgresPlane;
+use crate::route::ClientCount;
 use crate::stream::Stream;
-use crate::wire::{Reply, Severity};
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
 const HIGH_WATER: usize = 256 << 10;
@@ -23,16 +23,10 @@ pub(crate) struct Passage {
     pub(crate) client: Stream,
     /// From the client, for the server.
     pub(crate) inbound: BytesMut,
-    pub(crate) leased: Leased,
+    pub(crate) leased: Box<Leased>,
     pub(crate) registration: Registration,
     pub(crate) _pinned: Pinned,
     pub(crate) _counted: ClientCount,
-}
-
-/// Why a passage ends.
-enum End {
-    OneSideLeft,
-    Draining,
 }
 
 impl Passage {
@@ -42,22 +36,14 @@ impl Passage {
         handle.owns(&self.leased.upstream.target);
         let (mut draining, mut killed) = (self.plane.draining.listen(), handle.killed.listen());
         let mut outbound = BytesMut::new();
-        let end = std::future::poll_fn(|cx| {
-            if draining.poll(cx).is_ready() || killed.poll(cx).is_ready() {
-                return Poll::Ready(End::Draining);
-            }
-            self.poll(cx, &mut outbound).map(|()| End::OneSideLeft)
+        // Nothing is said at the end: what has been passed on may have stopped in the middle of a message.
+        std::future::poll_fn(|cx| match self.poll(cx, &mut outbound) {
+            Poll::Pending if draining.poll(cx).is_pending() && killed.poll(cx).is_pending() => Poll::Pending,
+            _ => Poll::Ready(()),
         })
         .await;
-        if matches!(end, End::Draining) {
-            // In the middle of a message nothing can be said; the other side sees its connection end.
-            let message = "terminating connection due to administrator command";
-            if outbound.is_empty() {
-                outbound.error(Severity::Fatal, "57P01", message, None);
-            }
-        }
         let last = self.client.drain(&mut outbound);
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), last).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), last).await;
         handle.disowns().await;
     }
 
@@ -83,11 +69,15 @@ impl Passage {
                 }
             }
             for (stream, bytes) in [(&mut *server, &mut self.inbound), (&mut self.client, &mut *outbound)] {
-                if (!bytes.is_empty() || stream.is_unflushed())
-                    && let Poll::Ready(Err(_)) = stream.poll_drain(cx, bytes)
-                {
+                if bytes.is_empty() && !stream.is_unflushed() {
+                    continue;
+                }
+                // Room again is a reason to read again.
+                let was_full = bytes.len() >= HIGH_WATER;
+                if let Poll::Ready(Err(_)) = stream.poll_drain(cx, bytes) {
                     return Poll::Ready(());
                 }
+                moved |= was_full && bytes.len() < HIGH_WATER;
             }
             if !moved {
                 return Poll::Pending;

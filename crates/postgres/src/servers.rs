@@ -86,9 +86,7 @@ pub(crate) struct Servers {
     primary: AtomicUsize,
     /// Turns among the replicas.
     turn: AtomicUsize,
-    /// The primary is another one than before: connections to the old one are to be closed.
-    switched: AtomicBool,
-    /// How often that has happened.
+    /// How often the primary has become another one.
     switches: AtomicU64,
     /// A server that could not be reached can be, or there is a primary.
     reached: Notify,
@@ -144,7 +142,6 @@ impl Servers {
             all: cluster.servers.iter().map(server).collect(),
             primary: AtomicUsize::new(NONE),
             turn: AtomicUsize::new(0),
-            switched: AtomicBool::new(false),
             switches: AtomicU64::new(0),
             reached: Notify::new(),
             looking: AtomicBool::new(false),
@@ -357,17 +354,11 @@ impl Servers {
 
     fn switch(&self) {
         self.switches.fetch_add(1, Ordering::AcqRel);
-        self.switched.store(true, Ordering::Release);
     }
 
     /// How often the primary has become another one: what was opened before is not a connection to it any more.
     pub(crate) fn switches(&self) -> u64 {
         self.switches.load(Ordering::Acquire)
-    }
-
-    /// Whether the primary has changed since this was asked last.
-    pub(crate) fn has_switched(&self) -> bool {
-        self.switched.load(Ordering::Acquire) && self.switched.swap(false, Ordering::AcqRel)
     }
 
     /// Whether it is time to look at the servers; says so once each time.

@@ -82,12 +82,15 @@ pub(crate) fn towards(cluster: &Cluster) -> Result<Option<Arc<ClientConfig>>, Tl
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let verifier: Arc<dyn ServerCertVerifier> = match cluster.tls {
         TlsMode::Disable => return Ok(None),
-        TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => Arc::new(NotVerified(provider)),
+        TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => Arc::new(Lenient { provider, signed_by: None }),
         mode @ (TlsMode::VerifyCa | TlsMode::VerifyFull) => {
             let roots = Arc::new(roots("tls_ca", cluster.tls_ca.as_deref().unwrap_or_default())?);
-            let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
             let verifier = verifier.map_err(|e| pem("tls_ca", e))?;
-            if mode == TlsMode::VerifyFull { verifier } else { Arc::new(AnyName(verifier)) }
+            match mode {
+                TlsMode::VerifyFull => verifier,
+                _ => Arc::new(Lenient { provider, signed_by: Some(verifier) }),
+            }
         }
     };
     let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
@@ -147,11 +150,15 @@ pub(crate) fn common_name(certificate: &[u8]) -> Option<String> {
     names.next().is_none().then_some(name)
 }
 
-/// Checks who signed, not for whom: what `verify-ca` means in libpq.
+/// Checks less than the name: what libpq does below `verify-full`.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Lenient {
+    provider: Arc<CryptoProvider>,
+    /// Checks who signed, whatever the name (`verify-ca`); without it nobody is checked (`prefer`, `require`).
+    signed_by: Option<Arc<WebPkiServerVerifier>>,
+}
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for Lenient {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -160,8 +167,9 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(signed_by) = &self.signed_by else { return Ok(ServerCertVerified::assertion()) };
         // The chain is looked at first: a wrong name means that it is good.
-        match self.0.verify_server_cert(leaf, chain, name, ocsp, now) {
+        match signed_by.verify_server_cert(leaf, chain, name, ocsp, now) {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),
@@ -175,46 +183,7 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// Encrypts without checking who is there: what `prefer` and `require` mean in libpq.
-#[derive(Debug)]
-struct NotVerified(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for NotVerified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
     }
 
@@ -224,11 +193,11 @@ impl ServerCertVerifier for NotVerified {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
+        let algorithms = &self.provider.signature_verification_algorithms;
         rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -381,7 +381,7 @@ async fn carry_out(plane: &Arc<PostgresPlane>, command: Command, own: u32) -> Re
     }
 }
 
-async fn until(done: impl Fn() -> bool) {
+pub(crate) async fn until(done: impl Fn() -> bool) {
     while !done() {
         tokio::time::sleep(LOOK).await;
     }

@@ -11,7 +11,7 @@ use cofferdam_fairness::Class;
 use cofferdam_tenant::PoolingMode;
 use tokio::time::Instant;
 
-use super::{End, Passing, Relay, Slot};
+use super::{End, Passing, Relay, Slot, shutting_down};
 use crate::cache::{CROWDED, LeaseError, Leased, Pool};
 use crate::client::describe;
 use crate::stream::Stream;
@@ -40,7 +40,7 @@ impl Relay {
     /// Gets a slot, and a server connection if there is none. A refusal goes to the client and is no error here.
     pub(super) async fn acquire(&mut self, kind: u8) -> Result<(), End> {
         let (mut given_up, mut replicas) = (None, true);
-        if self.lease.as_ref().is_some_and(Leased::is_at_a_former_primary) {
+        if self.lease.as_ref().is_some_and(|lease| lease.is_at_a_former_primary()) {
             // Its state is there, and nothing may be written there.
             let message = "terminating connection: the database has another primary now".to_owned();
             return Err(End::Fatal { code: "57P01", message });
@@ -68,15 +68,16 @@ impl Relay {
                 }
                 return Ok(());
             }
-            let pool = if replicas { self.pool_for(kind) } else { Arc::clone(&self.established.route.pool) };
+            let replica = if replicas { self.replicas_for(kind) } else { None };
+            let pool = replica.as_ref().unwrap_or(&self.established.route.pool);
             let leased = match pool.take(&self.application_name, self.session.settings().digest()) {
                 Some(leased) => Ok(leased),
                 // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
-                None => Box::pin(self.connection(&pool)).await?,
+                None => Box::pin(self.connection(replica.as_deref())).await?,
             };
             let leased = match leased {
                 Ok(leased) => leased,
-                Err(Some(error)) if pool.is_of_replicas() => {
+                Err(Some(error)) if replica.is_some() => {
                     // The primary serves it too.
                     tracing::debug!(%error, "no connection to a replica");
                     (self.permit, replicas) = (None, false);
@@ -122,21 +123,20 @@ impl Relay {
         }
     }
 
-    /// The connections that the client's next transaction may use: those to a replica when it says that it only reads.
-    fn pool_for(&self, kind: u8) -> Arc<Pool> {
-        let pool = &self.established.route.pool;
+    /// The connections to replicas, when the client's next transaction says that it only reads and there is one.
+    fn replicas_for(&self, kind: u8) -> Option<Arc<Pool>> {
         let route = &self.established.route;
         // What comes in one batch with it, by the extended protocol, may be anything.
         let may = kind == b'Q' && route.pooling == PoolingMode::Transaction;
-        if !may || !self.established.route.access.cache.servers().has_replica() {
-            return Arc::clone(pool);
+        if !may || !route.access.cache.servers().has_replica() {
+            return None;
         }
         let text = match frame(Side::Client, &self.inbound) {
             Ok(Some(f)) => self.inbound.get(Frame::HEADER..f.total).unwrap_or_default(),
             _ => &[],
         };
         let text = cstr(text).map_or(text, |(text, _)| text);
-        if crate::sql::begins_read_only(text) { pool.of_replicas() } else { Arc::clone(pool) }
+        crate::sql::begins_read_only(text).then(|| route.pool.of_replicas())
     }
 
     /// Waits until a server can be tried again: false when it takes too long, `None` when the client cancels.
@@ -175,17 +175,19 @@ impl Relay {
         let (client, inbound) = (&mut self.client, &mut self.inbound);
         match unless_client_leaves(resumed, client, inbound, &mut self.moved, &handle).await? {
             Some(true) => Ok(Ok(())),
-            Some(false) => {
-                let message = "terminating connection: the gateway is shutting down".to_owned();
-                Err(End::Fatal { code: "57P01", message })
-            }
+            Some(false) => Err(shutting_down()),
             None => Ok(Err(cancelled("the database to be resumed"))),
         }
     }
 
-    /// A server connection that may have to be opened, or why there is none: nothing when the client cancels.
-    pub(super) async fn connection(&mut self, pool: &Pool) -> Result<Result<Leased, Option<LeaseError>>, End> {
+    /// A server connection that may have to be opened, to a replica if one is given; or why there is none: nothing when the
+    /// client cancels.
+    pub(super) async fn connection(
+        &mut self,
+        replica: Option<&Pool>,
+    ) -> Result<Result<Box<Leased>, Option<LeaseError>>, End> {
         let route = &self.established.route;
+        let pool = replica.unwrap_or(&route.pool);
         let handle = Arc::clone(&self.established.registration.handle);
         let lease = Box::pin(pool.lease(&self.application_name, self.session.settings().digest(), route.max_wait));
         handle.forget_stale();
@@ -235,7 +237,7 @@ impl Relay {
         };
         Ok(outcome
             .map(|permit| Slot {
-                since: Instant::now(),
+                until: self.limits.as_ref().and_then(|limits| Some(Instant::now() + limits.transaction?)),
                 _permit: permit,
                 _holding: process.map(|p| p.hold(route.account)),
             })

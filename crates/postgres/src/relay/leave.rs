@@ -6,19 +6,20 @@ use std::task::Poll;
 use cofferdam_tenant::PoolingMode;
 
 use super::{End, RESET_LIMIT, Relay};
-use crate::cache::Leased;
 
 impl Relay {
     /// The transaction is over: gives the slot back, and the connection unless the client has state on it.
     pub(super) async fn release(&mut self) -> Result<(), End> {
         self.plane.counters.transactions.fetch_add(1, Ordering::Relaxed);
         self.fences.clear();
-        self.busy = None;
+        if let Some(limits) = &mut self.limits {
+            limits.busy = None;
+        }
         self.charge_bytes(0);
         self.work.transactions += 1;
         self.count();
         let route = &self.established.route;
-        if self.session.is_pinned() && self.lease.as_ref().is_some_and(Leased::is_of_replica) {
+        if self.session.is_pinned() && self.lease.as_ref().is_some_and(|lease| lease.is_of_replica()) {
             let message = format!(
                 "cofferdam: {}: session state was left in a transaction that only reads, on a replica, and cannot be kept there",
                 route.name

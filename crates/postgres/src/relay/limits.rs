@@ -66,21 +66,19 @@ impl Relay {
         let is_idle = self.permit.is_none() && self.session.is_at_rest();
         let draining = self.drains.filter(|_| is_idle).map(|_| (Instant::now() + QUIET, Limit::Draining));
         let first = first.or(draining);
-        let Some(limits) = &self.limits else { return first };
+        let Some(limits) = &mut self.limits else { return first };
         let runs = self.permit.is_some() && !idles && self.session.is_waiting_for_server();
-        self.busy = match (limits.statement, runs) {
+        limits.busy = match (limits.statement, runs) {
             (Some(limit), true) => {
                 let answers = self.session.answers();
                 let begun = || Busy { answers, until: Instant::now() + limit, is_cancelled: false };
-                Some(self.busy.filter(|busy| busy.answers == answers).unwrap_or_else(begun))
+                Some(limits.busy.filter(|busy| busy.answers == answers).unwrap_or_else(begun))
             }
             _ => None,
         };
-        let statement = self.busy.map(|busy| (busy.until, Limit::Statement));
-        let transaction = match (limits.transaction, &self.permit) {
-            (Some(limit), Some(slot)) => Some((slot.since + limit, Limit::Transaction)),
-            _ => None,
-        };
+        let statement = limits.busy.map(|busy| (busy.until, Limit::Statement));
+        let ends = self.permit.as_ref().and_then(|slot| slot.until);
+        let transaction = ends.map(|until| (until, Limit::Transaction));
         let is_idle = is_idle && self.session.listening().is_empty();
         let idle = limits.idle.filter(|_| is_idle).map(|limit| (Instant::now() + limit, Limit::Idle));
         [first, statement, transaction, idle].into_iter().flatten().min_by_key(|(until, _)| *until)
@@ -105,7 +103,7 @@ impl Relay {
             Limit::Statement => {
                 let after = limits.statement.unwrap_or_default();
                 let Some(target) = self.lease.as_ref().map(|l| &l.upstream.target) else { return Ok(()) };
-                if self.busy.is_some_and(|busy| busy.is_cancelled) {
+                if limits.busy.is_some_and(|busy| busy.is_cancelled) {
                     return fatal("57014", "statement timeout", after);
                 }
                 // The task goes on only when the server has taken the cancel: it hits nobody else (rule 16).
@@ -113,7 +111,9 @@ impl Relay {
                     tracing::debug!(%error, "a statement that took too long could not be cancelled");
                 }
                 let answers = self.session.answers();
-                self.busy = Some(Busy { answers, until: Instant::now() + CANCELLED, is_cancelled: true });
+                if let Some(limits) = &mut self.limits {
+                    limits.busy = Some(Busy { answers, until: Instant::now() + CANCELLED, is_cancelled: true });
+                }
                 if self.server_passing.remaining == 0 {
                     let message =
                         format!("cofferdam: {name}: cancelled after {after:?}, `statement_timeout` of its plan");

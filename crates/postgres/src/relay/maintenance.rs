@@ -14,13 +14,12 @@ use cofferdam_tenant::{Catalog, DatabaseCommands, Pool};
 
 use super::{End, Relay};
 use crate::client::Established;
+use crate::console::until;
 use crate::pause::Fence;
 use crate::sql::{DatabaseCommand, database_commands};
 
 /// Transactions of a database may take so long to end before a command that wants nobody to be connected is refused.
 const STEP_ASIDE: Duration = Duration::from_secs(30);
-/// How often it is looked whether they have.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The databases to have out of the way of a text, or why it may not go on.
 fn judge(catalog: &Catalog, established: &Established, text: Option<&[u8]>) -> Result<Vec<String>, String> {
@@ -119,9 +118,7 @@ impl Relay {
         let fence = plane.pauses.fence(databases.clone());
         let quiet = async {
             for database in &databases {
-                while plane.has_work(Some(database)) {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
+                until(|| !plane.has_work(Some(database))).await;
                 plane.reconnect(Some(database));
             }
         };

@@ -18,11 +18,12 @@ use cofferdam_tenant::Catalog;
 use tokio::time::Instant;
 
 use crate::cache::{Leased, Pinned};
-use crate::client::{Established, Route, route};
+use crate::client::Established;
 use crate::listener::Subscription;
 use crate::pause::Fence;
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Holding;
+use crate::route::{Route, route};
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
 use crate::signal::Listener;
 use crate::stats::Work;
@@ -54,7 +55,7 @@ pub(crate) struct Relay {
     /// To the client, not written yet.
     outbound: BytesMut,
     session: Session,
-    lease: Option<Leased>,
+    lease: Option<Box<Leased>>,
     /// Held while the connection is kept between transactions.
     pin: Option<Pinned>,
     permit: Option<Slot>,
@@ -87,8 +88,6 @@ pub(crate) struct Relay {
     farewell_seen: bool,
     /// The plan's limits on time, when it has any.
     limits: Option<Box<TimeLimits>>,
-    /// The statement that runs under one.
-    busy: Option<limits::Busy>,
     /// Databases that are out of the way of what the client does.
     fences: Vec<Fence>,
     draining: Listener,
@@ -99,7 +98,8 @@ pub(crate) struct Relay {
 
 /// A slot of the gate, and that the client's process holds it.
 struct Slot {
-    since: Instant,
+    /// When the transaction has to be over, by the plan.
+    until: Option<Instant>,
     _permit: Permit,
     _holding: Option<Holding>,
 }
@@ -147,13 +147,15 @@ struct TimeLimits {
     statement: Option<Duration>,
     transaction: Option<Duration>,
     idle: Option<Duration>,
+    /// The statement that runs under one.
+    busy: Option<limits::Busy>,
 }
 
 impl TimeLimits {
     fn of(route: &Route) -> Option<Box<Self>> {
         let Route { statement_timeout: statement, transaction_timeout: transaction, idle_timeout: idle, .. } = *route;
         let any = statement.is_some() || transaction.is_some() || idle.is_some();
-        any.then(|| Box::new(Self { statement, transaction, idle }))
+        any.then(|| Box::new(Self { statement, transaction, idle, busy: None }))
     }
 }
 
@@ -199,7 +201,6 @@ impl Relay {
             said_goodbye: false,
             farewell_seen: false,
             limits,
-            busy: None,
             fences: Vec::new(),
             draining,
             drains: None,
@@ -331,7 +332,7 @@ impl Relay {
         self.permit.is_some()
             && self.session.is_at_rest()
             && self.passing.remaining == 0
-            && self.lease.as_ref().is_some_and(written)
+            && self.lease.as_deref().is_some_and(written)
     }
 
     /// Judges what the client has sent so far. `None` when it said goodbye.
@@ -523,7 +524,7 @@ impl Relay {
         self.work = Work::default();
     }
 
-    fn take_over(&mut self, leased: Leased) {
+    fn take_over(&mut self, leased: Box<Leased>) {
         self.session.leased(leased.is_of_replica());
         self.server_passing = Passing::default();
         self.farewell_seen = false;

@@ -4,6 +4,7 @@
 //! still owed, which prepared statements exist where, and whether the client has left state behind that keeps the
 //! server connection with it. The same machine is driven by sockets, by property tests and by the fuzzer.
 
+mod judged;
 mod listening;
 mod pipeline;
 mod prepared;
@@ -100,7 +101,7 @@ pub struct Session {
     alters: bool,
     /// The message that is offered next has been judged.
     judged: bool,
-    /// Databases may be named only where it is looked at: this one is for nothing else.
+    /// It is a session with the maintenance database: what cannot be seen as a whole has to be judged too.
     is_maintenance: bool,
     /// The leased connection leads to a replica: what comes after its transaction may not go there.
     on_replica: bool,
@@ -299,7 +300,8 @@ impl Session {
         let mut effect = sql::effect(body);
         let is_whole = Frame::HEADER + body.len() == frame.total;
         effect.opaque |= !is_whole;
-        if (effect.databases || self.is_maintenance && !is_whole) && !std::mem::take(&mut self.judged) {
+        let suspicious = effect.databases || self.is_maintenance && !is_whole;
+        if suspicious && !std::mem::take(&mut self.judged) {
             return self.judge();
         }
         if self.shares_listener
@@ -335,7 +337,7 @@ impl Session {
         }
         if backend.is_none() {
             // It is the same message that is offered again.
-            self.judged = effect.databases || self.is_maintenance && !is_whole;
+            self.judged = suspicious;
             return ClientStep::NeedServer;
         }
         self.unnamed = None;
@@ -493,37 +495,6 @@ impl Session {
             b'R' | b'K' => Err(Violation::new("the server asked for authentication a second time")),
             other => Err(Violation::new(format!("the server sent a message of unknown type {other}"))),
         }
-    }
-
-    /// A message has to be judged: when what was sent before it is answered, since it may have to be refused.
-    fn judge(&self) -> ClientStep {
-        if self.pipeline.is_empty() || self.pipeline.is_in_batch() { ClientStep::Judge } else { ClientStep::Later }
-    }
-
-    /// The text that has to be judged, of a message for which [`ClientStep::Judge`] was said; nothing when it cannot be seen
-    /// as a whole.
-    pub fn databases_text(&self, frame: Frame, seen: &[u8]) -> Option<Vec<u8>> {
-        let body = seen.get(Frame::HEADER..)?;
-        match frame.kind {
-            b'Q' if seen.len() == frame.total => Some(cstr(body).map_or(body, |(text, _)| text).to_vec()),
-            b'P' if seen.len() == frame.total => Some(cstr(cstr(body)?.1)?.0.to_vec()),
-            b'B' => {
-                let (name, _) = cstr(cstr(body)?.1)?;
-                let parsed = if name.is_empty() { self.unnamed.as_deref()? } else { &self.statements.get(name)?.body };
-                Some(cstr(parsed)?.0.to_vec())
-            }
-            _ => None,
-        }
-    }
-
-    /// The message that is offered next may go on.
-    pub fn judged(&mut self) {
-        self.judged = true;
-    }
-
-    /// The session is one of a pool's login with the maintenance database.
-    pub fn maintains(&mut self) {
-        self.is_maintenance = true;
     }
 
     /// Statements and batches that the server has answered so far.

@@ -57,8 +57,13 @@ pub enum Owed {
 impl Owed {
     /// Whether it ends with ReadyForQuery.
     fn ends(&self) -> bool {
-        use Owed::{Barrier, FunctionCall, InjectedQuery, ListenQuery, Query, Set, Sync};
-        matches!(self, Query | Barrier | ListenQuery(_) | Set(..) | InjectedQuery | FunctionCall | Sync)
+        matches!(self, Self::Sync) || self.is_simple()
+    }
+
+    /// Whether it is no part of a batch: ReadyForQuery follows by itself, after an error too.
+    fn is_simple(&self) -> bool {
+        use Owed::{Barrier, FunctionCall, InjectedQuery, ListenQuery, Query, Set};
+        matches!(self, Query | Barrier | ListenQuery(_) | Set(..) | InjectedQuery | FunctionCall)
     }
 }
 
@@ -92,16 +97,10 @@ impl Pipeline {
         self.syncs += usize::from(matches!(owed, Owed::Sync));
         self.readies += usize::from(owed.ends());
         self.flushed = false;
-        match owed {
-            Owed::Sync => self.batch = false,
-            Owed::Query
-            | Owed::Barrier
-            | Owed::ListenQuery(_)
-            | Owed::Set(..)
-            | Owed::InjectedQuery
-            | Owed::FunctionCall
-            | Owed::CopyEnd => {}
-            _ => self.batch = true,
+        if matches!(owed, Owed::Sync) {
+            self.batch = false;
+        } else if !owed.is_simple() && !matches!(owed, Owed::CopyEnd) {
+            self.batch = true;
         }
         self.owed.push_back(owed);
         self.settle_local(to_client);
@@ -135,15 +134,7 @@ impl Pipeline {
     pub fn ready(&mut self, to_client: &mut BytesMut) -> bool {
         self.copy_in = false;
         match self.owed.front() {
-            Some(
-                Owed::Query
-                | Owed::Barrier
-                | Owed::ListenQuery(_)
-                | Owed::Set(..)
-                | Owed::InjectedQuery
-                | Owed::FunctionCall
-                | Owed::Sync,
-            ) => {
+            Some(front) if front.ends() => {
                 self.perhaps = 0;
                 let done = self.owed.pop_front();
                 self.barriers -= usize::from(matches!(done, Some(Owed::Barrier)));
@@ -166,17 +157,7 @@ impl Pipeline {
     /// it was in the extended protocol.
     pub fn failed(&mut self, mut lost: impl FnMut(&Owed)) -> bool {
         self.copy_in = false;
-        if matches!(
-            self.owed.front(),
-            Some(
-                Owed::Query
-                    | Owed::Barrier
-                    | Owed::ListenQuery(_)
-                    | Owed::Set(..)
-                    | Owed::InjectedQuery
-                    | Owed::FunctionCall
-            )
-        ) {
+        if self.owed.front().is_some_and(Owed::is_simple) {
             return false; // ReadyForQuery follows by itself
         }
         let sync = self.owed.iter().position(|o| matches!(o, Owed::Sync));
@@ -224,9 +205,7 @@ impl Pipeline {
             self.readies -= 1;
             self.perhaps += 1;
         }
-        if let Some(Owed::Query | Owed::Barrier | Owed::ListenQuery(_) | Owed::Set(..) | Owed::FunctionCall) =
-            self.owed.get(1)
-        {
+        if self.owed.get(1).is_some_and(|owed| owed.is_simple() && !matches!(owed, Owed::InjectedQuery)) {
             // The server takes it for what breaks the copy, and answers both at once.
             let taken = self.owed.remove(1);
             self.barriers -= usize::from(matches!(taken, Some(Owed::Barrier)));

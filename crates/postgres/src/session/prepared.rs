@@ -48,11 +48,8 @@ impl Session {
         let rest = instead.as_ref().map_or(rest, |(_, body)| body);
         // Refused here it costs the client nothing but this; what is executed is looked at again.
         let text = cstr(rest).map_or(rest, |(text, _)| text);
-        if sql::may_be_about_databases(text)
-            && sql::effect(text).databases
-            && self.pipeline.is_settled()
-            && !std::mem::take(&mut self.judged)
-        {
+        let suspicious = sql::may_be_about_databases(text) && sql::effect(text).databases;
+        if suspicious && self.pipeline.is_settled() && !std::mem::take(&mut self.judged) {
             return Ok(ClientStep::Judge);
         }
         let Some(backend) = backend else {
@@ -67,10 +64,11 @@ impl Session {
                 to_client.message(b'1', |_| {});
                 return Ok(ClientStep::Drop);
             }
-            self.judged = sql::may_be_about_databases(text) && sql::effect(text).databases;
+            // It is the same message that is offered again.
+            self.judged = suspicious;
             return Ok(ClientStep::NeedServer);
         };
-        let mut effect = sql::effect(cstr(rest).map_or(rest, |(text, _)| text));
+        let mut effect = sql::effect(text);
         // In a batch nobody waits for what it takes away.
         effect.opaque |= !whole || effect.deallocates;
         if name.is_empty() {
