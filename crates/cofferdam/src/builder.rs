@@ -158,7 +158,7 @@ impl Builder {
             Runtimes::Callers => 1,
             Runtimes::PerCore(n) => n.max(1),
         };
-        let http_addresses = catalog.http.as_ref().map(|c| c.listen.clone()).unwrap_or_default();
+        let http_addresses = catalog.http.as_ref().map(|h| h.config.listen.clone()).unwrap_or_default();
         let mut inherited = self.inherited;
         let given = inherited.count();
         let http_listening = listen(self.http_listeners, &mut inherited.http, &http_addresses, http.is_some(), count)?;

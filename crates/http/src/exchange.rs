@@ -8,23 +8,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cofferdam_fairness::{Class, Permit};
-use cofferdam_tenant::{Endpoint, Tenant, normalize_host};
+use cofferdam_tenant::{DatabaseName, Endpoint};
 use http::{Method, header};
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
 use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 use tokio::net::TcpStream;
 
 use crate::backlog::Backlog;
-use crate::headers::{self, Forwarded};
-use crate::plane::{HttpPlane, InFlight, PoolAccess, Snapshot};
+use crate::boundary::{self, Carrier};
+use crate::plane::{HttpPlane, InFlight, Snapshot};
 use crate::reply::{self, Refusal};
-use crate::route::{Route, route};
+use crate::request::{self, Asked, Request};
 use crate::socket::Socket;
 use crate::spool::Spool;
 use crate::websocket;
-
-/// Bytes of a request's header that are accepted.
-const MAX_HEADER: usize = 64 << 10;
 
 /// Bytes a second that a request body must come with, beside the time allowed without any.
 const MIN_BODY_RATE: u64 = 1 << 10;
@@ -64,17 +61,6 @@ impl From<Box<pingora_error::Error>> for Failure {
     }
 }
 
-/// A judged request.
-pub(crate) struct Request<'a> {
-    pub(crate) plane: &'a Arc<HttpPlane>,
-    pub(crate) snapshot: &'a Snapshot,
-    pub(crate) tenant: &'a Arc<Tenant>,
-    pub(crate) access: &'a Arc<PoolAccess>,
-    pub(crate) client: SocketAddr,
-    pub(crate) host: String,
-    pub(crate) id: String,
-}
-
 /// Serves one request.
 pub(crate) async fn serve(
     plane: &Arc<HttpPlane>,
@@ -85,11 +71,12 @@ pub(crate) async fn serve(
 ) -> Outcome {
     let begun = Instant::now();
     plane.counters.requests.fetch_add(1, Ordering::Relaxed);
-    let outcome = match judge(plane, snapshot, session, peer, &id) {
+    let outcome = match request::judge(plane, snapshot, session, peer, &id) {
         Err(refusal) => refuse(session, &refusal, &id).await,
-        Ok((request, Route::Websocket)) => end(websocket::serve(&request, session).await, session, &id).await,
-        Ok((_, Route::Closed)) => refuse(session, &Refusal::new(404, "Not found", "there is no such page"), &id).await,
-        Ok((request, Route::Worker(class))) => end(ask_worker(&request, class, session).await, session, &id).await,
+        Ok((request, Asked::Websocket)) => end(websocket::serve(&request, session).await, session, &id).await,
+        Ok((request, Asked::Worker(class, carrier))) => {
+            end(ask_worker(&request, class, carrier, session).await, session, &id).await
+        }
     };
     if tracing::enabled!(tracing::Level::DEBUG) {
         let head = session.req_header();
@@ -119,61 +106,18 @@ async fn refuse(session: &mut ClientSession, refusal: &Refusal, id: &str) -> Out
     if refusal.send(session, id).await && !refusal.close { Outcome::Done } else { Outcome::Close }
 }
 
-/// Everything that can be said about a request from its head alone.
-fn judge<'a>(
-    plane: &'a Arc<HttpPlane>,
-    snapshot: &'a Snapshot,
+async fn ask_worker(
+    request: &Request<'_>,
+    class: Class,
+    carrier: Option<Carrier>,
     session: &mut ClientSession,
-    peer: SocketAddr,
-    id: &str,
-) -> Result<(Request<'a>, Route), Refusal> {
-    let raw = session.get_headers_raw_bytes();
-    if raw.len() > MAX_HEADER {
-        let detail = format!("the request header has more than {MAX_HEADER} bytes");
-        return Err(Refusal::new(431, "Request header too large", detail).closing());
-    }
-    headers::check_raw(&raw).map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
-    let head = session.req_header_mut();
-    if head.method == Method::CONNECT || head.method == Method::TRACE {
-        return Err(Refusal::new(405, "Method not allowed", "this method is not served here").closing());
-    }
-    if head.headers.get(header::TRANSFER_ENCODING).is_some_and(|v| !v.as_bytes().eq_ignore_ascii_case(b"chunked")) {
-        let detail = "a transfer coding other than `chunked` is not understood here";
-        return Err(Refusal::new(501, "Not implemented", detail).closing());
-    }
-    let host_header = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned();
-    let Some(host) = headers::host_of(&host_header) else {
-        return Err(Refusal::new(400, "Bad request", "the Host header is missing or malformed").closing());
-    };
-    if !head.raw_path().starts_with(b"/") {
-        // The absolute form, whose authority pingora has compared with Host. Servers get the usual form.
-        let raw = head.raw_path().to_ascii_lowercase();
-        let absolute = raw.starts_with(b"http://") || raw.starts_with(b"https://");
-        let path = head.uri.path_and_query().cloned().filter(|p| absolute && p.as_str().starts_with('/'));
-        let Some(path) = path else {
-            return Err(Refusal::new(400, "Bad request", "the request target is not a path").closing());
-        };
-        head.set_uri(path.into());
-    }
-    // Odoo compares hosts with care for case: it gets the name as the catalog knows it.
-    let known = normalize_host(host).map(|name| format!("{name}{}", &host_header[host.len()..]));
-    let Some(tenant) = snapshot.catalog.by_host(host) else {
-        plane.counters.unknown_host.fetch_add(1, Ordering::Relaxed);
-        return Err(Refusal::new(421, "Misdirected request", "no site is served under this name here"));
-    };
-    let Some(access) = snapshot.pool(tenant) else {
-        return Err(Refusal::new(503, "Service unavailable", "this site has no servers"));
-    };
-    let path = String::from_utf8_lossy(head.raw_path());
-    let route = route(&path);
-    let request =
-        Request { plane, snapshot, tenant, access, client: peer, host: known.unwrap_or_default(), id: id.to_owned() };
-    Ok((request, route))
-}
-
-async fn ask_worker(request: &Request<'_>, class: Class, session: &mut ClientSession) -> Result<Outcome, Failure> {
+) -> Result<Outcome, Failure> {
     let mut body = read_body(request, session).await?;
-    let permit = slot(request, class, session).await?;
+    if let (Some(carrier), Some(body)) = (carrier, &mut body) {
+        look_into(request, carrier, body, session).await?;
+    }
+    // The slot of a report is held while its renderer calls back: a tenant with no slot left would wait for itself.
+    let permit = if request.from_workers { None } else { Some(slot(request, class, session).await?) };
     let (server, occupied) = match send(request, session, &mut body, permit).await {
         Ok(sent) => sent,
         Err(failure) => {
@@ -235,6 +179,28 @@ fn spool_failed(error: &std::io::Error) -> Failure {
     Refusal::new(500, "Internal error", "the request body could not be stored while it waited").closing().into()
 }
 
+/// Lets a body through that names no other database than the tenant's.
+async fn look_into(
+    request: &Request<'_>,
+    carrier: Carrier,
+    body: &mut Spool,
+    session: &ClientSession,
+) -> Result<(), Failure> {
+    let content_type =
+        session.get_header(header::CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+    let database = request.tenant.database.clone();
+    let path = request.path.clone();
+    let _reader = match body.is_large() {
+        true => request.plane.readers.acquire().await.ok(),
+        false => None,
+    };
+    let verdict = body.inspect(move |body| {
+        let database = database.as_ref().map(DatabaseName::as_str);
+        boundary::check_body(carrier, &path, content_type.as_deref(), body, database)
+    });
+    verdict.await.map_err(|error| spool_failed(&error))?.map_err(|denied| request.denied(denied).into())
+}
+
 /// Waits for a worker slot, and notices when the client leaves meanwhile.
 async fn slot(request: &Request<'_>, class: Class, session: &mut ClientSession) -> Result<Permit, Failure> {
     let tenant = request.tenant;
@@ -259,7 +225,7 @@ async fn send(
     request: &Request<'_>,
     session: &mut ClientSession,
     body: &mut Option<Spool>,
-    permit: Permit,
+    permit: Option<Permit>,
 ) -> Result<(ServerSession, Occupied), Failure> {
     let pool = &request.access.pool;
     let mut connected = None;
@@ -285,15 +251,7 @@ async fn send(
         refusal.retry_after = Some(Duration::from_secs(5));
         return Err(refusal.into());
     };
-    let about = Forwarded {
-        client: request.client.ip(),
-        scheme: request.snapshot.scheme,
-        host: &request.host,
-        request_id: &request.id,
-        length: body.as_ref().map(Spool::len),
-        upgrade: false,
-    };
-    let head = headers::to_server(session.req_header(), &about)?;
+    let head = request.to_server(session.req_header(), body.as_ref().map(Spool::len), false)?;
     let exchange = async {
         server.write_request_header(Box::new(head)).await?;
         if let Some(body) = body {
@@ -342,7 +300,8 @@ async fn send(
 
 /// What a request holds of its pool.
 struct Occupied {
-    _permit: Permit,
+    /// None for what the workers themselves ask.
+    _permit: Option<Permit>,
     _in_flight: InFlight,
 }
 
@@ -372,8 +331,7 @@ async fn answer(
         (head.version, head.method == Method::HEAD)
     };
     let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
-    let mut head = headers::to_client(head, version, head_only)?;
-    head.insert_header("X-Request-Id", request.id.as_str())?;
+    let head = request.to_client(head, version, head_only)?;
     if request.plane.draining.is_cancelled() {
         session.set_server_keepalive(None);
     }

@@ -1,6 +1,6 @@
 //! Headers at the boundary: what clients may not say, what servers may not say, and what we say ourselves.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora_error::Result;
@@ -82,6 +82,47 @@ pub(crate) fn host_of(value: &str) -> Option<&str> {
     };
     let port_ok = port.is_empty() || port.strip_prefix(':').is_some_and(|p| p.bytes().all(|b| b.is_ascii_digit()));
     (port_ok && !host.is_empty()).then_some(host)
+}
+
+/// Who a request is from, and by which scheme, as proxies in front of the gateway say it.
+///
+/// Each proxy appends the address that it sees. So the list is believed from its end, up to the first address that is no
+/// proxy of ours; what stands before that, the client may have made up.
+pub(crate) fn client_of(
+    headers: &HeaderMap,
+    peer: IpAddr,
+    is_proxy: impl Fn(IpAddr) -> bool,
+) -> (IpAddr, Option<&'static str>) {
+    let mut client = peer.to_canonical();
+    if !is_proxy(client) {
+        return (client, None);
+    }
+    let hops = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    for hop in hops.collect::<Vec<_>>().into_iter().rev() {
+        let hop = hop.trim();
+        let address = hop.parse::<IpAddr>().ok().or_else(|| Some(hop.parse::<SocketAddr>().ok()?.ip()));
+        let Some(address) = address else { break };
+        client = address.to_canonical();
+        if !is_proxy(client) {
+            break;
+        }
+    }
+    let scheme = headers.get_all("x-forwarded-proto").iter().next_back().and_then(|v| v.to_str().ok());
+    let scheme = match scheme.and_then(|s| s.rsplit(',').next()).map(str::trim) {
+        Some("https") => Some("https"),
+        Some("http") => Some("http"),
+        _ => None,
+    };
+    (client, scheme)
+}
+
+/// Whether a WebSocket handshake comes from a page of the site itself, or from no page at all. `is_own` says whether a host
+/// is the tenant's. Browsers send cookies with a handshake from any page, so the origin is all that tells them apart.
+pub(crate) fn origin_is_own(headers: &HeaderMap, is_own: impl Fn(&str) -> bool) -> bool {
+    headers.get_all(header::ORIGIN).iter().all(|origin| {
+        let authority = origin.to_str().ok().and_then(|o| o.strip_prefix("https://").or(o.strip_prefix("http://")));
+        authority.filter(|a| !a.contains(['/', '@'])).and_then(host_of).is_some_and(&is_own)
+    })
 }
 
 /// The head that goes to the server.
@@ -258,6 +299,48 @@ mod tests {
             assert!(check_raw(bad.as_bytes()).is_err(), "{bad:?}");
         }
         assert!(check_raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
+    }
+
+    #[test]
+    fn addresses_are_believed_from_proxies_and_from_nobody_else() {
+        let client = |peer: &str, forwarded: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in forwarded {
+                headers.append("x-forwarded-for", value.parse().unwrap());
+            }
+            let is_proxy = |a: IpAddr| a.is_loopback() || a.to_string().starts_with("10.");
+            client_of(&headers, peer.parse().unwrap(), is_proxy).0.to_string()
+        };
+        assert_eq!(client("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
+        assert_eq!(client("127.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client("::ffff:127.0.0.1", &["6.6.6.6, 198.51.100.7, 10.0.0.2"]), "198.51.100.7");
+        assert_eq!(client("127.0.0.1", &["6.6.6.6", "198.51.100.7:4711"]), "198.51.100.7");
+        assert_eq!(client("127.0.0.1", &["6.6.6.6, unknown, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["10.0.0.3"]), "10.0.0.3");
+    }
+
+    #[test]
+    fn a_handshake_from_a_page_of_another_site_is_foreign() {
+        let own = |origin: &str| {
+            let mut headers = HeaderMap::new();
+            headers.append("origin", origin.parse().unwrap());
+            origin_is_own(&headers, |host| host == "acme.example.com")
+        };
+        assert!(origin_is_own(&HeaderMap::new(), |_| false));
+        assert!(own("https://acme.example.com") && own("http://acme.example.com:8069"));
+        for foreign in [
+            "https://bolt.example.com",
+            "null",
+            "",
+            "acme.example.com",
+            "https://acme.example.com.evil",
+            "https://evil@acme.example.com",
+            "https://acme.example.com/x",
+            "file://acme.example.com",
+        ] {
+            assert!(!own(foreign), "{foreign}");
+        }
     }
 
     #[test]

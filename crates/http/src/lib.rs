@@ -21,12 +21,15 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod backlog;
+pub mod boundary;
 mod connection;
 mod exchange;
 mod headers;
 mod plane;
 mod reply;
+mod request;
 mod route;
+mod session;
 mod socket;
 mod spool;
 mod websocket;

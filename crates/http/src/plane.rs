@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cofferdam_fairness::{Breaker, BreakerConfig, Clock, Gate, GateConfig, GateSet, GateSpec, Share, Timestamp};
-use cofferdam_tenant::{Catalog, Endpoint, HttpConfig, Pool, PoolName, Server, Tenant, TenantId};
+use cofferdam_tenant::{Catalog, Endpoint, HttpFront, Network, Pool, PoolName, Server, Tenant, TenantId};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::HttpError;
 use crate::connection;
+use crate::session::SessionKey;
 
 /// The expected or measured request time from which on work counts as expensive on this plane.
 const EXPENSIVE_FROM: Duration = Duration::from_millis(500);
@@ -34,6 +35,8 @@ pub struct HttpPlane {
     gates: GateSet,
     clock: Arc<dyn Clock>,
     pub(crate) counters: Counters,
+    /// Large bodies that are read for the database they name, at once: a reader holds in memory what it reads.
+    pub(crate) readers: Semaphore,
     /// Bytes of answers that were read ahead of slow clients.
     pub(crate) ahead: ReadAhead,
     pub(crate) websockets: Mutex<HashMap<TenantId, u32>>,
@@ -46,6 +49,9 @@ pub struct HttpPlane {
     run: u64,
     next_request: AtomicU64,
 }
+
+/// Large bodies that are looked into at once.
+const READERS: usize = 4;
 
 /// Most bytes that answers are read ahead of slow clients: in all, and for one tenant.
 const MOST_AHEAD: u64 = 2 << 30;
@@ -90,6 +96,7 @@ pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) unknown_host: AtomicU64,
     pub(crate) refused: AtomicU64,
+    pub(crate) denied: AtomicU64,
     pub(crate) failed: AtomicU64,
 }
 
@@ -104,6 +111,8 @@ pub(crate) struct Snapshot {
     pub(crate) spool_directory: Option<PathBuf>,
     /// Bytes of an answer that are read ahead of a slow client.
     pub(crate) max_backlog: u64,
+    pub(crate) trusted_proxies: Vec<Network>,
+    pub(crate) session_key: Option<SessionKey>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -142,6 +151,8 @@ pub struct HttpUsage {
     pub unknown_host: u64,
     /// Requests refused for want of a slot so far.
     pub refused: u64,
+    /// Requests refused at a tenant's boundary so far: for what they name, where they come from or where they want to go.
+    pub denied: u64,
     /// Requests that failed at the server so far.
     pub failed: u64,
 }
@@ -149,20 +160,21 @@ pub struct HttpUsage {
 impl HttpPlane {
     /// A plane that serves a catalog. Must have an `http` section.
     pub fn new(catalog: &Arc<Catalog>, clock: Arc<dyn Clock>) -> Result<Arc<Self>, HttpError> {
-        let config = catalog.http.as_ref().ok_or(HttpError::NotConfigured)?;
+        let front = catalog.http.as_ref().ok_or(HttpError::NotConfigured)?;
         let mut run = [0; 8];
         // Request ids only tell requests apart: a zero here would merely make two runs look alike.
         let _ = getrandom::fill(&mut run);
         let plane = Arc::new(Self {
-            snapshot: ArcSwap::from_pointee(Snapshot::new(Arc::clone(catalog), config)),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(Arc::clone(catalog), front)),
             gates: GateSet::new(Arc::clone(&clock)),
             clock,
             counters: Counters::default(),
+            readers: Semaphore::new(READERS),
             ahead: ReadAhead::default(),
             websockets: Mutex::default(),
             draining: CancellationToken::new(),
             has_successor: AtomicBool::new(false),
-            connections: Semaphore::new(config.max_connections as usize),
+            connections: Semaphore::new(front.config.max_connections as usize),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             run: u64::from_le_bytes(run),
@@ -174,9 +186,14 @@ impl HttpPlane {
 
     /// Serves another catalog from the next request on. Requests that run keep the one they began with.
     pub fn reload(&self, catalog: &Arc<Catalog>) -> Result<(), HttpError> {
-        let config = catalog.http.as_ref().ok_or(HttpError::NotConfigured)?;
+        let front = catalog.http.as_ref().ok_or(HttpError::NotConfigured)?;
+        if front.session_key.is_none() {
+            tracing::warn!(
+                "without `http.session_key` a session of one tenant opens every tenant that shares its servers"
+            );
+        }
         self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
-        let mut snapshot = Snapshot::new(Arc::clone(catalog), config);
+        let mut snapshot = Snapshot::new(Arc::clone(catalog), front);
         let old = self.snapshot.load_full();
         snapshot.pools = catalog
             .pools
@@ -274,6 +291,7 @@ impl HttpPlane {
             requests: count(&self.counters.requests),
             unknown_host: count(&self.counters.unknown_host),
             refused: count(&self.counters.refused),
+            denied: count(&self.counters.denied),
             failed: count(&self.counters.failed),
         }
     }
@@ -299,7 +317,8 @@ impl fmt::Debug for HttpPlane {
 }
 
 impl Snapshot {
-    fn new(catalog: Arc<Catalog>, config: &HttpConfig) -> Self {
+    fn new(catalog: Arc<Catalog>, front: &HttpFront) -> Self {
+        let config = &front.config;
         Self {
             catalog,
             pools: HashMap::new(),
@@ -313,6 +332,8 @@ impl Snapshot {
             spool_threshold: config.spool_threshold.0,
             spool_directory: config.spool_directory.clone(),
             max_backlog: config.max_backlog.0,
+            trusted_proxies: config.trusted_proxies.clone(),
+            session_key: front.session_key.as_ref().and_then(|key| SessionKey::new(key.expose())),
         }
     }
 

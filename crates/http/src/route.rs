@@ -1,6 +1,10 @@
 //! What kind of work a path is, as Odoo 16 to 19 route it. A hint for scheduling; and what is closed from outside.
 
+use std::borrow::Cow;
+
 use cofferdam_fairness::Class;
+
+use crate::boundary::without_language;
 
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,8 +18,9 @@ pub enum Route {
 }
 
 /// Routes that only operators need; Odoo guards some of them badly and others not at all.
-const CLOSED: [&str; 8] = [
+const CLOSED: [&str; 9] = [
     "/web/database",
+    "/web/health",
     "/base_import_module/login_upload",
     "/web/tests",
     "/web/set_profiling",
@@ -39,12 +44,23 @@ const RPC: [&str; 5] = ["/web/dataset", "/jsonrpc", "/xmlrpc", "/json", "/api"];
 
 /// The route of a path. `path` may carry a query.
 pub fn route(path: &str) -> Route {
+    route_canonical(&canonical(path))
+}
+
+/// A path as Odoo's router would understand it at its most generous: decoded, without a query, with `//`, `/./` and `/../`
+/// resolved, without a slash at its end. What would be read differently after decoding is judged by what it decodes to.
+pub(crate) fn canonical(path: &str) -> Cow<'_, str> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
-    // What would be read differently after decoding is judged by what it decodes to.
-    let decoded = decode(path);
-    let path = decoded.as_deref().unwrap_or(path);
-    let path = path.trim_end_matches('/');
-    if CLOSED.iter().any(|p| is_below(path, p)) {
+    match decode(path) {
+        Some(decoded) => Cow::Owned(decoded),
+        None => Cow::Borrowed(path.trim_end_matches('/')),
+    }
+}
+
+/// The route of a path in its canonical form.
+pub(crate) fn route_canonical(path: &str) -> Route {
+    let closed = |path: &str| CLOSED.iter().any(|p| is_below(path, p));
+    if closed(path) || without_language(path).is_some_and(closed) {
         return Route::Closed;
     }
     if is_below(path, "/websocket") {
@@ -70,7 +86,7 @@ fn is_static(path: &str) -> bool {
     second == Some("static") && segments.next().is_some() || (first, second) == (Some("web"), Some("assets"))
 }
 
-fn is_below(path: &str, prefix: &str) -> bool {
+pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
@@ -103,7 +119,7 @@ fn decode(path: &str) -> Option<String> {
             other => segments.push(other),
         }
     }
-    Some(format!("/{}", segments.join("/")))
+    Some(if segments.is_empty() { String::new() } else { format!("/{}", segments.join("/")) })
 }
 
 #[cfg(test)]
@@ -146,6 +162,9 @@ mod tests {
             "/longpolling/poll",
             "/queue_job/runjob?db=x",
             "/web/filestore/acme/ab/abcd",
+            "/web/health?db_server_status=1",
+            "/fr/web/database/manager",
+            "/pt_BR/web/tests",
         ] {
             assert_eq!(route(path), Route::Closed, "{path}");
         }

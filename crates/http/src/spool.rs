@@ -1,6 +1,6 @@
 //! A request body that waits for a worker: in memory while it is small, in a temporary file beyond.
 
-use std::io;
+use std::io::{self, BufReader, Read};
 use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
@@ -58,6 +58,26 @@ impl Spool {
         Ok(())
     }
 
+    /// Looks into the whole body, which is read from the front again afterwards.
+    ///
+    /// What is in a file is read on a thread that may block.
+    pub(crate) async fn inspect<T: Send + 'static>(
+        &mut self,
+        look: impl FnOnce(&mut dyn Read) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let Some(file) = &mut self.file else { return Ok(look(&mut &self.memory[..])) };
+        let copy = file.try_clone().await?.into_std().await;
+        let seen = tokio::task::spawn_blocking(move || look(&mut BufReader::new(copy))).await;
+        // Both handles have one position.
+        file.rewind().await?;
+        seen.map_err(io::Error::other)
+    }
+
+    /// Whether it is in a file.
+    pub(crate) fn is_large(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// The next bytes; empty at the end.
     pub(crate) async fn next(&mut self) -> io::Result<Bytes> {
         let Some(file) = &mut self.file else { return Ok(std::mem::take(&mut self.memory).freeze()) };
@@ -92,6 +112,8 @@ mod tests {
             assert_eq!(spool.len(), 250_000);
             assert_eq!(spool.file.is_some(), threshold < 250_000);
             spool.rewind().await.unwrap();
+            let seen = spool.inspect(|body| body.read_to_end(&mut Vec::new())).await.unwrap();
+            assert_eq!(seen.unwrap(), 250_000);
             let mut back = Vec::new();
             loop {
                 let chunk = spool.next().await.unwrap();

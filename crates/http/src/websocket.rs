@@ -7,10 +7,11 @@ use cofferdam_tenant::TenantId;
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
 use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 
-use crate::exchange::{Failure, Outcome, Request, connect};
-use crate::headers::{self, Forwarded};
+use crate::exchange::{Failure, Outcome, connect};
+use crate::headers;
 use crate::plane::HttpPlane;
 use crate::reply::{self, Refusal};
+use crate::request::Request;
 
 /// An unmasked Close frame with code 1001, "going away" (RFC 6455, 7.4.1): browsers come again on their own.
 const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
@@ -21,6 +22,10 @@ pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) ->
     let upgrade = headers::wants_websocket(session.req_header());
     if !upgrade {
         return Err(Refusal::new(426, "Upgrade required", "this path speaks WebSocket only").into());
+    }
+    let own = |host: &str| request.snapshot.catalog.by_host(host).is_some_and(|t| t.id == request.tenant.id);
+    if !headers::origin_is_own(&session.req_header().headers, own) {
+        return Err(request.forbidden("a page of another site may not open a WebSocket here").into());
     }
     let Some(_counted) = Counted::new(request) else {
         let limit = request.tenant.plan.max_websockets;
@@ -43,15 +48,7 @@ pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) ->
     let Some(mut server) = server else {
         return Err(Refusal::new(503, "Service unavailable", "this site has no WebSocket server").into());
     };
-    let about = Forwarded {
-        client: request.client.ip(),
-        scheme: request.snapshot.scheme,
-        host: &request.host,
-        request_id: &request.id,
-        length: None,
-        upgrade: true,
-    };
-    let head = headers::to_server(session.req_header(), &about)?;
+    let head = request.to_server(session.req_header(), None, true)?;
     let handshake = async {
         server.write_request_header(Box::new(head)).await?;
         loop {
@@ -68,7 +65,7 @@ pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) ->
     }
     let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
     let switched = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
-    let head = headers::to_client(head, session.req_header().version, false)?;
+    let head = request.to_client(head, session.req_header().version, false)?;
     reply::write_head(session, head).await?;
     if switched {
         // Liveness is the business of both ends' pings; reads must not time out in between.

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use crate::check;
 use crate::config::{
-    AuthMethod, Class, DatabaseCommands, GatewayConfig, HttpConfig, NotificationPolicy, PoolingMode, PostgresConfig,
-    ReadOnlyRouting, Scheduling, TlsMode,
+    AuthMethod, Class, DatabaseCommands, GatewayConfig, HttpConfig, InternalRouteConfig, NetworksConfig,
+    NotificationPolicy, PoolingMode, PostgresConfig, ReadOnlyRouting, Scheduling, TlsMode,
 };
 use crate::diagnostic::Diagnostics;
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
-use crate::units::{Endpoint, Secret};
+use crate::units::{Endpoint, Network, Secret};
 use crate::{Secrets, SourceSet};
 
 /// So much per second, and how much can be saved up.
@@ -148,6 +148,10 @@ pub struct Tenant {
     pub replication: Vec<String>,
     /// When server connections change hands.
     pub pooling: PoolingMode,
+    /// Who may reach its hosts at all.
+    pub networks: NetworksConfig,
+    /// Closed routes that some addresses may use.
+    pub internal_routes: Vec<InternalRouteConfig>,
 }
 
 impl Tenant {
@@ -201,6 +205,8 @@ pub struct Pool {
     pub read_timeout: Duration,
     /// Time without a byte on a WebSocket.
     pub websocket_timeout: Duration,
+    /// Addresses from which the workers themselves call back.
+    pub workers_from: Vec<Network>,
     /// The PostgreSQL login of its workers.
     pub login: Option<Login>,
     /// The cluster on which that login may open the maintenance database.
@@ -265,6 +271,16 @@ pub struct TlsFiles {
     pub key: Secret,
 }
 
+/// Listener settings of the HTTP plane, with what they point at.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct HttpFront {
+    /// The settings as written.
+    pub config: HttpConfig,
+    /// What binds session cookies to their tenant.
+    pub session_key: Option<Secret>,
+}
+
 /// Listener settings of the PostgreSQL plane that a reload may change.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -299,6 +315,8 @@ pub struct ConsoleUser {
 pub struct Catalog {
     pub(crate) tenants: Vec<Arc<Tenant>>,
     pub(crate) by_host: HashMap<HostName, Arc<Tenant>>,
+    /// By what follows the asterisk.
+    pub(crate) by_wildcard: HashMap<String, Arc<Tenant>>,
     pub(crate) by_database: HashMap<DatabaseName, Arc<Tenant>>,
     pub(crate) by_slug: HashMap<Slug, Arc<Tenant>>,
     pub(crate) by_role: HashMap<String, Login>,
@@ -309,7 +327,7 @@ pub struct Catalog {
     /// Plans by name.
     pub plans: BTreeMap<PlanName, Arc<Plan>>,
     /// HTTP listener settings.
-    pub http: Option<HttpConfig>,
+    pub http: Option<HttpFront>,
     /// PostgreSQL listener settings.
     pub postgres: Option<PostgresFront>,
     /// Where the admin listener listens.
@@ -343,7 +361,8 @@ impl Catalog {
     /// The tenant of a host; the host in any case, without port.
     pub fn by_host(&self, host: &str) -> Option<&Arc<Tenant>> {
         let host = crate::ids::normalize_host(host)?;
-        self.by_host.get(host.as_ref())
+        let exact = self.by_host.get(host.as_ref());
+        exact.or_else(|| self.by_wildcard.get(host.split_once('.')?.1))
     }
 
     /// The tenant that owns a database.

@@ -98,11 +98,34 @@ name_type!(
     |s| (!s.is_empty() && s.len() <= 63 && !s.chars().any(char::is_control)).then(|| s.into())
 );
 name_type!(
-    /// A host name as clients send it: lower case, no port, no trailing dot. International names in their `xn--` form.
+    /// A host name as clients send it: lower case, no port, no trailing dot, international names in their `xn--` form. Or,
+    /// with an asterisk for its first label, all names that have another there.
     HostName, "HostName",
-    "a host name without scheme, port or path, such as `acme.example.com` (international names as `xn--…`)",
-    "^[A-Za-z0-9._:\\[\\]-]{1,254}$", normalize_host
+    "a host name without scheme, port or path, such as `acme.example.com`, or `*.acme.example.com`",
+    "^[^\\u0000-\\u0020/?#@]{1,254}$", parse_host
 );
+
+impl HostName {
+    /// What follows the asterisk and its dot, when the name stands for all names of one label more.
+    pub fn wildcard_of(&self) -> Option<&str> {
+        self.0.strip_prefix("*.")
+    }
+}
+
+/// A host as an operator writes it: in any case, international or not, with an asterisk for its first label or without.
+fn parse_host(text: &str) -> Option<Cow<'_, str>> {
+    if let Some(parent) = text.strip_prefix("*.") {
+        let parent = parse_host(parent)?;
+        // `*.com` is nobody's, and an address has no names below it.
+        let named = parent.contains('.') && parent.parse::<IpAddr>().is_err() && !parent.starts_with('*');
+        return named.then(|| Cow::Owned(format!("*.{parent}")));
+    }
+    if text.is_ascii() {
+        return normalize_host(text);
+    }
+    let ascii = idna::domain_to_ascii_strict(text).ok()?;
+    normalize_host(&ascii).map(|host| Cow::Owned(host.into_owned()))
+}
 
 fn parse_label(s: &str) -> Option<Cow<'_, str>> {
     let bytes = s.as_bytes();
@@ -154,6 +177,20 @@ mod tests {
         assert_eq!(normalize_host("[::1]").unwrap(), "[::1]");
         for bad in ["", ".", "a..b", "-a.b", "a b", "acme.example.com:80", "[::1", "a/b", "é.example"] {
             assert_eq!(normalize_host(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_host_may_be_written_in_its_own_script_or_with_an_asterisk() {
+        let parse = |text| HostName::parse(text).map(|host| host.as_str().to_owned());
+        assert_eq!(parse("Bücher.example").unwrap(), "xn--bcher-kva.example");
+        assert_eq!(parse("*.Acme.example.com.").unwrap(), "*.acme.example.com");
+        assert_eq!(HostName::parse("*.acme.example").unwrap().wildcard_of(), Some("acme.example"));
+        assert_eq!(HostName::parse("acme.example").unwrap().wildcard_of(), None);
+        for bad in
+            ["*", "*.", "*.com", "*.*.example.com", "a.*.example.com", "*a.example.com", "*.10.0.0.1", "b\u{fc}\u{0}.x"]
+        {
+            assert!(parse(bad).is_err(), "{bad}");
         }
     }
 

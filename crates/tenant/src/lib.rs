@@ -36,19 +36,19 @@ mod units;
 pub mod yaml;
 
 pub use catalog::{
-    Catalog, ClassQuota, Cluster, ConsoleUser, Login, Password, PerSecond, Plan, PlaneQuota, Pool, PostgresFront,
-    Server, Tenant, TlsFiles,
+    Catalog, ClassQuota, Cluster, ConsoleUser, HttpFront, Login, Password, PerSecond, Plan, PlaneQuota, Pool,
+    PostgresFront, Server, Tenant, TlsFiles,
 };
 pub use config::{
     AdminConfig, AuthMethod, AuthQueryConfig, Class, ClassQuotaConfig, ClientTlsConfig, ClusterConfig, ConsoleConfig,
-    DatabaseCommands, GatewayConfig, HttpConfig, LoginConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig,
-    PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServiceConfig,
-    TenantFile, TlsMode,
+    DatabaseCommands, GatewayConfig, HttpConfig, InternalRouteConfig, LoginConfig, NetworksConfig, NotificationPolicy,
+    Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme,
+    ServerConfig, ServiceConfig, TenantFile, TlsMode,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};
 pub use schema::{gateway_schema, tenant_schema};
-pub use units::{ByteSize, Endpoint, HumanDuration, Secret};
+pub use units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
 
 use std::path::{Path, PathBuf};
 

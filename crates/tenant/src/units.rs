@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -25,12 +26,17 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// Addresses of one network: `10.0.0.0/8`, `2001:db8::/32`, or a single address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network(IpNet);
+
 /// A password or token. Never displayed and never serialized.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 const DURATION: &str = "a duration such as `250ms`, `30s`, `5m`, `2h` or `1d`";
 const SIZE: &str = "a size such as `512B`, `64KiB`, `128MiB` or `2GiB`";
+const NETWORK: &str = "a network such as `10.0.0.0/8` or `2001:db8::/32`, or a single address";
 const ENDPOINT: &str = "a host and port such as `127.0.0.1:8069` or `db.internal:5432`";
 
 impl HumanDuration {
@@ -114,6 +120,28 @@ impl fmt::Display for Endpoint {
     }
 }
 
+impl Network {
+    /// Parses `address/length`, or an address alone. Bits beyond the length must be zero: `10.1.0.0/8` is a mistake.
+    pub fn parse(text: &str) -> Option<Self> {
+        let net = match text.parse::<IpAddr>() {
+            Ok(address) => IpNet::from(address),
+            Err(_) => text.parse().ok()?,
+        };
+        (net.network() == net.addr()).then_some(Self(net))
+    }
+
+    /// Whether an address belongs to it. An IPv4 address inside IPv6 counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 impl Secret {
     /// Wraps a secret.
     pub fn new(text: impl Into<String>) -> Self {
@@ -165,6 +193,7 @@ macro_rules! written_as_text {
 
 written_as_text!(HumanDuration, DURATION, "^[0-9]+ ?(ms|s|m|min|h|d)$");
 written_as_text!(ByteSize, SIZE, "^[0-9]+ ?(B|KiB|MiB|GiB|TiB)$");
+written_as_text!(Network, NETWORK, "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$");
 written_as_text!(Endpoint, ENDPOINT, "^.+:[0-9]{1,5}$");
 
 impl<'de> Deserialize<'de> for Secret {
@@ -216,6 +245,17 @@ mod tests {
     fn a_number_without_unit_is_not_a_duration() {
         for bad in ["30", "s", "", "1.5s", "-1s", "30 parsecs", "999999999999d"] {
             assert_eq!(HumanDuration::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_network_holds_its_own_addresses_and_no_stray_bits() {
+        let ten = Network::parse("10.0.0.0/8").unwrap();
+        assert!(ten.contains("10.255.0.1".parse().unwrap()) && ten.contains("::ffff:10.0.0.1".parse().unwrap()));
+        assert!(!ten.contains("11.0.0.1".parse().unwrap()) && !ten.contains("::1".parse().unwrap()));
+        assert!(Network::parse("::1").unwrap().contains("::1".parse().unwrap()));
+        for bad in ["10.1.0.0/8", "10.0.0.0/33", "ten", "", "10.0.0.0/"] {
+            assert_eq!(Network::parse(bad), None, "{bad}");
         }
     }
 

@@ -334,24 +334,6 @@ impl Check<'_> {
         users
     }
 
-    pub(super) fn http(&mut self, main: &Place<'_>, config: &GatewayConfig) {
-        if config.http.as_ref().is_some_and(|h| h.listen.is_empty()) {
-            self.fault(main, &["http", "listen"], "an empty list", "at least one address");
-        }
-        for (field, zero) in config.http.iter().flat_map(|h| {
-            [
-                ("header_timeout", h.header_timeout.0.is_zero()),
-                ("body_timeout", h.body_timeout.0.is_zero()),
-                ("keepalive_timeout", h.keepalive_timeout.0.is_zero()),
-                ("write_timeout", h.write_timeout.0.is_zero()),
-            ]
-        }) {
-            if zero {
-                self.fault(main, &["http", field], "`0s`", "a time above zero");
-            }
-        }
-    }
-
     /// No two listeners on one address.
     pub(super) fn addresses(&mut self, main: &Place<'_>, config: &GatewayConfig) {
         if config.http.is_none() && config.postgres.is_none() {
@@ -554,6 +536,7 @@ fn resolve_pool(
         response_timeout: pool.response_timeout.0,
         read_timeout: pool.read_timeout.0,
         websocket_timeout: pool.websocket_timeout.0,
+        workers_from: pool.workers_from.clone(),
         login,
         maintenance,
         database_commands: pool.database_commands,

@@ -1,6 +1,7 @@
 //! From decoded files to a catalog: everything that only the whole set can tell.
 
 mod house;
+mod http;
 mod secrets;
 mod tenants;
 
@@ -117,19 +118,20 @@ impl Check<'_> {
         let pools = self.pools(main, config, &clusters, &mut numbers);
         let postgres = self.postgres(main, config);
         let admin_token = self.admin(main, config);
-        self.http(main, config);
+        let http = self.http(main, config);
         self.addresses(main, config);
 
         let mut catalog = Catalog {
             tenants: Vec::with_capacity(files.len()),
             by_host: HashMap::with_capacity(files.len()),
+            by_wildcard: HashMap::new(),
             by_database: HashMap::with_capacity(files.len()),
             by_slug: HashMap::with_capacity(files.len()),
             by_role: HashMap::new(),
             pools,
             clusters,
             plans,
-            http: config.http.clone(),
+            http,
             postgres,
             admin: config.admin.as_ref().map(|a| a.listen),
             admin_token,

@@ -45,6 +45,7 @@ impl Check<'_> {
                 self.fault(place, &["hosts", &i.to_string()], found, "a host that no other tenant has");
             }
         }
+        self.reach(place, file, catalog.http.as_ref().is_some_and(|h| h.config.wildcard_hosts));
         if let Some(database) = &file.database {
             if database.as_str() == Catalog::MAINTENANCE_DATABASE || database.as_str().starts_with("template") {
                 let found = format!("`{database}`, which belongs to PostgreSQL itself");
@@ -170,9 +171,14 @@ impl Check<'_> {
             server_login,
             replication: file.replication.clone(),
             pooling: file.pooling,
+            networks: file.networks.clone(),
+            internal_routes: file.internal_routes.clone(),
         });
         for host in &tenant.hosts {
-            catalog.by_host.insert(host.clone(), Arc::clone(&tenant));
+            match host.wildcard_of() {
+                Some(parent) => catalog.by_wildcard.insert(parent.to_owned(), Arc::clone(&tenant)),
+                None => catalog.by_host.insert(host.clone(), Arc::clone(&tenant)),
+            };
         }
         if let Some(database) = &tenant.database {
             catalog.by_database.insert(database.clone(), Arc::clone(&tenant));

@@ -9,7 +9,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug};
-use crate::units::{ByteSize, Endpoint, HumanDuration, Secret};
+use crate::units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
+
+mod http;
+
+pub use http::{HttpConfig, InternalRouteConfig, NetworksConfig, Scheme};
 
 /// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -36,52 +40,6 @@ pub struct GatewayConfig {
     /// How long a drain may take after SIGTERM before connections are cut.
     #[serde(default = "default_drain")]
     pub drain_timeout: HumanDuration,
-}
-
-/// The HTTP plane.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Addresses to listen on.
-    #[schemars(with = "Vec<String>")]
-    #[serde(deserialize_with = "socket_addresses")]
-    pub listen: Vec<SocketAddr>,
-    /// The scheme that clients use to reach this listener, told to Odoo as X-Forwarded-Proto: `https` when TLS ends in front of the gateway.
-    #[serde(default = "default_scheme")]
-    pub public_scheme: Scheme,
-    /// Time a client may take for a whole request header.
-    #[serde(default = "seconds::<15>")]
-    pub header_timeout: HumanDuration,
-    /// Time without a byte while a request body is read.
-    #[serde(default = "seconds::<30>")]
-    pub body_timeout: HumanDuration,
-    /// Time an idle keep-alive connection stays open.
-    #[serde(default = "seconds::<75>")]
-    pub keepalive_timeout: HumanDuration,
-    /// Time a client may go without taking a byte of its answer.
-    #[serde(default = "seconds::<60>")]
-    pub write_timeout: HumanDuration,
-    /// Request bodies up to this size are held in memory, larger ones in a temporary file.
-    #[serde(default = "default_spool")]
-    pub spool_threshold: ByteSize,
-    /// Most client connections at once.
-    #[serde(default = "default_connections")]
-    pub max_connections: u32,
-    /// Bytes of one answer that are read ahead of a client that takes them slowly, so that the worker is free sooner.
-    #[serde(default = "default_backlog")]
-    pub max_backlog: ByteSize,
-    /// Where large request bodies wait for a worker, and large answers for their client; absent: the system's temporary directory.
-    pub spool_directory: Option<PathBuf>,
-}
-
-/// A URL scheme.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheme {
-    /// Plain HTTP.
-    Http,
-    /// HTTP over TLS.
-    Https,
 }
 
 /// The PostgreSQL plane.
@@ -219,6 +177,9 @@ pub struct PoolConfig {
     /// Time without a byte in either direction on a WebSocket.
     #[serde(default = "seconds::<3600>")]
     pub websocket_timeout: HumanDuration,
+    /// Addresses from which the workers themselves call back, as wkhtmltopdf does for a report: such a request waits for no slot, since the one it belongs to holds one, and brings its session as Odoo gave it.
+    #[serde(default)]
+    pub workers_from: Vec<Network>,
     /// The PostgreSQL login of this pool's workers: it opens every database of the tenants placed in the pool.
     pub login: Option<LoginConfig>,
     /// The cluster on which the pool's login may open the maintenance database `postgres`.
@@ -586,6 +547,12 @@ pub struct TenantFile {
     /// What this tenant has different from its plan.
     #[serde(default)]
     pub quotas: PlanConfig,
+    /// Who may reach its hosts at all.
+    #[serde(default)]
+    pub networks: NetworksConfig,
+    /// Routes that are closed to everybody, such as the database manager, and who may use them all the same.
+    #[serde(default)]
+    pub internal_routes: Vec<InternalRouteConfig>,
     /// Its own PostgreSQL login, beside that of its pool.
     pub login: Option<LoginConfig>,
     /// More logins that may open the database: reports, interfaces.
@@ -632,24 +599,11 @@ impl PoolingMode {
     }
 }
 
-impl Scheme {
-    /// The name used in URLs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-}
-
 fn default_tenants() -> PathBuf {
     "tenants".into()
 }
 fn default_drain() -> HumanDuration {
     HumanDuration(Duration::from_secs(60))
-}
-fn default_scheme() -> Scheme {
-    Scheme::Http
 }
 fn seconds<const N: u64>() -> HumanDuration {
     HumanDuration(Duration::from_secs(N))

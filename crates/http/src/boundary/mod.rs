@@ -1,0 +1,194 @@
+//! Which database a request names, in its query or in its body, and whether that is its own tenant's.
+//!
+//! Odoo chooses the database of a page by host, but some of its entry points take the name from the request and ask no
+//! `dbfilter`: the remote calls `/jsonrpc` and `/xmlrpc`, the login, `?db=`. On a shared server that is a way into every
+//! other tenant. So the gateway reads these requests as Odoo would, and lets none through that names anything else than
+//! the tenant's own database, or that it cannot read with certainty.
+//!
+//! Pure: text in, a verdict out. The rules are those of the table of routes in Odoo 16 to 19.
+
+mod json;
+mod xml;
+
+use std::borrow::Cow;
+use std::io::Read;
+
+/// Bytes of a form that are read; the forms of the pages concerned are short.
+const MOST_FORM: u64 = 1 << 20;
+
+/// How a request's body can name a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// `/jsonrpc`: the first argument of the call.
+    JsonRpc,
+    /// `/xmlrpc/<service>` and `/xmlrpc/2/<service>`: the first argument of the call.
+    XmlRpc,
+    /// `/web/session/authenticate`: `params.db`.
+    Login,
+    /// A page that may be asked with a form: its field `db`.
+    Form,
+}
+
+/// Why a request is not let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Denied {
+    /// It names another database, or the tenant has none.
+    #[error("the request names a database that is not this site's")]
+    Database,
+    /// It calls a service that administers the whole server.
+    #[error("only the services `common` and `object` can be called here")]
+    Service,
+    /// It brings a session in its query, where Odoo 16 takes it from.
+    #[error("a session cannot be given in the query")]
+    Session,
+    /// What it says cannot be told with certainty.
+    #[error("the request cannot be read: {0}")]
+    Unreadable(&'static str),
+    /// The body is of a kind that is not read here.
+    #[error("this page takes no body of that type")]
+    MediaType,
+}
+
+/// Pages that call Odoo's `ensure_db`, which takes `db` from a form too.
+const PAGES: [&str; 9] = [
+    "/web",
+    "/odoo",
+    "/web/login",
+    "/web/signup",
+    "/web/reset_password",
+    "/web/session",
+    "/web/become",
+    "/scoped_app",
+    "/pos",
+];
+
+/// How the body of a request for a path can name a database. `path` as [`canonical`](crate::route::canonical) gives it.
+pub fn carrier(path: &str) -> Option<Carrier> {
+    carrier_of(path).or_else(|| carrier_of(without_language(path)?))
+}
+
+fn carrier_of(path: &str) -> Option<Carrier> {
+    let below = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if path == "/jsonrpc" {
+        Some(Carrier::JsonRpc)
+    } else if below("/xmlrpc") {
+        Some(Carrier::XmlRpc)
+    } else if path == "/web/session/authenticate" {
+        Some(Carrier::Login)
+    } else if PAGES.contains(&path)
+        || ["/odoo", "/scoped_app", "/pos", "/auth_oauth", "/web/login"].iter().any(|p| below(p))
+    {
+        Some(Carrier::Form)
+    } else {
+        None
+    }
+}
+
+/// The path behind a segment that may be a language, as in `/fr/web/login` or `/pt_BR/shop`.
+pub(crate) fn without_language(path: &str) -> Option<&str> {
+    let (segment, _) = path.strip_prefix('/')?.split_once('/')?;
+    let code = segment.split(['_', '@', '-']).next().unwrap_or_default();
+    let language = (2..=3).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_lowercase());
+    (language && segment.len() <= 12).then(|| &path[segment.len() + 1..])
+}
+
+/// Whether the query of a request names the tenant's database or none, and no session.
+///
+/// `query` is what follows the question mark, as it was sent.
+pub fn check_query(path: &str, query: &[u8], database: Option<&str>) -> Result<(), Denied> {
+    // Nothing of interest has another first letter, encoded or not.
+    if !query.split(|b| *b == b'&').any(|pair| matches!(pair.first(), Some(b'd' | b's' | b'%'))) {
+        return Ok(());
+    }
+    check_pairs(path, query, database)
+}
+
+fn check_pairs(path: &str, text: &[u8], database: Option<&str>) -> Result<(), Denied> {
+    for (name, value) in form_urlencoded::parse(text) {
+        match name.as_ref() {
+            "db" if !value.is_empty() && Some(value.as_ref()) != database => return Err(Denied::Database),
+            "session_id" if value.len() >= 40 && value.bytes().all(|b| b.is_ascii_hexdigit()) => {
+                return Err(Denied::Session);
+            }
+            "state" if path.contains("/auth_oauth/") => json::check_oauth_state(&value, database)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether a body names the tenant's database, or none.
+///
+/// `content_type` is the header's value. The body is read as far as it must be, which for JSON is to its end.
+pub fn check_body(
+    carrier: Carrier,
+    path: &str,
+    content_type: Option<&str>,
+    body: impl Read,
+    database: Option<&str>,
+) -> Result<(), Denied> {
+    let content_type = content_type.unwrap_or_default();
+    match carrier {
+        Carrier::JsonRpc => {
+            understood(content_type)?;
+            json::check_call(body, database)
+        }
+        Carrier::Login => {
+            understood(content_type)?;
+            json::check_login(body, database)
+        }
+        Carrier::XmlRpc => {
+            if !matches!(xml_service(path), Some("common" | "object")) {
+                return Err(Denied::Service);
+            }
+            understood(content_type)?;
+            xml::check_call(body, database)
+        }
+        Carrier::Form => match media_type(content_type).as_ref() {
+            "application/x-www-form-urlencoded" => {
+                let mut text = Vec::new();
+                let read = body.take(MOST_FORM + 1).read_to_end(&mut text);
+                if read.is_err() || text.len() as u64 > MOST_FORM {
+                    return Err(Denied::Unreadable("its form is too long"));
+                }
+                check_pairs(path, &text, database)
+            }
+            "multipart/form-data" => Err(Denied::MediaType),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// The service of a call by XML: the last segment of its path.
+fn xml_service(path: &str) -> Option<&str> {
+    let path = if path.starts_with("/xmlrpc/") { path } else { without_language(path)? };
+    let rest = path.strip_prefix("/xmlrpc/")?;
+    Some(rest.strip_prefix("2/").unwrap_or(rest))
+}
+
+fn media_type(content_type: &str) -> Cow<'_, str> {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    if kind.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(kind.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(kind)
+    }
+}
+
+/// Text in another encoding would be read in another way than ours.
+fn understood(content_type: &str) -> Result<(), Denied> {
+    for parameter in content_type.split(';').skip(1) {
+        let Some((name, value)) = parameter.split_once('=') else { continue };
+        let value = value.trim().trim_matches('"');
+        if name.trim().eq_ignore_ascii_case("charset")
+            && !["utf-8", "utf8", "us-ascii"].iter().any(|known| value.eq_ignore_ascii_case(known))
+        {
+            return Err(Denied::Unreadable("its charset is not UTF-8"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const OWN: Option<&str> = Some("acme_db");
+
+fn json(text: &str) -> Result<(), Denied> {
+    check_body(Carrier::JsonRpc, "/jsonrpc", Some("application/json"), text.as_bytes(), OWN)
+}
+
+fn xml(text: &str) -> Result<(), Denied> {
+    check_body(Carrier::XmlRpc, "/xmlrpc/2/object", Some("text/xml"), text.as_bytes(), OWN)
+}
+
+fn call(arguments: &str) -> String {
+    format!(
+        "<?xml version='1.0'?>\n<methodCall>\n<methodName>execute_kw</methodName>\n<params>\n{arguments}</params>\n</methodCall>\n"
+    )
+}
+
+/// `reference` rule: `/jsonrpc` takes the database from the body, and no `dbfilter` is asked; `service=db` is denied.
+#[test]
+fn a_json_call_must_name_its_own_database_and_no_service_but_two() {
+    let of = |service: &str, args: &str| {
+        json(&format!(
+            r#"{{"jsonrpc":"2.0","method":"call","params":{{"service":"{service}","method":"m","args":{args}}},"id":1}}"#
+        ))
+    };
+    assert_eq!(of("object", r#"["acme_db",2,"x","res.partner","read",[[1]],{"a":[{}]}]"#), Ok(()));
+    assert_eq!(of("common", "[]"), Ok(()));
+    assert_eq!(of("object", r#"["acme\u005fdb",2]"#), Ok(()));
+    assert_eq!(of("object", r#"["bolt_db",2,"x"]"#), Err(Denied::Database));
+    assert_eq!(of("object", r#"["acme_db ",2,"x"]"#), Err(Denied::Database));
+    assert_eq!(of("common", "[true]"), Err(Denied::Database));
+    assert_eq!(of("db", "[]"), Err(Denied::Service));
+    assert_eq!(of("d\\u0062", "[]"), Err(Denied::Service));
+    for bad in [
+        // The second of two keys counts for Python.
+        r#"{"params":{"service":"object","args":["acme_db"],"args":["bolt_db"]}}"#,
+        r#"{"params":{"service":"object","args":["acme_db"],"\u0061rgs":["bolt_db"]}}"#,
+        r#"{"params":{"service":"common","service":"db","args":[]}}"#,
+        r#"{"params":{"service":"object","args":["acme_db"]},"params":{"service":"object","args":["bolt_db"]}}"#,
+        r#"{"params":{"service":"object","args":"a"}}"#,
+        r#"{"params":{"service":"object","args":[["bolt_db"]]}}"#,
+        r#"{"params":{"service":"object"}}"#,
+        r#"{"params":{"service":"object","args":["acme_db"]}} {"params":{}}"#,
+        "{\"params\":{\"service\":\"object\",\"args\":[\"acme_db\"]}}\u{feff}",
+        "\u{feff}{\"params\":{\"service\":\"object\",\"args\":[\"acme_db\"]}}",
+        "",
+        "service=object&args=bolt_db",
+    ] {
+        assert!(matches!(json(bad), Err(Denied::Unreadable(_))), "{bad}: {:?}", json(bad));
+    }
+    let utf16 = Some("application/json; charset=utf-16");
+    let refused = check_body(Carrier::JsonRpc, "/jsonrpc", utf16, &b"{}"[..], OWN);
+    assert!(matches!(refused, Err(Denied::Unreadable(_))));
+    assert_eq!(
+        check_body(Carrier::JsonRpc, "/jsonrpc", None, &br#"{"params":{"service":"object","args":["a"]}}"#[..], None),
+        Err(Denied::Database)
+    );
+}
+
+/// `reference` rule: `/xmlrpc/2/common` takes the database from the body too.
+#[test]
+fn an_xml_call_must_name_its_own_database_first_and_in_the_plain_form() {
+    for good in [
+        call("<param>\n<value><string>acme_db</string></value>\n</param>\n<param><value><int>2</int></value></param>"),
+        call("<param><value>acme_db</value></param>"),
+        call("<param><value>\n  <string>acme_db</string>\n</value></param>"),
+        call(""),
+        "<methodCall><methodName>version</methodName><params/></methodCall>".to_owned(),
+        "<methodCall><methodName>version</methodName></methodCall>".to_owned(),
+        call("<param><value>acme_db</value></param>").replace("'1.0'", "'1.0' encoding='iso-8859-1'"),
+    ] {
+        assert_eq!(xml(&good), Ok(()), "{good}");
+    }
+    for foreign in [
+        call("<param><value><string>bolt_db</string></value></param>"),
+        call("<param><value>bolt_db</value></param>"),
+        call("<param><value><string> acme_db</string></value></param>"),
+        call("<param><value><int>1</int></value></param><param><value>acme_db</value></param>"),
+        call("<param><value></value></param>"),
+    ] {
+        assert_eq!(xml(&foreign), Err(Denied::Database), "{foreign}");
+    }
+    let own = "<param><value>acme_db</value></param>";
+    for odd in [
+        // A value that stands anywhere before becomes the first argument.
+        call(own).replace("<methodName>", "<value>bolt_db</value><methodName>"),
+        call(own).replace("execute_kw", "<value>bolt_db</value>"),
+        call(own).replace("<params>", "<value>bolt_db</value><params>"),
+        call(&own.replace("<value>", "<value><value>bolt_db</value>")),
+        call(&own.replace("acme_db", "acme_db<string>bolt_db</string>")),
+        call(&own.replace("acme_db", "bolt<!-- -->acme_db")),
+        call(&own.replace("acme_db", "<![CDATA[bolt_db]]>")),
+        call(&own.replace("acme_db", "acme&#95;db")),
+        call(&own.replace("acme_db", "ac<?x?>me_db")),
+        call(&own.replace("value>", "x:value>")),
+        call(own).replace("<methodCall>", "<!DOCTYPE x [<!ENTITY e 'bolt_db'>]><methodCall>"),
+        call(own).replace("<params>", "<params a='1'>"),
+        call(own).replace("'1.0'", "'1.0' encoding='utf-16'"),
+        call(own).replace("'1.0'", "'1.0' encoding='cp037'"),
+        format!("{}<params><param><value>bolt_db</value></param></params>", call("").replace("</methodCall>\n", "")),
+        format!("{} {}", call(""), call(own)),
+        format!("<methodCall><methodName>{}</methodName>", "a".repeat(100_000)),
+        "\u{feff}<methodCall><methodName>version</methodName></methodCall>".to_owned(),
+        String::new(),
+    ] {
+        assert!(xml(&odd).is_err(), "{odd}");
+    }
+    for path in ["/xmlrpc/db", "/xmlrpc/2/db", "/xmlrpc/2", "/xmlrpc", "/xmlrpc/2/object/x", "/fr/xmlrpc/2/db"] {
+        let carrier = carrier(path).unwrap();
+        assert_eq!(check_body(carrier, path, None, call(own).as_bytes(), OWN), Err(Denied::Service), "{path}");
+    }
+}
+
+#[test]
+fn a_login_and_a_form_must_name_their_own_database_or_none() {
+    let login = |text: &str| check_body(Carrier::Login, "/web/session/authenticate", None, text.as_bytes(), OWN);
+    assert_eq!(login(r#"{"params":{"db":"acme_db","login":"a","password":"b"}}"#), Ok(()));
+    assert_eq!(login(r#"{"params":{"login":"a"}}"#), Ok(()));
+    assert_eq!(login(r#"{"params":{"db":"bolt_db","login":"a"}}"#), Err(Denied::Database));
+    assert!(login(r#"{"params":{"db":"acme_db","db":"bolt_db"}}"#).is_err());
+    assert!(login(r#"{"params":{"db":["bolt_db"]}}"#).is_err());
+
+    let form = |kind: &str, text: &str| check_body(Carrier::Form, "/web/login", Some(kind), text.as_bytes(), OWN);
+    let urlencoded = "application/x-www-form-urlencoded";
+    assert_eq!(form(urlencoded, "login=a&db=acme_db&password=b"), Ok(()));
+    assert_eq!(form(urlencoded, "login=a&db=&password=b"), Ok(()));
+    assert_eq!(form(urlencoded, "db=acme_db&db=bolt_db"), Err(Denied::Database));
+    assert_eq!(form("Application/X-WWW-Form-URLencoded; charset=utf-8", "d%62=bolt%5fdb"), Err(Denied::Database));
+    assert_eq!(form("multipart/form-data; boundary=x", "--x"), Err(Denied::MediaType));
+    assert_eq!(form("application/json", "{}"), Ok(()));
+}
+
+#[test]
+fn a_query_names_its_own_database_or_none_and_no_session() {
+    let query = |text: &str| check_query("/web", text.as_bytes(), OWN);
+    for good in ["", "db=acme_db", "db", "db=", "debug=1&id=3", "session_id=short", "state=x"] {
+        assert_eq!(query(good), Ok(()), "{good}");
+    }
+    for bad in
+        ["db=bolt_db", "x=1&db=bolt_db", "%64b=bolt_db", "%64%62=bolt_db", "db=acme_db&db=bolt_db", "db=acme_db+"]
+    {
+        assert_eq!(query(bad), Err(Denied::Database), "{bad}");
+    }
+    let session = format!("session_id={}", "a1".repeat(20));
+    assert_eq!(query(&session), Err(Denied::Session));
+    let state = |d: &str| check_query("/auth_oauth/signin", format!("state=%7B%22d%22%3A%22{d}%22%7D").as_bytes(), OWN);
+    assert_eq!((state("acme_db"), state("bolt_db")), (Ok(()), Err(Denied::Database)));
+}
+
+#[test]
+fn every_path_that_can_name_a_database_is_known_in_every_spelling() {
+    for (path, expected) in [
+        ("/jsonrpc", Some(Carrier::JsonRpc)),
+        ("/fr/jsonrpc", Some(Carrier::JsonRpc)),
+        ("/pt_BR/web/login", Some(Carrier::Form)),
+        ("/xmlrpc/2/object", Some(Carrier::XmlRpc)),
+        ("/xmlrpc", Some(Carrier::XmlRpc)),
+        ("/web/session/authenticate", Some(Carrier::Login)),
+        ("/web", Some(Carrier::Form)),
+        ("/odoo/sales/1", Some(Carrier::Form)),
+        ("/web/dataset/call_kw/res.partner/read", None),
+        ("/jsonrpcx", None),
+        ("/", None),
+    ] {
+        assert_eq!(carrier(path), expected, "{path}");
+    }
+}
+
+proptest! {
+    /// A call that is let through, read as Python reads it, has the tenant's database for its first argument.
+    #[test]
+    fn no_arrangement_of_tags_hides_another_database(parts in prop::collection::vec(prop::sample::select(vec![
+        "<methodCall>", "</methodCall>", "<methodName>", "</methodName>", "<params>", "</params>", "<params/>", "<param>",
+        "</param>", "<value>", "</value>", "<string>", "</string>", "acme_db", "bolt_db", " ", "<array>", "</array>",
+        "<data>", "</data>", "<int>", "</int>", "<!-- -->", "<![CDATA[bolt_db]]>", "version", "<value/>", "<nil/>",
+    ]), 0..24)) {
+        let text = parts.concat();
+        if xml(&text).is_ok() {
+            prop_assert!(values(&text).first().is_none_or(|first| first == "acme_db"), "{}", text);
+        }
+    }
+
+    #[test]
+    fn nothing_makes_the_readers_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), path in "[/a-z2%]{0,20}") {
+        for carrier in [Carrier::JsonRpc, Carrier::XmlRpc, Carrier::Login, Carrier::Form] {
+            let _ = check_body(carrier, &path, Some("application/x-www-form-urlencoded"), &bytes[..], OWN);
+            let _ = check_body(carrier, "/xmlrpc/common", None, &bytes[..], OWN);
+        }
+        let _ = check_query(&path, &bytes, OWN);
+    }
+}
+
+/// The arguments as `xmlrpc.client.Unmarshaller` finds them: a model of it, for flat documents.
+fn values(text: &str) -> Vec<String> {
+    let (mut found, mut data, mut in_value) = (Vec::new(), String::new(), false);
+    for event in std::iter::from_fn({
+        let mut rest = text;
+        move || {
+            let (piece, after) = if let Some(cdata) = rest.strip_prefix("<![CDATA[") {
+                let end = cdata.find("]]>")?;
+                (format!("={}", &cdata[..end]), &cdata[end + 3..])
+            } else if rest.starts_with('<') {
+                let end = rest.find('>')? + 1;
+                (rest[..end].to_owned(), &rest[end..])
+            } else if rest.is_empty() {
+                return None;
+            } else {
+                let end = rest.find('<').unwrap_or(rest.len());
+                (format!("={}", &rest[..end]), &rest[end..])
+            };
+            rest = after;
+            Some(piece)
+        }
+    }) {
+        match event.as_str() {
+            "</string>" | "</int>" | "<nil/>" => {
+                found.push(std::mem::take(&mut data));
+                in_value = false;
+            }
+            "</value>" | "<value/>" => {
+                if in_value || event == "<value/>" {
+                    found.push(data.clone());
+                }
+                in_value = false;
+            }
+            tag if tag.starts_with("</") || tag.starts_with("<!") => {}
+            tag if tag.starts_with('<') => {
+                data.clear();
+                in_value = tag == "<value>";
+            }
+            piece => data.push_str(&piece[1..]),
+        }
+    }
+    found
+}

@@ -1,0 +1,216 @@
+//! What can be said about a request from its head alone: whose it is, who sent it, and whether it may go on.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cofferdam_fairness::Class;
+use cofferdam_tenant::{DatabaseName, Network, Tenant, normalize_host};
+use http::{Method, Version, header};
+use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
+use pingora_error::Result as HeaderResult;
+use pingora_http::{RequestHeader, ResponseHeader};
+
+use crate::boundary::{self, Carrier, Denied};
+use crate::headers::{self, Forwarded};
+use crate::plane::{HttpPlane, PoolAccess, Snapshot};
+use crate::reply::Refusal;
+use crate::route::{self, Route};
+use crate::session;
+
+/// Bytes of a request's header that are accepted.
+const MAX_HEADER: usize = 64 << 10;
+
+/// A judged request.
+pub(crate) struct Request<'a> {
+    pub(crate) plane: &'a Arc<HttpPlane>,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) tenant: &'a Arc<Tenant>,
+    pub(crate) access: &'a Arc<PoolAccess>,
+    /// Who sent it, as far as the proxies in between can be believed.
+    pub(crate) client: IpAddr,
+    /// How the client reached the first of us.
+    pub(crate) scheme: &'static str,
+    pub(crate) host: String,
+    /// The path in its canonical form.
+    pub(crate) path: String,
+    pub(crate) id: String,
+    /// Whether one of the pool's own workers calls back.
+    pub(crate) from_workers: bool,
+}
+
+/// Whom a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// A worker; and how the body may name a database.
+    Worker(Class, Option<Carrier>),
+    /// The gevent port.
+    Websocket,
+}
+
+/// Everything that can be said about a request from its head alone.
+pub(crate) fn judge<'a>(
+    plane: &'a Arc<HttpPlane>,
+    snapshot: &'a Snapshot,
+    session: &mut ClientSession,
+    peer: SocketAddr,
+    id: &str,
+) -> Result<(Request<'a>, Asked), Refusal> {
+    let raw = session.get_headers_raw_bytes();
+    if raw.len() > MAX_HEADER {
+        let detail = format!("the request header has more than {MAX_HEADER} bytes");
+        return Err(Refusal::new(431, "Request header too large", detail).closing());
+    }
+    headers::check_raw(&raw).map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
+    let head = session.req_header_mut();
+    if head.method == Method::CONNECT || head.method == Method::TRACE {
+        return Err(Refusal::new(405, "Method not allowed", "this method is not served here").closing());
+    }
+    if head.headers.get(header::TRANSFER_ENCODING).is_some_and(|v| !v.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        let detail = "a transfer coding other than `chunked` is not understood here";
+        return Err(Refusal::new(501, "Not implemented", detail).closing());
+    }
+    let host_header = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned();
+    let Some(host) = headers::host_of(&host_header) else {
+        return Err(Refusal::new(400, "Bad request", "the Host header is missing or malformed").closing());
+    };
+    if !head.raw_path().starts_with(b"/") {
+        // The absolute form, whose authority pingora has compared with Host. Servers get the usual form.
+        let raw = head.raw_path().to_ascii_lowercase();
+        let absolute = raw.starts_with(b"http://") || raw.starts_with(b"https://");
+        let path = head.uri.path_and_query().cloned().filter(|p| absolute && p.as_str().starts_with('/'));
+        let Some(path) = path else {
+            return Err(Refusal::new(400, "Bad request", "the request target is not a path").closing());
+        };
+        head.set_uri(path.into());
+    }
+    if head.raw_path().contains(&b'#') {
+        // Servers disagree about what it is.
+        return Err(Refusal::new(400, "Bad request", "the request target has a fragment").closing());
+    }
+    // Odoo compares hosts with care for case: it gets the name as the catalog knows it.
+    let known = normalize_host(host).map(|name| format!("{name}{}", &host_header[host.len()..]));
+    let Some(tenant) = snapshot.catalog.by_host(host) else {
+        plane.counters.unknown_host.fetch_add(1, Ordering::Relaxed);
+        return Err(Refusal::new(421, "Misdirected request", "no site is served under this name here"));
+    };
+    let Some(access) = snapshot.pool(tenant) else {
+        return Err(Refusal::new(503, "Service unavailable", "this site has no servers"));
+    };
+    let holds = |networks: &[Network], address| networks.iter().any(|n| n.contains(address));
+    let (client, scheme) =
+        headers::client_of(&head.headers, peer.ip(), |address| holds(&snapshot.trusted_proxies, address));
+    let path = route::canonical(&String::from_utf8_lossy(head.raw_path())).into_owned();
+    let request = Request {
+        plane,
+        snapshot,
+        tenant,
+        access,
+        client,
+        scheme: scheme.unwrap_or(snapshot.scheme),
+        host: known.unwrap_or_default(),
+        path,
+        id: id.to_owned(),
+        from_workers: holds(&access.pool.workers_from, client),
+    };
+    let asked = request.asked(head)?;
+    Ok((request, asked))
+}
+
+impl Request<'_> {
+    fn asked(&self, head: &RequestHeader) -> Result<Asked, Refusal> {
+        if !self.tenant.networks.admits(self.client) {
+            return Err(self.forbidden("this site is not served to your address"));
+        }
+        let route = match route::route_canonical(&self.path) {
+            Route::Closed if self.is_opened() => Route::Worker(Class::Admin),
+            route => route,
+        };
+        let database = self.tenant.database.as_ref().map(DatabaseName::as_str);
+        if let Some(at) = head.raw_path().iter().position(|b| *b == b'?') {
+            let query = &head.raw_path()[at + 1..];
+            boundary::check_query(&self.path, query, database).map_err(|denied| self.denied(denied))?;
+        }
+        match route {
+            Route::Closed => {
+                self.plane.counters.denied.fetch_add(1, Ordering::Relaxed);
+                Err(Refusal::new(404, "Not found", "there is no such page"))
+            }
+            Route::Websocket => Ok(Asked::Websocket),
+            Route::Worker(class) => Ok(Asked::Worker(class, boundary::carrier(&self.path))),
+        }
+    }
+
+    /// Whether this client may use the closed route that it asks for.
+    fn is_opened(&self) -> bool {
+        self.tenant.internal_routes.iter().any(|opened| {
+            route::is_below(&self.path, &opened.path) && opened.from.iter().any(|n| n.contains(self.client))
+        })
+    }
+
+    /// Somebody tries to reach what is not theirs: an operator wants to know.
+    pub(crate) fn forbidden(&self, detail: &str) -> Refusal {
+        self.plane.counters.denied.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            target: "cofferdam::audit",
+            tenant = %self.tenant.slug,
+            client = %self.client,
+            path = %self.path,
+            request_id = %self.id,
+            reason = detail,
+            "denied",
+        );
+        Refusal::new(403, "Forbidden", detail)
+    }
+
+    /// The refusal of a request that names what is not its tenant's.
+    pub(crate) fn denied(&self, denied: Denied) -> Refusal {
+        let refusal = self.forbidden(&denied.to_string());
+        let (status, title) = match denied {
+            Denied::Unreadable(_) => (400, "Bad request"),
+            Denied::MediaType => (415, "Unsupported media type"),
+            _ => return refusal,
+        };
+        Refusal { status, title, ..refusal }
+    }
+
+    /// The head that goes to the server. `length` is the body's, if there is a body.
+    pub(crate) fn to_server(
+        &self,
+        head: &RequestHeader,
+        length: Option<u64>,
+        upgrade: bool,
+    ) -> HeaderResult<RequestHeader> {
+        let about = Forwarded {
+            client: self.client,
+            scheme: self.scheme,
+            host: &self.host,
+            request_id: &self.id,
+            length,
+            upgrade,
+        };
+        let mut head = headers::to_server(head, &about)?;
+        if let Some(key) = self.session_key() {
+            session::open_cookies(&mut head, key, self.tenant.slug.as_str())?;
+        }
+        Ok(head)
+    }
+
+    /// The head that goes to the client.
+    pub(crate) fn to_client(
+        &self,
+        head: &ResponseHeader,
+        version: Version,
+        head_only: bool,
+    ) -> HeaderResult<ResponseHeader> {
+        let mut head = headers::to_client(head, version, head_only)?;
+        head.insert_header("X-Request-Id", self.id.as_str())?;
+        session::seal_cookies(&mut head, self.session_key(), self.tenant.slug.as_str(), self.scheme == "https")?;
+        Ok(head)
+    }
+
+    /// A renderer that Odoo has started brings the session as Odoo gave it.
+    fn session_key(&self) -> Option<&session::SessionKey> {
+        self.snapshot.session_key.as_ref().filter(|_| !self.from_workers)
+    }
+}

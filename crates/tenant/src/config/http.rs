@@ -1,0 +1,112 @@
+//! What the files may say about the HTTP plane.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{default_backlog, default_connections, default_spool, seconds, socket_addresses};
+use crate::units::{ByteSize, HumanDuration, Network, Secret};
+
+/// The HTTP plane.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Addresses to listen on.
+    #[schemars(with = "Vec<String>")]
+    #[serde(deserialize_with = "socket_addresses")]
+    pub listen: Vec<SocketAddr>,
+    /// The scheme that clients use to reach this listener, told to Odoo as X-Forwarded-Proto: `https` when TLS ends in front of the gateway.
+    #[serde(default = "default_scheme")]
+    pub public_scheme: Scheme,
+    /// Proxies in front of the gateway: from them X-Forwarded-For and X-Forwarded-Proto are believed, from nobody else.
+    #[serde(default)]
+    pub trusted_proxies: Vec<Network>,
+    /// Key that binds session cookies to their tenant, in plain text; the same in every gateway of a site. Absent: sessions are not bound.
+    pub session_key: Option<Secret>,
+    /// File with the session key.
+    pub session_key_file: Option<PathBuf>,
+    /// Environment variable with the session key.
+    pub session_key_env: Option<String>,
+    /// Whether a tenant may have `*.example.com` among its hosts: every name with one label in place of the asterisk that no other tenant has.
+    #[serde(default)]
+    pub wildcard_hosts: bool,
+    /// Time a client may take for a whole request header.
+    #[serde(default = "seconds::<15>")]
+    pub header_timeout: HumanDuration,
+    /// Time without a byte while a request body is read.
+    #[serde(default = "seconds::<30>")]
+    pub body_timeout: HumanDuration,
+    /// Time an idle keep-alive connection stays open.
+    #[serde(default = "seconds::<75>")]
+    pub keepalive_timeout: HumanDuration,
+    /// Time a client may go without taking a byte of its answer.
+    #[serde(default = "seconds::<60>")]
+    pub write_timeout: HumanDuration,
+    /// Request bodies up to this size are held in memory, larger ones in a temporary file.
+    #[serde(default = "default_spool")]
+    pub spool_threshold: ByteSize,
+    /// Most client connections at once.
+    #[serde(default = "default_connections")]
+    pub max_connections: u32,
+    /// Bytes of one answer that are read ahead of a client that takes them slowly, so that the worker is free sooner.
+    #[serde(default = "default_backlog")]
+    pub max_backlog: ByteSize,
+    /// Where large request bodies wait for a worker, and large answers for their client; absent: the system's temporary directory.
+    pub spool_directory: Option<PathBuf>,
+}
+
+/// A URL scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Plain HTTP.
+    Http,
+    /// HTTP over TLS.
+    Https,
+}
+
+impl Scheme {
+    /// The name used in URLs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+fn default_scheme() -> Scheme {
+    Scheme::Http
+}
+
+/// Client addresses that are let in, and that are not.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NetworksConfig {
+    /// Only these; empty: everybody.
+    #[serde(default)]
+    pub allow: Vec<Network>,
+    /// Not these, whatever `allow` says.
+    #[serde(default)]
+    pub deny: Vec<Network>,
+}
+
+impl NetworksConfig {
+    /// Whether a client with this address is let in.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let holds = |networks: &[Network]| networks.iter().any(|n| n.contains(address));
+        !holds(&self.deny) && (self.allow.is_empty() || holds(&self.allow))
+    }
+}
+
+/// One internal route that some addresses may use.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct InternalRouteConfig {
+    /// The path, with everything below it: `/web/database`.
+    pub path: String,
+    /// The addresses that may use it.
+    pub from: Vec<Network>,
+}
