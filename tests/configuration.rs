@@ -117,6 +117,35 @@ const MISTAKES: &[Wrong] = &[
         "cofferdam.yaml:",
         &["the key `PG_Shared`", "lower-case letters"],
     ),
+    // Who may come, and whom a session belongs to.
+    wrong(
+        Main,
+        "header_timeout: 5s",
+        "session_key: short",
+        "cofferdam.yaml:3:16",
+        &["http.session_key", "fewer than 16 bytes", "openssl rand"],
+    ),
+    wrong(
+        Main,
+        "header_timeout: 5s",
+        "trusted_proxies: [10.1.0.0/8]",
+        "cofferdam.yaml:3:21",
+        &["http.trusted_proxies[0]", "`10.1.0.0/8`", "a network such as"],
+    ),
+    wrong(
+        Acme,
+        "hosts: [acme.example.com]",
+        "hosts: ['*.acme.example.com']",
+        "acme.yaml:2:9",
+        &["hosts[0]", "`*.acme.example.com`", "`http.wildcard_hosts` is not set"],
+    ),
+    wrong(
+        Acme,
+        "plan: standard\n",
+        "plan: standard\ninternal_routes: [{ path: 'web/%64atabase', from: [] }]\n",
+        "acme.yaml:6:27",
+        &["internal_routes[0].path", "a path from the root", "internal_routes[0].from", "an empty list"],
+    ),
     // Values of the wrong kind.
     wrong(
         Main,

@@ -140,7 +140,7 @@ async fn a_drain_lets_everything_in_flight_finish() {
     let house = house(Runtimes::Callers).await;
     let address = house.gateway.http_addresses()[0];
     let mut idle = HttpClient::connect(address).await.unwrap();
-    assert_eq!(idle.get("acme.example.com", "/web/health").await.map_or(0, |r| r.status), 200);
+    assert_eq!(idle.get("acme.example.com", "/web/static/a.js").await.map_or(0, |r| r.status), 200);
     let psql = tokio::spawn(run_owned({
         let mut command = postgres_tool("psql", &house.database("bolt")).unwrap();
         command.args(["-XAt", "-c", "BEGIN", "-c", "SELECT pg_sleep(2)", "-c", "SELECT 'finished'", "-c", "COMMIT"]);

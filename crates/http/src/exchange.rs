@@ -190,10 +190,7 @@ async fn look_into(
         session.get_header(header::CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let database = request.tenant.database.clone();
     let path = request.path.clone();
-    let _reader = match body.is_large() {
-        true => request.plane.readers.acquire().await.ok(),
-        false => None,
-    };
+    let _reader = if body.is_large() { request.plane.readers.acquire().await.ok() } else { None };
     let verdict = body.inspect(move |body| {
         let database = database.as_ref().map(DatabaseName::as_str);
         boundary::check_body(carrier, &path, content_type.as_deref(), body, database)

@@ -137,7 +137,10 @@ impl Request<'_> {
                 Err(Refusal::new(404, "Not found", "there is no such page"))
             }
             Route::Websocket => Ok(Asked::Websocket),
-            Route::Worker(class) => Ok(Asked::Worker(class, boundary::carrier(&self.path))),
+            Route::Worker(class) => match boundary::carrier(&self.path) {
+                Ok(carrier) => Ok(Asked::Worker(class, carrier)),
+                Err(denied) => Err(self.denied(denied)),
+            },
         }
     }
 

@@ -6,6 +6,8 @@
 
 mod database;
 mod server;
+mod tenancy;
 mod websocket;
 
 pub use server::{MiniOdoo, OdooOptions};
+pub use tenancy::secret;

@@ -97,7 +97,7 @@ impl<'de> Deserialize<'de> for Arguments {
 impl<'de> Deserialize<'de> for First {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
-        impl<'de> Visitor<'de> for Any {
+        impl Visitor<'_> for Any {
             type Value = First;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -63,9 +63,14 @@ const PAGES: [&str; 9] = [
     "/pos",
 ];
 
-/// How the body of a request for a path can name a database. `path` as [`canonical`](crate::route::canonical) gives it.
-pub fn carrier(path: &str) -> Option<Carrier> {
-    carrier_of(path).or_else(|| carrier_of(without_language(path)?))
+/// How the body of a request for a path can name a database; an error when the path itself names a service that
+/// administers the server. `path` decoded, without a query and without a slash at its end.
+pub fn carrier(path: &str) -> Result<Option<Carrier>, Denied> {
+    let carrier = carrier_of(path).or_else(|| carrier_of(without_language(path)?));
+    if carrier == Some(Carrier::XmlRpc) && !matches!(xml_service(path), Some("common" | "object")) {
+        return Err(Denied::Service);
+    }
+    Ok(carrier)
 }
 
 fn carrier_of(path: &str) -> Option<Carrier> {
@@ -139,9 +144,6 @@ pub fn check_body(
             json::check_login(body, database)
         }
         Carrier::XmlRpc => {
-            if !matches!(xml_service(path), Some("common" | "object")) {
-                return Err(Denied::Service);
-            }
             understood(content_type)?;
             xml::check_call(body, database)
         }

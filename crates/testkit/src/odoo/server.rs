@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::database::{Databases, Work};
+use super::tenancy::{self, Sessions};
 use super::websocket;
 use crate::{TestkitError, io as context};
 
@@ -27,6 +28,8 @@ pub struct OdooOptions {
     pub workers: usize,
     /// The database of each host, as `dbfilter` would choose it.
     pub databases: HashMap<String, String>,
+    /// Whether `dbfilter` binds each host to its database. Without, a session or `?db=` chooses among all.
+    pub dbfilter: bool,
     /// Where it finds PostgreSQL: the gateway. `None`: pages without a database.
     pub postgres: Option<SocketAddr>,
     /// Its login.
@@ -42,6 +45,7 @@ impl Default for OdooOptions {
         Self {
             workers: 2,
             databases: HashMap::new(),
+            dbfilter: true,
             postgres: None,
             login: ("odoo".into(), "odoo-secret".into()),
             login_per_database: None,
@@ -63,6 +67,7 @@ pub struct MiniOdoo {
 pub(super) struct State {
     pub(super) options: OdooOptions,
     databases: Databases,
+    pub(super) sessions: Sessions,
     busy: AtomicU32,
     most_busy: AtomicU32,
     requests: AtomicU64,
@@ -80,6 +85,7 @@ impl MiniOdoo {
         let state = Arc::new(State {
             databases: Databases::new(&options),
             options,
+            sessions: Sessions::default(),
             busy: AtomicU32::new(0),
             most_busy: AtomicU32::new(0),
             requests: AtomicU64::new(0),
@@ -137,16 +143,21 @@ async fn workers(state: Arc<State>, listener: TcpListener) {
     }
 }
 
-struct Request {
+pub(super) struct Request {
     method: String,
-    path: String,
-    query: HashMap<String, String>,
-    headers: Vec<(String, String)>,
+    pub(super) path: String,
+    pub(super) query: HashMap<String, String>,
+    pub(super) headers: Vec<(String, String)>,
     length: u64,
+    /// The first bytes of the body.
+    pub(super) body: Vec<u8>,
 }
 
+/// Bytes of a body that are kept to be read; of the rest only a sum.
+const KEPT_BODY: usize = 1 << 20;
+
 impl Request {
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().rev().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
     }
 
@@ -156,7 +167,7 @@ impl Request {
     }
 }
 
-struct Answer {
+pub(super) struct Answer {
     status: u16,
     headers: Vec<(&'static str, String)>,
     body: Body,
@@ -168,13 +179,13 @@ enum Body {
     Zeros(u64),
 }
 
-fn text(status: u16, kind: &str, body: impl Into<String>) -> Answer {
+pub(super) fn text(status: u16, kind: &str, body: impl Into<String>) -> Answer {
     Answer { status, headers: vec![("Content-Type", kind.to_owned())], body: Body::Bytes(body.into().into_bytes()) }
 }
 
 async fn one_request(state: &State, worker: usize, mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = BytesMut::new();
-    let Some(request) = head(&mut stream, &mut buffer).await? else { return Ok(()) };
+    let Some(mut request) = head(&mut stream, &mut buffer).await? else { return Ok(()) };
     state.requests.fetch_add(1, Ordering::Relaxed);
     // The body is read with the socket timeout between its parts; a gap fails the request.
     let mut received = 0u64;
@@ -188,6 +199,8 @@ async fn one_request(state: &State, worker: usize, mut stream: TcpStream) -> io:
         }
         let n = (buffer.len() as u64).min(request.length - received);
         sum = buffer[..n as usize].iter().fold(sum, |s, b| s.wrapping_mul(31).wrapping_add(u64::from(*b)));
+        let kept = (n as usize).min(KEPT_BODY.saturating_sub(request.body.len()));
+        request.body.extend_from_slice(&buffer[..kept]);
         buffer.advance(n as usize);
         received += n;
     }
@@ -202,7 +215,7 @@ async fn head(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Optio
         if let httparse::Status::Complete(length) = parsed.parse(buffer).map_err(io::Error::other)? {
             let target = parsed.path.unwrap_or("/").to_owned();
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-            let query = query.split('&').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect();
+            let query = form_urlencoded::parse(query.as_bytes()).into_owned().collect();
             let headers: Vec<_> = parsed
                 .headers
                 .iter()
@@ -214,6 +227,7 @@ async fn head(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Optio
                 query,
                 headers,
                 length: 0,
+                body: Vec::new(),
             };
             request.length = request.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(0);
             buffer.advance(length);
@@ -227,10 +241,10 @@ async fn head(stream: &mut TcpStream, buffer: &mut BytesMut) -> io::Result<Optio
 }
 
 async fn respond(state: &State, worker: usize, request: &Request, received: u64, sum: u64) -> Answer {
-    // ProxyFix: X-Forwarded-Host wins when it is there, as in proxy mode.
-    let host = request.header("x-forwarded-host").or(request.header("host")).unwrap_or_default();
-    let host = host.split(':').next().unwrap_or_default();
-    let database = state.options.databases.get(host.strip_prefix("www.").unwrap_or(host)).cloned();
+    if let Some(answer) = tenancy::respond(state, request) {
+        return answer;
+    }
+    let database = tenancy::database(state, request);
     let path = request.path.as_str();
     match path {
         "/web/health" => return text(200, "application/json", "{\"status\": \"pass\"}"),
@@ -286,7 +300,7 @@ async fn respond(state: &State, worker: usize, request: &Request, received: u64,
 }
 
 impl Answer {
-    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
