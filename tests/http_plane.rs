@@ -232,7 +232,7 @@ async fn a_websocket_talks_to_the_gevent_port_and_holds_no_worker() {
     let site = HttpSite::start().await;
     let url = format!("ws://{}/websocket?version=1", site.address());
     let open = async |host: &str| {
-        let request = tokio_tungstenite::tungstenite::http::Request::builder()
+        let request = http::Request::builder()
             .uri(&url)
             .header("Host", host)
             .header("Upgrade", "websocket")

@@ -52,6 +52,9 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     for address in gateway.http_addresses() {
         tracing::info!(plane = "http", %address, "listening");
     }
+    for address in gateway.https_addresses() {
+        tracing::info!(plane = "https", %address, "listening");
+    }
     for address in gateway.postgres_addresses() {
         tracing::info!(plane = "postgres", %address, "listening");
     }

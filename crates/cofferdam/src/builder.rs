@@ -72,6 +72,7 @@ pub struct Builder {
     origin: Option<Origin>,
     secrets: Option<Arc<dyn Secrets + Send + Sync>>,
     http_listeners: Vec<TcpListener>,
+    https_listeners: Vec<TcpListener>,
     postgres_listeners: Vec<TcpListener>,
     admin_listener: Option<TcpListener>,
     inherited: Sockets,
@@ -102,6 +103,12 @@ impl Builder {
     /// Serves HTTP on a socket of the caller's instead of the configured addresses.
     pub fn http_listener(mut self, listener: TcpListener) -> Self {
         self.http_listeners.push(listener);
+        self
+    }
+
+    /// Serves HTTP with TLS on a socket of the caller's instead of the configured addresses. Needs `http.tls`.
+    pub fn https_listener(mut self, listener: TcpListener) -> Self {
+        self.https_listeners.push(listener);
         self
     }
 
@@ -162,6 +169,10 @@ impl Builder {
         let mut inherited = self.inherited;
         let given = inherited.count();
         let http_listening = listen(self.http_listeners, &mut inherited.http, &http_addresses, http.is_some(), count)?;
+        let tls = catalog.http.as_ref().and_then(|h| h.config.tls.as_ref());
+        let https_addresses = tls.map(|tls| tls.listen.clone()).unwrap_or_default();
+        let https_listening =
+            listen(self.https_listeners, &mut inherited.http, &https_addresses, tls.is_some(), count)?;
         let postgres_addresses = catalog.postgres.as_ref().map(|c| c.config.listen.clone()).unwrap_or_default();
         let postgres_listening =
             listen(self.postgres_listeners, &mut inherited.postgres, &postgres_addresses, postgres.is_some(), count)?;
@@ -187,16 +198,19 @@ impl Builder {
         let addresses = |listening: &[Listening]| listening.iter().map(|l| l.address).collect::<Vec<_>>();
         let gateway = Gateway {
             http: addresses(&http_listening),
+            https: addresses(&https_listening),
             postgres: addresses(&postgres_listening),
             admin: admin.as_ref().map(|l| l.address),
             inner: Arc::clone(&inner),
         };
+        let served = Served { http: http_listening, https: https_listening, postgres: postgres_listening };
         match self.runtimes {
-            Runtimes::Callers => serve_here(&inner, &http_listening, &postgres_listening)?,
-            Runtimes::PerCore(_) => serve_on_threads(&inner, count, &http_listening, &postgres_listening)?,
+            Runtimes::Callers => {
+                serve(&inner, &inner.tasks, served.share(0, 1)?).map_err(StartError::Runtime)?;
+            }
+            Runtimes::PerCore(_) => serve_on_threads(&inner, count, &served)?,
         }
-        let all = |listening: Vec<Listening>| listening.into_iter().flat_map(Listening::into_sockets).collect();
-        *inner.sockets() = Sockets { http: all(http_listening), postgres: all(postgres_listening), admin: Vec::new() };
+        *inner.sockets() = served.into_sockets();
         if let Some(admin) = admin {
             let address = admin.address;
             let sockets = admin.of_runtime(0, 1).map_err(StartError::Runtime)?;
@@ -284,14 +298,39 @@ fn share(listening: &[Listening], number: usize, runtimes: usize) -> Result<Vec<
     Ok(all)
 }
 
-fn serve_here(inner: &Arc<Inner>, http: &[Listening], postgres: &[Listening]) -> Result<(), StartError> {
-    serve(inner, &inner.tasks, share(http, 0, 1)?, share(postgres, 0, 1)?).map_err(StartError::Runtime)
+/// Sockets by what is served on them.
+struct Served<T> {
+    http: Vec<T>,
+    https: Vec<T>,
+    postgres: Vec<T>,
 }
 
-fn serve(inner: &Inner, tasks: &TaskTracker, http: Vec<TcpListener>, postgres: Vec<TcpListener>) -> io::Result<()> {
+impl Served<Listening> {
+    /// What one of several runtimes serves.
+    fn share(&self, number: usize, runtimes: usize) -> Result<Served<TcpListener>, StartError> {
+        let share = |listening| share(listening, number, runtimes);
+        Ok(Served { http: share(&self.http)?, https: share(&self.https)?, postgres: share(&self.postgres)? })
+    }
+
+    fn into_sockets(self) -> Sockets {
+        let all = |listening: Vec<Listening>| listening.into_iter().flat_map(Listening::into_sockets);
+        // A successor looks for them by address, and for those without a port of their own in this order.
+        Sockets {
+            http: all(self.http).chain(all(self.https)).collect(),
+            postgres: all(self.postgres).collect(),
+            admin: Vec::new(),
+        }
+    }
+}
+
+fn serve(inner: &Inner, tasks: &TaskTracker, served: Served<TcpListener>) -> io::Result<()> {
+    let Served { http, https, postgres } = served;
     if let Some(plane) = &inner.http {
         for socket in http {
             tasks.spawn(logged("HTTP", Arc::clone(plane).serve(tokio::net::TcpListener::from_std(socket)?)));
+        }
+        for socket in https {
+            tasks.spawn(logged("HTTPS", Arc::clone(plane).serve_tls(tokio::net::TcpListener::from_std(socket)?)));
         }
     }
     if let Some(plane) = &inner.postgres {
@@ -309,14 +348,9 @@ async fn logged(plane: &'static str, serving: impl Future<Output = io::Result<()
 }
 
 /// One thread and one runtime per core; each ends when the gateway has stopped.
-fn serve_on_threads(
-    inner: &Arc<Inner>,
-    count: usize,
-    http: &[Listening],
-    postgres: &[Listening],
-) -> Result<(), StartError> {
+fn serve_on_threads(inner: &Arc<Inner>, count: usize, listening: &Served<Listening>) -> Result<(), StartError> {
     for n in 0..count {
-        let (http, postgres) = (share(http, n, count)?, share(postgres, n, count)?);
+        let served = listening.share(n, count)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
         let (worker, stopped): (Arc<Inner>, CancellationToken) = (Arc::clone(inner), inner.stopped.clone());
@@ -326,7 +360,7 @@ fn serve_on_threads(
             .spawn(move || {
                 runtime.block_on(async move {
                     let tasks = TaskTracker::new();
-                    let _ = report.send(serve(&worker, &tasks, http, postgres));
+                    let _ = report.send(serve(&worker, &tasks, served));
                     drop(worker);
                     stopped.cancelled().await;
                 });

@@ -34,6 +34,7 @@ pub(crate) enum Origin {
 pub struct Gateway {
     pub(crate) inner: Arc<Inner>,
     pub(crate) http: Vec<SocketAddr>,
+    pub(crate) https: Vec<SocketAddr>,
     pub(crate) postgres: Vec<SocketAddr>,
     pub(crate) admin: Option<SocketAddr>,
 }
@@ -101,6 +102,11 @@ impl Gateway {
     /// Where HTTP is served.
     pub fn http_addresses(&self) -> &[SocketAddr] {
         &self.http
+    }
+
+    /// Where HTTP is served with TLS.
+    pub fn https_addresses(&self) -> &[SocketAddr] {
+        &self.https
     }
 
     /// Where PostgreSQL is served.

@@ -1,6 +1,6 @@
 //! One request: judge it, read its body, wait for a slot, ask a server, pass the answer on.
 
-use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,13 +11,14 @@ use cofferdam_fairness::{Class, Permit};
 use cofferdam_tenant::{DatabaseName, Endpoint};
 use http::{Method, header};
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
-use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 use tokio::net::TcpStream;
 
 use crate::backlog::Backlog;
 use crate::boundary::{self, Carrier};
+use crate::client::{Client, Unwritten};
+use crate::connection::Connection;
 use crate::plane::{HttpPlane, InFlight, Snapshot};
-use crate::reply::{self, Refusal};
+use crate::reply::Refusal;
 use crate::request::{self, Asked, Request};
 use crate::socket::Socket;
 use crate::spool::Spool;
@@ -49,8 +50,8 @@ impl From<Refusal> for Failure {
     }
 }
 
-impl From<reply::Unwritten> for Failure {
-    fn from(_: reply::Unwritten) -> Self {
+impl From<Unwritten> for Failure {
+    fn from(_: Unwritten) -> Self {
         Self::Broken
     }
 }
@@ -65,28 +66,28 @@ impl From<Box<pingora_error::Error>> for Failure {
 pub(crate) async fn serve(
     plane: &Arc<HttpPlane>,
     snapshot: &Snapshot,
-    session: &mut ClientSession,
-    peer: SocketAddr,
+    client: &mut Client,
+    connection: &Connection,
     id: String,
 ) -> Outcome {
     let begun = Instant::now();
     plane.counters.requests.fetch_add(1, Ordering::Relaxed);
-    let outcome = match request::judge(plane, snapshot, session, peer, &id) {
-        Err(refusal) => refuse(session, &refusal, &id).await,
-        Ok((request, Asked::Websocket)) => end(websocket::serve(&request, session).await, session, &id).await,
+    let outcome = match request::judge(plane, snapshot, client, connection, &id) {
+        Err(refusal) => refuse(client, &refusal, &id).await,
+        Ok((request, Asked::Websocket)) => end(websocket::serve(&request, client).await, client, &id).await,
         Ok((request, Asked::Worker(class, carrier))) => {
-            end(ask_worker(&request, class, carrier, session).await, session, &id).await
+            end(ask_worker(&request, class, carrier, client).await, client, &id).await
         }
     };
     if tracing::enabled!(tracing::Level::DEBUG) {
-        let head = session.req_header();
+        let head = client.head();
         tracing::debug!(
             target: "cofferdam::access",
             request_id = %id,
             method = %head.method,
             path = %String::from_utf8_lossy(head.raw_path()),
-            status = session.response_written().filter(|r| !r.status.is_informational()).map_or(0, |r| r.status.as_u16()),
-            bytes = session.body_bytes_sent(),
+            status = client.answered().unwrap_or(0),
+            bytes = client.bytes_sent(),
             seconds = begun.elapsed().as_secs_f64(),
             "request",
         );
@@ -94,43 +95,43 @@ pub(crate) async fn serve(
     outcome
 }
 
-async fn end(result: Result<Outcome, Failure>, session: &mut ClientSession, id: &str) -> Outcome {
+async fn end(result: Result<Outcome, Failure>, client: &mut Client, id: &str) -> Outcome {
     match result {
         Ok(outcome) => outcome,
-        Err(Failure::Refused(refusal)) => refuse(session, &refusal, id).await,
+        Err(Failure::Refused(refusal)) => refuse(client, &refusal, id).await,
         Err(Failure::Broken) => Outcome::Close,
     }
 }
 
-async fn refuse(session: &mut ClientSession, refusal: &Refusal, id: &str) -> Outcome {
-    if refusal.send(session, id).await && !refusal.close { Outcome::Done } else { Outcome::Close }
+async fn refuse(client: &mut Client, refusal: &Refusal, id: &str) -> Outcome {
+    if refusal.send(client, id).await && !refusal.close { Outcome::Done } else { Outcome::Close }
 }
 
 async fn ask_worker(
     request: &Request<'_>,
     class: Class,
     carrier: Option<Carrier>,
-    session: &mut ClientSession,
+    client: &mut Client,
 ) -> Result<Outcome, Failure> {
-    let mut body = read_body(request, session).await?;
+    let mut body = read_body(request, client).await?;
     if let (Some(carrier), Some(body)) = (carrier, &mut body) {
-        look_into(request, carrier, body, session).await?;
+        look_into(request, carrier, body, client).await?;
     }
     // The slot of a report is held while its renderer calls back: a tenant with no slot left would wait for itself.
-    let permit = if request.from_workers { None } else { Some(slot(request, class, session).await?) };
-    let (server, occupied) = match send(request, session, &mut body, permit).await {
+    let permit = if request.from_workers { None } else { Some(slot(request, class, client).await?) };
+    let (server, occupied) = match send(request, client, &mut body, permit).await {
         Ok(sent) => sent,
         Err(failure) => {
             request.plane.counters.failed.fetch_add(1, Ordering::Relaxed);
             return Err(failure);
         }
     };
-    answer(request, session, server, occupied).await
+    answer(request, client, server, occupied).await
 }
 
 /// Reads the whole body before a worker is asked for, so that a slow sender costs nobody a worker.
-async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result<Option<Spool>, Failure> {
-    if session.is_body_empty() && !session.req_header().headers.contains_key(header::CONTENT_LENGTH) {
+async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<Spool>, Failure> {
+    if client.is_body_empty() && client.header(header::CONTENT_LENGTH).is_none() {
         return Ok(None);
     }
     let limit = request.tenant.plan.max_body;
@@ -139,20 +140,19 @@ async fn read_body(request: &Request<'_>, session: &mut ClientSession) -> Result
         Failure::from(Refusal::new(413, "Content too large", detail).closing())
     };
     let announced =
-        session.get_header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+        client.header(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     if announced.is_some_and(|n| n > limit) {
         return Err(too_large());
     }
-    if session.get_header_bytes(header::EXPECT).eq_ignore_ascii_case(b"100-continue") {
-        let limit = request.snapshot.timeouts.write;
-        tokio::time::timeout(limit, session.write_continue_response()).await.map_err(|_| Failure::Broken)??;
+    if client.header(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        client.write_continue().await?;
     }
     let snapshot = request.snapshot;
     let begun = Instant::now();
     let mut spool = Spool::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
     let mut moved = Moved::new(request);
     loop {
-        let chunk = session.read_body_bytes().await.map_err(|error| match error.etype() {
+        let chunk = client.read_body().await.map_err(|error| match error.etype() {
             pingora_error::ErrorType::ReadTimedout => {
                 Failure::from(Refusal::new(408, "Request timeout", "the request body did not arrive in time").closing())
             }
@@ -180,14 +180,8 @@ fn spool_failed(error: &std::io::Error) -> Failure {
 }
 
 /// Lets a body through that names no other database than the tenant's.
-async fn look_into(
-    request: &Request<'_>,
-    carrier: Carrier,
-    body: &mut Spool,
-    session: &ClientSession,
-) -> Result<(), Failure> {
-    let content_type =
-        session.get_header(header::CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
+async fn look_into(request: &Request<'_>, carrier: Carrier, body: &mut Spool, client: &Client) -> Result<(), Failure> {
+    let content_type = client.header(header::CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let database = request.tenant.database.clone();
     let path = request.path.clone();
     let _reader = if body.is_large() { request.plane.readers.acquire().await.ok() } else { None };
@@ -199,7 +193,7 @@ async fn look_into(
 }
 
 /// Waits for a worker slot, and notices when the client leaves meanwhile.
-async fn slot(request: &Request<'_>, class: Class, session: &mut ClientSession) -> Result<Permit, Failure> {
+async fn slot(request: &Request<'_>, class: Class, client: &mut Client) -> Result<Permit, Failure> {
     let tenant = request.tenant;
     let max_wait = tenant.plan.http.max_wait(class);
     let mut acquire = request.access.gate.acquire(tenant.id, class, max_wait);
@@ -208,7 +202,7 @@ async fn slot(request: &Request<'_>, class: Class, session: &mut ClientSession) 
         biased;
         outcome = &mut acquire => outcome,
         () = &mut timer => acquire.give_up(),
-        _ = session.read_body_or_idle(true) => return Err(Failure::Broken),
+        () = client.gone() => return Err(Failure::Broken),
     };
     outcome.map_err(|rejection| {
         request.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
@@ -220,7 +214,7 @@ async fn slot(request: &Request<'_>, class: Class, session: &mut ClientSession) 
 /// Connects to a server, sends the request and reads the head of the answer.
 async fn send(
     request: &Request<'_>,
-    session: &mut ClientSession,
+    client: &mut Client,
     body: &mut Option<Spool>,
     permit: Option<Permit>,
 ) -> Result<(ServerSession, Occupied), Failure> {
@@ -248,7 +242,7 @@ async fn send(
         refusal.retry_after = Some(Duration::from_secs(5));
         return Err(refusal.into());
     };
-    let head = request.to_server(session.req_header(), body.as_ref().map(Spool::len), false)?;
+    let head = request.to_server(client.head(), body.as_ref().map(Spool::len), false)?;
     let exchange = async {
         server.write_request_header(Box::new(head)).await?;
         if let Some(body) = body {
@@ -274,7 +268,7 @@ async fn send(
     let outcome = tokio::select! {
         biased;
         outcome = tokio::time::timeout(pool.response_timeout, exchange) => Some(outcome),
-        _ = session.read_body_or_idle(true) => None,
+        () = client.gone() => None,
     };
     let occupied = Occupied { _permit: permit, _in_flight: in_flight };
     match outcome {
@@ -318,29 +312,29 @@ async fn until_the_worker_is_free(mut server: ServerSession, occupied: Occupied,
 /// Passes the answer on as it comes; the slot is free when the server has finished.
 async fn answer(
     request: &Request<'_>,
-    session: &mut ClientSession,
+    client: &mut Client,
     server: ServerSession,
     occupied: Occupied,
 ) -> Result<Outcome, Failure> {
     let read_timeout = request.access.pool.read_timeout;
     let (version, head_only) = {
-        let head = session.req_header();
+        let head = client.head();
         (head.version, head.method == Method::HEAD)
     };
     let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
     let head = request.to_client(head, version, head_only)?;
     if request.plane.draining.is_cancelled() {
-        session.set_server_keepalive(None);
+        client.close_after();
     }
     if version < http::Version::HTTP_11 && !head.headers.contains_key(header::CONTENT_LENGTH) {
-        session.set_server_keepalive(None); // the end of the connection is the end of the answer
+        client.close_after(); // the end of the connection is the end of the answer
     }
-    if let Err(unwritten) = reply::write_head(session, head).await {
+    if let Err(unwritten) = client.write_head(head).await {
         tokio::spawn(until_the_worker_is_free(server, occupied, request.access.pool.response_timeout));
         return Err(unwritten.into());
     }
-    pass_on(request, session, server, occupied, read_timeout).await?;
-    reply::finish(session).await?;
+    pass_on(request, client, server, occupied, read_timeout).await?;
+    client.finish().await?;
     Ok(Outcome::Done)
 }
 
@@ -348,14 +342,14 @@ async fn answer(
 /// its worker, and the slot, are free when it has sent everything and not when the client has taken everything.
 async fn pass_on(
     request: &Request<'_>,
-    session: &mut ClientSession,
+    client: &mut Client,
     server: ServerSession,
     occupied: Occupied,
     read_timeout: Duration,
 ) -> Result<(), Failure> {
     // The read that is under way, if any, with the server in it: it is never dropped half-way.
     let mut source = Some(Source { read: Box::pin(read_on(server, read_timeout)), _occupied: occupied });
-    let outcome = copy(request, session, &mut source, read_timeout).await;
+    let outcome = copy(request, client, &mut source, read_timeout).await;
     if let (Err(_), Some(source)) = (&outcome, source) {
         // The client is gone; the worker does not know and goes on.
         tokio::spawn(tokio::time::timeout(request.access.pool.response_timeout, source.until_the_end(read_timeout)));
@@ -382,7 +376,7 @@ impl Source {
 
 async fn copy(
     request: &Request<'_>,
-    session: &mut ClientSession,
+    client: &mut Client,
     source: &mut Option<Source>,
     read_timeout: Duration,
 ) -> Result<(), Failure> {
@@ -405,7 +399,7 @@ async fn copy(
         if next.is_empty() {
             continue;
         }
-        let mut write = pin!(session.write_body(&next));
+        let mut write = pin!(client.write_body(next));
         loop {
             let mut may_read = || backlog.len() < snapshot.max_backlog && ahead.reserve(backlog.len());
             let Some(open) = source.as_mut().filter(|_| may_read()) else {
@@ -544,5 +538,7 @@ pub(crate) async fn connect(address: &Endpoint, limit: Duration) -> std::io::Res
     let tcp =
         tokio::time::timeout(limit, dial).await.map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
     let peer = tcp.peer_addr()?;
-    Ok(ServerSession::new(Box::new(Socket::new(tcp, peer))))
+    let _ = tcp.set_nodelay(true);
+    let fd = tcp.as_raw_fd();
+    Ok(ServerSession::new(Box::new(Socket::new(tcp, fd, peer))))
 }

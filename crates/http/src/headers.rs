@@ -154,6 +154,13 @@ pub(crate) fn to_server(client: &RequestHeader, about: &Forwarded<'_>) -> Result
     } else {
         head.insert_header(header::CONNECTION, "close")?;
     }
+    if head.headers.get_all(header::COOKIE).iter().count() > 1 {
+        // HTTP/2 splits it; a server of HTTP/1 must see one (RFC 9113, 8.2.3).
+        let parts: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        let joined = parts.join(&b"; "[..]);
+        head.remove_header(&header::COOKIE);
+        head.insert_header(header::COOKIE, joined)?;
+    }
     head.set_version(http::Version::HTTP_11);
     Ok(head)
 }
@@ -179,7 +186,7 @@ pub(crate) fn to_client(
         head.remove_header(&header::CONTENT_LENGTH);
     }
     let length_known = head.headers.contains_key(header::CONTENT_LENGTH);
-    if !bodiless && !length_known && client_version >= http::Version::HTTP_11 {
+    if !bodiless && !length_known && client_version == http::Version::HTTP_11 {
         // An answer that ended with its connection gets an end of its own.
         head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
     }

@@ -22,18 +22,22 @@
 
 mod backlog;
 pub mod boundary;
+mod client;
 mod connection;
 mod exchange;
 mod headers;
 mod plane;
+mod proxy;
 mod reply;
 mod request;
 mod route;
 mod session;
 mod socket;
 mod spool;
+mod tls;
 mod websocket;
 
+pub use cofferdam_tls::TlsError;
 pub use plane::{HttpPlane, HttpUsage};
 pub use route::{Route, route};
 
@@ -44,4 +48,12 @@ pub enum HttpError {
     /// The configuration has no `http` section.
     #[error("the configuration has no `http` section")]
     NotConfigured,
+    /// A certificate, key or authority cannot be used.
+    #[error("{place}: {error}")]
+    Tls {
+        /// Where it is configured.
+        place: String,
+        /// What is wrong with it.
+        error: TlsError,
+    },
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use cofferdam_fairness::{Breaker, BreakerConfig, Clock, Gate, GateConfig, GateSet, GateSpec, Share, Timestamp};
 use cofferdam_tenant::{Catalog, Endpoint, HttpFront, Network, Pool, PoolName, Server, Tenant, TenantId};
+use http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use crate::HttpError;
 use crate::connection;
 use crate::session::SessionKey;
+use crate::tls::FrontTls;
 
 /// The expected or measured request time from which on work counts as expensive on this plane.
 const EXPENSIVE_FROM: Duration = Duration::from_millis(500);
@@ -43,8 +46,8 @@ pub struct HttpPlane {
     pub(crate) draining: CancellationToken,
     has_successor: AtomicBool,
     connections: Semaphore,
-    cut: CancellationToken,
-    tasks: TaskTracker,
+    pub(crate) cut: CancellationToken,
+    pub(crate) tasks: TaskTracker,
     /// Makes request ids of different runs different.
     run: u64,
     next_request: AtomicU64,
@@ -113,6 +116,12 @@ pub(crate) struct Snapshot {
     pub(crate) max_backlog: u64,
     pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) session_key: Option<SessionKey>,
+    pub(crate) tls: Option<Arc<FrontTls>>,
+    pub(crate) proxy_protocol: bool,
+    /// Whether plain requests are sent to https.
+    pub(crate) redirect: bool,
+    /// The value of Strict-Transport-Security.
+    pub(crate) hsts: Option<HeaderValue>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -192,9 +201,12 @@ impl HttpPlane {
                 "without `http.session_key` a session of one tenant opens every tenant that shares its servers"
             );
         }
+        // What can fail comes before anything changes.
+        let tls = FrontTls::new(catalog, front, self.snapshot.load().tls.as_deref())?;
         self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
         let mut snapshot = Snapshot::new(Arc::clone(catalog), front);
         let old = self.snapshot.load_full();
+        snapshot.tls = tls;
         snapshot.pools = catalog
             .pools
             .iter()
@@ -213,6 +225,15 @@ impl HttpPlane {
     ///
     /// Cancel-safe: dropping the future stops accepting; connections that are open go on.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        self.accept(listener, false).await
+    }
+
+    /// The same on an address of `http.tls`.
+    pub async fn serve_tls(self: Arc<Self>, listener: TcpListener) -> io::Result<()> {
+        self.accept(listener, true).await
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener, is_tls: bool) -> io::Result<()> {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -226,7 +247,7 @@ impl HttpPlane {
                         // Beyond the limit a connection is closed at once, which a load balancer understands.
                         let Ok(_connection) = plane.connections.try_acquire() else { return };
                         tokio::select! {
-                            () = connection::serve(&plane, tcp, peer) => {}
+                            () = connection::serve(&plane, tcp, peer, is_tls) => {}
                             () = cut.cancelled() => {}
                         }
                     });
@@ -334,7 +355,20 @@ impl Snapshot {
             max_backlog: config.max_backlog.0,
             trusted_proxies: config.trusted_proxies.clone(),
             session_key: front.session_key.as_ref().and_then(|key| SessionKey::new(key.expose())),
+            tls: None,
+            proxy_protocol: config.proxy_protocol,
+            redirect: config.tls.as_ref().is_some_and(|tls| tls.redirect),
+            hsts: config
+                .tls
+                .as_ref()
+                .and_then(|tls| tls.hsts)
+                .and_then(|age| HeaderValue::from_str(&format!("max-age={}", age.0.as_secs())).ok()),
         }
+    }
+
+    /// Whether a proxy of ours is at this address.
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(address))
     }
 
     /// The pool of a tenant.

@@ -5,11 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use cofferdam_fairness::Rejection;
 use http::header;
-use pingora_core::protocols::http::v1::server::HttpSession;
 use pingora_http::ResponseHeader;
 
-/// When a session has no write timeout of its own.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+use crate::client::Client;
 
 /// An answer of our own.
 #[derive(Debug)]
@@ -18,13 +16,22 @@ pub(crate) struct Refusal {
     pub(crate) title: &'static str,
     pub(crate) detail: String,
     pub(crate) retry_after: Option<Duration>,
+    /// Where to go instead.
+    pub(crate) location: Option<String>,
     /// The connection cannot be used again: its bytes cannot be trusted or were not all read.
     pub(crate) close: bool,
 }
 
 impl Refusal {
     pub(crate) fn new(status: u16, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, title, detail: detail.into(), retry_after: None, close: false }
+        Self { status, title, detail: detail.into(), retry_after: None, location: None, close: false }
+    }
+
+    /// The same request at another address, for good.
+    pub(crate) fn moved(location: String) -> Self {
+        let mut refusal = Self::new(308, "Permanent redirect", "this site is served by https only");
+        refusal.location = Some(location);
+        refusal
     }
 
     pub(crate) fn closing(mut self) -> Self {
@@ -41,12 +48,11 @@ impl Refusal {
     }
 
     /// Sends it: HTML for a browser, JSON for everybody else. False when the client is gone.
-    pub(crate) async fn send(&self, session: &mut HttpSession, request_id: &str) -> bool {
-        // `100 Continue` is no answer yet.
-        if session.response_written().is_some_and(|r| !r.status.is_informational()) {
+    pub(crate) async fn send(&self, client: &mut Client, request_id: &str) -> bool {
+        if client.answered().is_some() {
             return false;
         }
-        let html = session.get_header_bytes(header::ACCEPT).windows(9).any(|w| w == b"text/html");
+        let html = client.header(header::ACCEPT).is_some_and(|v| v.as_bytes().windows(9).any(|w| w == b"text/html"));
         let body = if html { self.html(request_id) } else { self.json(request_id) };
         let Ok(mut head) = ResponseHeader::build(self.status, Some(6)) else { return false };
         let kind = if html { "text/html; charset=utf-8" } else { "application/problem+json" };
@@ -55,6 +61,9 @@ impl Refusal {
             head.insert_header(header::CONTENT_LENGTH, body.len())?;
             head.insert_header(header::CACHE_CONTROL, "no-store")?;
             head.insert_header("X-Request-Id", request_id)?;
+            if let Some(location) = &self.location {
+                head.insert_header(header::LOCATION, location.as_str())?;
+            }
             if let Some(after) = self.retry_after {
                 head.insert_header(header::RETRY_AFTER, after.as_secs().max(1))?;
             }
@@ -64,11 +73,12 @@ impl Refusal {
             return false;
         }
         if self.close {
-            session.set_server_keepalive(None);
+            client.close_after();
         }
-        write_head(session, head).await.is_ok()
-            && session.write_body(&body).await.is_ok()
-            && finish(session).await.is_ok()
+        let bodiless = client.head().method == http::Method::HEAD;
+        client.write_head(head).await.is_ok()
+            && (bodiless || client.write_body(body).await.is_ok())
+            && client.finish().await.is_ok()
     }
 
     fn json(&self, request_id: &str) -> Bytes {
@@ -92,29 +102,6 @@ impl Refusal {
             status = self.status,
             id = escaped(request_id),
         ))
-    }
-}
-
-/// The client took nothing for as long as it may.
-#[derive(Debug)]
-pub(crate) struct Unwritten;
-
-/// Writes the head of an answer within the session's write timeout, which pingora applies to bodies only: a client that
-/// reads nothing must not hold a slot.
-pub(crate) async fn write_head(session: &mut HttpSession, head: ResponseHeader) -> Result<(), Unwritten> {
-    let limit = session.get_write_timeout().unwrap_or(WRITE_TIMEOUT);
-    match tokio::time::timeout(limit, session.write_response_header(Box::new(head))).await {
-        Ok(Ok(())) => Ok(()),
-        _ => Err(Unwritten),
-    }
-}
-
-/// Ends the body of an answer within the session's write timeout.
-pub(crate) async fn finish(session: &mut HttpSession) -> Result<(), Unwritten> {
-    let limit = session.get_write_timeout().unwrap_or(WRITE_TIMEOUT);
-    match tokio::time::timeout(limit, session.finish_body()).await {
-        Ok(Ok(_)) => Ok(()),
-        _ => Err(Unwritten),
     }
 }
 

@@ -1,17 +1,18 @@
 //! What can be said about a request from its head alone: whose it is, who sent it, and whether it may go on.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use cofferdam_fairness::Class;
 use cofferdam_tenant::{DatabaseName, Network, Tenant, normalize_host};
 use http::{Method, Version, header};
-use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 use pingora_error::Result as HeaderResult;
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::boundary::{self, Carrier, Denied};
+use crate::client::Client;
+use crate::connection::Connection;
 use crate::headers::{self, Forwarded};
 use crate::plane::{HttpPlane, PoolAccess, Snapshot};
 use crate::reply::Refusal;
@@ -52,17 +53,17 @@ pub(crate) enum Asked {
 pub(crate) fn judge<'a>(
     plane: &'a Arc<HttpPlane>,
     snapshot: &'a Snapshot,
-    session: &mut ClientSession,
-    peer: SocketAddr,
+    client: &mut Client,
+    connection: &Connection,
     id: &str,
 ) -> Result<(Request<'a>, Asked), Refusal> {
-    let raw = session.get_headers_raw_bytes();
-    if raw.len() > MAX_HEADER {
+    let length = client.check_raw().map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
+    if length > MAX_HEADER {
         let detail = format!("the request header has more than {MAX_HEADER} bytes");
         return Err(Refusal::new(431, "Request header too large", detail).closing());
     }
-    headers::check_raw(&raw).map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
-    let head = session.req_header_mut();
+    let is_two = client.is_two();
+    let head = client.head_mut();
     if head.method == Method::CONNECT || head.method == Method::TRACE {
         return Err(Refusal::new(405, "Method not allowed", "this method is not served here").closing());
     }
@@ -70,7 +71,10 @@ pub(crate) fn judge<'a>(
         let detail = "a transfer coding other than `chunked` is not understood here";
         return Err(Refusal::new(501, "Not implemented", detail).closing());
     }
-    let host_header = head.headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default().to_owned();
+    let host_header = head.headers.get(header::HOST).and_then(|h| h.to_str().ok());
+    // HTTP/2 says it in `:authority`; pingora has compared the two where both are there.
+    let authority = || head.uri.authority().filter(|_| is_two).map(http::uri::Authority::as_str);
+    let host_header = host_header.or_else(authority).unwrap_or_default().to_owned();
     let Some(host) = headers::host_of(&host_header) else {
         return Err(Refusal::new(400, "Bad request", "the Host header is missing or malformed").closing());
     };
@@ -98,8 +102,8 @@ pub(crate) fn judge<'a>(
         return Err(Refusal::new(503, "Service unavailable", "this site has no servers"));
     };
     let holds = |networks: &[Network], address| networks.iter().any(|n| n.contains(address));
-    let (client, scheme) =
-        headers::client_of(&head.headers, peer.ip(), |address| holds(&snapshot.trusted_proxies, address));
+    let (client, scheme) = headers::client_of(&head.headers, connection.peer.ip(), |address| snapshot.trusts(address));
+    let scheme = scheme.unwrap_or(if connection.is_tls { "https" } else { snapshot.scheme });
     let path = route::canonical(&String::from_utf8_lossy(head.raw_path())).into_owned();
     let request = Request {
         plane,
@@ -107,18 +111,33 @@ pub(crate) fn judge<'a>(
         tenant,
         access,
         client,
-        scheme: scheme.unwrap_or(snapshot.scheme),
+        scheme,
         host: known.unwrap_or_default(),
         path,
         id: id.to_owned(),
         from_workers: holds(&access.pool.workers_from, client),
     };
-    let asked = request.asked(head)?;
+    let asked = request.asked(head, connection)?;
     Ok((request, asked))
 }
 
 impl Request<'_> {
-    fn asked(&self, head: &RequestHeader) -> Result<Asked, Refusal> {
+    fn asked(&self, head: &RequestHeader, connection: &Connection) -> Result<Asked, Refusal> {
+        if self.snapshot.redirect && self.scheme != "https" && !self.from_workers {
+            let target = String::from_utf8_lossy(head.raw_path());
+            // Another port than ours is none of the client's.
+            let host = headers::host_of(&self.host).unwrap_or_default();
+            return Err(Refusal::moved(format!("https://{host}{target}")));
+        }
+        if let Some(wanted) = &self.tenant.tls.client_ca
+            && connection.client_ca.as_deref() != Some(wanted)
+        {
+            return Err(Refusal::new(
+                421,
+                "Misdirected request",
+                "this connection has shown no certificate for this site",
+            ));
+        }
         if !self.tenant.networks.admits(self.client) {
             return Err(self.forbidden("this site is not served to your address"));
         }
@@ -208,6 +227,9 @@ impl Request<'_> {
     ) -> HeaderResult<ResponseHeader> {
         let mut head = headers::to_client(head, version, head_only)?;
         head.insert_header("X-Request-Id", self.id.as_str())?;
+        if let Some(hsts) = self.snapshot.hsts.as_ref().filter(|_| self.scheme == "https") {
+            head.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())?;
+        }
         session::seal_cookies(&mut head, self.session_key(), self.tenant.slug.as_str(), self.scheme == "https")?;
         Ok(head)
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,34 +13,34 @@ use pingora_core::protocols::{
     raw_connect::ProxyDigest,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
-use tokio::net::TcpStream;
 
 /// Header and first body bytes leave in one write.
 const WRITE_BUFFER: usize = 8 << 10;
 
-/// A TCP connection, to a client or a server.
+/// A connection to a client or a server, with TLS or without.
 #[derive(Debug)]
-pub(crate) struct Socket {
-    io: BufWriter<TcpStream>,
+pub(crate) struct Socket<S: AsyncWrite> {
+    io: BufWriter<S>,
+    fd: RawFd,
     digest: Arc<SocketDigest>,
 }
 
-impl Socket {
-    pub(crate) fn new(tcp: TcpStream, peer: SocketAddr) -> Self {
-        let _ = tcp.set_nodelay(true);
-        let digest = SocketDigest::from_raw_fd(tcp.as_raw_fd());
+impl<S: AsyncWrite> Socket<S> {
+    /// `fd` is the socket's that is under the stream.
+    pub(crate) fn new(stream: S, fd: RawFd, peer: SocketAddr) -> Self {
+        let digest = SocketDigest::from_raw_fd(fd);
         let _ = digest.peer_addr.set(Some(pingora_core::protocols::l4::socket::SocketAddr::Inet(peer)));
-        Self { io: BufWriter::with_capacity(WRITE_BUFFER, tcp), digest: Arc::new(digest) }
+        Self { io: BufWriter::with_capacity(WRITE_BUFFER, stream), fd, digest: Arc::new(digest) }
     }
 }
 
-impl AsyncRead for Socket {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.io.get_mut()).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Socket {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -55,25 +55,25 @@ impl AsyncWrite for Socket {
 }
 
 #[async_trait]
-impl Shutdown for Socket {
+impl<S: AsyncWrite + Unpin + Send + Sync> Shutdown for Socket<S> {
     async fn shutdown(&mut self) {
         // What a client does not take by now it does not want.
         let _ = tokio::time::timeout(std::time::Duration::from_secs(1), self.io.shutdown()).await;
     }
 }
 
-impl UniqueID for Socket {
+impl<S: AsyncWrite> UniqueID for Socket<S> {
     fn id(&self) -> i32 {
-        self.io.get_ref().as_raw_fd()
+        self.fd
     }
 }
 
-impl Ssl for Socket {}
+impl<S: AsyncWrite> Ssl for Socket<S> {}
 
 #[async_trait]
-impl Peek for Socket {}
+impl<S: AsyncWrite + Send> Peek for Socket<S> {}
 
-impl GetTimingDigest for Socket {
+impl<S: AsyncWrite> GetTimingDigest for Socket<S> {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
@@ -85,13 +85,13 @@ impl GetTimingDigest for Socket {
     }
 }
 
-impl GetProxyDigest for Socket {
+impl<S: AsyncWrite> GetProxyDigest for Socket<S> {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
 }
 
-impl GetSocketDigest for Socket {
+impl<S: AsyncWrite> GetSocketDigest for Socket<S> {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         Some(Arc::clone(&self.digest))
     }

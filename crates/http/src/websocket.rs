@@ -5,26 +5,26 @@ use std::sync::{Arc, PoisonError};
 use bytes::Bytes;
 use cofferdam_tenant::TenantId;
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
-use pingora_core::protocols::http::v1::server::HttpSession as ClientSession;
 
+use crate::client::Client;
 use crate::exchange::{Failure, Outcome, connect};
 use crate::headers;
 use crate::plane::HttpPlane;
-use crate::reply::{self, Refusal};
+use crate::reply::Refusal;
 use crate::request::Request;
 
 /// An unmasked Close frame with code 1001, "going away" (RFC 6455, 7.4.1): browsers come again on their own.
 const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 
 /// Serves one WebSocket, or a plain request to the gevent port.
-pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) -> Result<Outcome, Failure> {
+pub(crate) async fn serve(request: &Request<'_>, client: &mut Client) -> Result<Outcome, Failure> {
     let pool = &request.access.pool;
-    let upgrade = headers::wants_websocket(session.req_header());
+    let upgrade = !client.is_two() && headers::wants_websocket(client.head());
     if !upgrade {
         return Err(Refusal::new(426, "Upgrade required", "this path speaks WebSocket only").into());
     }
     let own = |host: &str| request.snapshot.catalog.by_host(host).is_some_and(|t| t.id == request.tenant.id);
-    if !headers::origin_is_own(&session.req_header().headers, own) {
+    if !headers::origin_is_own(&client.head().headers, own) {
         return Err(request.forbidden("a page of another site may not open a WebSocket here").into());
     }
     let Some(_counted) = Counted::new(request) else {
@@ -48,7 +48,7 @@ pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) ->
     let Some(mut server) = server else {
         return Err(Refusal::new(503, "Service unavailable", "this site has no WebSocket server").into());
     };
-    let head = request.to_server(session.req_header(), None, true)?;
+    let head = request.to_server(client.head(), None, true)?;
     let handshake = async {
         server.write_request_header(Box::new(head)).await?;
         loop {
@@ -65,24 +65,22 @@ pub(crate) async fn serve(request: &Request<'_>, session: &mut ClientSession) ->
     }
     let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
     let switched = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
-    let head = request.to_client(head, session.req_header().version, false)?;
-    reply::write_head(session, head).await?;
+    let head = request.to_client(head, client.head().version, false)?;
+    client.write_head(head).await?;
     if switched {
-        // Liveness is the business of both ends' pings; reads must not time out in between.
-        session.set_read_timeout(None);
-        relay(request, session, &mut server).await?;
+        relay(request, client, &mut server).await?;
         return Ok(Outcome::Close);
     }
     loop {
         let read = tokio::time::timeout(pool.read_timeout, server.read_body_bytes()).await;
         let Some(chunk) = read.map_err(|_| Failure::Broken)?? else { break };
-        session.write_body(&chunk).await?;
+        client.write_body(chunk).await?;
     }
-    reply::finish(session).await?;
+    client.finish().await?;
     Ok(Outcome::Done)
 }
 
-async fn relay(request: &Request<'_>, session: &mut ClientSession, server: &mut ServerSession) -> Result<(), Failure> {
+async fn relay(request: &Request<'_>, client: &mut Client, server: &mut ServerSession) -> Result<(), Failure> {
     enum From {
         Client(Option<Bytes>),
         Server(Option<Bytes>),
@@ -94,7 +92,7 @@ async fn relay(request: &Request<'_>, session: &mut ClientSession, server: &mut 
     loop {
         let event = async {
             tokio::select! {
-                read = session.read_body_bytes() => read.map(From::Client),
+                read = client.read_upgraded() => read.map(From::Client),
                 read = server.read_body_bytes() => read.map(From::Server),
                 () = request.plane.draining.cancelled() => Ok(From::Draining),
             }
@@ -105,12 +103,12 @@ async fn relay(request: &Request<'_>, session: &mut ClientSession, server: &mut 
                 tokio::time::timeout(patience, server.write_body(&bytes)).await.map_err(|_| Failure::Broken)??;
             }
             From::Server(Some(bytes)) => {
-                session.write_body(&bytes).await?;
+                client.write_body(bytes).await?;
             }
             From::Client(None) | From::Server(None) => return Ok(()),
             From::Draining => {
-                session.write_body(&GOING_AWAY).await?;
-                reply::finish(session).await?;
+                client.write_body(Bytes::from_static(&GOING_AWAY)).await?;
+                client.finish().await?;
                 return Ok(());
             }
         }

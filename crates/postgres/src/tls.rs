@@ -3,41 +3,21 @@
 use std::fmt;
 use std::sync::Arc;
 
-use cofferdam_tenant::{Cluster, PostgresFront, TlsFiles, TlsMode};
+use cofferdam_tenant::{Cluster, PostgresFront, TlsMode};
+pub use cofferdam_tls::TlsError;
+use cofferdam_tls::{identity, pem, roots};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The protocol name that direct TLS demands (rule 2).
 pub(crate) const ALPN: &[u8] = b"postgresql";
-
-/// A certificate, key or authority that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TlsError {
-    /// The PEM text holds no usable certificate or key.
-    #[error("{what}: {reason}")]
-    Pem {
-        /// Which of them.
-        what: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Certificate and key do not go together, or are of a kind that is not supported.
-    #[error("certificate and key cannot be used: {0}")]
-    Rustls(#[from] rustls::Error),
-}
-
-fn pem(what: &'static str, reason: impl ToString) -> TlsError {
-    TlsError::Pem { what, reason: reason.to_string() }
-}
 
 /// TLS as clients meet it.
 #[derive(Clone)]
@@ -103,26 +83,6 @@ pub(crate) fn towards(cluster: &Cluster) -> Result<Option<Arc<ClientConfig>>, Tl
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Some(Arc::new(config)))
-}
-
-fn identity(files: &TlsFiles) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
-    let chain = certificates("certificate", &files.certificate)?;
-    let key = PrivateKeyDer::from_pem_slice(files.key.expose().as_bytes()).map_err(|e| pem("key", e))?;
-    Ok((chain, key))
-}
-
-fn roots(what: &'static str, text: &str) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates(what, text)? {
-        roots.add(certificate)?;
-    }
-    Ok(roots)
-}
-
-fn certificates(what: &'static str, text: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let chain: Vec<_> =
-        CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().map_err(|e| pem(what, e))?;
-    if chain.is_empty() { Err(pem(what, "no certificate in the file")) } else { Ok(chain) }
 }
 
 /// The channel binding `tls-server-end-point` of a certificate (RFC 5929): its hash, by the hash function that it is

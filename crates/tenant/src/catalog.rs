@@ -148,6 +148,8 @@ pub struct Tenant {
     pub replication: Vec<String>,
     /// When server connections change hands.
     pub pooling: PoolingMode,
+    /// TLS for its hosts.
+    pub tls: TenantTls,
     /// Who may reach its hosts at all.
     pub networks: NetworksConfig,
     /// Closed routes that some addresses may use.
@@ -263,12 +265,21 @@ pub struct Cluster {
 }
 
 /// Certificate and key of a listener, as PEM text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TlsFiles {
     /// The chain, leaf first.
     pub certificate: String,
     /// The private key.
     pub key: Secret,
+}
+
+/// TLS for the hosts of one tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TenantTls {
+    /// Its own certificate.
+    pub identity: Option<TlsFiles>,
+    /// The authorities of its clients' certificates, as PEM text.
+    pub client_ca: Option<String>,
 }
 
 /// Listener settings of the HTTP plane, with what they point at.
@@ -279,6 +290,8 @@ pub struct HttpFront {
     pub config: HttpConfig,
     /// What binds session cookies to their tenant.
     pub session_key: Option<Secret>,
+    /// The certificates for hosts of any tenant.
+    pub certificates: Vec<TlsFiles>,
 }
 
 /// Listener settings of the PostgreSQL plane that a reload may change.

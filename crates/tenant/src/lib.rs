@@ -37,13 +37,14 @@ pub mod yaml;
 
 pub use catalog::{
     Catalog, ClassQuota, Cluster, ConsoleUser, HttpFront, Login, Password, PerSecond, Plan, PlaneQuota, Pool,
-    PostgresFront, Server, Tenant, TlsFiles,
+    PostgresFront, Server, Tenant, TenantTls, TlsFiles,
 };
 pub use config::{
-    AdminConfig, AuthMethod, AuthQueryConfig, Class, ClassQuotaConfig, ClientTlsConfig, ClusterConfig, ConsoleConfig,
-    DatabaseCommands, GatewayConfig, HttpConfig, InternalRouteConfig, LoginConfig, NetworksConfig, NotificationPolicy,
-    Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme,
-    ServerConfig, ServiceConfig, TenantFile, TlsMode,
+    AdminConfig, AuthMethod, AuthQueryConfig, CertificateConfig, Class, ClassQuotaConfig, ClientTlsConfig,
+    ClusterConfig, ConsoleConfig, DatabaseCommands, GatewayConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig,
+    LoginConfig, NetworksConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig,
+    QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServiceConfig, TenantFile, TenantTlsConfig,
+    TlsMode,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

@@ -339,14 +339,23 @@ impl Check<'_> {
         if config.http.is_none() && config.postgres.is_none() {
             self.fault(main, &[], "neither `http` nor `postgres`", "at least one plane to serve");
         }
-        let http = config.http.iter().flat_map(|h| h.listen.iter().enumerate().map(|(i, a)| ("http", i, *a)));
-        let postgres =
-            config.postgres.iter().flat_map(|p| p.listen.iter().enumerate().map(|(i, a)| ("postgres", i, *a)));
+        let plain = config.http.iter().flat_map(|h| &h.listen);
+        let tls = config.http.iter().filter_map(|h| h.tls.as_ref()).flat_map(|t| &t.listen);
+        let http = plain.enumerate().map(|(i, a)| (&["http", "listen"][..], i, *a));
+        let https = tls.enumerate().map(|(i, a)| (&["http", "tls", "listen"][..], i, *a));
+        let postgres = config
+            .postgres
+            .iter()
+            .flat_map(|p| &p.listen)
+            .enumerate()
+            .map(|(i, a)| (&["postgres", "listen"][..], i, *a));
         let mut taken: Vec<SocketAddr> = config.admin.iter().map(|a| a.listen).collect();
-        for (plane, i, address) in http.chain(postgres) {
+        for (field, i, address) in http.chain(https).chain(postgres) {
             if address.port() != 0 && taken.contains(&address) {
                 let found = format!("`{address}`, which another listener has too");
-                self.fault(main, &[plane, "listen", &i.to_string()], found, "an address of its own");
+                let i = i.to_string();
+                let path: Vec<&str> = field.iter().copied().chain([i.as_str()]).collect();
+                self.fault(main, &path, found, "an address of its own");
             }
             taken.push(address);
         }

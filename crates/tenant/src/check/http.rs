@@ -1,8 +1,11 @@
 //! What the files say about the HTTP plane.
 
+use std::path::Path;
+
 use super::{Check, Place};
-use crate::catalog::HttpFront;
+use crate::catalog::{HttpFront, TenantTls, TlsFiles};
 use crate::config::{GatewayConfig, TenantFile};
+use crate::units::Secret;
 
 /// Bytes that a key must have at least.
 const SHORTEST_KEY: usize = 16;
@@ -35,7 +38,55 @@ impl Check<'_> {
             let found = format!("a key of fewer than {SHORTEST_KEY} bytes");
             self.fault(main, &["http", "session_key"], found, "a longer one, such as `openssl rand -base64 32` gives");
         }
-        Some(HttpFront { config: http.clone(), session_key })
+        let mut certificates = Vec::new();
+        if let Some(tls) = &http.tls {
+            if tls.listen.is_empty() {
+                self.fault(main, &["http", "tls", "listen"], "an empty list", "at least one address");
+            }
+            for (i, files) in tls.certificates.iter().enumerate() {
+                let place = ["http", "tls", "certificates", &i.to_string()];
+                certificates.extend(self.identity(main, &place, &files.certificate, &files.key));
+            }
+        }
+        if http.proxy_protocol && http.trusted_proxies.is_empty() {
+            let expected = "`trusted_proxies` beside it: the proxies that send the header";
+            self.fault(main, &["http", "proxy_protocol"], "`true` without a proxy", expected);
+        }
+        Some(HttpFront { config: http.clone(), session_key, certificates })
+    }
+
+    fn identity(&mut self, place: &Place<'_>, path: &[&str], certificate: &Path, key: &Path) -> Option<TlsFiles> {
+        let at = |field| path.iter().copied().chain([field]).collect::<Vec<_>>();
+        let certificate = self.pem(place, &at("certificate"), certificate);
+        let key = self.pem(place, &at("key"), key);
+        Some(TlsFiles { certificate: certificate?, key: Secret::new(key?) })
+    }
+
+    /// TLS for a tenant's hosts. `offered`: whether there is a listener with TLS at all.
+    pub(super) fn tenant_tls(&mut self, place: &Place<'_>, file: &TenantFile, offered: bool) -> TenantTls {
+        let Some(tls) = &file.tls else { return TenantTls::default() };
+        if !offered {
+            self.fault(
+                place,
+                &["tls"],
+                "TLS for the tenant's hosts",
+                "`http.tls` in the main file, which listens for it",
+            );
+        }
+        let identity = match (&tls.certificate, &tls.key) {
+            (Some(certificate), Some(key)) => self.identity(place, &["tls"], certificate, key),
+            (None, None) => None,
+            (Some(_), None) => {
+                self.fault(place, &["tls", "certificate"], "a certificate without `key`", "both or none of them");
+                None
+            }
+            (None, Some(_)) => {
+                self.fault(place, &["tls", "key"], "a key without `certificate`", "both or none of them");
+                None
+            }
+        };
+        let client_ca = tls.client_ca.as_ref().and_then(|path| self.pem(place, &["tls", "client_ca"], path));
+        TenantTls { identity, client_ca }
     }
 
     /// What a tenant says about its hosts and who may come.

@@ -158,6 +158,8 @@ impl Check<'_> {
                 self.fault(place, &["quotas", plane], found, "no more reserved than the limit");
             }
         }
+        let offered = catalog.http.as_ref().is_some_and(|h| h.config.tls.is_some());
+        let tls = self.tenant_tls(place, file, offered);
         let tenant = Arc::new(Tenant {
             id: number(numbers, format!("tenant:{slug}")),
             slug: slug.clone(),
@@ -171,6 +173,7 @@ impl Check<'_> {
             server_login,
             replication: file.replication.clone(),
             pooling: file.pooling,
+            tls,
             networks: file.networks.clone(),
             internal_routes: file.internal_routes.clone(),
         });

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{default_backlog, default_connections, default_spool, seconds, socket_addresses};
+use super::{default_backlog, default_connections, default_spool, seconds, socket_addresses, yes};
 use crate::units::{ByteSize, HumanDuration, Network, Secret};
 
 /// The HTTP plane.
@@ -17,6 +17,11 @@ pub struct HttpConfig {
     #[schemars(with = "Vec<String>")]
     #[serde(deserialize_with = "socket_addresses")]
     pub listen: Vec<SocketAddr>,
+    /// TLS for clients, on addresses of its own.
+    pub tls: Option<HttpTlsConfig>,
+    /// Whether connections from `trusted_proxies` begin with a header of the PROXY protocol, version 1 or 2, before anything else.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     /// The scheme that clients use to reach this listener, told to Odoo as X-Forwarded-Proto: `https` when TLS ends in front of the gateway.
     #[serde(default = "default_scheme")]
     pub public_scheme: Scheme,
@@ -55,6 +60,46 @@ pub struct HttpConfig {
     pub max_backlog: ByteSize,
     /// Where large request bodies wait for a worker, and large answers for their client; absent: the system's temporary directory.
     pub spool_directory: Option<PathBuf>,
+}
+
+/// TLS for clients of the HTTP plane.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HttpTlsConfig {
+    /// Addresses to listen on for TLS, with HTTP/2 and HTTP/1.1.
+    #[schemars(with = "Vec<String>")]
+    #[serde(deserialize_with = "socket_addresses")]
+    pub listen: Vec<SocketAddr>,
+    /// Certificates for hosts of any tenant, chosen by the names in them. The first is shown to whoever names no host.
+    #[serde(default)]
+    pub certificates: Vec<CertificateConfig>,
+    /// Whether plain requests are sent to the same address with https.
+    #[serde(default = "yes")]
+    pub redirect: bool,
+    /// How long browsers shall insist on TLS (Strict-Transport-Security); absent: they are not told to.
+    pub hsts: Option<HumanDuration>,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CertificateConfig {
+    /// PEM file with the certificate chain, leaf first.
+    pub certificate: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// TLS for the hosts of one tenant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantTlsConfig {
+    /// PEM file with the certificate chain, leaf first. Absent: one of the gateway's certificates.
+    pub certificate: Option<PathBuf>,
+    /// PEM file with the private key.
+    pub key: Option<PathBuf>,
+    /// PEM file with the authorities that sign the clients' certificates. Given: nobody gets in without one.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// A URL scheme.

@@ -13,7 +13,9 @@ use crate::units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
 
 mod http;
 
-pub use http::{HttpConfig, InternalRouteConfig, NetworksConfig, Scheme};
+pub use http::{
+    CertificateConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, NetworksConfig, Scheme, TenantTlsConfig,
+};
 
 /// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -547,6 +549,8 @@ pub struct TenantFile {
     /// What this tenant has different from its plan.
     #[serde(default)]
     pub quotas: PlanConfig,
+    /// TLS for its hosts.
+    pub tls: Option<TenantTlsConfig>,
     /// Who may reach its hosts at all.
     #[serde(default)]
     pub networks: NetworksConfig,

@@ -1,0 +1,54 @@
+//! Certificates, keys and authorities from PEM text, in the form that both planes use.
+//!
+//! Internal to the planes: its functions speak rustls, and nothing that an embedding program sees does.
+#![forbid(unsafe_code)]
+
+use cofferdam_tenant::TlsFiles;
+use rustls::RootCertStore;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// A certificate, key or authority that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// The PEM text holds no usable certificate or key.
+    #[error("{what}: {reason}")]
+    Pem {
+        /// Which of them.
+        what: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Certificate and key do not go together, or are of a kind that is not supported.
+    #[error("certificate and key cannot be used: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// The error of a PEM text.
+pub fn pem(what: &'static str, reason: impl ToString) -> TlsError {
+    TlsError::Pem { what, reason: reason.to_string() }
+}
+
+/// The chain, leaf first, and its private key.
+pub fn identity(files: &TlsFiles) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = certificates("certificate", &files.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(files.key.expose().as_bytes()).map_err(|e| pem("key", e))?;
+    Ok((chain, key))
+}
+
+/// Authorities to check certificates against. `what` names the text in errors.
+pub fn roots(what: &'static str, text: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(what, text)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+/// All certificates of a text; at least one.
+pub fn certificates(what: &'static str, text: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let chain: Vec<_> =
+        CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<_, _>>().map_err(|e| pem(what, e))?;
+    if chain.is_empty() { Err(pem(what, "no certificate in the file")) } else { Ok(chain) }
+}
