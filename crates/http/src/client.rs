@@ -1,5 +1,6 @@
 //! A request's client, by whichever version of HTTP it speaks: what the rest of the plane needs of it, and no more.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +10,8 @@ use pingora_core::protocols::http::v2::server::HttpSession as SessionTwo;
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use crate::headers::{self, Malformed};
+use crate::framing::Malformed;
+use crate::socket::Inbound;
 
 /// The client of one request.
 pub(crate) struct Client {
@@ -21,7 +23,7 @@ pub(crate) struct Client {
 }
 
 enum Version {
-    One(Box<SessionOne>),
+    One(Box<SessionOne>, Arc<Inbound>, usize),
     Two(Box<SessionTwo>),
 }
 
@@ -30,8 +32,15 @@ enum Version {
 pub(crate) struct Unwritten;
 
 impl Client {
-    pub(crate) fn one(session: SessionOne, read: Duration, write: Duration) -> Self {
-        Self { version: Version::One(Box::new(session)), read, write }
+    /// `head` is the length of the request's head.
+    pub(crate) fn one(
+        session: SessionOne,
+        inbound: Arc<Inbound>,
+        head: usize,
+        read: Duration,
+        write: Duration,
+    ) -> Self {
+        Self { version: Version::One(Box::new(session), inbound, head), read, write }
     }
 
     pub(crate) fn two(mut session: SessionTwo, read: Duration, write: Duration) -> Self {
@@ -42,7 +51,7 @@ impl Client {
     /// The session of HTTP/1, to be used again.
     pub(crate) fn into_one(self) -> Option<SessionOne> {
         match self.version {
-            Version::One(session) => Some(*session),
+            Version::One(session, ..) => Some(*session),
             Version::Two(_) => None,
         }
     }
@@ -53,14 +62,14 @@ impl Client {
 
     pub(crate) fn head(&self) -> &RequestHeader {
         match &self.version {
-            Version::One(session) => session.req_header(),
+            Version::One(session, ..) => session.req_header(),
             Version::Two(session) => session.req_header(),
         }
     }
 
     pub(crate) fn head_mut(&mut self) -> &mut RequestHeader {
         match &mut self.version {
-            Version::One(session) => session.req_header_mut(),
+            Version::One(session, ..) => session.req_header_mut(),
             Version::Two(session) => session.req_header_mut(),
         }
     }
@@ -69,25 +78,29 @@ impl Client {
         self.head().headers.get(name)
     }
 
-    /// Checks the head as it came, and gives its length. HTTP/2 frames what HTTP/1 has to be checked for.
-    pub(crate) fn check_raw(&self) -> Result<usize, Malformed> {
+    /// Bytes of the request's head, as it came or as it would have come by HTTP/1.
+    pub(crate) fn head_length(&self) -> usize {
         match &self.version {
-            Version::One(session) => {
-                let raw = session.get_headers_raw_bytes();
-                headers::check_raw(&raw)?;
-                Ok(raw.len())
-            }
+            Version::One(_, _, length) => *length,
             Version::Two(session) => {
                 let head = session.req_header();
                 let fields = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-                Ok(head.raw_path().len() + fields.sum::<usize>())
+                head.raw_path().len() + fields.sum::<usize>()
             }
+        }
+    }
+
+    /// What was wrong with the frame of the body.
+    pub(crate) fn malformed(&self) -> Option<Malformed> {
+        match &self.version {
+            Version::One(_, inbound, _) => inbound.malformed(),
+            Version::Two(_) => None,
         }
     }
 
     pub(crate) fn is_body_empty(&mut self) -> bool {
         match &mut self.version {
-            Version::One(session) => session.is_body_empty(),
+            Version::One(session, ..) => session.is_body_empty(),
             Version::Two(session) => session.is_body_empty(),
         }
     }
@@ -95,7 +108,7 @@ impl Client {
     /// The next part of the request's body; `None` at its end.
     pub(crate) async fn read_body(&mut self) -> Result<Option<Bytes>> {
         match &mut self.version {
-            Version::One(session) => session.read_body_bytes().await,
+            Version::One(session, ..) => session.read_body_bytes().await,
             Version::Two(session) => tokio::time::timeout(self.read, session.read_body_bytes())
                 .await
                 .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "no part of the body in time")),
@@ -105,7 +118,7 @@ impl Client {
     /// What comes on a connection that was upgraded.
     pub(crate) async fn read_upgraded(&mut self) -> Result<Option<Bytes>> {
         match &mut self.version {
-            Version::One(session) => {
+            Version::One(session, ..) => {
                 session.set_read_timeout(None);
                 session.read_body_bytes().await
             }
@@ -116,7 +129,7 @@ impl Client {
     /// Ends when the client is gone.
     pub(crate) async fn gone(&mut self) {
         let _ = match &mut self.version {
-            Version::One(session) => session.read_body_or_idle(true).await,
+            Version::One(session, ..) => session.read_body_or_idle(true).await,
             Version::Two(session) => session.read_body_or_idle(true).await,
         };
     }
@@ -124,7 +137,7 @@ impl Client {
     /// Says that the body may be sent.
     pub(crate) async fn write_continue(&mut self) -> Result<(), Unwritten> {
         match &mut self.version {
-            Version::One(session) => within(self.write, session.write_continue_response()).await,
+            Version::One(session, ..) => within(self.write, session.write_continue_response()).await,
             // Nobody waits for it there.
             Version::Two(_) => Ok(()),
         }
@@ -133,7 +146,7 @@ impl Client {
     /// Writes the head of an answer. pingora bounds the time of bodies only: a client that reads nothing must not hold a slot.
     pub(crate) async fn write_head(&mut self, head: ResponseHeader) -> Result<(), Unwritten> {
         match &mut self.version {
-            Version::One(session) => within(self.write, session.write_response_header(Box::new(head))).await,
+            Version::One(session, ..) => within(self.write, session.write_response_header(Box::new(head))).await,
             Version::Two(session) => session.write_response_header(Box::new(head), false).map_err(|_| Unwritten),
         }
     }
@@ -141,7 +154,7 @@ impl Client {
     /// Writes a part of the answer's body.
     pub(crate) async fn write_body(&mut self, part: Bytes) -> Result<(), Unwritten> {
         match &mut self.version {
-            Version::One(session) => session.write_body(&part).await.map(|_| ()),
+            Version::One(session, ..) => session.write_body(&part).await.map(|_| ()),
             Version::Two(session) => session.write_body(part, false).await,
         }
         .map_err(|_| Unwritten)
@@ -150,14 +163,14 @@ impl Client {
     /// Ends the answer.
     pub(crate) async fn finish(&mut self) -> Result<(), Unwritten> {
         match &mut self.version {
-            Version::One(session) => within(self.write, session.finish_body()).await,
+            Version::One(session, ..) => within(self.write, session.finish_body()).await,
             Version::Two(session) => session.finish().map_err(|_| Unwritten),
         }
     }
 
     /// Closes the connection after the answer, where a connection has one answer at a time.
     pub(crate) fn close_after(&mut self) {
-        if let Version::One(session) = &mut self.version {
+        if let Version::One(session, ..) = &mut self.version {
             session.set_server_keepalive(None);
         }
     }
@@ -165,7 +178,7 @@ impl Client {
     /// The status of the answer, if one was begun. `100 Continue` is no answer yet.
     pub(crate) fn answered(&self) -> Option<u16> {
         let written = match &self.version {
-            Version::One(session) => session.response_written(),
+            Version::One(session, ..) => session.response_written(),
             Version::Two(session) => session.response_written(),
         };
         written.map(|head| head.status).filter(|status| !status.is_informational()).map(|status| status.as_u16())
@@ -174,7 +187,7 @@ impl Client {
     /// Bytes of the answer's body so far.
     pub(crate) fn bytes_sent(&self) -> usize {
         match &self.version {
-            Version::One(session) => session.body_bytes_sent(),
+            Version::One(session, ..) => session.body_bytes_sent(),
             Version::Two(session) => session.body_bytes_sent(),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use pingora_core::protocols::http::v1::server::HttpSession as SessionOne;
 use pingora_core::protocols::http::v2::server::{self as two, H2Accept, HttpSession as SessionTwo, default_h2_options};
 use pingora_core::protocols::{Digest, Stream};
@@ -16,15 +16,22 @@ use tokio::sync::Notify;
 
 use crate::client::Client;
 use crate::exchange::{self, Outcome};
+use crate::framing::{self, Body};
 use crate::plane::HttpPlane;
 use crate::proxy::{self, Opened};
-use crate::socket::Socket;
+use crate::socket::{Inbound, Socket};
 
 /// Most request headers fit into this.
 const FIRST_READ: usize = 4 << 10;
 
 /// A connection may be just open, and its request on the way, when the plane begins to drain.
 const QUIET: Duration = Duration::from_secs(1);
+
+/// Bytes of a head that are looked at; what a tenant may send is in its plan.
+pub(crate) const MAX_HEADER: usize = 64 << 10;
+
+/// How long a client may take for the answer to what is no request.
+const REFUSAL: Duration = Duration::from_secs(5);
 
 /// Requests that pingora rejects by itself before an HTTP/2 connection has had its chances.
 const MOST_REJECTED: usize = 32;
@@ -70,65 +77,81 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
             connection.peer = client.unwrap_or(peer);
         }
         if !is_tls {
-            return Some((Box::new(Socket::new(opened, fd, connection.peer)) as Stream, false));
+            let socket = Socket::new(opened, fd, connection.peer);
+            let inbound = socket.inbound();
+            return Some((Box::new(socket) as Stream, inbound, false));
         }
         let (tls, client_ca) = snapshot.tls.as_ref()?.accept(opened).await?;
         connection.client_ca = client_ca;
         let is_two = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        Some((Box::new(Socket::new(tls, fd, connection.peer)) as Stream, is_two))
+        let socket = Socket::new(tls, fd, connection.peer);
+        let inbound = socket.inbound();
+        Some((Box::new(socket) as Stream, inbound, is_two))
     };
-    let Ok(Some((stream, is_two))) = tokio::time::timeout(snapshot.timeouts.header, begun).await else { return };
+    let Ok(Some((stream, inbound, is_two))) = tokio::time::timeout(snapshot.timeouts.header, begun).await else {
+        return;
+    };
     drop(snapshot);
     if is_two {
         serve_two(plane, stream, connection).await;
     } else {
-        serve_one(plane, stream, &connection).await;
+        serve_one(plane, stream, &inbound, &connection).await;
     }
 }
 
 /// HTTP/1: one request after the other.
-async fn serve_one(plane: &Arc<HttpPlane>, mut stream: Stream, connection: &Connection) {
-    let mut prefix: Option<BytesMut> = None;
+async fn serve_one(plane: &Arc<HttpPlane>, mut stream: Stream, inbound: &Arc<Inbound>, connection: &Connection) {
+    // What has come of the next request.
+    let mut read = BytesMut::new();
     let mut is_new = true;
     loop {
         let timeouts = plane.snapshot().timeouts;
-        if prefix.is_none() {
+        if read.is_empty() {
             // Between requests a connection may be idle for long; within one it may not. So the first bytes are awaited
-            // here, and the rest of the header has a deadline of its own.
-            let mut first = BytesMut::with_capacity(FIRST_READ);
+            // here, and the head has a deadline of its own.
+            read.reserve(FIRST_READ);
             tokio::select! {
-                read = tokio::time::timeout(timeouts.keepalive, stream.read_buf(&mut first)) => {
-                    if !matches!(read, Ok(Ok(n)) if n > 0) {
+                outcome = tokio::time::timeout(timeouts.keepalive, stream.read_buf(&mut read)) => {
+                    if !matches!(outcome, Ok(Ok(n)) if n > 0) {
                         return;
                     }
                 }
                 () = quiet(plane, is_new, timeouts.header) => return,
             }
-            prefix = Some(first);
         }
         is_new = false;
+        let head = match tokio::time::timeout(timeouts.header, read_head(&mut stream, &mut read)).await {
+            Ok(Ok(length)) => length,
+            Ok(Err(Unread::Gone)) | Err(_) => return,
+            Ok(Err(Unread::Wrong(status, reason))) => {
+                tracing::debug!(peer = %connection.peer, reason, "malformed request");
+                return refuse(stream, status, reason).await;
+            }
+        };
+        let framed = framing::check_head(&read[..head]).and_then(|body| match body {
+            Body::Chunks => inbound.follow(&read[head..]),
+            Body::Length => Ok(()),
+        });
+        if let Err(malformed) = framed {
+            tracing::debug!(peer = %connection.peer, reason = malformed.0, "malformed request");
+            return refuse(stream, "400 Bad Request", malformed.0).await;
+        }
         let mut session = SessionOne::new(stream);
         session.set_pipelining_enabled(true);
-        if let Some(prefix) = prefix.take() {
-            session.set_pipelined_prefix(prefix);
-        }
+        session.set_pipelined_prefix(std::mem::take(&mut read));
         session.set_read_timeout(Some(timeouts.body));
         session.set_write_timeout(Some(timeouts.write));
         session.set_total_drain_timeout(Some(timeouts.body));
-        // pingora bounds each read; the whole header needs a deadline too, or one byte a second keeps a connection.
         let request_id = plane.request_id();
-        match tokio::time::timeout(timeouts.header, session.read_request()).await {
-            Ok(Ok(Some(_))) => {}
-            Ok(Ok(None)) => return,
-            Ok(Err(error)) => {
+        match session.read_request().await {
+            Ok(Some(_)) => {}
+            Ok(None) => return,
+            Err(error) => {
                 tracing::debug!(peer = %connection.peer, %error, "malformed request");
-                // There may be no parsed request to answer: a raw answer.
-                bad_request(session).await;
-                return;
+                return refuse(session.into_inner(), "400 Bad Request", "the request is malformed").await;
             }
-            Err(_) => return,
         }
-        let mut client = Client::one(session, timeouts.body, timeouts.write);
+        let mut client = Client::one(session, Arc::clone(inbound), head, timeouts.body, timeouts.write);
         if plane.draining.is_cancelled() {
             client.close_after();
         }
@@ -144,7 +167,7 @@ async fn serve_one(plane: &Arc<HttpPlane>, mut stream: Stream, connection: &Conn
             Ok(Some(reusable)) => {
                 let (next, pipelined) = reusable.into_parts();
                 stream = next;
-                prefix = pipelined;
+                read = pipelined.unwrap_or_default();
             }
             Ok(None) | Err(_) => return,
         }
@@ -236,11 +259,49 @@ async fn serve_two(plane: &Arc<HttpPlane>, stream: Stream, connection: Connectio
     }
 }
 
-async fn bad_request(session: SessionOne) {
-    const ANSWER: &[u8] =
-        b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 26\r\nConnection: close\r\n\r\nthe request is malformed.\n";
-    let mut stream = session.into_inner();
-    let _ = stream.write_all(ANSWER).await;
-    let _ = stream.flush().await;
-    let _ = stream.shutdown().await;
+/// Why there is no head.
+enum Unread {
+    /// The client has left.
+    Gone,
+    /// It is none: the status, and the reason.
+    Wrong(&'static str, &'static str),
+}
+
+/// Reads the head of a request, and gives its length.
+async fn read_head(stream: &mut Stream, read: &mut BytesMut) -> Result<usize, Unread> {
+    let mut looked_at = 0;
+    loop {
+        // An empty line before a request, of old clients after a form (RFC 9112, 2.2).
+        while looked_at == 0 && read.starts_with(b"\r\n") {
+            read.advance(2);
+        }
+        if !(looked_at == 0 && &read[..] == b"\r") {
+            match framing::head_end(read, looked_at) {
+                Ok(Some(end)) => return Ok(end),
+                Ok(None) => looked_at = read.len(),
+                Err(malformed) => return Err(Unread::Wrong("400 Bad Request", malformed.0)),
+            }
+        }
+        if read.len() > MAX_HEADER {
+            return Err(Unread::Wrong("431 Request Header Fields Too Large", "the request header is too large"));
+        }
+        match stream.read_buf(read).await {
+            Ok(n) if n > 0 => {}
+            _ => return Err(Unread::Gone),
+        }
+    }
+}
+
+/// An answer to what is no request.
+async fn refuse(mut stream: Stream, status: &str, reason: &str) {
+    let length = reason.len() + 2;
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{reason}.\n"
+    );
+    let written = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.flush().await?;
+        stream.shutdown().await
+    };
+    let _ = tokio::time::timeout(REFUSAL, written).await;
 }

@@ -153,6 +153,10 @@ async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<
     let mut moved = Moved::new(request);
     loop {
         let chunk = client.read_body().await.map_err(|error| match error.etype() {
+            _ if client.malformed().is_some() => {
+                let detail = client.malformed().map_or("", |malformed| malformed.0);
+                Refusal::new(400, "Bad request", detail).closing().into()
+            }
             pingora_error::ErrorType::ReadTimedout => {
                 Failure::from(Refusal::new(408, "Request timeout", "the request body did not arrive in time").closing())
             }

@@ -39,38 +39,6 @@ pub(crate) struct Forwarded<'a> {
     pub(crate) upgrade: bool,
 }
 
-/// Why a request's head is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Malformed(pub(crate) &'static str);
-
-/// Checks what pingora lets through: a bare line feed, Content-Length beside Transfer-Encoding, no Host.
-pub(crate) fn check_raw(raw: &[u8]) -> Result<(), Malformed> {
-    let (mut length, mut encoding) = (0, 0);
-    let mut rest = raw;
-    let mut first = true;
-    while let Some(end) = rest.iter().position(|b| *b == b'\n') {
-        let line = &rest[..end];
-        let Some(line) = line.strip_suffix(b"\r") else { return Err(Malformed("a line ends with a bare line feed")) };
-        if line.iter().any(|b| *b == b'\r' || *b == 0) {
-            return Err(Malformed("a carriage return or NUL inside a line"));
-        }
-        if !first {
-            let name = line.split(|b| *b == b':').next().unwrap_or_default();
-            length += usize::from(name.eq_ignore_ascii_case(b"content-length"));
-            encoding += usize::from(name.eq_ignore_ascii_case(b"transfer-encoding"));
-        }
-        first = false;
-        rest = &rest[end + 1..];
-    }
-    if length > 0 && encoding > 0 {
-        return Err(Malformed("both Content-Length and Transfer-Encoding"));
-    }
-    if length > 1 || encoding > 1 {
-        return Err(Malformed("Content-Length or Transfer-Encoding twice"));
-    }
-    Ok(())
-}
-
 /// The host of a Host header, without its port.
 pub(crate) fn host_of(value: &str) -> Option<&str> {
     let (host, port) = match value.strip_prefix('[') {
@@ -292,20 +260,6 @@ mod tests {
         assert_eq!(names, ["content-type", "transfer-encoding"]);
         let old = to_client(&server, http::Version::HTTP_10, false).unwrap();
         assert!(!old.headers.contains_key("transfer-encoding"));
-    }
-
-    #[test]
-    fn framing_that_two_parsers_could_read_differently_is_refused() {
-        for bad in [
-            "GET / HTTP/1.1\nHost: a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\ncontent-length: 1\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\rb\r\n\r\n",
-        ] {
-            assert!(check_raw(bad.as_bytes()).is_err(), "{bad:?}");
-        }
-        assert!(check_raw(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").is_ok());
     }
 
     #[test]

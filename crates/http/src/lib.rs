@@ -25,6 +25,7 @@ pub mod boundary;
 mod client;
 mod connection;
 mod exchange;
+pub mod framing;
 mod headers;
 mod plane;
 mod proxy;

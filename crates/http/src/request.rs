@@ -12,15 +12,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::boundary::{self, Carrier, Denied};
 use crate::client::Client;
-use crate::connection::Connection;
+use crate::connection::{Connection, MAX_HEADER};
 use crate::headers::{self, Forwarded};
 use crate::plane::{HttpPlane, PoolAccess, Snapshot};
 use crate::reply::Refusal;
 use crate::route::{self, Route};
 use crate::session;
-
-/// Bytes of a request's header that are accepted.
-const MAX_HEADER: usize = 64 << 10;
 
 /// A judged request.
 pub(crate) struct Request<'a> {
@@ -57,10 +54,9 @@ pub(crate) fn judge<'a>(
     connection: &Connection,
     id: &str,
 ) -> Result<(Request<'a>, Asked), Refusal> {
-    let length = client.check_raw().map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
+    let length = client.head_length();
     if length > MAX_HEADER {
-        let detail = format!("the request header has more than {MAX_HEADER} bytes");
-        return Err(Refusal::new(431, "Request header too large", detail).closing());
+        return Err(header_too_large(MAX_HEADER as u64));
     }
     let is_two = client.is_two();
     let head = client.head_mut();
@@ -88,9 +84,12 @@ pub(crate) fn judge<'a>(
         };
         head.set_uri(path.into());
     }
-    if head.raw_path().contains(&b'#') {
-        // Servers disagree about what it is.
-        return Err(Refusal::new(400, "Bad request", "the request target has a fragment").closing());
+    if !head.raw_path().is_ascii() {
+        // What curl sends as it is typed, servers get as browsers send it.
+        let encoded = encoded(head.raw_path());
+        let uri =
+            encoded.parse().map_err(|_| Refusal::new(400, "Bad request", "the request target is no path").closing())?;
+        head.set_uri(uri);
     }
     // Odoo compares hosts with care for case: it gets the name as the catalog knows it.
     let known = normalize_host(host).map(|name| format!("{name}{}", &host_header[host.len()..]));
@@ -104,6 +103,14 @@ pub(crate) fn judge<'a>(
     let holds = |networks: &[Network], address| networks.iter().any(|n| n.contains(address));
     let (client, scheme) = headers::client_of(&head.headers, connection.peer.ip(), |address| snapshot.trusts(address));
     let scheme = scheme.unwrap_or(if connection.is_tls { "https" } else { snapshot.scheme });
+    let plan = &tenant.plan;
+    if length as u64 > plan.max_header {
+        return Err(header_too_large(plan.max_header));
+    }
+    if head.raw_path().len() as u64 > plan.max_url {
+        let detail = format!("the request target has more than {} bytes", plan.max_url);
+        return Err(Refusal::new(414, "URI too long", detail).closing());
+    }
     let path = route::canonical(&String::from_utf8_lossy(head.raw_path())).into_owned();
     let request = Request {
         plane,
@@ -119,6 +126,24 @@ pub(crate) fn judge<'a>(
     };
     let asked = request.asked(head, connection)?;
     Ok((request, asked))
+}
+
+/// A target with what is not ASCII in it encoded.
+fn encoded(target: &[u8]) -> String {
+    let mut out = String::with_capacity(target.len() + 16);
+    for byte in target {
+        if byte.is_ascii() {
+            out.push(char::from(*byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+fn header_too_large(limit: u64) -> Refusal {
+    let detail = format!("the request header has more than {limit} bytes");
+    Refusal::new(431, "Request header too large", detail).closing()
 }
 
 impl Request<'_> {

@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use async_trait::async_trait;
 use pingora_core::protocols::{
@@ -13,6 +13,8 @@ use pingora_core::protocols::{
     raw_connect::ProxyDigest,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+
+use crate::framing::{Chunks, Malformed};
 
 /// Header and first body bytes leave in one write.
 const WRITE_BUFFER: usize = 8 << 10;
@@ -23,6 +25,50 @@ pub(crate) struct Socket<S: AsyncWrite> {
     io: BufWriter<S>,
     fd: RawFd,
     digest: Arc<SocketDigest>,
+    inbound: Arc<Inbound>,
+}
+
+/// What is checked of the bytes that come in, before the engine sees them.
+#[derive(Debug, Default)]
+pub(crate) struct Inbound(Mutex<Watched>);
+
+#[derive(Debug, Default)]
+struct Watched {
+    chunks: Option<Chunks>,
+    malformed: Option<Malformed>,
+}
+
+impl Inbound {
+    /// Follows a body in chunks, of which some bytes have come already.
+    pub(crate) fn follow(&self, read: &[u8]) -> Result<(), Malformed> {
+        let mut chunks = Chunks::default();
+        chunks.push(read)?;
+        self.watched().chunks = Some(chunks).filter(|chunks| !chunks.is_done());
+        Ok(())
+    }
+
+    /// What was wrong with it.
+    pub(crate) fn malformed(&self) -> Option<Malformed> {
+        self.watched().malformed
+    }
+
+    fn check(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut watched = self.watched();
+        let Some(chunks) = &mut watched.chunks else { return Ok(()) };
+        match chunks.push(bytes) {
+            Ok(_) if chunks.is_done() => watched.chunks = None,
+            Ok(_) => {}
+            Err(malformed) => {
+                watched.malformed = Some(malformed);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, malformed));
+            }
+        }
+        Ok(())
+    }
+
+    fn watched(&self) -> std::sync::MutexGuard<'_, Watched> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<S: AsyncWrite> Socket<S> {
@@ -30,13 +76,21 @@ impl<S: AsyncWrite> Socket<S> {
     pub(crate) fn new(stream: S, fd: RawFd, peer: SocketAddr) -> Self {
         let digest = SocketDigest::from_raw_fd(fd);
         let _ = digest.peer_addr.set(Some(pingora_core::protocols::l4::socket::SocketAddr::Inet(peer)));
-        Self { io: BufWriter::with_capacity(WRITE_BUFFER, stream), fd, digest: Arc::new(digest) }
+        let io = BufWriter::with_capacity(WRITE_BUFFER, stream);
+        Self { io, fd, digest: Arc::new(digest), inbound: Arc::default() }
+    }
+
+    /// What is checked of the bytes that come in.
+    pub(crate) fn inbound(&self) -> Arc<Inbound> {
+        Arc::clone(&self.inbound)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Socket<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.io.get_mut()).poll_read(cx, buf)
+        let before = buf.filled().len();
+        ready!(Pin::new(self.io.get_mut()).poll_read(cx, buf))?;
+        Poll::Ready(self.inbound.check(&buf.filled()[before..]))
     }
 }
 

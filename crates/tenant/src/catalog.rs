@@ -77,6 +77,10 @@ pub struct Plan {
     pub postgres: PlaneQuota,
     /// Largest request body, in bytes.
     pub max_body: u64,
+    /// Largest head of a request, in bytes.
+    pub max_header: u64,
+    /// Longest request target, in bytes.
+    pub max_url: u64,
     /// PostgreSQL client connections at once.
     pub max_clients: u32,
     /// WebSockets at once.

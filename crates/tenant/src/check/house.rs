@@ -19,6 +19,9 @@ use crate::units::{HumanDuration, Secret};
 
 const DEFAULT_QUEUE: u32 = 200;
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
+/// Bytes of a request's head that any tenant may send.
+const MOST_HEADER: u64 = 64 << 10;
+const DEFAULT_URL: u64 = 16 << 10;
 const DEFAULT_BODY: u64 = 128 << 20; // what Odoo itself accepts
 const DEFAULT_CLIENTS: u32 = 200;
 const DEFAULT_WEBSOCKETS: u32 = 200;
@@ -435,6 +438,8 @@ pub(super) fn resolve_plan(name: &PlanName, plan: &PlanConfig) -> Plan {
         http: resolve_quota(&plan.http),
         postgres: resolve_quota(&plan.postgres),
         max_body: plan.max_body.map_or(DEFAULT_BODY, |b| b.0),
+        max_header: plan.max_header.map_or(MOST_HEADER, |b| b.0.min(MOST_HEADER)),
+        max_url: plan.max_url.map_or(DEFAULT_URL, |b| b.0),
         max_clients: plan.max_clients.unwrap_or(DEFAULT_CLIENTS),
         max_websockets: plan.max_websockets.unwrap_or(DEFAULT_WEBSOCKETS),
         idle_in_transaction_timeout: plan.idle_in_transaction_timeout.map_or(DEFAULT_IDLE_IN_TRANSACTION, |d| d.0),
@@ -476,6 +481,8 @@ pub(super) fn overlay(plan: &PlanConfig, own: &PlanConfig) -> Option<PlanConfig>
         http: quota(&plan.http, &own.http),
         postgres: quota(&plan.postgres, &own.postgres),
         max_body: own.max_body.or(plan.max_body),
+        max_header: own.max_header.or(plan.max_header),
+        max_url: own.max_url.or(plan.max_url),
         max_clients: own.max_clients.or(plan.max_clients),
         max_websockets: own.max_websockets.or(plan.max_websockets),
         idle_in_transaction_timeout: own.idle_in_transaction_timeout.or(plan.idle_in_transaction_timeout),

@@ -411,6 +411,10 @@ pub struct PlanConfig {
     pub postgres: QuotaConfig,
     /// Largest request body. Default 128MiB.
     pub max_body: Option<ByteSize>,
+    /// Largest head of a request, with its request line. Default and most: `64KiB`.
+    pub max_header: Option<ByteSize>,
+    /// Longest request target. Default: `16KiB`.
+    pub max_url: Option<ByteSize>,
     /// PostgreSQL client connections at once. Default 200.
     #[schemars(range(min = 1))]
     pub max_clients: Option<u32>,
