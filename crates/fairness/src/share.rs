@@ -12,7 +12,7 @@ use crate::budget::{Allowance, Rate};
 pub(crate) fn handicap(class: Class) -> Duration {
     Duration::from_millis(match class {
         Class::Interactive | Class::Static | Class::Websocket | Class::Admin => 0,
-        Class::Rpc => 50,
+        Class::Rpc | Class::Webhook => 50,
         Class::Report => 1_000,
         Class::Bulk | Class::Background => 2_000,
     })
@@ -22,7 +22,7 @@ pub(crate) fn handicap(class: Class) -> Duration {
 pub(crate) fn first_estimate(class: Class) -> f32 {
     match class {
         Class::Static | Class::Websocket => 0.005,
-        Class::Interactive | Class::Rpc | Class::Admin => 0.02,
+        Class::Interactive | Class::Rpc | Class::Admin | Class::Webhook => 0.02,
         Class::Report | Class::Bulk => 2.0,
         Class::Background => 0.5,
     }

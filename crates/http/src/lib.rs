@@ -20,6 +20,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod access;
+mod answer;
 mod backlog;
 pub mod boundary;
 mod client;
@@ -27,6 +29,8 @@ mod connection;
 mod exchange;
 pub mod framing;
 mod headers;
+mod health;
+mod login;
 mod plane;
 mod proxy;
 mod reply;
@@ -36,10 +40,12 @@ mod session;
 mod socket;
 mod spool;
 mod tls;
+mod trace;
+mod upstream;
 mod websocket;
 
 pub use cofferdam_tls::TlsError;
-pub use plane::{HttpPlane, HttpUsage};
+pub use plane::{HttpPlane, HttpUsage, ServerUsage};
 pub use route::{Route, route};
 
 /// The plane cannot be set up.
@@ -49,6 +55,14 @@ pub enum HttpError {
     /// The configuration has no `http` section.
     #[error("the configuration has no `http` section")]
     NotConfigured,
+    /// The access log cannot be opened.
+    #[error("http.access_log: `{path}` cannot be opened: {error}")]
+    AccessLog {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
     /// A certificate, key or authority cannot be used.
     #[error("{place}: {error}")]
     Tls {

@@ -6,12 +6,16 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use cofferdam_fairness::{Breaker, BreakerConfig, Clock, Gate, GateConfig, GateSet, GateSpec, Share, Timestamp};
-use cofferdam_tenant::{Catalog, Endpoint, HttpFront, Network, Pool, PoolName, Server, Tenant, TenantId};
+use cofferdam_fairness::{
+    Breaker, BreakerConfig, Clock, Gate, GateConfig, GateSet, GateSpec, RetryBudget, Share, Timestamp,
+};
+use cofferdam_tenant::{
+    Catalog, Endpoint, HttpFront, LoginProtectionConfig, Network, Pool, PoolName, Server, Tenant, TenantId,
+};
 use http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -19,7 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::HttpError;
+use crate::access::AccessLog;
 use crate::connection;
+use crate::health::{self, Health};
+use crate::login::Logins;
 use crate::session::SessionKey;
 use crate::tls::FrontTls;
 
@@ -48,8 +55,9 @@ pub struct HttpPlane {
     connections: Semaphore,
     pub(crate) cut: CancellationToken,
     pub(crate) tasks: TaskTracker,
+    pub(crate) logins: Logins,
     /// Makes request ids of different runs different.
-    run: u64,
+    pub(crate) run: u64,
     next_request: AtomicU64,
 }
 
@@ -122,6 +130,9 @@ pub(crate) struct Snapshot {
     pub(crate) redirect: bool,
     /// The value of Strict-Transport-Security.
     pub(crate) hsts: Option<HeaderValue>,
+    pub(crate) access_log: Option<AccessLog>,
+    pub(crate) slow_request: Option<Duration>,
+    pub(crate) login_protection: LoginProtectionConfig,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -138,6 +149,31 @@ pub(crate) struct PoolAccess {
     pub(crate) pool: Arc<Pool>,
     pub(crate) gate: Arc<Gate>,
     servers: Vec<ServerLoad>,
+    retries: Arc<Mutex<Retries>>,
+}
+
+/// Retries of a pool: a fifth of what needed none, and a few at once.
+#[derive(Debug)]
+pub(crate) struct Retries(RetryBudget);
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self(RetryBudget::new(20, 10))
+    }
+}
+
+impl std::ops::Deref for Retries {
+    type Target = RetryBudget;
+
+    fn deref(&self) -> &RetryBudget {
+        &self.0
+    }
+}
+
+impl std::ops::DerefMut for Retries {
+    fn deref_mut(&mut self) -> &mut RetryBudget {
+        &mut self.0
+    }
 }
 
 #[derive(Debug)]
@@ -146,7 +182,14 @@ pub(crate) struct ServerLoad {
     in_flight: Arc<AtomicU32>,
     /// Keeps requests, and their slots, from waiting for a server that cannot be reached. Shared across reloads.
     breaker: Arc<Mutex<Breaker>>,
+    /// Puts a server last that closes without an answer time after time. Shared across reloads too.
+    answers: Arc<Mutex<Breaker>>,
+    pub(crate) health: Arc<Health>,
 }
+
+/// When a server that closes without an answer is put last, and for how long. One such answer is the end of one request.
+const UNANSWERED: BreakerConfig =
+    BreakerConfig { failures: 5, first_pause: Duration::from_secs(10), longest_pause: Duration::from_secs(300) };
 
 /// What the plane is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -164,6 +207,24 @@ pub struct HttpUsage {
     pub denied: u64,
     /// Requests that failed at the server so far.
     pub failed: u64,
+    /// Lines of the access log that were dropped, since the disk was too slow, since it was opened.
+    pub log_lines_dropped: u64,
+    /// The servers of all pools.
+    pub servers: Vec<ServerUsage>,
+}
+
+/// One server of a pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerUsage {
+    /// Its pool.
+    pub pool: PoolName,
+    /// Its address.
+    pub address: Endpoint,
+    /// Whether it is well, as far as is known.
+    pub is_well: bool,
+    /// Requests that it works on.
+    pub in_flight: u32,
 }
 
 impl HttpPlane {
@@ -186,6 +247,7 @@ impl HttpPlane {
             connections: Semaphore::new(front.config.max_connections as usize),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            logins: Logins::default(),
             run: u64::from_le_bytes(run),
             next_request: AtomicU64::new(0),
         });
@@ -203,18 +265,31 @@ impl HttpPlane {
         }
         // What can fail comes before anything changes.
         let tls = FrontTls::new(catalog, front, self.snapshot.load().tls.as_deref())?;
+        let access_log = front
+            .config
+            .access_log
+            .as_ref()
+            .map(|path| AccessLog::open(path).map_err(|error| HttpError::AccessLog { path: path.clone(), error }));
+        let access_log = access_log.transpose()?;
         self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
         let mut snapshot = Snapshot::new(Arc::clone(catalog), front);
         let old = self.snapshot.load_full();
         snapshot.tls = tls;
+        snapshot.access_log = access_log;
         snapshot.pools = catalog
             .pools
             .iter()
             .filter_map(|(name, pool)| {
                 let gate = self.gates.get(name.as_str())?;
                 let known = old.pools.get(name).map_or(&[][..], |access| &access.servers);
-                let servers = pool.servers.iter().map(|s| ServerLoad::new(s.clone(), known)).collect();
-                Some((name.clone(), Arc::new(PoolAccess { pool: Arc::clone(pool), gate, servers })))
+                let servers: Vec<_> = pool.servers.iter().map(|s| ServerLoad::new(s.clone(), known)).collect();
+                if pool.health.is_none() {
+                    for load in &servers {
+                        load.health.forget();
+                    }
+                }
+                let retries = old.pools.get(name).map_or_else(Arc::default, |access| Arc::clone(&access.retries));
+                Some((name.clone(), Arc::new(PoolAccess { pool: Arc::clone(pool), gate, servers, retries })))
             })
             .collect();
         self.snapshot.store(Arc::new(snapshot));
@@ -264,9 +339,11 @@ impl HttpPlane {
     pub async fn housekeeping(self: Arc<Self>) {
         let mut tick = tokio::time::interval(GATE_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut health = std::pin::pin!(health::run(Arc::clone(&self)));
         loop {
             tokio::select! {
                 _ = tick.tick() => self.gates.advance(),
+                () = &mut health => return,
                 () = self.cut.cancelled() => return,
             }
         }
@@ -307,7 +384,17 @@ impl HttpPlane {
     /// What the plane is doing.
     pub fn usage(&self) -> HttpUsage {
         let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        let snapshot = self.snapshot();
+        let servers = snapshot.pools().flat_map(|access| access.servers.iter().map(|load| (&access.pool.name, load)));
+        let servers = servers.map(|(pool, load)| ServerUsage {
+            pool: pool.clone(),
+            address: load.server.address.clone(),
+            is_well: load.health.is_well(),
+            in_flight: load.in_flight.load(Ordering::Relaxed),
+        });
         HttpUsage {
+            servers: servers.collect(),
+            log_lines_dropped: snapshot.access_log.as_ref().map_or(0, AccessLog::dropped),
             websockets: self.websockets.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             requests: count(&self.counters.requests),
             unknown_host: count(&self.counters.unknown_host),
@@ -357,6 +444,9 @@ impl Snapshot {
             session_key: front.session_key.as_ref().and_then(|key| SessionKey::new(key.expose())),
             tls: None,
             proxy_protocol: config.proxy_protocol,
+            access_log: None,
+            slow_request: config.slow_request.map(|slow| slow.0),
+            login_protection: config.login_protection.clone(),
             redirect: config.tls.as_ref().is_some_and(|tls| tls.redirect),
             hsts: config
                 .tls
@@ -371,6 +461,10 @@ impl Snapshot {
         self.trusted_proxies.iter().any(|network| network.contains(address))
     }
 
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Arc<PoolAccess>> {
+        self.pools.values()
+    }
+
     /// The pool of a tenant.
     pub(crate) fn pool(&self, tenant: &Tenant) -> Option<&Arc<PoolAccess>> {
         self.pools.get(&tenant.pool.as_ref()?.name)
@@ -380,14 +474,27 @@ impl Snapshot {
 impl PoolAccess {
     /// The servers in the order in which a tenant's request should try them: its own first, because a worker that has
     /// its registry loaded answers faster; a full one last.
-    pub(crate) fn order(&self, slug: &str) -> Vec<&ServerLoad> {
-        let capacity = self.pool.slots.div_ceil(self.servers.len().max(1) as u32);
-        let mut order: Vec<&ServerLoad> = self.servers.iter().collect();
-        order.sort_by_key(|s| {
-            let full = s.in_flight.load(Ordering::Relaxed) >= capacity;
-            (full, std::cmp::Reverse(affinity(slug, &s.server.address)))
+    pub(crate) fn order(&self, slug: &str) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.servers.len()).collect();
+        order.sort_by_key(|n| {
+            let load = &self.servers[*n];
+            (self.is_full(load), std::cmp::Reverse(affinity(slug, &load.server.address)))
         });
         order
+    }
+
+    /// Whether a server has as much to do as it has workers, as far as the pool's slots tell.
+    pub(crate) fn is_full(&self, load: &ServerLoad) -> bool {
+        let capacity = self.pool.slots.div_ceil(self.servers.len().max(1) as u32);
+        load.in_flight.load(Ordering::Relaxed) >= capacity
+    }
+
+    pub(crate) fn servers(&self) -> &[ServerLoad] {
+        &self.servers
+    }
+
+    pub(crate) fn retries(&self) -> MutexGuard<'_, Retries> {
+        self.retries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -395,10 +502,22 @@ impl ServerLoad {
     /// A server, with what is known of it from before a reload.
     fn new(server: Server, known: &[Self]) -> Self {
         if let Some(k) = known.iter().find(|k| k.server.address == server.address) {
-            Self { server, in_flight: Arc::clone(&k.in_flight), breaker: Arc::clone(&k.breaker) }
+            Self {
+                server,
+                in_flight: Arc::clone(&k.in_flight),
+                breaker: Arc::clone(&k.breaker),
+                answers: Arc::clone(&k.answers),
+                health: Arc::clone(&k.health),
+            }
         } else {
-            let breaker = Mutex::new(Breaker::new(BreakerConfig::default()));
-            Self { server, in_flight: Arc::default(), breaker: Arc::new(breaker) }
+            let breaker = |config| Arc::new(Mutex::new(Breaker::new(config)));
+            Self {
+                server,
+                in_flight: Arc::default(),
+                breaker: breaker(BreakerConfig::default()),
+                answers: breaker(UNANSWERED),
+                health: Arc::default(),
+            }
         }
     }
 
@@ -415,7 +534,25 @@ impl ServerLoad {
         self.breaker().failed(now);
     }
 
-    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+    /// Whether it has answered lately, or it is time to see whether it does.
+    pub(crate) fn may_answer(&self, now: Timestamp) -> bool {
+        self.answers().allows(now)
+    }
+
+    pub(crate) fn answered(&self) {
+        self.answers().succeeded();
+    }
+
+    /// It has closed without an answer.
+    pub(crate) fn unanswered(&self, now: Timestamp) {
+        self.answers().failed(now);
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Breaker> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

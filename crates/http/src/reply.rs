@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cofferdam_fairness::Rejection;
+use cofferdam_tenant::Maintenance;
 use http::header;
 use pingora_http::ResponseHeader;
 
@@ -18,19 +19,29 @@ pub(crate) struct Refusal {
     pub(crate) retry_after: Option<Duration>,
     /// Where to go instead.
     pub(crate) location: Option<String>,
+    /// A page of somebody else's making, for browsers.
+    pub(crate) page: Option<Bytes>,
     /// The connection cannot be used again: its bytes cannot be trusted or were not all read.
     pub(crate) close: bool,
 }
 
 impl Refusal {
     pub(crate) fn new(status: u16, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, title, detail: detail.into(), retry_after: None, location: None, close: false }
+        Self { status, title, detail: detail.into(), retry_after: None, location: None, page: None, close: false }
     }
 
     /// The same request at another address, for good.
     pub(crate) fn moved(location: String) -> Self {
         let mut refusal = Self::new(308, "Permanent redirect", "this site is served by https only");
         refusal.location = Some(location);
+        refusal
+    }
+
+    /// The site is being worked on.
+    pub(crate) fn maintenance(mode: &Maintenance) -> Self {
+        let mut refusal = Self::new(503, "Under maintenance", mode.message.as_str());
+        refusal.retry_after = Some(mode.retry_after);
+        refusal.page = mode.page.as_ref().map(|page| Bytes::copy_from_slice(page.as_bytes()));
         refusal
     }
 
@@ -53,7 +64,8 @@ impl Refusal {
             return false;
         }
         let html = client.header(header::ACCEPT).is_some_and(|v| v.as_bytes().windows(9).any(|w| w == b"text/html"));
-        let body = if html { self.html(request_id) } else { self.json(request_id) };
+        let page = self.page.clone().unwrap_or_else(|| self.html(request_id));
+        let body = if html { page } else { self.json(request_id) };
         let Ok(mut head) = ResponseHeader::build(self.status, Some(6)) else { return false };
         let kind = if html { "text/html; charset=utf-8" } else { "application/problem+json" };
         let written = (|| {

@@ -1,8 +1,9 @@
 //! What can be said about a request from its head alone: whose it is, who sent it, and whether it may go on.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use cofferdam_fairness::Class;
 use cofferdam_tenant::{DatabaseName, Network, Tenant, normalize_host};
@@ -10,6 +11,7 @@ use http::{Method, Version, header};
 use pingora_error::Result as HeaderResult;
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use crate::access::Record;
 use crate::boundary::{self, Carrier, Denied};
 use crate::client::Client;
 use crate::connection::{Connection, MAX_HEADER};
@@ -18,6 +20,7 @@ use crate::plane::{HttpPlane, PoolAccess, Snapshot};
 use crate::reply::Refusal;
 use crate::route::{self, Route};
 use crate::session;
+use crate::trace::{self, Trace};
 
 /// A judged request.
 pub(crate) struct Request<'a> {
@@ -35,6 +38,8 @@ pub(crate) struct Request<'a> {
     pub(crate) id: String,
     /// Whether one of the pool's own workers calls back.
     pub(crate) from_workers: bool,
+    pub(crate) trace: Trace,
+    record: Mutex<Record>,
 }
 
 /// Whom a request is for.
@@ -53,7 +58,7 @@ pub(crate) fn judge<'a>(
     client: &mut Client,
     connection: &Connection,
     id: &str,
-) -> Result<(Request<'a>, Asked), Refusal> {
+) -> Result<Request<'a>, Refusal> {
     let length = client.head_length();
     if length > MAX_HEADER {
         return Err(header_too_large(MAX_HEADER as u64));
@@ -123,9 +128,10 @@ pub(crate) fn judge<'a>(
         path,
         id: id.to_owned(),
         from_workers: holds(&access.pool.workers_from, client),
+        trace: Trace::of(&head.headers, plane.run, id),
+        record: Mutex::default(),
     };
-    let asked = request.asked(head, connection)?;
-    Ok((request, asked))
+    Ok(request)
 }
 
 /// A target with what is not ASCII in it encoded.
@@ -147,7 +153,8 @@ fn header_too_large(limit: u64) -> Refusal {
 }
 
 impl Request<'_> {
-    fn asked(&self, head: &RequestHeader, connection: &Connection) -> Result<Asked, Refusal> {
+    /// Whom the request is for, or why it may not go on.
+    pub(crate) fn asked(&self, head: &RequestHeader, connection: &Connection) -> Result<Asked, Refusal> {
         if self.snapshot.redirect && self.scheme != "https" && !self.from_workers {
             let target = String::from_utf8_lossy(head.raw_path());
             // Another port than ours is none of the client's.
@@ -165,6 +172,11 @@ impl Request<'_> {
         }
         if !self.tenant.networks.admits(self.client) {
             return Err(self.forbidden("this site is not served to your address"));
+        }
+        for closed in [&self.tenant.maintenance_mode, &self.access.pool.maintenance_mode].into_iter().flatten() {
+            if !self.from_workers && !closed.allow.iter().any(|network| network.contains(self.client)) {
+                return Err(Refusal::maintenance(closed));
+            }
         }
         let route = match route::route_canonical(&self.path) {
             Route::Closed if self.is_opened() => Route::Worker(Class::Admin),
@@ -195,19 +207,46 @@ impl Request<'_> {
         })
     }
 
-    /// Somebody tries to reach what is not theirs: an operator wants to know.
-    pub(crate) fn forbidden(&self, detail: &str) -> Refusal {
-        self.plane.counters.denied.fetch_add(1, Ordering::Relaxed);
+    /// What is known of the request so far.
+    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn note(&self, note: impl FnOnce(&mut Record)) {
+        note(&mut self.record());
+    }
+
+    pub(crate) fn noted<T>(&self, read: impl FnOnce(&Record) -> T) -> T {
+        read(&self.record())
+    }
+
+    /// Something that an operator wants to know of.
+    pub(crate) fn audit(&self, reason: &str) {
         tracing::warn!(
             target: "cofferdam::audit",
             tenant = %self.tenant.slug,
             client = %self.client,
             path = %self.path,
             request_id = %self.id,
-            reason = detail,
-            "denied",
+            "{reason}",
         );
+    }
+
+    /// Somebody tries to reach what is not theirs.
+    pub(crate) fn forbidden(&self, detail: &str) -> Refusal {
+        self.plane.counters.denied.fetch_add(1, Ordering::Relaxed);
+        self.audit(detail);
         Refusal::new(403, "Forbidden", detail)
+    }
+
+    /// A login that has to wait.
+    pub(crate) fn too_many_logins(&self, wait: Duration) -> Refusal {
+        self.plane.counters.denied.fetch_add(1, Ordering::Relaxed);
+        self.audit("a login is kept waiting after too many that have failed");
+        let detail = format!("too many logins have failed; the next can be tried in {} s", wait.as_secs().max(1));
+        let mut refusal = Refusal::new(429, "Too many requests", detail);
+        refusal.retry_after = Some(wait);
+        refusal
     }
 
     /// The refusal of a request that names what is not its tenant's.
@@ -237,6 +276,7 @@ impl Request<'_> {
             upgrade,
         };
         let mut head = headers::to_server(head, &about)?;
+        head.insert_header(trace::TRACEPARENT, self.trace.header(&self.id))?;
         if let Some(key) = self.session_key() {
             session::open_cookies(&mut head, key, self.tenant.slug.as_str())?;
         }

@@ -40,6 +40,12 @@ const BULK: [&str; 7] = [
     "/web/content/zip",
 ];
 
+/// What other services call by themselves.
+const WEBHOOKS: [&str; 3] = ["/web/hook", "/peppol/webhook", "/base_automation/webhook"];
+
+/// The last words of a payment provider's own calls; what else is below `/payment` are pages.
+const NOTIFICATIONS: [&str; 4] = ["webhook", "notification", "notify", "ipn"];
+
 const RPC: [&str; 5] = ["/web/dataset", "/jsonrpc", "/xmlrpc", "/json", "/api"];
 
 /// The route of a path. `path` may carry a query.
@@ -72,11 +78,20 @@ pub(crate) fn route_canonical(path: &str) -> Route {
         Class::Report
     } else if BULK.iter().any(|p| is_below(path, p)) {
         Class::Bulk
+    } else if is_webhook(path) {
+        Class::Webhook
     } else if RPC.iter().any(|p| is_below(path, p)) {
         Class::Rpc
     } else {
         Class::Interactive
     })
+}
+
+/// A path below one of the known ones, or a notification to a payment provider's or a terminal's module.
+fn is_webhook(path: &str) -> bool {
+    let notifies = || path.rsplit('/').next().is_some_and(|last| NOTIFICATIONS.contains(&last));
+    WEBHOOKS.iter().any(|p| is_below(path, p))
+        || ((is_below(path, "/payment") || path.starts_with("/pos_")) && notifies())
 }
 
 /// `/<module>/static/…` and compiled assets.
@@ -142,6 +157,10 @@ mod tests {
             ("/report/pdf/account.invoice/1", Route::Worker(Class::Report)),
             ("/reporting", Route::Worker(Class::Interactive)),
             ("/web/export/xlsx", Route::Worker(Class::Bulk)),
+            ("/payment/stripe/webhook", Route::Worker(Class::Webhook)),
+            ("/web/hook/7e1c", Route::Worker(Class::Webhook)),
+            ("/pos_adyen/notification", Route::Worker(Class::Webhook)),
+            ("/payment/pay", Route::Worker(Class::Interactive)),
             ("/websocket?version=1", Route::Websocket),
             ("/websocket/health", Route::Websocket),
         ] {

@@ -3,21 +3,24 @@
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use cofferdam_fairness::Class;
 use cofferdam_tenant::TenantId;
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
 
 use crate::client::Client;
-use crate::exchange::{Failure, Outcome, connect};
+use crate::exchange::{Failure, Outcome};
 use crate::headers;
 use crate::plane::HttpPlane;
 use crate::reply::Refusal;
 use crate::request::Request;
+use crate::upstream::connect;
 
 /// An unmasked Close frame with code 1001, "going away" (RFC 6455, 7.4.1): browsers come again on their own.
 const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 
 /// Serves one WebSocket, or a plain request to the gevent port.
 pub(crate) async fn serve(request: &Request<'_>, client: &mut Client) -> Result<Outcome, Failure> {
+    request.note(|record| record.class = Some(Class::Websocket));
     let pool = &request.access.pool;
     let upgrade = !client.is_two() && headers::wants_websocket(client.head());
     if !upgrade {
@@ -34,9 +37,9 @@ pub(crate) async fn serve(request: &Request<'_>, client: &mut Client) -> Result<
         refusal.retry_after = Some(std::time::Duration::from_secs(30));
         return Err(refusal.into());
     };
-    let order = request.access.order(request.tenant.slug.as_str());
+    let order = request.access.order(request.tenant.slug.as_str()).into_iter().map(|n| &request.access.servers()[n]);
     let mut server = None;
-    for gevent in order.iter().filter_map(|load| load.server.gevent.as_ref()) {
+    for gevent in order.filter_map(|load| load.server.gevent.as_ref()) {
         match connect(gevent, pool.connect_timeout).await {
             Ok(connected) => {
                 server = Some(connected);

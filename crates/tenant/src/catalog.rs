@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::check;
 use crate::config::{
-    AuthMethod, Class, DatabaseCommands, GatewayConfig, HttpConfig, InternalRouteConfig, NetworksConfig,
+    AuthMethod, Class, DatabaseCommands, GatewayConfig, HealthConfig, HttpConfig, InternalRouteConfig, NetworksConfig,
     NotificationPolicy, PoolingMode, PostgresConfig, ReadOnlyRouting, Scheduling, TlsMode,
 };
 use crate::diagnostic::Diagnostics;
@@ -152,6 +152,8 @@ pub struct Tenant {
     pub replication: Vec<String>,
     /// When server connections change hands.
     pub pooling: PoolingMode,
+    /// What is served instead of its site.
+    pub maintenance_mode: Option<Maintenance>,
     /// TLS for its hosts.
     pub tls: TenantTls,
     /// Who may reach its hosts at all.
@@ -213,6 +215,10 @@ pub struct Pool {
     pub websocket_timeout: Duration,
     /// Addresses from which the workers themselves call back.
     pub workers_from: Vec<Network>,
+    /// How its servers are looked after.
+    pub health: Option<HealthConfig>,
+    /// What is served instead of its sites.
+    pub maintenance_mode: Option<Maintenance>,
     /// The PostgreSQL login of its workers.
     pub login: Option<Login>,
     /// The cluster on which that login may open the maintenance database.
@@ -275,6 +281,19 @@ pub struct TlsFiles {
     pub certificate: String,
     /// The private key.
     pub key: Secret,
+}
+
+/// A page instead of a site.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Maintenance {
+    /// What is said to clients.
+    pub message: String,
+    /// A page of HTML for browsers.
+    pub page: Option<String>,
+    /// When to come again.
+    pub retry_after: Duration,
+    /// Addresses that are served all the same.
+    pub allow: Vec<Network>,
 }
 
 /// TLS for the hosts of one tenant.

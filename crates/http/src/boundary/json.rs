@@ -5,6 +5,7 @@ use std::io::{BufReader, Read};
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::Value;
 
 use super::Denied;
 
@@ -16,6 +17,7 @@ struct Call {
 #[derive(Deserialize)]
 struct CallParams {
     service: String,
+    method: Option<String>,
     args: Arguments,
 }
 
@@ -27,6 +29,14 @@ struct Login {
 #[derive(Deserialize)]
 struct LoginParams {
     db: Option<String>,
+    login: Option<String>,
+}
+
+/// An answer to a login.
+#[derive(Deserialize)]
+struct Answer {
+    result: Option<Value>,
+    error: Option<IgnoredAny>,
 }
 
 /// What an identity provider sends back: `d` is the database.
@@ -35,33 +45,61 @@ struct OauthState {
     d: Option<String>,
 }
 
-/// The first argument of a call; the others may be anything.
-struct Arguments(Option<First>);
+/// The first two arguments of a call; the others may be anything.
+struct Arguments(Option<First>, Option<String>);
+
+/// The second argument, if it is text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Second {
+    Text(String),
+    Other(IgnoredAny),
+}
 
 enum First {
     Text(String),
     Other,
 }
 
-pub(super) fn check_call(body: impl Read, database: Option<&str>) -> Result<(), Denied> {
+/// Gives the login that is tried, if the call is one that does.
+pub(super) fn check_call(body: impl Read, database: Option<&str>) -> Result<Option<String>, Denied> {
     let call: Call = serde_json::from_reader(BufReader::new(body))
         .map_err(|_| Denied::Unreadable("it is no JSON-RPC call with `service` and `args`, each once"))?;
     if !matches!(call.params.service.as_str(), "common" | "object") {
         return Err(Denied::Service);
     }
     match call.params.args.0 {
-        None => Ok(()),
-        Some(First::Text(name)) if Some(name.as_str()) == database => Ok(()),
-        Some(_) => Err(Denied::Database),
+        Some(First::Text(name)) if Some(name.as_str()) == database => {}
+        None => {}
+        Some(_) => return Err(Denied::Database),
     }
+    let logs_in = call.params.service == "common" && call.params.method.as_deref().is_some_and(is_login);
+    Ok(call.params.args.1.filter(|_| logs_in))
 }
 
-pub(super) fn check_login(body: impl Read, database: Option<&str>) -> Result<(), Denied> {
+/// Whether a method of the service `common` tries a password.
+pub(super) fn is_login(method: &str) -> bool {
+    matches!(method, "login" | "authenticate")
+}
+
+/// Whether an answer in JSON says that a login was right.
+pub(super) fn verdict(body: &[u8]) -> Option<bool> {
+    let answer: Answer = serde_json::from_slice(body).ok()?;
+    let uid = match &answer.result {
+        Some(Value::Object(result)) => result.get("uid").cloned().unwrap_or(Value::Bool(true)),
+        Some(other) => other.clone(),
+        None => Value::Null,
+    };
+    Some(answer.error.is_none() && !matches!(uid, Value::Null | Value::Bool(false)))
+}
+
+/// Gives the login that is tried.
+pub(super) fn check_login(body: impl Read, database: Option<&str>) -> Result<String, Denied> {
     let login: Login = serde_json::from_reader(BufReader::new(body))
         .map_err(|_| Denied::Unreadable("it is no JSON-RPC call with `db`, once"))?;
     match login.params.db {
         Some(name) if Some(name.as_str()) != database => Err(Denied::Database),
-        _ => Ok(()),
+        _ => Ok(login.params.login.unwrap_or_default()),
     }
 }
 
@@ -86,8 +124,13 @@ impl<'de> Deserialize<'de> for Arguments {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Arguments, A::Error> {
                 let first = list.next_element()?;
+                let second = if first.is_some() { list.next_element::<Second>()? } else { None };
                 while list.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Arguments(first))
+                let second = match second {
+                    Some(Second::Text(text)) => Some(text),
+                    Some(Second::Other(IgnoredAny)) | None => None,
+                };
+                Ok(Arguments(first, second))
             }
         }
         deserializer.deserialize_seq(List)

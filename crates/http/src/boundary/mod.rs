@@ -29,6 +29,43 @@ pub enum Carrier {
     Form,
 }
 
+/// Somebody tries to log in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempt {
+    /// The login that is tried, as it was sent; empty when the request names none.
+    pub login: String,
+    /// How the answer says whether it was right.
+    pub told_by: ToldBy,
+}
+
+/// How Odoo says whether a login was right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToldBy {
+    /// By a redirect; the form comes again otherwise.
+    Redirect,
+    /// By `result` in JSON.
+    Json,
+    /// By a value in XML.
+    Xml,
+}
+
+impl ToldBy {
+    /// Whether an answer says that the login was right; `None` when it says neither. `body` may be its beginning only.
+    pub fn verdict(self, status: u16, body: &[u8]) -> Option<bool> {
+        if status >= 500 {
+            return None;
+        }
+        match self {
+            Self::Redirect => Some((300..400).contains(&status)),
+            Self::Json => json::verdict(body),
+            Self::Xml => {
+                let has = |words: &[u8]| body.windows(words.len()).any(|w| w == words);
+                Some(!has(b"<boolean>0</boolean>") && !has(b"<fault>"))
+            }
+        }
+    }
+}
+
 /// Why a request is not let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -110,8 +147,15 @@ pub fn check_query(path: &str, query: &[u8], database: Option<&str>) -> Result<(
 }
 
 fn check_pairs(path: &str, text: &[u8], database: Option<&str>) -> Result<(), Denied> {
+    pairs(path, text, database).map(|_| ())
+}
+
+/// Checks the pairs of a query or a form, and gives the login that is among them.
+fn pairs(path: &str, text: &[u8], database: Option<&str>) -> Result<Option<String>, Denied> {
+    let mut login = None;
     for (name, value) in form_urlencoded::parse(text) {
         match name.as_ref() {
+            "login" => login = Some(value.into_owned()),
             "db" if !value.is_empty() && Some(value.as_ref()) != database => return Err(Denied::Database),
             "session_id" if value.len() >= 40 && value.bytes().all(|b| b.is_ascii_hexdigit()) => {
                 return Err(Denied::Session);
@@ -120,32 +164,39 @@ fn check_pairs(path: &str, text: &[u8], database: Option<&str>) -> Result<(), De
             _ => {}
         }
     }
-    Ok(())
+    Ok(login)
 }
+
+/// Forms by which somebody proves or claims to be somebody.
+const CLAIMS: [&str; 4] = ["/web/login", "/web/login/totp", "/web/reset_password", "/web/signup"];
 
 /// Whether a body names the tenant's database, or none.
 ///
-/// `content_type` is the header's value. The body is read as far as it must be, which for JSON is to its end.
+/// `content_type` is the header's value. The body is read as far as it must be, which for JSON is to its end. Gives the
+/// login that the request tries, if it is one that does.
 pub fn check_body(
     carrier: Carrier,
     path: &str,
     content_type: Option<&str>,
     body: impl Read,
     database: Option<&str>,
-) -> Result<(), Denied> {
+) -> Result<Option<Attempt>, Denied> {
     let content_type = content_type.unwrap_or_default();
     match carrier {
         Carrier::JsonRpc => {
             understood(content_type)?;
-            json::check_call(body, database)
+            let login = json::check_call(body, database)?;
+            Ok(login.map(|login| Attempt { login, told_by: ToldBy::Json }))
         }
         Carrier::Login => {
             understood(content_type)?;
-            json::check_login(body, database)
+            let login = json::check_login(body, database)?;
+            Ok(Some(Attempt { login, told_by: ToldBy::Json }))
         }
         Carrier::XmlRpc => {
             understood(content_type)?;
-            xml::check_call(body, database)
+            let login = xml::check_call(body, database)?;
+            Ok(login.map(|login| Attempt { login, told_by: ToldBy::Xml }))
         }
         Carrier::Form => match media_type(content_type).as_ref() {
             "application/x-www-form-urlencoded" => {
@@ -154,10 +205,14 @@ pub fn check_body(
                 if read.is_err() || text.len() as u64 > MOST_FORM {
                     return Err(Denied::Unreadable("its form is too long"));
                 }
-                check_pairs(path, &text, database)
+                let login = pairs(path, &text, database)?;
+                let claims = |path: &str| CLAIMS.contains(&path);
+                let claims = claims(path) || without_language(path).is_some_and(claims);
+                let attempt = Attempt { login: login.unwrap_or_default(), told_by: ToldBy::Redirect };
+                Ok(claims.then_some(attempt))
             }
             "multipart/form-data" => Err(Denied::MediaType),
-            _ => Ok(()),
+            _ => Ok(None),
         },
     }
 }

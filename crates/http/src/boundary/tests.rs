@@ -5,16 +5,20 @@ use super::*;
 const OWN: Option<&str> = Some("acme_db");
 
 fn json(text: &str) -> Result<(), Denied> {
-    check_body(Carrier::JsonRpc, "/jsonrpc", Some("application/json"), text.as_bytes(), OWN)
+    check_body(Carrier::JsonRpc, "/jsonrpc", Some("application/json"), text.as_bytes(), OWN).map(|_| ())
 }
 
 fn xml(text: &str) -> Result<(), Denied> {
-    check_body(Carrier::XmlRpc, "/xmlrpc/2/object", Some("text/xml"), text.as_bytes(), OWN)
+    check_body(Carrier::XmlRpc, "/xmlrpc/2/object", Some("text/xml"), text.as_bytes(), OWN).map(|_| ())
 }
 
 fn call(arguments: &str) -> String {
+    call_of("execute_kw", arguments)
+}
+
+fn call_of(method: &str, arguments: &str) -> String {
     format!(
-        "<?xml version='1.0'?>\n<methodCall>\n<methodName>execute_kw</methodName>\n<params>\n{arguments}</params>\n</methodCall>\n"
+        "<?xml version='1.0'?>\n<methodCall>\n<methodName>{method}</methodName>\n<params>\n{arguments}</params>\n</methodCall>\n"
     )
 }
 
@@ -115,14 +119,16 @@ fn an_xml_call_must_name_its_own_database_first_and_in_the_plain_form() {
 
 #[test]
 fn a_login_and_a_form_must_name_their_own_database_or_none() {
-    let login = |text: &str| check_body(Carrier::Login, "/web/session/authenticate", None, text.as_bytes(), OWN);
+    let login =
+        |text: &str| check_body(Carrier::Login, "/web/session/authenticate", None, text.as_bytes(), OWN).map(|_| ());
     assert_eq!(login(r#"{"params":{"db":"acme_db","login":"a","password":"b"}}"#), Ok(()));
     assert_eq!(login(r#"{"params":{"login":"a"}}"#), Ok(()));
     assert_eq!(login(r#"{"params":{"db":"bolt_db","login":"a"}}"#), Err(Denied::Database));
     assert!(login(r#"{"params":{"db":"acme_db","db":"bolt_db"}}"#).is_err());
     assert!(login(r#"{"params":{"db":["bolt_db"]}}"#).is_err());
 
-    let form = |kind: &str, text: &str| check_body(Carrier::Form, "/web/login", Some(kind), text.as_bytes(), OWN);
+    let form =
+        |kind: &str, text: &str| check_body(Carrier::Form, "/web/login", Some(kind), text.as_bytes(), OWN).map(|_| ());
     let urlencoded = "application/x-www-form-urlencoded";
     assert_eq!(form(urlencoded, "login=a&db=acme_db&password=b"), Ok(()));
     assert_eq!(form(urlencoded, "login=a&db=&password=b"), Ok(()));
@@ -165,6 +171,51 @@ fn every_path_that_can_name_a_database_is_known_in_every_spelling() {
         ("/", None),
     ] {
         assert_eq!(carrier(path), Ok(expected), "{path}");
+    }
+}
+
+/// The rule "`/web/login`, `/web/session/authenticate`, … limit per address and login".
+#[test]
+fn who_tries_to_log_in_is_known_by_every_way_and_the_answer_says_whether_it_was_right() {
+    let tried = |carrier, path: &str, text: &str| {
+        let kind = Some("application/x-www-form-urlencoded").filter(|_| carrier == Carrier::Form);
+        check_body(carrier, path, kind, text.as_bytes(), OWN).unwrap().map(|attempt| attempt.login)
+    };
+    let by = |login: &str| Some(login.to_owned());
+    assert_eq!(tried(Carrier::Form, "/web/login", "login=a%40b&password=x&csrf_token=y"), by("a@b"));
+    assert_eq!(tried(Carrier::Form, "/fr/web/login", "login=a&password=x"), by("a"));
+    assert_eq!(tried(Carrier::Form, "/web/login/totp", "totp_token=1"), by(""));
+    assert_eq!(tried(Carrier::Form, "/odoo", "login=a"), None);
+    assert_eq!(
+        tried(Carrier::Login, "/web/session/authenticate", r#"{"params":{"login":"a","password":"b"}}"#),
+        by("a")
+    );
+    let call = |service, method| {
+        format!(r#"{{"params":{{"service":"{service}","method":"{method}","args":["acme_db","a","x",{{}}]}}}}"#)
+    };
+    assert_eq!(tried(Carrier::JsonRpc, "/jsonrpc", &call("common", "authenticate")), by("a"));
+    assert_eq!(tried(Carrier::JsonRpc, "/jsonrpc", &call("common", "login")), by("a"));
+    assert_eq!(tried(Carrier::JsonRpc, "/jsonrpc", &call("object", "execute_kw")), None);
+    let two = "<param><value>acme_db</value></param><param><value><string>a</string></value></param>";
+    let xml = call_of("authenticate", two);
+    assert_eq!(tried(Carrier::XmlRpc, "/xmlrpc/2/common", &xml), by("a"));
+    assert_eq!(tried(Carrier::XmlRpc, "/xmlrpc/2/common", &call_of("version", two)), None);
+
+    for (told_by, status, body, expected) in [
+        (ToldBy::Redirect, 303, "", Some(true)),
+        (ToldBy::Redirect, 200, "Wrong login/password", Some(false)),
+        (ToldBy::Redirect, 503, "", None),
+        (ToldBy::Json, 200, r#"{"result":{"uid":2,"db":"acme_db"}}"#, Some(true)),
+        (ToldBy::Json, 200, r#"{"result":{"uid":null}}"#, Some(false)),
+        (ToldBy::Json, 200, r#"{"result":7}"#, Some(true)),
+        (ToldBy::Json, 200, r#"{"result":false}"#, Some(false)),
+        (ToldBy::Json, 200, r#"{"error":{"code":200}}"#, Some(false)),
+        (ToldBy::Json, 200, "<html>", None),
+        (ToldBy::Xml, 200, "<value><int>2</int></value>", Some(true)),
+        (ToldBy::Xml, 200, "<value><boolean>0</boolean></value>", Some(false)),
+        (ToldBy::Xml, 200, "<fault><value/></fault>", Some(false)),
+    ] {
+        assert_eq!(told_by.verdict(status, body.as_bytes()), expected, "{told_by:?} {status} {body}");
     }
 }
 

@@ -11,25 +11,36 @@ use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
 use super::Denied;
+use super::json::is_login;
 
 /// The first argument must end within so many bytes: what comes before it is short.
 const MOST_READ: u64 = 64 << 10;
 
 const FORM: Denied = Denied::Unreadable("it is no XML-RPC call in its plain form");
 
-pub(super) fn check_call(body: impl Read, database: Option<&str>) -> Result<(), Denied> {
+/// Gives the login that is tried, if the call is one that does.
+pub(super) fn check_call(body: impl Read, database: Option<&str>) -> Result<Option<String>, Denied> {
     let mut text = Vec::new();
     body.take(MOST_READ + 1).read_to_end(&mut text).map_err(|_| FORM)?;
     let whole = text.len() as u64 <= MOST_READ;
     text.truncate(MOST_READ as usize);
-    match first_argument(&text, whole)? {
+    let beginning = beginning(&text, whole)?;
+    match beginning.first {
         Some(name) if Some(name.as_str()) != database => Err(Denied::Database),
-        _ => Ok(()),
+        _ => Ok(beginning.second.filter(|_| is_login(&beginning.method))),
     }
 }
 
-/// The text of the first argument; `None` when the call has no arguments at all.
-fn first_argument(text: &[u8], whole: bool) -> Result<Option<String>, Denied> {
+/// The beginning of a call.
+struct Beginning {
+    method: String,
+    /// The text of the first argument; `None` when the call has no arguments at all.
+    first: Option<String>,
+    /// The text of the second, if it has the plain form too.
+    second: Option<String>,
+}
+
+fn beginning(text: &[u8], whole: bool) -> Result<Beginning, Denied> {
     let mut call = Call { reader: Reader::from_reader(text), text, ahead: None, ascii_only: false };
     if let Event::Decl(declaration) = call.peek()? {
         let encoding = declaration.encoding().transpose().map_err(|_| FORM)?;
@@ -43,37 +54,48 @@ fn first_argument(text: &[u8], whole: bool) -> Result<Option<String>, Denied> {
     }
     call.open(b"methodCall")?;
     call.open(b"methodName")?;
-    call.text()?;
+    let method = call.text()?;
     call.close(b"methodName")?;
     if !call.open_unless_empty(b"params", b"methodCall")? {
         call.nothing_more(whole)?;
-        return Ok(None);
+        return Ok(Beginning { method, first: None, second: None });
     }
     if !call.open_unless_empty(b"param", b"params")? {
         call.close(b"methodCall")?;
         call.nothing_more(whole)?;
-        return Ok(None);
+        return Ok(Beginning { method, first: None, second: None });
     }
+    let first = Some(argument(&mut call)?);
+    let mut second = || {
+        call.close(b"param").ok()?;
+        call.open(b"param").ok()?;
+        argument(&mut call).ok()
+    };
+    Ok(Beginning { method, first, second: second() })
+}
+
+/// The text of an argument.
+fn argument(call: &mut Call<'_>) -> Result<String, Denied> {
     call.open(b"value")?;
     let name = match call.next()? {
         // `<value>text</value>`, or space before a typed value, which Python forgets as soon as a tag opens.
         Event::Text(name) => {
             let name = call.plain(&name)?;
             match call.next()? {
-                Event::End(tag) if tag.name().as_ref() == b"value" => return Ok(Some(name)),
+                Event::End(tag) if tag.name().as_ref() == b"value" => return Ok(name),
                 Event::Start(tag) if name.trim().is_empty() && is(&tag, b"string") => call.text()?,
                 _ => return Err(FORM),
             }
         }
         Event::Start(tag) if is(&tag, b"string") => call.text()?,
-        Event::End(tag) if tag.name().as_ref() == b"value" => return Ok(Some(String::new())),
+        Event::End(tag) if tag.name().as_ref() == b"value" => return Ok(String::new()),
         // An argument of another type cannot be a database's name.
         Event::Start(_) => return Err(Denied::Database),
         _ => return Err(FORM),
     };
     call.close(b"string")?;
     call.close(b"value")?;
-    Ok(Some(name))
+    Ok(name)
 }
 
 struct Call<'a> {

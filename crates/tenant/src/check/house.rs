@@ -269,7 +269,16 @@ impl Check<'_> {
                 }
             }
             let account = number(numbers, format!("pool:{name}"));
-            pools.insert(name.clone(), Arc::new(resolve_pool(name, pool, login, maintenance, account)));
+            let page = ["pools", name.as_str(), "maintenance_mode"];
+            let maintenance_mode = self.maintenance_mode(main, &page, pool.maintenance_mode.as_ref());
+            if let Some(health) = &pool.health
+                && (health.interval.0.is_zero() || health.timeout.0.is_zero() || !health.path.starts_with('/'))
+            {
+                let found = format!("`{}` every {} within {}", health.path, health.interval, health.timeout);
+                self.fault(main, &[path[0], path[1], "health"], found, "a path, and times above zero");
+            }
+            let pool = resolve_pool(name, pool, login, maintenance, account);
+            pools.insert(name.clone(), Arc::new(Pool { maintenance_mode, ..pool }));
         }
         pools
     }
@@ -553,6 +562,8 @@ fn resolve_pool(
         read_timeout: pool.read_timeout.0,
         websocket_timeout: pool.websocket_timeout.0,
         workers_from: pool.workers_from.clone(),
+        health: pool.health.clone(),
+        maintenance_mode: None,
         login,
         maintenance,
         database_commands: pool.database_commands,

@@ -1,11 +1,15 @@
 //! What the files say about the HTTP plane.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{Check, Place};
-use crate::catalog::{HttpFront, TenantTls, TlsFiles};
-use crate::config::{GatewayConfig, TenantFile};
+use crate::catalog::{HttpFront, Maintenance, TenantTls, TlsFiles};
+use crate::config::{GatewayConfig, MaintenanceConfig, TenantFile};
 use crate::units::Secret;
+
+/// When to come again, if nothing else is said.
+const BACK_SOON: Duration = Duration::from_secs(300);
 
 /// Bytes that a key must have at least.
 const SHORTEST_KEY: usize = 16;
@@ -52,7 +56,40 @@ impl Check<'_> {
             let expected = "`trusted_proxies` beside it: the proxies that send the header";
             self.fault(main, &["http", "proxy_protocol"], "`true` without a proxy", expected);
         }
-        Some(HttpFront { config: http.clone(), session_key, certificates })
+        let mut config = http.clone();
+        for path in [&mut config.access_log, &mut config.spool_directory].into_iter().flatten() {
+            // Like all files: beside the configuration, if not said otherwise.
+            if path.as_path() != Path::new("-") {
+                *path = self.secrets.locate(path);
+            }
+        }
+        Some(HttpFront { config, session_key, certificates })
+    }
+
+    /// A page that is served instead of a site.
+    pub(super) fn maintenance_mode(
+        &mut self,
+        place: &Place<'_>,
+        path: &[&str],
+        config: Option<&MaintenanceConfig>,
+    ) -> Option<Maintenance> {
+        let config = config?;
+        let page = config.page.as_ref().and_then(|file| match self.secrets.file(file) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                let at: Vec<&str> = path.iter().copied().chain(["page"]).collect();
+                let found = format!("`{}`, which cannot be read ({error})", file.display());
+                self.fault(place, &at, found, "a readable file with a page of HTML");
+                None
+            }
+        });
+        let message = config.message.clone();
+        Some(Maintenance {
+            message: message.unwrap_or_else(|| "this site is being worked on and will be back soon".to_owned()),
+            page,
+            retry_after: config.retry_after.map_or(BACK_SOON, |d| d.0),
+            allow: config.allow.clone(),
+        })
     }
 
     fn identity(&mut self, place: &Place<'_>, path: &[&str], certificate: &Path, key: &Path) -> Option<TlsFiles> {

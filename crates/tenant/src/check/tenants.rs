@@ -160,6 +160,7 @@ impl Check<'_> {
         }
         let offered = catalog.http.as_ref().is_some_and(|h| h.config.tls.is_some());
         let tls = self.tenant_tls(place, file, offered);
+        let maintenance_mode = self.maintenance_mode(place, &["maintenance_mode"], file.maintenance_mode.as_ref());
         let tenant = Arc::new(Tenant {
             id: number(numbers, format!("tenant:{slug}")),
             slug: slug.clone(),
@@ -173,6 +174,7 @@ impl Check<'_> {
             server_login,
             replication: file.replication.clone(),
             pooling: file.pooling,
+            maintenance_mode,
             tls,
             networks: file.networks.clone(),
             internal_routes: file.internal_routes.clone(),

@@ -37,6 +37,13 @@ pub struct HttpConfig {
     /// Whether a tenant may have `*.example.com` among its hosts: every name with one label in place of the asterisk that no other tenant has.
     #[serde(default)]
     pub wildcard_hosts: bool,
+    /// File to which a line of JSON is written for each request; `-` for standard output. Opened anew by each reload.
+    pub access_log: Option<PathBuf>,
+    /// Requests that take longer are warnings in the log too.
+    pub slow_request: Option<HumanDuration>,
+    /// Guards logins against guessing.
+    #[serde(default)]
+    pub login_protection: LoginProtectionConfig,
     /// Time a client may take for a whole request header.
     #[serde(default = "seconds::<15>")]
     pub header_timeout: HumanDuration,
@@ -100,6 +107,91 @@ pub struct TenantTlsConfig {
     pub key: Option<PathBuf>,
     /// PEM file with the authorities that sign the clients' certificates. Given: nobody gets in without one.
     pub client_ca: Option<PathBuf>,
+}
+
+/// How often somebody may be wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginProtectionConfig {
+    /// Failed logins in a row, of one login from one address, before the next has to wait. 0: nobody ever waits.
+    #[serde(default = "default_attempts")]
+    pub attempts: u32,
+    /// The first wait; twice as long after each further failure.
+    #[serde(default = "seconds::<2>")]
+    pub first_delay: HumanDuration,
+    /// The longest wait.
+    #[serde(default = "seconds::<900>")]
+    pub longest_delay: HumanDuration,
+    /// Failed logins per minute of one tenant from all addresses that have never logged in there; beyond, such addresses wait.
+    #[serde(default = "default_per_minute")]
+    pub per_minute: u32,
+    /// Addresses that are not guarded against.
+    #[serde(default)]
+    pub trusted: Vec<Network>,
+}
+
+impl Default for LoginProtectionConfig {
+    fn default() -> Self {
+        Self {
+            attempts: default_attempts(),
+            first_delay: seconds::<2>(),
+            longest_delay: seconds::<900>(),
+            per_minute: default_per_minute(),
+            trusted: Vec::new(),
+        }
+    }
+}
+
+fn default_attempts() -> u32 {
+    5
+}
+
+fn default_per_minute() -> u32 {
+    60
+}
+
+/// A page instead of a site.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceConfig {
+    /// What is said to clients.
+    pub message: Option<String>,
+    /// File with a page of HTML for browsers.
+    pub page: Option<PathBuf>,
+    /// When to come again. Default: five minutes.
+    pub retry_after: Option<HumanDuration>,
+    /// Addresses that are served all the same.
+    #[serde(default)]
+    pub allow: Vec<Network>,
+}
+
+/// How the servers of a pool are looked after.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HealthConfig {
+    /// What is asked for; an answer below 500 is health. A server whose workers are all busy is not asked: it is alive if it can be connected to.
+    #[serde(default = "default_health")]
+    pub path: String,
+    /// How often each server is looked at.
+    #[serde(default = "seconds::<5>")]
+    pub interval: HumanDuration,
+    /// How long an answer may take.
+    #[serde(default = "seconds::<3>")]
+    pub timeout: HumanDuration,
+    /// Failures in a row that make a server ill.
+    #[serde(default = "default_streak::<3>")]
+    pub unhealthy_after: u32,
+    /// Successes in a row that make it well again.
+    #[serde(default = "default_streak::<2>")]
+    pub healthy_after: u32,
+}
+
+fn default_health() -> String {
+    "/web/health".to_owned()
+}
+
+fn default_streak<const N: u32>() -> u32 {
+    N
 }
 
 /// A URL scheme.

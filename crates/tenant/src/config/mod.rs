@@ -14,7 +14,8 @@ use crate::units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
 mod http;
 
 pub use http::{
-    CertificateConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, NetworksConfig, Scheme, TenantTlsConfig,
+    CertificateConfig, HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, LoginProtectionConfig,
+    MaintenanceConfig, NetworksConfig, Scheme, TenantTlsConfig,
 };
 
 /// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
@@ -182,6 +183,10 @@ pub struct PoolConfig {
     /// Addresses from which the workers themselves call back, as wkhtmltopdf does for a report: such a request waits for no slot, since the one it belongs to holds one, and brings its session as Odoo gave it.
     #[serde(default)]
     pub workers_from: Vec<Network>,
+    /// Looks after the servers, apart from what users ask. Absent: a server counts as well until it cannot be reached.
+    pub health: Option<HealthConfig>,
+    /// Serves a page that says so instead of the pool's sites.
+    pub maintenance_mode: Option<MaintenanceConfig>,
     /// The PostgreSQL login of this pool's workers: it opens every database of the tenants placed in the pool.
     pub login: Option<LoginConfig>,
     /// The cluster on which the pool's login may open the maintenance database `postgres`.
@@ -498,13 +503,15 @@ pub enum Class {
     Report,
     /// Imports, exports, uploads.
     Bulk,
+    /// What other services call: payment providers, registries, automation.
+    Webhook,
     /// Scheduled jobs, backups.
     Background,
 }
 
 impl Class {
     /// All classes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Interactive,
         Self::Rpc,
         Self::Static,
@@ -512,6 +519,7 @@ impl Class {
         Self::Admin,
         Self::Report,
         Self::Bulk,
+        Self::Webhook,
         Self::Background,
     ];
 
@@ -530,6 +538,7 @@ impl Class {
             Self::Admin => "admin",
             Self::Report => "report",
             Self::Bulk => "bulk",
+            Self::Webhook => "webhook",
             Self::Background => "background",
         }
     }
@@ -555,6 +564,8 @@ pub struct TenantFile {
     pub quotas: PlanConfig,
     /// TLS for its hosts.
     pub tls: Option<TenantTlsConfig>,
+    /// Serves a page that says so instead of the tenant's site.
+    pub maintenance_mode: Option<MaintenanceConfig>,
     /// Who may reach its hosts at all.
     #[serde(default)]
     pub networks: NetworksConfig,

@@ -1,0 +1,199 @@
+//! The way to a server: which one, how often, and what is held meanwhile.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cofferdam_fairness::Permit;
+use cofferdam_tenant::Endpoint;
+use http::Method;
+use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
+use tokio::net::TcpStream;
+
+use crate::access::Work;
+use crate::client::Client;
+use crate::exchange::{Failure, spool_failed};
+use crate::plane::{InFlight, ServerLoad};
+use crate::reply::Refusal;
+use crate::request::Request;
+use crate::socket::Socket;
+use crate::spool::Spool;
+
+/// A server that closes without an answer within this time has not worked on the request: another may be asked. One that
+/// closes later was killed at it, and so would the next be.
+const QUICKLY: Duration = Duration::from_secs(2);
+
+/// What a request holds of its pool.
+pub(crate) struct Occupied {
+    /// None for what the workers themselves ask.
+    permit: Option<Permit>,
+    _in_flight: InFlight,
+    begun: Instant,
+    work: Arc<Work>,
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.work.since(self.begun);
+    }
+}
+
+/// Sends a request to a server and reads the head of its answer.
+///
+/// Whatever is safe to repeat is sent to another server when the first closes at once without an answer, as one does that is
+/// being restarted; within the pool's budget, so that retries cannot multiply an overload.
+pub(crate) async fn send(
+    request: &Request<'_>,
+    client: &mut Client,
+    body: &mut Option<Spool>,
+    mut permit: Option<Permit>,
+) -> Result<(ServerSession, Occupied), Failure> {
+    let safe = body.is_none() && matches!(client.head().method, Method::GET | Method::HEAD | Method::OPTIONS);
+    request.access.retries().attempted();
+    let mut tried: Vec<usize> = Vec::new();
+    loop {
+        let begun = Instant::now();
+        let (n, server, in_flight) = reach(request, &tried).await?;
+        let load = &request.access.servers()[n];
+        request.note(|record| {
+            record.server = Some(load.server.address.to_string());
+            record.attempts += 1;
+        });
+        let work = request.noted(|record| Arc::clone(&record.work));
+        let occupied = Occupied { permit: permit.take(), _in_flight: in_flight, begun, work };
+        match attempt(request, client, body, server, occupied).await {
+            Ok(answered) => {
+                load.answered();
+                return Ok(answered);
+            }
+            Err((Failure::Broken, Some(mut occupied))) => {
+                load.unanswered(request.plane.now());
+                tried.push(n);
+                let others = request.access.servers().len() > tried.len();
+                let again = safe && begun.elapsed() < QUICKLY && others && request.access.retries().take();
+                if !again {
+                    let detail = "the server closed the connection without an answer";
+                    return Err(Refusal::new(502, "Bad gateway", detail).into());
+                }
+                permit = occupied.permit.take();
+                tracing::debug!(server = %load.server.address, request_id = %request.id, "asked another server");
+            }
+            Err((failure, _)) => return Err(failure),
+        }
+    }
+}
+
+/// Connects to a server that was not tried yet. Nothing has been sent then, so trying the next is safe whatever the method.
+async fn reach(request: &Request<'_>, tried: &[usize]) -> Result<(usize, ServerSession, InFlight), Failure> {
+    let access = request.access;
+    let order = access.order(request.tenant.slug.as_str());
+    // Those that are ill, or have closed without an answer too often, are asked when nobody else can be reached.
+    for last_resort in [false, true] {
+        for &n in order.iter().filter(|n| !tried.contains(n)) {
+            let load = &access.servers()[n];
+            if load.is_preferred(request.plane.now()) == last_resort || !load.may_be_tried(request.plane.now()) {
+                continue;
+            }
+            match connect(&load.server.address, access.pool.connect_timeout).await {
+                Ok(server) => {
+                    load.connected();
+                    return Ok((n, server, load.begin()));
+                }
+                Err(error) => {
+                    load.unreachable(request.plane.now());
+                    tracing::warn!(pool = %access.pool.name, server = %load.server.address, %error, "cannot connect");
+                }
+            }
+        }
+    }
+    let mut refusal = Refusal::new(502, "Bad gateway", "no server of this site can be reached");
+    refusal.retry_after = Some(Duration::from_secs(5));
+    Err(refusal.into())
+}
+
+/// One attempt. `Broken` with what was held means that the server has closed without an answer.
+async fn attempt(
+    request: &Request<'_>,
+    client: &mut Client,
+    body: &mut Option<Spool>,
+    mut server: ServerSession,
+    occupied: Occupied,
+) -> Result<(ServerSession, Occupied), (Failure, Option<Occupied>)> {
+    let pool = &request.access.pool;
+    let head = match request.to_server(client.head(), body.as_ref().map(Spool::len), false) {
+        Ok(head) => head,
+        Err(error) => return Err((error.into(), None)),
+    };
+    let exchange = async {
+        server.write_request_header(Box::new(head)).await?;
+        if let Some(body) = body {
+            loop {
+                let chunk = body.next().await.map_err(|e| spool_failed(&e))?;
+                if chunk.is_empty() {
+                    break;
+                }
+                if server.write_body(&chunk).await.is_err() {
+                    break; // it may have answered without reading everything
+                }
+            }
+            let _ = server.finish_body().await;
+        }
+        loop {
+            server.read_response().await?;
+            let informational = server.get_status().is_some_and(|s| s.is_informational());
+            if !informational {
+                return Ok::<(), Failure>(());
+            }
+        }
+    };
+    let outcome = tokio::select! {
+        biased;
+        outcome = tokio::time::timeout(pool.response_timeout, exchange) => Some(outcome),
+        () = client.gone() => None,
+    };
+    match outcome {
+        Some(Ok(Ok(()))) => Ok((server, occupied)),
+        Some(Ok(Err(failure))) => Err((failure, Some(occupied))),
+        None => {
+            tokio::spawn(until_the_worker_is_free(server, occupied, pool.response_timeout));
+            Err((Failure::Broken, None))
+        }
+        Some(Err(_)) => {
+            tokio::spawn(until_the_worker_is_free(server, occupied, pool.response_timeout));
+            let limit = pool.response_timeout.as_secs();
+            let detail = format!("the server did not answer within {limit} s");
+            Err((Refusal::new(504, "Gateway timeout", detail).into(), None))
+        }
+    }
+}
+
+/// The client has left, but Odoo's worker does not know and goes on: its slot stays taken until it is really free, or a
+/// tenant could have every worker by asking and leaving. Bounded by the time that an answer may take.
+pub(crate) async fn until_the_worker_is_free(mut server: ServerSession, occupied: Occupied, limit: Duration) {
+    let rest = async {
+        if server.resp_header().is_none() && server.read_response().await.is_err() {
+            return;
+        }
+        while let Ok(Some(_)) = server.read_body_bytes().await {}
+    };
+    let _ = tokio::time::timeout(limit, rest).await;
+    drop(occupied);
+}
+
+/// A fresh connection: Odoo's workers serve one request per connection.
+pub(crate) async fn connect(address: &Endpoint, limit: Duration) -> io::Result<ServerSession> {
+    let dial = TcpStream::connect((address.host.as_str(), address.port));
+    let tcp = tokio::time::timeout(limit, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let peer = tcp.peer_addr()?;
+    let _ = tcp.set_nodelay(true);
+    let fd = tcp.as_raw_fd();
+    Ok(ServerSession::new(Box::new(Socket::new(tcp, fd, peer))))
+}
+
+impl ServerLoad {
+    /// Whether it is one of those that are asked first.
+    fn is_preferred(&self, now: cofferdam_fairness::Timestamp) -> bool {
+        self.health.is_well() && self.may_answer(now)
+    }
+}

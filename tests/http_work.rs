@@ -1,0 +1,278 @@
+//! How requests come to servers, who is kept waiting, and what is written down.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use cofferdam::Gateway;
+use cofferdam_testkit::TenantDirectory;
+use cofferdam_testkit::load::{HttpClient, Response};
+use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
+use cofferdam_tests::eventually;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+const ACME: &str = "acme.example.com";
+
+struct House {
+    gateway: Gateway,
+    directory: TenantDirectory,
+    main: String,
+}
+
+/// A gateway in front of servers; `http` and `pool` are lines of the configuration.
+async fn house(servers: &[SocketAddr], http: &str, pool: &str) -> House {
+    let servers: Vec<_> = servers.iter().map(|address| format!("{{ address: '{address}' }}")).collect();
+    let main = format!(
+        "http:\n  listen: ['127.0.0.1:0']\n{http}pools:\n  odoo:\n    servers: [{}]\n    slots: 8\n{pool}plans:\n  standard: {{}}\n",
+        servers.join(", ")
+    );
+    let directory = TenantDirectory::new(&main).unwrap();
+    for t in ["acme", "bolt"] {
+        directory.tenant(t, &tenant(t, "")).unwrap();
+    }
+    let gateway = Gateway::builder().config_file(directory.path()).start().await.unwrap();
+    House { gateway, directory, main }
+}
+
+fn tenant(slug: &str, more: &str) -> String {
+    format!(
+        "tenant: {slug}\nhosts: [{slug}.example.com]\ndatabase: {slug}_db\nplacement: {{ pool: odoo }}\nplan: standard\n{more}"
+    )
+}
+
+async fn odoo() -> MiniOdoo {
+    let databases: HashMap<_, _> = ["acme", "bolt"].map(|t| (format!("{t}.example.com"), format!("{t}_db"))).into();
+    MiniOdoo::start(OdooOptions { workers: 8, databases, ..OdooOptions::default() }).await.unwrap()
+}
+
+impl House {
+    async fn ask(&self, method: &str, host: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
+        let mut client = HttpClient::connect(self.gateway.http_addresses()[0]).await.unwrap();
+        client.request(method, host, path, headers, body.as_bytes()).await.unwrap()
+    }
+
+    async fn get(&self, path: &str) -> Response {
+        self.ask("GET", ACME, path, &[], "").await
+    }
+}
+
+/// A server that answers, or closes without an answer, as it is told.
+struct Moody {
+    address: SocketAddr,
+    answers: Arc<AtomicBool>,
+    asked: Arc<AtomicU32>,
+}
+
+async fn moody(answers: bool) -> Moody {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let moody = Moody {
+        address: listener.local_addr().unwrap(),
+        answers: Arc::new(AtomicBool::new(answers)),
+        asked: Arc::default(),
+    };
+    let (answers, asked) = (Arc::clone(&moody.answers), Arc::clone(&moody.asked));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (answers, asked) = (Arc::clone(&answers), Arc::clone(&asked));
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.windows(4).any(|w| w == b"\r\n\r\n") {
+                    if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                asked.fetch_add(1, Ordering::Relaxed);
+                if answers.load(Ordering::Relaxed) {
+                    let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nmoody").await;
+                }
+            });
+        }
+    });
+    moody
+}
+
+#[tokio::test]
+async fn what_is_safe_is_asked_again_and_what_is_not_is_not() {
+    let odoo = odoo().await;
+    // Which server is asked first for a tenant depends on their ports.
+    let (silent, house) = loop {
+        let silent = moody(false).await;
+        let house = house(&[silent.address, odoo.http()], "", "").await;
+        let answer = house.get("/testkit/echo").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        if silent.asked.load(Ordering::Relaxed) == 1 {
+            break (silent, house);
+        }
+    };
+    // A form must not be sent twice.
+    let form = async || house.ask("POST", ACME, "/testkit/echo", &[], "a=1").await;
+    let refused = form().await;
+    assert_eq!(refused.status, 502, "{}", refused.text());
+    assert!(refused.text().contains("closed the connection without an answer"), "{}", refused.text());
+    // After five in a row it is asked last, so nobody meets it.
+    for _ in 0..3 {
+        form().await;
+    }
+    for _ in 0..20 {
+        assert_eq!(form().await.status, 200);
+    }
+    assert_eq!(silent.asked.load(Ordering::Relaxed), 5);
+}
+
+#[tokio::test]
+async fn a_server_that_is_ill_is_asked_last_until_it_is_well() {
+    let (server, odoo) = (moody(true).await, odoo().await);
+    let health = "    health: { interval: 100ms, timeout: 500ms, path: /web/health }\n";
+    let house = house(&[server.address, odoo.http()], "", health).await;
+    let is_well = || {
+        let usage = house.gateway.http_plane().unwrap().usage();
+        usage.servers.iter().find(|s| s.address.port == server.address.port()).unwrap().is_well
+    };
+    eventually(|| async { server.asked.load(Ordering::Relaxed) >= 2 }).await;
+    assert!(is_well());
+    server.answers.store(false, Ordering::Relaxed);
+    eventually(|| async { !is_well() }).await;
+    for host in [ACME, "bolt.example.com"] {
+        for _ in 0..5 {
+            assert_eq!(house.ask("POST", host, "/testkit/echo", &[], "a=1").await.status, 200);
+        }
+    }
+    server.answers.store(true, Ordering::Relaxed);
+    eventually(|| async { is_well() }).await;
+    // Without the section nobody looks any more, and what was thought is forgotten.
+    server.answers.store(false, Ordering::Relaxed);
+    eventually(|| async { !is_well() }).await;
+    house.directory.main(&house.main.replace(health, "")).unwrap();
+    house.gateway.reload().await.unwrap();
+    assert!(is_well());
+}
+
+/// The rule "busy is alive": a probe neither waits behind users nor takes their worker.
+#[tokio::test]
+async fn a_server_with_all_workers_busy_is_well() {
+    let databases: HashMap<_, _> = [(ACME.to_owned(), "acme_db".to_owned())].into();
+    let odoo = MiniOdoo::start(OdooOptions { workers: 1, databases, ..OdooOptions::default() }).await.unwrap();
+    let health = "    health: { interval: 100ms, timeout: 200ms, unhealthy_after: 1 }\n";
+    let house = house(&[odoo.http()], "", health).await;
+    house.directory.main(&house.main.replace("slots: 8", "slots: 1")).unwrap();
+    house.gateway.reload().await.unwrap();
+    let address = house.gateway.http_addresses()[0];
+    let busy = tokio::spawn(async move {
+        HttpClient::connect(address).await.unwrap().get(ACME, "/testkit/work?wait=1500").await.unwrap().status
+    });
+    eventually(|| async { odoo.busy() == 1 && house.gateway.http_plane().unwrap().usage().servers[0].in_flight == 1 })
+        .await;
+    while !busy.is_finished() {
+        assert!(house.gateway.http_plane().unwrap().usage().servers[0].is_well);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(busy.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn a_site_under_maintenance_says_so_and_lets_its_workers_in() {
+    let odoo = odoo().await;
+    let house = house(&[odoo.http()], "  trusted_proxies: [127.0.0.1]\n", "").await;
+    std::fs::write(house.directory.path().parent().unwrap().join("page.html"), "<h1>Back at noon</h1>").unwrap();
+    let mode = "maintenance_mode: { message: 'the upgrade takes until noon', page: page.html, retry_after: 10m, allow: [192.0.2.0/24] }\n";
+    house.directory.tenant("acme", &tenant("acme", mode)).unwrap();
+    house.gateway.reload().await.unwrap();
+    let program = house.get("/testkit/echo").await;
+    assert_eq!((program.status, program.header("retry-after")), (503, Some("600")));
+    assert!(program.text().contains("the upgrade takes until noon"), "{}", program.text());
+    let browser = house.ask("GET", ACME, "/web", &[("Accept", "text/html")], "").await;
+    assert_eq!((browser.status, browser.text()), (503, "<h1>Back at noon</h1>".to_owned()));
+    let admin = house.ask("GET", ACME, "/testkit/echo", &[("X-Forwarded-For", "192.0.2.7")], "").await;
+    assert_eq!(admin.status, 200);
+    assert_eq!(house.ask("GET", "bolt.example.com", "/testkit/echo", &[], "").await.status, 200);
+    // All sites of a pool.
+    house.directory.tenant("acme", &tenant("acme", "")).unwrap();
+    house.directory.main(&house.main.replace("    slots: 8\n", "    slots: 8\n    maintenance_mode: {}\n")).unwrap();
+    house.gateway.reload().await.unwrap();
+    for host in [ACME, "bolt.example.com"] {
+        assert_eq!(house.ask("GET", host, "/testkit/echo", &[], "").await.status, 503);
+    }
+}
+
+/// The rule "`/web/login`, … limit per address and login".
+#[tokio::test]
+async fn who_guesses_passwords_waits_and_who_knows_one_does_not() {
+    let odoo = odoo().await;
+    let http = "  trusted_proxies: [127.0.0.1]\n  login_protection: { attempts: 3, first_delay: 600s, trusted: [198.51.100.0/24] }\n";
+    let house = house(&[odoo.http()], http, "").await;
+    let form = ("Content-Type", "application/x-www-form-urlencoded");
+    let log_in = async |from: &str, login: &str, password: &str| {
+        let body = format!("login={login}&password={password}");
+        house.ask("POST", ACME, "/web/login", &[form, ("X-Forwarded-For", from)], &body).await
+    };
+    for _ in 0..3 {
+        assert_eq!(log_in("192.0.2.1", "admin", "guess").await.status, 200);
+    }
+    let before = odoo.requests();
+    let refused = log_in("192.0.2.1", "admin", "admin-secret").await;
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() > 500);
+    assert_eq!(odoo.requests(), before, "Odoo has nothing to do with it");
+    // By another way it is the same login.
+    let json = r#"{"jsonrpc":"2.0","params":{"db":"acme_db","login":"ADMIN","password":"admin-secret"}}"#;
+    let headers = [("Content-Type", "application/json"), ("X-Forwarded-For", "192.0.2.1")];
+    assert_eq!(house.ask("POST", ACME, "/web/session/authenticate", &headers, json).await.status, 429);
+    // The right one from elsewhere, and a trusted network.
+    assert_eq!(log_in("192.0.2.2", "admin", "admin-secret").await.status, 303);
+    for _ in 0..10 {
+        assert_eq!(log_in("198.51.100.9", "admin", "guess").await.status, 200);
+    }
+    // What JSON answers is understood too.
+    let wrong = json.replace("admin-secret", "guess");
+    let headers = [("Content-Type", "application/json"), ("X-Forwarded-For", "192.0.2.3")];
+    for _ in 0..3 {
+        assert_eq!(house.ask("POST", ACME, "/web/session/authenticate", &headers, &wrong).await.status, 200);
+    }
+    assert_eq!(house.ask("POST", ACME, "/web/session/authenticate", &headers, &wrong).await.status, 429);
+    // Looking at the form is free.
+    let look = house.ask("GET", ACME, "/web/login", &[("X-Forwarded-For", "192.0.2.1")], "").await;
+    assert_eq!(look.status, 200);
+}
+
+#[tokio::test]
+async fn every_request_is_a_line_of_json_and_continues_its_trace() {
+    let odoo = odoo().await;
+    let house = house(&[odoo.http()], "  access_log: access.log\n", "").await;
+    let log = house.directory.path().parent().unwrap().join("access.log");
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let headers = [("traceparent", parent.as_str())];
+    let echo = house.ask("POST", ACME, "/testkit/echo?secret=1", &headers, "a=1").await;
+    let id = echo.header("x-request-id").unwrap().to_owned();
+    assert!(echo.text().contains(&format!("header traceparent: 00-{trace}-{id}-01\n")), "{}", echo.text());
+    house.get("/report/pdf/x/1?ms=50").await;
+    house.get("/web/database/manager").await;
+    house.ask("GET", "nobody.example.com", "/x", &[], "").await;
+    let lines = || {
+        let text = std::fs::read_to_string(&log).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<serde_json::Value>>()
+    };
+    eventually(|| async { lines().len() == 4 }).await;
+    let lines = lines();
+    let first = &lines[0];
+    assert_eq!(
+        (&first["tenant"], &first["class"], &first["method"], &first["path"], &first["status"], &first["bytes_in"]),
+        (&"acme".into(), &"interactive".into(), &"POST".into(), &"/testkit/echo".into(), &200.into(), &3.into())
+    );
+    assert_eq!((&first["request_id"], &first["trace_id"], &first["attempts"]), (&id.into(), &trace.into(), &1.into()));
+    assert_eq!(first["upstream"], odoo.http().to_string());
+    assert!(first["time"].as_str().unwrap().ends_with('Z') && !first.to_string().contains("secret"), "{first}");
+    assert_eq!(first["bytes_out"], echo.body.len());
+    assert!(lines[1]["worker_ms"].as_f64().unwrap() >= 50.0 && lines[1]["class"] == "report", "{}", lines[1]);
+    assert_eq!((&lines[2]["status"], &lines[2]["upstream"]), (&404.into(), &serde_json::Value::Null));
+    assert_eq!((&lines[3]["status"], &lines[3]["tenant"]), (&421.into(), &serde_json::Value::Null));
+    // A reload opens the file anew, as log rotation wants it.
+    std::fs::rename(&log, log.with_extension("1")).unwrap();
+    house.gateway.reload().await.unwrap();
+    house.get("/testkit/echo").await;
+    eventually(|| async { std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() == 1) }).await;
+}
