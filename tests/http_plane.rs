@@ -224,6 +224,7 @@ async fn internal_routes_are_closed_and_sendfile_headers_stay_inside() {
     }
     assert_eq!(site.odoo.requests(), 0);
     let response = client.get(ACME, "/testkit/sendfile").await.unwrap();
+    assert_eq!(response.status, 502, "nobody sends the file");
     assert!(response.header("x-sendfile").is_none() && response.header("x-accel-redirect").is_none(), "{response:?}");
 }
 

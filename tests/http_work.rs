@@ -276,3 +276,105 @@ async fn every_request_is_a_line_of_json_and_continues_its_trace() {
     house.get("/testkit/echo").await;
     eventually(|| async { std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() == 1) }).await;
 }
+
+#[tokio::test]
+async fn a_canary_gets_its_part_of_the_browsers_and_keeps_them() {
+    let (odoo, next) = (odoo().await, moody(true).await);
+    let house = house(&[odoo.http()], "", "").await;
+    let pool = format!("pools:\n  next:\n    servers: [{{ address: '{}' }}]\n    slots: 4\n  odoo:", next.address);
+    house.directory.main(&house.main.replace("pools:\n  odoo:", &pool)).unwrap();
+    let canary =
+        |weight: u32| tenant("acme", &format!("canary: {{ pool: next, weight: {weight}, header: X-Canary }}\n"));
+    house.directory.tenant("acme", &canary(50)).unwrap();
+    house.gateway.reload().await.unwrap();
+    let is_next = |response: &Response| response.text() == "moody";
+    let mut first = HashMap::new();
+    for _ in 0..40 {
+        let response = house.get("/testkit/echo").await;
+        let cookie = response.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
+        assert!(cookie.starts_with("cofferdam_canary="), "{cookie}");
+        *first.entry((cookie, is_next(&response))).or_insert(0) += 1;
+    }
+    assert_eq!(first.len(), 2, "both pools, and each with its own cookie: {first:?}");
+    for (cookie, was_next) in first.keys() {
+        for _ in 0..5 {
+            let again = house.ask("GET", ACME, "/testkit/echo", &[("Cookie", cookie)], "").await;
+            assert_eq!((is_next(&again), again.header("set-cookie")), (*was_next, None));
+        }
+    }
+    house.directory.tenant("acme", &canary(0)).unwrap();
+    house.gateway.reload().await.unwrap();
+    let back = house.ask("GET", ACME, "/testkit/echo", &[("Cookie", "cofferdam_canary=1")], "").await;
+    assert!(!is_next(&back));
+    let asked = house.ask("GET", ACME, "/testkit/echo", &[("x-canary", "yes")], "").await;
+    assert!(is_next(&asked));
+    assert!(!is_next(&house.ask("GET", "bolt.example.com", "/testkit/echo", &[("x-canary", "yes")], "").await));
+}
+
+#[tokio::test]
+async fn headers_are_changed_as_the_operator_says() {
+    let odoo = odoo().await;
+    let http = "  headers:\n    response: { set: { X-Frame-Options: DENY, X-A: all }, remove: [Server] }\n    request: { set: { X-Site: all } }\n";
+    let house = house(&[odoo.http()], http, "").await;
+    let own =
+        "headers: { request: { set: { X-Site: acme }, remove: [User-Agent] }, response: { set: { X-A: own } } }\n";
+    house.directory.tenant("acme", &tenant("acme", own)).unwrap();
+    house.gateway.reload().await.unwrap();
+    let acme = house.ask("GET", ACME, "/testkit/echo", &[("User-Agent", "x"), ("X-Site", "mine")], "").await;
+    assert!(acme.text().contains("header x-site: acme\n") && !acme.text().contains("user-agent"), "{}", acme.text());
+    let seen = ["x-frame-options", "x-a", "server"].map(|name| acme.header(name));
+    assert_eq!(seen, [Some("DENY"), Some("own"), None]);
+    let bolt = house.ask("GET", "bolt.example.com", "/testkit/echo", &[("User-Agent", "x")], "").await;
+    assert!(bolt.text().contains("header x-site: all\n") && bolt.text().contains("header user-agent: x\n"));
+    assert_eq!(bolt.header("x-a"), Some("all"));
+}
+
+/// A sleeping environment: requests are held, one hook is called, and all go on when the first server answers.
+#[tokio::test]
+async fn requests_wait_while_their_servers_are_woken() {
+    let hook = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hook_address = hook.local_addr().unwrap();
+    // A port that nobody listens on until the hook is called.
+    let asleep = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let house =
+        house(&[asleep], "", &format!("    wake: {{ address: '{hook_address}', path: /wake, timeout: 20s }}\n")).await;
+    let called = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&called);
+    let waker = tokio::spawn(async move {
+        let (mut stream, _) = hook.accept().await.unwrap();
+        count.fetch_add(1, Ordering::Relaxed);
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"}\n") {
+            stream.read_buf(&mut asked).await.unwrap();
+        }
+        stream.write_all(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let server = TcpListener::bind(asleep).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = server.accept().await {
+                tokio::spawn(async move {
+                    let _ = stream.read_buf(&mut Vec::with_capacity(4096)).await;
+                    let _ = stream.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nawake").await;
+                });
+            }
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(500), hook.accept()).await.is_err(), "called twice");
+        String::from_utf8(asked).unwrap()
+    });
+    let address = house.gateway.http_addresses()[0];
+    let all: Vec<_> = (0..2)
+        .map(|_| {
+            tokio::spawn(async move { HttpClient::connect(address).await.unwrap().get(ACME, "/x").await.unwrap() })
+        })
+        .collect();
+    for one in all {
+        let answer = one.await.unwrap();
+        assert_eq!((answer.status, answer.text()), (200, "awake".to_owned()));
+    }
+    let asked = waker.await.unwrap();
+    assert!(
+        asked.starts_with("POST /wake HTTP/1.1\r\n") && asked.ends_with("{\"pool\":\"odoo\",\"tenant\":\"acme\"}\n"),
+        "{asked}"
+    );
+    assert_eq!(called.load(Ordering::Relaxed), 1);
+}

@@ -18,7 +18,8 @@ mod metrics;
 mod view;
 
 pub use view::{
-    ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, ServerView, StatusView, TenantView, TotalsView,
+    ClusterView, Fault, GateView, GatewayView, OdooServerView, PlaneUsage, ReloadFailed, ServerView, StatusView,
+    TenantView, TotalsView,
 };
 
 use std::cmp::Ordering;
@@ -53,6 +54,8 @@ fn router(view: View) -> Router {
         .route("/api/v1/tenants", get(tenants))
         .route("/api/v1/tenants/{slug}", get(tenant))
         .route("/api/v1/gates", get(gates))
+        .route("/api/v1/servers", get(servers))
+        .route("/api/v1/cache/purge", post(purge))
         .route("/api/v1/reload", post(reload))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&view), authorize));
     Router::new()
@@ -128,6 +131,26 @@ async fn tenant(State(view): State<View>, Path(slug): Path<String>) -> Response 
 
 async fn gates(State(view): State<View>) -> Json<Vec<GateView>> {
     Json(view.gates())
+}
+
+async fn servers(State(view): State<View>) -> Json<Vec<OdooServerView>> {
+    Json(view.servers())
+}
+
+#[derive(Debug, Deserialize)]
+struct Purge {
+    /// The tenant; absent: all.
+    tenant: Option<String>,
+    /// What its paths begin with; absent: everything.
+    path: Option<String>,
+}
+
+async fn purge(State(view): State<View>, Query(what): Query<Purge>) -> Response {
+    if view.purge_cache(what.tenant.as_deref(), what.path.as_deref()) {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        problem(StatusCode::NOT_FOUND, "no such tenant")
+    }
 }
 
 async fn reload(State(view): State<View>) -> Response {

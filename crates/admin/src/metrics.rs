@@ -59,6 +59,18 @@ fn totals(out: &Out<'_>, view: &dyn GatewayView) {
     out.counter("cofferdam_http_unknown_host_total", &[], t.http_unknown_host);
     out.counter("cofferdam_http_refused_total", &[], t.http_refused);
     out.counter("cofferdam_http_failed_total", &[], t.http_failed);
+    out.counter("cofferdam_http_denied_total", &[], t.http_denied);
+    out.gauge("cofferdam_http_log_lines_dropped", &[], t.http_log_lines_dropped as f64);
+    out.counter("cofferdam_http_cache_requests_total", &[("result", "hit")], t.cache_hits);
+    out.counter("cofferdam_http_cache_requests_total", &[("result", "miss")], t.cache_misses);
+    out.counter("cofferdam_http_cache_requests_total", &[("result", "confirmed")], t.cache_confirmed);
+    out.gauge("cofferdam_http_cache_bytes", &[("place", "memory")], t.cache_memory_bytes as f64);
+    out.gauge("cofferdam_http_cache_bytes", &[("place", "disk")], t.cache_disk_bytes as f64);
+    for server in view.servers() {
+        let labels = [("pool", server.pool.as_str()), ("server", server.address.as_str())];
+        out.gauge("cofferdam_http_server_up", &labels, f64::from(u8::from(server.well)));
+        out.gauge("cofferdam_http_server_in_flight", &labels, f64::from(server.in_flight));
+    }
     out.gauge("cofferdam_http_websockets", &[], t.http_websockets as f64);
     out.counter("cofferdam_postgres_logins_total", &[("result", "ok")], t.postgres_logins);
     out.counter("cofferdam_postgres_logins_total", &[("result", "failed")], t.postgres_login_failures);

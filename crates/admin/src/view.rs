@@ -20,6 +20,11 @@ pub trait GatewayView: Send + Sync + 'static {
     fn gates(&self) -> Vec<GateView>;
     /// Server connections by cluster.
     fn clusters(&self) -> Vec<ClusterView>;
+    /// Odoo servers by pool.
+    fn servers(&self) -> Vec<OdooServerView>;
+    /// Forgets what is kept of static files: of one tenant, by its name, or of all; below a path or everywhere. False when
+    /// there is no such tenant.
+    fn purge_cache(&self, tenant: Option<&str>, path: Option<&str>) -> bool;
     /// Counts of the whole gateway.
     fn totals(&self) -> TotalsView;
     /// Reads the configuration again.
@@ -69,6 +74,19 @@ pub struct StatusView {
     pub draining: bool,
 }
 
+/// One Odoo server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OdooServerView {
+    /// Its pool.
+    pub pool: String,
+    /// Its address.
+    pub address: String,
+    /// Whether it is well, as far as is known.
+    pub well: bool,
+    /// Requests that it works on.
+    pub in_flight: u32,
+}
+
 /// Counts since the start, and what is open now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct TotalsView {
@@ -80,6 +98,20 @@ pub struct TotalsView {
     pub http_refused: u64,
     /// HTTP requests that failed at the server.
     pub http_failed: u64,
+    /// HTTP requests refused at a tenant's boundary.
+    pub http_denied: u64,
+    /// Lines of the access log that were dropped since it was opened.
+    pub http_log_lines_dropped: u64,
+    /// Requests answered from what is kept of static files.
+    pub cache_hits: u64,
+    /// Requests for static files for which a server was asked.
+    pub cache_misses: u64,
+    /// Times a server has said that what is kept is still right.
+    pub cache_confirmed: u64,
+    /// Bytes kept in memory.
+    pub cache_memory_bytes: u64,
+    /// Bytes kept on disk.
+    pub cache_disk_bytes: u64,
     /// WebSockets open.
     pub http_websockets: u64,
     /// PostgreSQL logins.

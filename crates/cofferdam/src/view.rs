@@ -6,7 +6,8 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use cofferdam_admin::{
-    ClusterView, Fault, GateView, GatewayView, PlaneUsage, ReloadFailed, ServerView, StatusView, TenantView, TotalsView,
+    ClusterView, Fault, GateView, GatewayView, OdooServerView, PlaneUsage, ReloadFailed, ServerView, StatusView,
+    TenantView, TotalsView,
 };
 use cofferdam_fairness::{GateSet, TenantUsage};
 use cofferdam_postgres::{CacheUsage, ServerUsage};
@@ -98,6 +99,32 @@ impl GatewayView for View {
         usage.connections.iter().map(view).collect()
     }
 
+    fn servers(&self) -> Vec<OdooServerView> {
+        let servers = self.0.http.as_ref().map(|p| p.usage().servers).unwrap_or_default();
+        let view = |s: cofferdam_http::ServerUsage| OdooServerView {
+            pool: s.pool.as_str().to_owned(),
+            address: s.address.to_string(),
+            well: s.is_well,
+            in_flight: s.in_flight,
+        };
+        servers.into_iter().map(view).collect()
+    }
+
+    fn purge_cache(&self, tenant: Option<&str>, path: Option<&str>) -> bool {
+        let catalog = self.0.catalog.load();
+        let tenant = match tenant {
+            Some(slug) => match catalog.by_slug(slug) {
+                Some(tenant) => Some(tenant.id),
+                None => return false,
+            },
+            None => None,
+        };
+        if let Some(plane) = &self.0.http {
+            plane.purge_cache(tenant, path);
+        }
+        true
+    }
+
     fn totals(&self) -> TotalsView {
         let mut totals = TotalsView::default();
         if let Some(usage) = self.0.http.as_ref().map(|p| p.usage()) {
@@ -105,6 +132,13 @@ impl GatewayView for View {
             totals.http_unknown_host = usage.unknown_host;
             totals.http_refused = usage.refused;
             totals.http_failed = usage.failed;
+            totals.http_denied = usage.denied;
+            totals.http_log_lines_dropped = usage.log_lines_dropped;
+            totals.cache_hits = usage.cache.hits;
+            totals.cache_misses = usage.cache.misses;
+            totals.cache_confirmed = usage.cache.confirmed;
+            totals.cache_memory_bytes = usage.cache.memory_bytes;
+            totals.cache_disk_bytes = usage.cache.disk_bytes;
             totals.http_websockets = usage.websockets.values().map(|n| u64::from(*n)).sum();
         }
         if let Some(usage) = self.0.postgres.as_ref().map(|p| p.usage()) {

@@ -1,17 +1,35 @@
 //! The answer on its way to the client: as it comes, and read ahead of a client that takes it slowly.
 
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, header};
+use cofferdam_tenant::DatabaseName;
+use http::{Method, StatusCode, header};
+use pingora_core::protocols::http::compression::ResponseCompressionCtx;
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
+use pingora_http::ResponseHeader;
 
 use crate::backlog::Backlog;
+use crate::cache::{Fetch, Fill, Kept, is_text};
 use crate::client::Client;
 use crate::exchange::{Failure, Outcome};
+use crate::reply::Refusal;
 use crate::request::Request;
 use crate::upstream::{Occupied, until_the_worker_is_free};
+use crate::{local, sendfile};
+
+/// What else is done with an answer.
+#[derive(Default)]
+pub(crate) struct Wishes<'a> {
+    /// The beginning of its body is copied here.
+    pub(crate) sample: Option<&'a mut Vec<u8>>,
+    /// It is kept, if it may be.
+    pub(crate) fetch: Option<Fetch>,
+    /// What is sent when the server says that it has not changed.
+    pub(crate) stale: Option<Arc<Kept>>,
+}
 
 /// Passes the answer on as it comes; the slot is free when the server has finished.
 pub(crate) async fn answer(
@@ -19,32 +37,133 @@ pub(crate) async fn answer(
     client: &mut Client,
     server: ServerSession,
     occupied: Occupied,
-    sample: Option<&mut Vec<u8>>,
+    mut wishes: Wishes<'_>,
 ) -> Result<Outcome, Failure> {
     let read_timeout = request.access.pool.read_timeout;
+    let response_timeout = request.access.pool.response_timeout;
     let (version, head_only) = {
         let head = client.head();
         (head.version, head.method == Method::HEAD)
     };
-    let Some(head) = server.resp_header() else { return Err(Failure::Broken) };
-    let head = request.to_client(head, version, head_only)?;
     if request.plane.draining.is_cancelled() {
         client.close_after();
+    }
+    let Some(said) = server.resp_header() else { return Err(Failure::Broken) };
+    let mut head = request.to_client(said, version, head_only)?;
+    let database = request.tenant.database.as_ref().map(DatabaseName::as_str);
+    if let Some(file) = sendfile::asked_for(&said.headers, database) {
+        // There is nothing more to come from the worker.
+        tokio::spawn(until_the_worker_is_free(server, occupied, response_timeout));
+        return send_file(request, client, head, file).await;
+    }
+    if let Some(stale) = wishes.stale.filter(|_| said.status == StatusCode::NOT_MODIFIED) {
+        tokio::spawn(until_the_worker_is_free(server, occupied, response_timeout));
+        if let Some(fetch) = wishes.fetch {
+            fetch.confirm(&stale, request.plane.now());
+        }
+        request.note(|record| record.cache = Some("confirmed"));
+        return send_kept(request, client, &stale).await;
+    }
+    // A HEAD has no body to keep.
+    let fill = wishes.fetch.take().filter(|_| !head_only).and_then(|fetch| fetch.begin(said));
+    if fill.is_some() {
+        // What is kept for everybody was somebody's first.
+        head.remove_header(&header::SET_COOKIE);
+    }
+    let mut coder = ResponseCompressionCtx::new(request.snapshot.compression, false, false);
+    if coder.is_enabled() {
+        coder.request_filter(client.head());
+        let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+        let status = said.status;
+        let as_it_is =
+            matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT);
+        let as_it_is = head_only || as_it_is || !is_text(&said.headers);
+        coder.response_header_filter(&mut head, as_it_is);
+        let loses_length = has_length && !head.headers.contains_key(header::CONTENT_LENGTH);
+        if loses_length && version == http::Version::HTTP_11 && !head_only {
+            head.insert_header(header::TRANSFER_ENCODING, "chunked")?;
+        } else if version != http::Version::HTTP_11 && head.headers.contains_key(header::TRANSFER_ENCODING) {
+            head.remove_header(&header::TRANSFER_ENCODING);
+        }
     }
     if version < http::Version::HTTP_11 && !head.headers.contains_key(header::CONTENT_LENGTH) {
         client.close_after(); // the end of the connection is the end of the answer
     }
     if let Err(unwritten) = client.write_head(head).await {
-        tokio::spawn(until_the_worker_is_free(server, occupied, request.access.pool.response_timeout));
+        tokio::spawn(until_the_worker_is_free(server, occupied, response_timeout));
         return Err(unwritten.into());
     }
-    pass_on(request, client, server, occupied, read_timeout, sample).await?;
+    let taps = Taps { sample: wishes.sample, fill, coder: Some(coder).filter(ResponseCompressionCtx::is_enabled) };
+    pass_on(request, client, server, occupied, read_timeout, taps).await?;
     client.finish().await?;
     Ok(Outcome::Done)
 }
 
+/// Sends what is kept.
+pub(crate) async fn send_kept(request: &Request<'_>, client: &mut Client, kept: &Kept) -> Result<Outcome, Failure> {
+    let (head, content) = kept.for_client(&client.head().headers, request.plane.now())?;
+    let head = request.to_client(&head, client.head().version, client.head().method == Method::HEAD)?;
+    local::send(request, client, head, &content).await
+}
+
+/// Sends a file of the filestore that an answer has asked for.
+async fn send_file(
+    request: &Request<'_>,
+    client: &mut Client,
+    head: ResponseHeader,
+    file: Result<String, ()>,
+) -> Result<Outcome, Failure> {
+    let Ok(file) = file else {
+        request.audit("a server wants a file sent that is not in its tenant's filestore");
+        return Err(Refusal::new(502, "Bad gateway", "the server asks for a file that is not this site's").into());
+    };
+    let Some(directory) = &request.access.pool.filestore else {
+        let detail = "the server leaves a file to be sent, and its pool has no `filestore` to send it from";
+        return Err(Refusal::new(502, "Bad gateway", detail).into());
+    };
+    match sendfile::open(directory, file).await {
+        Ok(content) => local::send(request, client, head, &content).await,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            tracing::warn!(tenant = %request.tenant.slug, request_id = %request.id, "a file is not in the filestore");
+            Err(Refusal::new(404, "Not found", "the file is not there").into())
+        }
+        Err(error) => {
+            tracing::error!(tenant = %request.tenant.slug, request_id = %request.id, %error, "a file cannot be sent");
+            Err(Refusal::new(502, "Bad gateway", "the file cannot be read").into())
+        }
+    }
+}
+
 /// Bytes of an answer that are looked into.
 const SAMPLE: usize = 64 << 10;
+
+/// What is done with the bytes of a body as they come from the server, and as they go to the client.
+struct Taps<'a> {
+    sample: Option<&'a mut Vec<u8>>,
+    fill: Option<Fill>,
+    coder: Option<ResponseCompressionCtx>,
+}
+
+impl Taps<'_> {
+    /// A part has come.
+    async fn take(&mut self, part: &Bytes) {
+        if let Some(sample) = &mut self.sample {
+            let n = part.len().min(SAMPLE.saturating_sub(sample.len()));
+            sample.extend_from_slice(&part[..n]);
+        }
+        if let Some(fill) = self.fill.take() {
+            self.fill = fill.push(part.clone()).await;
+        }
+    }
+
+    /// What goes to the client for a part; `None` for the end of the body.
+    fn code(&mut self, part: Option<Bytes>) -> Option<Bytes> {
+        match &mut self.coder {
+            Some(coder) => coder.response_body_filter(part.as_ref(), part.is_none()),
+            None => part,
+        }
+    }
+}
 
 /// Copies the body to the client. Whenever the client does not take what there is, the server is read on into a backlog:
 /// its worker, and the slot, are free when it has sent everything and not when the client has taken everything.
@@ -54,11 +173,11 @@ async fn pass_on(
     server: ServerSession,
     occupied: Occupied,
     read_timeout: Duration,
-    sample: Option<&mut Vec<u8>>,
+    taps: Taps<'_>,
 ) -> Result<(), Failure> {
     // The read that is under way, if any, with the server in it: it is never dropped half-way.
     let mut source = Some(Source { read: Box::pin(read_on(server, read_timeout)), _occupied: occupied });
-    let outcome = copy(request, client, &mut source, read_timeout, sample).await;
+    let outcome = copy(request, client, &mut source, read_timeout, taps).await;
     if let (Err(_), Some(source)) = (&outcome, source) {
         // The client is gone; the worker does not know and goes on.
         tokio::spawn(tokio::time::timeout(request.access.pool.response_timeout, source.until_the_end(read_timeout)));
@@ -88,7 +207,7 @@ async fn copy(
     client: &mut Client,
     source: &mut Option<Source>,
     read_timeout: Duration,
-    mut sample: Option<&mut Vec<u8>>,
+    mut taps: Taps<'_>,
 ) -> Result<(), Failure> {
     let snapshot = request.snapshot;
     let mut backlog = Backlog::new(snapshot.spool_threshold, snapshot.max_backlog, snapshot.spool_directory.clone());
@@ -98,10 +217,17 @@ async fn copy(
         ahead.keep(backlog.len());
         let next = match (backlog.next().await.map_err(|e| backlog_failed(&e))?, &mut *source) {
             (Some(bytes), _) => bytes,
-            (None, None) => return Ok(()),
+            (None, None) => {
+                if let Some(last) = taps.code(None) {
+                    client.write_body(last).await?;
+                }
+                return Ok(());
+            }
             (None, Some(open)) => {
                 let (server, chunk) = open.read.as_mut().await;
-                let Some(chunk) = advance(source, server, chunk, read_timeout)? else { continue };
+                let Some(chunk) = advance(request, source, server, chunk, read_timeout, &mut taps).await? else {
+                    continue;
+                };
                 chunk
             }
         };
@@ -109,10 +235,7 @@ async fn copy(
         if next.is_empty() {
             continue;
         }
-        if let Some(sample) = &mut sample {
-            let n = next.len().min(SAMPLE.saturating_sub(sample.len()));
-            sample.extend_from_slice(&next[..n]);
-        }
+        let Some(next) = taps.code(Some(next)).filter(|coded| !coded.is_empty()) else { continue };
         let mut write = pin!(client.write_body(next));
         loop {
             let mut may_read = || backlog.len() < snapshot.max_backlog && ahead.reserve(backlog.len());
@@ -128,7 +251,7 @@ async fn copy(
                 }
                 read = open.read.as_mut() => read,
             };
-            if let Some(chunk) = advance(source, server, chunk, read_timeout)? {
+            if let Some(chunk) = advance(request, source, server, chunk, read_timeout, &mut taps).await? {
                 backlog.push(chunk).await.map_err(|e| backlog_failed(&e))?;
             }
         }
@@ -136,19 +259,25 @@ async fn copy(
 }
 
 /// Takes what a read has brought and begins the next; at the end of the body, or when the server fails, the slot is free.
-fn advance(
+async fn advance(
+    request: &Request<'_>,
     source: &mut Option<Source>,
     server: ServerSession,
     chunk: Result<Option<Bytes>, Failure>,
     read_timeout: Duration,
+    taps: &mut Taps<'_>,
 ) -> Result<Option<Bytes>, Failure> {
     match (chunk, source.as_mut()) {
         (Ok(Some(chunk)), Some(open)) => {
             open.read = Box::pin(read_on(server, read_timeout));
+            taps.take(&chunk).await;
             Ok(Some(chunk))
         }
         (Ok(_), _) => {
             *source = None;
+            if let Some(fill) = taps.fill.take() {
+                fill.finish(request.plane.now());
+            }
             Ok(None)
         }
         (Err(failure), _) => {

@@ -10,8 +10,9 @@ use cofferdam_tenant::DatabaseName;
 use http::header;
 
 use crate::access::{self, Line};
-use crate::answer::{self, Moved};
+use crate::answer::{self, Moved, Wishes};
 use crate::boundary::{self, Attempt, Carrier};
+use crate::cache::{self, Found};
 use crate::client::{Client, Unwritten};
 use crate::connection::Connection;
 use crate::plane::{HttpPlane, Snapshot};
@@ -162,19 +163,25 @@ async fn ask_worker(
     client: &mut Client,
 ) -> Result<Outcome, Failure> {
     request.note(|record| record.class = Some(class));
+    if class == Class::Static
+        && let Some(key) = request.cache_key(client.head())
+    {
+        return static_file(request, class, client, &key).await;
+    }
     let mut body = read_body(request, client).await?;
     request.note(|record| record.bytes_in = body.as_ref().map_or(0, Spool::len));
     let attempt = match (carrier, &mut body) {
         (Some(carrier), Some(body)) => look_into(request, carrier, body, client).await?,
         _ => None,
     };
-    let Some(attempt) = attempt else { return forward(request, class, &mut body, client, None).await };
+    let Some(attempt) = attempt else { return forward(request, class, &mut body, client, Wishes::default()).await };
     let plane = request.plane;
     let config = &request.snapshot.login_protection;
     let trial = plane.logins.begin(config, request.tenant.id, request.client, &attempt.login, plane.now());
     let trial = trial.map_err(|wait| request.too_many_logins(wait))?;
     let mut sample = Vec::new();
-    let outcome = forward(request, class, &mut body, client, Some(&mut sample)).await;
+    let wishes = Wishes { sample: Some(&mut sample), ..Wishes::default() };
+    let outcome = forward(request, class, &mut body, client, wishes).await;
     let right =
         client.answered().filter(|_| outcome.is_ok()).and_then(|status| attempt.told_by.verdict(status, &sample));
     if let Some(trial) = trial {
@@ -186,18 +193,60 @@ async fn ask_worker(
     outcome
 }
 
-/// Waits for a slot, asks a server and passes its answer on. The beginning of the answer is copied into `sample`.
+/// A static file or a compiled asset: from what is kept, or fetched by one for all who want it.
+async fn static_file(
+    request: &Request<'_>,
+    class: Class,
+    client: &mut Client,
+    key: &cache::Key,
+) -> Result<Outcome, Failure> {
+    let cache = &request.snapshot.cache;
+    let mut wishes = Wishes::default();
+    loop {
+        match cache.find(key, request.plane.now()) {
+            Found::Fresh(kept) => {
+                request.note(|record| record.cache = Some("hit"));
+                return answer::send_kept(request, client, &kept).await;
+            }
+            Found::Stale(kept, fetch) => {
+                request.fetches(kept.validators());
+                (wishes.stale, wishes.fetch) = (Some(kept), Some(fetch));
+                break;
+            }
+            Found::Nothing(fetch) => {
+                request.fetches(cache::Validators::default());
+                request.note(|record| record.cache = Some("miss"));
+                wishes.fetch = Some(fetch);
+                break;
+            }
+            Found::Wait(mut fetched) => {
+                let patience = request.tenant.plan.http.max_wait(class);
+                let waited = tokio::select! {
+                    waited = tokio::time::timeout(patience, fetched.changed()) => waited,
+                    () = client.gone() => return Err(Failure::Broken),
+                };
+                // It ends when whoever fetches has finished; if that takes too long, this one asks for itself.
+                if waited.is_err() {
+                    break;
+                }
+            }
+        }
+    }
+    forward(request, class, &mut None, client, wishes).await
+}
+
+/// Waits for a slot, asks a server and passes its answer on.
 async fn forward(
     request: &Request<'_>,
     class: Class,
     body: &mut Option<Spool>,
     client: &mut Client,
-    sample: Option<&mut Vec<u8>>,
+    wishes: Wishes<'_>,
 ) -> Result<Outcome, Failure> {
     // The slot of a report is held while its renderer calls back: a tenant with no slot left would wait for itself.
     let permit = if request.from_workers { None } else { Some(slot(request, class, client).await?) };
     match upstream::send(request, client, body, permit).await {
-        Ok((server, occupied)) => answer::answer(request, client, server, occupied, sample).await,
+        Ok((server, occupied)) => answer::answer(request, client, server, occupied, wishes).await,
         Err(failure) => {
             request.plane.counters.failed.fetch_add(1, Ordering::Relaxed);
             Err(failure)

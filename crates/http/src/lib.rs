@@ -24,18 +24,22 @@ mod access;
 mod answer;
 mod backlog;
 pub mod boundary;
+mod cache;
 mod client;
 mod connection;
 mod exchange;
 pub mod framing;
 mod headers;
 mod health;
+mod local;
 mod login;
 mod plane;
+mod policy;
 mod proxy;
 mod reply;
 mod request;
 mod route;
+mod sendfile;
 mod session;
 mod socket;
 mod spool;
@@ -45,7 +49,7 @@ mod upstream;
 mod websocket;
 
 pub use cofferdam_tls::TlsError;
-pub use plane::{HttpPlane, HttpUsage, ServerUsage};
+pub use plane::{CacheUsage, HttpPlane, HttpUsage, ServerUsage};
 pub use route::{Route, route};
 
 /// The plane cannot be set up.

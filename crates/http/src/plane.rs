@@ -14,7 +14,8 @@ use cofferdam_fairness::{
     Breaker, BreakerConfig, Clock, Gate, GateConfig, GateSet, GateSpec, RetryBudget, Share, Timestamp,
 };
 use cofferdam_tenant::{
-    Catalog, Endpoint, HttpFront, LoginProtectionConfig, Network, Pool, PoolName, Server, Tenant, TenantId,
+    Catalog, Endpoint, HeaderPolicyConfig, HttpFront, LoginProtectionConfig, Network, PlaneQuota, Pool, PoolName,
+    Server, Tenant, TenantId,
 };
 use http::HeaderValue;
 use tokio::net::TcpListener;
@@ -24,9 +25,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::HttpError;
 use crate::access::AccessLog;
+use crate::cache::Store;
 use crate::connection;
 use crate::health::{self, Health};
 use crate::login::Logins;
+use crate::policy::Changes;
 use crate::session::SessionKey;
 use crate::tls::FrontTls;
 
@@ -132,6 +135,10 @@ pub(crate) struct Snapshot {
     pub(crate) hsts: Option<HeaderValue>,
     pub(crate) access_log: Option<AccessLog>,
     pub(crate) slow_request: Option<Duration>,
+    pub(crate) cache: Arc<Store>,
+    pub(crate) compression: u32,
+    policy: Option<(Changes, Changes)>,
+    policies: HashMap<TenantId, (Changes, Changes)>,
     pub(crate) login_protection: LoginProtectionConfig,
 }
 
@@ -150,6 +157,8 @@ pub(crate) struct PoolAccess {
     pub(crate) gate: Arc<Gate>,
     servers: Vec<ServerLoad>,
     retries: Arc<Mutex<Retries>>,
+    /// Held by who wakes the servers.
+    pub(crate) waking: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Retries of a pool: a fifth of what needed none, and a few at once.
@@ -211,6 +220,28 @@ pub struct HttpUsage {
     pub log_lines_dropped: u64,
     /// The servers of all pools.
     pub servers: Vec<ServerUsage>,
+    /// What is kept of static files.
+    pub cache: CacheUsage,
+}
+
+/// What is kept of static files, and what it was good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct CacheUsage {
+    /// Requests answered from what is kept so far.
+    pub hits: u64,
+    /// Requests for which a server was asked so far.
+    pub misses: u64,
+    /// Times a server has said that what is kept is still right.
+    pub confirmed: u64,
+    /// Objects in memory.
+    pub memory_objects: u64,
+    /// Bytes in memory.
+    pub memory_bytes: u64,
+    /// Objects on disk.
+    pub disk_objects: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
 }
 
 /// One server of a pool.
@@ -276,6 +307,9 @@ impl HttpPlane {
         let old = self.snapshot.load_full();
         snapshot.tls = tls;
         snapshot.access_log = access_log;
+        if old.cache.is_of(&front.config.cache, front.config.spool_directory.as_ref()) {
+            snapshot.cache = Arc::clone(&old.cache);
+        }
         snapshot.pools = catalog
             .pools
             .iter()
@@ -289,7 +323,9 @@ impl HttpPlane {
                     }
                 }
                 let retries = old.pools.get(name).map_or_else(Arc::default, |access| Arc::clone(&access.retries));
-                Some((name.clone(), Arc::new(PoolAccess { pool: Arc::clone(pool), gate, servers, retries })))
+                let waking = old.pools.get(name).map_or_else(Arc::default, |access| Arc::clone(&access.waking));
+                let access = PoolAccess { pool: Arc::clone(pool), gate, servers, retries, waking };
+                Some((name.clone(), Arc::new(access)))
             })
             .collect();
         self.snapshot.store(Arc::new(snapshot));
@@ -381,6 +417,11 @@ impl HttpPlane {
         &self.gates
     }
 
+    /// Forgets what is kept of static files: of one tenant or of all, below a path or everywhere.
+    pub fn purge_cache(&self, tenant: Option<TenantId>, path: Option<&str>) {
+        self.snapshot().cache.purge(tenant, path);
+    }
+
     /// What the plane is doing.
     pub fn usage(&self) -> HttpUsage {
         let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
@@ -392,7 +433,18 @@ impl HttpPlane {
             is_well: load.health.is_well(),
             in_flight: load.in_flight.load(Ordering::Relaxed),
         });
+        let cache = &snapshot.cache;
+        let [(memory_objects, memory_bytes), (disk_objects, disk_bytes)] = cache.size();
         HttpUsage {
+            cache: CacheUsage {
+                hits: count(&cache.counters.hits),
+                misses: count(&cache.counters.misses),
+                confirmed: count(&cache.counters.confirmed),
+                memory_objects,
+                memory_bytes,
+                disk_objects,
+                disk_bytes,
+            },
             servers: servers.collect(),
             log_lines_dropped: snapshot.access_log.as_ref().map_or(0, AccessLog::dropped),
             websockets: self.websockets.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -427,8 +479,11 @@ impl fmt::Debug for HttpPlane {
 impl Snapshot {
     fn new(catalog: Arc<Catalog>, front: &HttpFront) -> Self {
         let config = &front.config;
+        let changes = |policy: &HeaderPolicyConfig| {
+            let some = *policy != HeaderPolicyConfig::default();
+            some.then(|| (Changes::new(&policy.request), Changes::new(&policy.response)))
+        };
         Self {
-            catalog,
             pools: HashMap::new(),
             timeouts: Timeouts {
                 header: config.header_timeout.0,
@@ -445,6 +500,11 @@ impl Snapshot {
             tls: None,
             proxy_protocol: config.proxy_protocol,
             access_log: None,
+            cache: Arc::new(Store::new(&config.cache, config.spool_directory.clone())),
+            compression: config.compression,
+            policy: changes(&config.headers),
+            policies: catalog.tenants().iter().filter_map(|t| Some((t.id, changes(&t.headers)?))).collect(),
+            catalog,
             slow_request: config.slow_request.map(|slow| slow.0),
             login_protection: config.login_protection.clone(),
             redirect: config.tls.as_ref().is_some_and(|tls| tls.redirect),
@@ -465,9 +525,15 @@ impl Snapshot {
         self.pools.values()
     }
 
-    /// The pool of a tenant.
-    pub(crate) fn pool(&self, tenant: &Tenant) -> Option<&Arc<PoolAccess>> {
-        self.pools.get(&tenant.pool.as_ref()?.name)
+    /// The pool of a tenant, or its canary's.
+    pub(crate) fn pool(&self, tenant: &Tenant, canary: bool) -> Option<&Arc<PoolAccess>> {
+        let pool = tenant.canary.as_ref().filter(|_| canary).map(|canary| &canary.pool);
+        self.pools.get(&pool.or(tenant.pool.as_ref())?.name)
+    }
+
+    /// What is changed of headers of requests and of answers: for all, and then for the tenant.
+    pub(crate) fn policies(&self, tenant: &Tenant) -> impl Iterator<Item = &(Changes, Changes)> {
+        self.policy.iter().chain(self.policies.get(&tenant.id))
     }
 }
 
@@ -588,7 +654,14 @@ fn gate_spec(catalog: &Catalog, pool: &Arc<Pool>) -> GateSpec {
         policy: pool.scheduling.into(),
         ..GateConfig::slots(pool.slots)
     };
-    let placed = catalog.tenants().iter().filter(|t| t.pool.as_ref().is_some_and(|p| p.name == pool.name));
-    let shares = placed.map(|t| (t.id, Share::from_quota(t.plan.weight, &t.plan.http))).collect();
+    let is_this = |other: &Arc<Pool>| other.name == pool.name;
+    let placed = catalog.tenants().iter().filter_map(|t| {
+        let canary = t.canary.as_ref().is_some_and(|canary| is_this(&canary.pool));
+        // What is reserved is reserved in the tenant's own pool.
+        let reserved = if canary { 0 } else { t.plan.http.reserved };
+        let quota = PlaneQuota { reserved, ..t.plan.http };
+        (canary || t.pool.as_ref().is_some_and(is_this)).then(|| (t.id, Share::from_quota(t.plan.weight, &quota)))
+    });
+    let shares = placed.collect();
     GateSpec { name: pool.name.as_str().to_owned(), config, shares }
 }

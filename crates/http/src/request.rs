@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cofferdam_fairness::Class;
@@ -13,10 +13,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::access::Record;
 use crate::boundary::{self, Carrier, Denied};
+use crate::cache::{self, Validators};
 use crate::client::Client;
 use crate::connection::{Connection, MAX_HEADER};
 use crate::headers::{self, Forwarded};
 use crate::plane::{HttpPlane, PoolAccess, Snapshot};
+use crate::policy::{self, Choice};
 use crate::reply::Refusal;
 use crate::route::{self, Route};
 use crate::session;
@@ -39,7 +41,11 @@ pub(crate) struct Request<'a> {
     /// Whether one of the pool's own workers calls back.
     pub(crate) from_workers: bool,
     pub(crate) trace: Trace,
+    /// Which of two pools it goes to, where there are two.
+    choice: Option<Choice>,
     record: Mutex<Record>,
+    /// Set when the answer is to be kept: with what the server is asked in the place of the client's own conditions.
+    validators: OnceLock<Validators>,
 }
 
 /// Whom a request is for.
@@ -102,7 +108,9 @@ pub(crate) fn judge<'a>(
         plane.counters.unknown_host.fetch_add(1, Ordering::Relaxed);
         return Err(Refusal::new(421, "Misdirected request", "no site is served under this name here"));
     };
-    let Some(access) = snapshot.pool(tenant) else {
+    let lot = plane.run ^ u64::from_str_radix(id, 16).unwrap_or(0);
+    let choice = tenant.canary.as_ref().map(|canary| policy::choose(canary, &head.headers, lot));
+    let Some(access) = snapshot.pool(tenant, choice.is_some_and(|choice| choice.canary)) else {
         return Err(Refusal::new(503, "Service unavailable", "this site has no servers"));
     };
     let holds = |networks: &[Network], address| networks.iter().any(|n| n.contains(address));
@@ -129,7 +137,9 @@ pub(crate) fn judge<'a>(
         id: id.to_owned(),
         from_workers: holds(&access.pool.workers_from, client),
         trace: Trace::of(&head.headers, plane.run, id),
+        choice,
         record: Mutex::default(),
+        validators: OnceLock::new(),
     };
     Ok(request)
 }
@@ -207,6 +217,17 @@ impl Request<'_> {
         })
     }
 
+    /// What its answer is kept under, if it is one that may be.
+    pub(crate) fn cache_key(&self, head: &RequestHeader) -> Option<cache::Key> {
+        let release = self.access.pool.release.as_ref();
+        cache::key(head, &self.path, self.scheme, &self.host, self.tenant.id, release)
+    }
+
+    /// The answer is to be kept, and has to come whole.
+    pub(crate) fn fetches(&self, validators: Validators) {
+        let _ = self.validators.set(validators);
+    }
+
     /// What is known of the request so far.
     pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
@@ -276,6 +297,13 @@ impl Request<'_> {
             upgrade,
         };
         let mut head = headers::to_server(head, &about)?;
+        let policies = self.snapshot.policies(self.tenant);
+        for (request, _) in policies {
+            request.of_request(&mut head)?;
+        }
+        if let Some(validators) = self.validators.get() {
+            validators.apply(&mut head)?;
+        }
         head.insert_header(trace::TRACEPARENT, self.trace.header(&self.id))?;
         if let Some(key) = self.session_key() {
             session::open_cookies(&mut head, key, self.tenant.slug.as_str())?;
@@ -294,6 +322,12 @@ impl Request<'_> {
         head.insert_header("X-Request-Id", self.id.as_str())?;
         if let Some(hsts) = self.snapshot.hsts.as_ref().filter(|_| self.scheme == "https") {
             head.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())?;
+        }
+        for (_, response) in self.snapshot.policies(self.tenant) {
+            response.of_response(&mut head)?;
+        }
+        if let Some(cookie) = self.choice.and_then(policy::cookie) {
+            head.append_header(header::SET_COOKIE, cookie)?;
         }
         session::seal_cookies(&mut head, self.session_key(), self.tenant.slug.as_str(), self.scheme == "https")?;
         Ok(head)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::Permit;
-use cofferdam_tenant::Endpoint;
+use cofferdam_tenant::{Endpoint, WakeConfig};
 use http::Method;
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
 use tokio::net::TcpStream;
@@ -107,9 +107,75 @@ async fn reach(request: &Request<'_>, tried: &[usize]) -> Result<(usize, ServerS
             }
         }
     }
+    if let Some(wake) = &access.pool.wake
+        && tried.is_empty()
+        && let Some(reached) = woken(request, wake).await
+    {
+        return Ok(reached);
+    }
     let mut refusal = Refusal::new(502, "Bad gateway", "no server of this site can be reached");
     refusal.retry_after = Some(Duration::from_secs(5));
     Err(refusal.into())
+}
+
+/// How often it is tried whether a server is awake.
+const AWAKE_YET: Duration = Duration::from_millis(250);
+
+/// Has the servers of a pool woken, once for all who wait, and waits until one can be reached.
+async fn woken(request: &Request<'_>, wake: &WakeConfig) -> Option<(usize, ServerSession, InFlight)> {
+    let access = request.access;
+    let until = tokio::time::Instant::now() + wake.timeout.0;
+    let dial = async || {
+        for n in access.order(request.tenant.slug.as_str()) {
+            let load = &access.servers()[n];
+            if let Ok(server) = connect(&load.server.address, access.pool.connect_timeout).await {
+                load.connected();
+                return Some((n, server, load.begin()));
+            }
+        }
+        None
+    };
+    let waiting = async {
+        let waking = access.waking.lock().await;
+        // Whoever was first has woken them for all.
+        if let Some(reached) = dial().await {
+            return reached;
+        }
+        tracing::info!(pool = %access.pool.name, tenant = %request.tenant.slug, "waking the servers");
+        if let Err(error) = call(wake, access.pool.name.as_str(), request.tenant.slug.as_str()).await {
+            tracing::warn!(pool = %access.pool.name, address = %wake.address, %error, "whoever wakes the servers does not answer");
+        }
+        loop {
+            if let Some(reached) = dial().await {
+                drop(waking);
+                return reached;
+            }
+            tokio::time::sleep(AWAKE_YET).await;
+        }
+    };
+    tokio::time::timeout_at(until, waiting).await.ok()
+}
+
+/// Asks who wakes the servers to do so.
+async fn call(wake: &WakeConfig, pool: &str, tenant: &str) -> pingora_error::Result<()> {
+    // Names of pools and tenants need no escapes.
+    let body = format!("{{\"pool\":\"{pool}\",\"tenant\":\"{tenant}\"}}\n");
+    let failed =
+        |error: io::Error| pingora_error::Error::because(pingora_error::ErrorType::ConnectError, "connecting", error);
+    let mut server = connect(&wake.address, wake.timeout.0).await.map_err(failed)?;
+    let mut head = pingora_http::RequestHeader::build("POST", wake.path.as_bytes(), None)?;
+    head.insert_header(http::header::HOST, wake.address.to_string())?;
+    head.insert_header(http::header::CONTENT_TYPE, "application/json")?;
+    head.insert_header(http::header::CONTENT_LENGTH, body.len())?;
+    head.insert_header(http::header::CONNECTION, "close")?;
+    server.write_request_header(Box::new(head)).await?;
+    server.write_body(body.as_bytes()).await?;
+    server.finish_body().await?;
+    server.read_response().await?;
+    match server.get_status() {
+        Some(status) if status.is_success() => Ok(()),
+        status => pingora_error::Error::e_explain(pingora_error::ErrorType::InternalError, format!("{status:?}")),
+    }
 }
 
 /// One attempt. `Broken` with what was held means that the server has closed without an answer.

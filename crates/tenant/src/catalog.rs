@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crate::check;
 use crate::config::{
-    AuthMethod, Class, DatabaseCommands, GatewayConfig, HealthConfig, HttpConfig, InternalRouteConfig, NetworksConfig,
-    NotificationPolicy, PoolingMode, PostgresConfig, ReadOnlyRouting, Scheduling, TlsMode,
+    AuthMethod, Class, DatabaseCommands, GatewayConfig, HeaderPolicyConfig, HealthConfig, HttpConfig,
+    InternalRouteConfig, NetworksConfig, NotificationPolicy, PoolingMode, PostgresConfig, ReadOnlyRouting, Scheduling,
+    TlsMode, WakeConfig,
 };
 use crate::diagnostic::Diagnostics;
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
@@ -152,6 +153,10 @@ pub struct Tenant {
     pub replication: Vec<String>,
     /// When server connections change hands.
     pub pooling: PoolingMode,
+    /// A second pool for a part of its requests.
+    pub canary: Option<Canary>,
+    /// What is changed of headers, after what is changed for all.
+    pub headers: HeaderPolicyConfig,
     /// What is served instead of its site.
     pub maintenance_mode: Option<Maintenance>,
     /// TLS for its hosts.
@@ -215,6 +220,12 @@ pub struct Pool {
     pub websocket_timeout: Duration,
     /// Addresses from which the workers themselves call back.
     pub workers_from: Vec<Network>,
+    /// Odoo's filestore, as the gateway sees it.
+    pub filestore: Option<PathBuf>,
+    /// Who wakes its servers.
+    pub wake: Option<WakeConfig>,
+    /// The name of what is installed.
+    pub release: Option<Arc<str>>,
     /// How its servers are looked after.
     pub health: Option<HealthConfig>,
     /// What is served instead of its sites.
@@ -281,6 +292,17 @@ pub struct TlsFiles {
     pub certificate: String,
     /// The private key.
     pub key: Secret,
+}
+
+/// A second pool for a part of a tenant's requests.
+#[derive(Debug, Clone)]
+pub struct Canary {
+    /// The pool.
+    pub pool: Arc<Pool>,
+    /// Of a hundred browsers, how many go there.
+    pub weight: u32,
+    /// A request with this header goes there; in small letters.
+    pub header: Option<String>,
 }
 
 /// A page instead of a site.

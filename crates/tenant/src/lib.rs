@@ -36,15 +36,16 @@ mod units;
 pub mod yaml;
 
 pub use catalog::{
-    Catalog, ClassQuota, Cluster, ConsoleUser, HttpFront, Login, Maintenance, Password, PerSecond, Plan, PlaneQuota,
-    Pool, PostgresFront, Server, Tenant, TenantTls, TlsFiles,
+    Canary, Catalog, ClassQuota, Cluster, ConsoleUser, HttpFront, Login, Maintenance, Password, PerSecond, Plan,
+    PlaneQuota, Pool, PostgresFront, Server, Tenant, TenantTls, TlsFiles,
 };
 pub use config::{
-    AdminConfig, AuthMethod, AuthQueryConfig, CertificateConfig, Class, ClassQuotaConfig, ClientTlsConfig,
-    ClusterConfig, ConsoleConfig, DatabaseCommands, GatewayConfig, HealthConfig, HttpConfig, HttpTlsConfig,
-    InternalRouteConfig, LoginConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, NotificationPolicy,
-    Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme,
-    ServerConfig, ServiceConfig, TenantFile, TenantTlsConfig, TlsMode,
+    AdminConfig, AuthMethod, AuthQueryConfig, CacheConfig, CanaryConfig, CertificateConfig, Class, ClassQuotaConfig,
+    ClientTlsConfig, ClusterConfig, ConsoleConfig, DatabaseCommands, GatewayConfig, HeaderChanges, HeaderPolicyConfig,
+    HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, LoginConfig, LoginProtectionConfig,
+    MaintenanceConfig, NetworksConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig, PoolingMode,
+    PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServiceConfig, TenantFile,
+    TenantTlsConfig, TlsMode, WakeConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

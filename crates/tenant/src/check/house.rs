@@ -277,8 +277,12 @@ impl Check<'_> {
                 let found = format!("`{}` every {} within {}", health.path, health.interval, health.timeout);
                 self.fault(main, &[path[0], path[1], "health"], found, "a path, and times above zero");
             }
+            if pool.wake.as_ref().is_some_and(|wake| !wake.path.starts_with('/') || wake.timeout.0.is_zero()) {
+                self.fault(main, &[path[0], path[1], "wake"], "no path from the root, or no time", "both");
+            }
+            let filestore = pool.filestore.as_ref().map(|directory| self.secrets.locate(directory));
             let pool = resolve_pool(name, pool, login, maintenance, account);
-            pools.insert(name.clone(), Arc::new(Pool { maintenance_mode, ..pool }));
+            pools.insert(name.clone(), Arc::new(Pool { filestore, maintenance_mode, ..pool }));
         }
         pools
     }
@@ -562,6 +566,9 @@ fn resolve_pool(
         read_timeout: pool.read_timeout.0,
         websocket_timeout: pool.websocket_timeout.0,
         workers_from: pool.workers_from.clone(),
+        filestore: None,
+        wake: pool.wake.clone(),
+        release: pool.release.as_deref().map(Arc::from),
         health: pool.health.clone(),
         maintenance_mode: None,
         login,

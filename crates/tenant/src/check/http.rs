@@ -1,12 +1,34 @@
 //! What the files say about the HTTP plane.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Check, Place};
-use crate::catalog::{HttpFront, Maintenance, TenantTls, TlsFiles};
-use crate::config::{GatewayConfig, MaintenanceConfig, TenantFile};
+use crate::catalog::{Canary, HttpFront, Maintenance, Pool, TenantTls, TlsFiles};
+use crate::config::{GatewayConfig, HeaderPolicyConfig, MaintenanceConfig, TenantFile};
+use crate::diagnostic::one_of;
+use crate::ids::PoolName;
 use crate::units::Secret;
+
+/// Headers by which the gateway frames messages, keeps tenants apart, or says who asks.
+const OURS: [&str; 14] = [
+    "host",
+    "connection",
+    "content-length",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "cookie",
+    "set-cookie",
+    "x-real-ip",
+    "x-request-id",
+    "x-odoo-database",
+    "x-sendfile",
+    "x-accel-redirect",
+];
 
 /// When to come again, if nothing else is said.
 const BACK_SOON: Duration = Duration::from_secs(300);
@@ -30,6 +52,10 @@ impl Check<'_> {
                 self.fault(main, &["http", field], "`0s`", "a time above zero");
             }
         }
+        if http.compression > 9 {
+            self.fault(main, &["http", "compression"], format!("`{}`", http.compression), "a level from 0 to 9");
+        }
+        self.header_policy(main, &["http", "headers"], &http.headers);
         let session_key = self.secret(
             main,
             &["http"],
@@ -90,6 +116,54 @@ impl Check<'_> {
             retry_after: config.retry_after.map_or(BACK_SOON, |d| d.0),
             allow: config.allow.clone(),
         })
+    }
+
+    /// A second pool for a part of a tenant's requests.
+    pub(super) fn canary(
+        &mut self,
+        place: &Place<'_>,
+        file: &TenantFile,
+        pools: &BTreeMap<PoolName, Arc<Pool>>,
+    ) -> Option<Canary> {
+        let config = file.canary.as_ref()?;
+        if config.weight > 100 {
+            self.fault(place, &["canary", "weight"], format!("`{}`", config.weight), "a part of a hundred");
+        }
+        if file.placement.pool.is_none() || file.placement.pool.as_ref() == Some(&config.pool) {
+            let found = format!("`{}`, and no other pool in `placement`", config.pool);
+            self.fault(place, &["canary", "pool"], found, "a pool beside the tenant's own");
+        }
+        let Some(pool) = pools.get(config.pool.as_str()) else {
+            let expected = one_of("a pool", config.pool.as_str(), pools.keys().map(PoolName::as_str));
+            self.fault(place, &["canary", "pool"], format!("`{}`", config.pool), expected);
+            return None;
+        };
+        let header = config.header.as_ref().map(|name| name.to_ascii_lowercase());
+        Some(Canary { pool: Arc::clone(pool), weight: config.weight, header })
+    }
+
+    /// Headers may be changed, but not those that the gateway itself stands for.
+    pub(super) fn header_policy(&mut self, place: &Place<'_>, path: &[&str], policy: &HeaderPolicyConfig) {
+        for (side, changes) in [("request", &policy.request), ("response", &policy.response)] {
+            for (field, name) in
+                changes.remove.iter().map(|name| ("remove", name)).chain(changes.set.keys().map(|name| ("set", name)))
+            {
+                let small = name.to_ascii_lowercase();
+                let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+                let at: Vec<&str> = path.iter().copied().chain([side, field]).collect();
+                if name.is_empty() || !name.bytes().all(token) {
+                    self.fault(place, &at, format!("`{name}`"), "the name of a header");
+                } else if OURS.contains(&small.as_str()) || small.starts_with("x-forwarded-") {
+                    self.fault(place, &at, format!("`{name}`"), "a header that the gateway does not need itself");
+                }
+            }
+            for (name, value) in &changes.set {
+                if !value.bytes().all(|b| matches!(b, b' '..=b'~')) {
+                    let at: Vec<&str> = path.iter().copied().chain([side, "set", name.as_str()]).collect();
+                    self.fault(place, &at, "a value with other than printable characters", "plain text");
+                }
+            }
+        }
     }
 
     fn identity(&mut self, place: &Place<'_>, path: &[&str], certificate: &Path, key: &Path) -> Option<TlsFiles> {

@@ -159,6 +159,8 @@ impl Check<'_> {
             }
         }
         let offered = catalog.http.as_ref().is_some_and(|h| h.config.tls.is_some());
+        let canary = self.canary(place, file, &catalog.pools);
+        self.header_policy(place, &["headers"], &file.headers);
         let tls = self.tenant_tls(place, file, offered);
         let maintenance_mode = self.maintenance_mode(place, &["maintenance_mode"], file.maintenance_mode.as_ref());
         let tenant = Arc::new(Tenant {
@@ -174,6 +176,8 @@ impl Check<'_> {
             server_login,
             replication: file.replication.clone(),
             pooling: file.pooling,
+            canary,
+            headers: file.headers.clone(),
             maintenance_mode,
             tls,
             networks: file.networks.clone(),

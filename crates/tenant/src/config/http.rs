@@ -1,5 +1,6 @@
 //! What the files may say about the HTTP plane.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -7,7 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{default_backlog, default_connections, default_spool, seconds, socket_addresses, yes};
-use crate::units::{ByteSize, HumanDuration, Network, Secret};
+use crate::ids::PoolName;
+use crate::units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
 
 /// The HTTP plane.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
@@ -41,6 +43,16 @@ pub struct HttpConfig {
     pub access_log: Option<PathBuf>,
     /// Requests that take longer are warnings in the log too.
     pub slow_request: Option<HumanDuration>,
+    /// Static files and compiled assets that are kept.
+    #[serde(default)]
+    pub cache: CacheConfig,
+    /// How hard answers are compressed for clients that take it, from 1 to 9; 0: not at all. Kept static files always are.
+    #[serde(default)]
+    #[schemars(range(max = 9))]
+    pub compression: u32,
+    /// What is changed of the headers of all tenants; what a tenant says comes after it.
+    #[serde(default)]
+    pub headers: HeaderPolicyConfig,
     /// Guards logins against guessing.
     #[serde(default)]
     pub login_protection: LoginProtectionConfig,
@@ -107,6 +119,95 @@ pub struct TenantTlsConfig {
     pub key: Option<PathBuf>,
     /// PEM file with the authorities that sign the clients' certificates. Given: nobody gets in without one.
     pub client_ca: Option<PathBuf>,
+}
+
+/// How much is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CacheConfig {
+    /// Bytes in memory, for objects up to 1 MiB.
+    #[serde(default = "default_memory")]
+    pub memory: ByteSize,
+    /// Bytes on disk, in `spool_directory`, for greater ones.
+    #[serde(default = "default_disk")]
+    pub disk: ByteSize,
+    /// The largest object that is kept.
+    #[serde(default = "default_object")]
+    pub max_object: ByteSize,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { memory: default_memory(), disk: default_disk(), max_object: default_object() }
+    }
+}
+
+fn default_memory() -> ByteSize {
+    ByteSize(128 << 20)
+}
+
+fn default_disk() -> ByteSize {
+    ByteSize(1 << 30)
+}
+
+fn default_object() -> ByteSize {
+    ByteSize(64 << 20)
+}
+
+/// A second pool for a part of a tenant's requests.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CanaryConfig {
+    /// The pool.
+    pub pool: PoolName,
+    /// Of a hundred browsers, how many go there; each stays where it went first. Default: 0.
+    #[serde(default)]
+    #[schemars(range(max = 100))]
+    pub weight: u32,
+    /// A request with this header goes there, whatever its value is.
+    pub header: Option<String>,
+}
+
+/// What is changed of headers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderPolicyConfig {
+    /// Of requests, before a server gets them.
+    #[serde(default)]
+    pub request: HeaderChanges,
+    /// Of answers, before a client gets them.
+    #[serde(default)]
+    pub response: HeaderChanges,
+}
+
+/// Headers that are taken away, and headers that are set; in this order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderChanges {
+    /// Taken away.
+    #[serde(default)]
+    pub remove: Vec<String>,
+    /// Set, in the place of what was there.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+}
+
+/// How sleeping servers are woken.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WakeConfig {
+    /// Who wakes them: asked with POST and a JSON object of `pool` and `tenant`.
+    pub address: Endpoint,
+    /// The path there.
+    #[serde(default = "default_wake")]
+    pub path: String,
+    /// How long requests wait for the first server.
+    #[serde(default = "seconds::<60>")]
+    pub timeout: HumanDuration,
+}
+
+fn default_wake() -> String {
+    "/".to_owned()
 }
 
 /// How often somebody may be wrong.

@@ -14,8 +14,9 @@ use crate::units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
 mod http;
 
 pub use http::{
-    CertificateConfig, HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, LoginProtectionConfig,
-    MaintenanceConfig, NetworksConfig, Scheme, TenantTlsConfig,
+    CacheConfig, CanaryConfig, CertificateConfig, HeaderChanges, HeaderPolicyConfig, HealthConfig, HttpConfig,
+    HttpTlsConfig, InternalRouteConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, Scheme,
+    TenantTlsConfig, WakeConfig,
 };
 
 /// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
@@ -183,6 +184,12 @@ pub struct PoolConfig {
     /// Addresses from which the workers themselves call back, as wkhtmltopdf does for a report: such a request waits for no slot, since the one it belongs to holds one, and brings its session as Odoo gave it.
     #[serde(default)]
     pub workers_from: Vec<Network>,
+    /// Odoo's filestore, as the gateway sees it: files that Odoo (with `--x-sendfile`) wants sent are sent from here.
+    pub filestore: Option<PathBuf>,
+    /// Wakes the servers when none of them can be reached; requests wait until one can.
+    pub wake: Option<WakeConfig>,
+    /// The name of what is installed. Another one makes everything forgotten that was kept of the pool's static files.
+    pub release: Option<String>,
     /// Looks after the servers, apart from what users ask. Absent: a server counts as well until it cannot be reached.
     pub health: Option<HealthConfig>,
     /// Serves a page that says so instead of the pool's sites.
@@ -564,6 +571,11 @@ pub struct TenantFile {
     pub quotas: PlanConfig,
     /// TLS for its hosts.
     pub tls: Option<TenantTlsConfig>,
+    /// A second pool for a part of its requests.
+    pub canary: Option<CanaryConfig>,
+    /// What is changed of headers.
+    #[serde(default)]
+    pub headers: HeaderPolicyConfig,
     /// Serves a page that says so instead of the tenant's site.
     pub maintenance_mode: Option<MaintenanceConfig>,
     /// Who may reach its hosts at all.

@@ -263,8 +263,11 @@ async fn respond(state: &State, worker: usize, request: &Request, received: u64,
         }
         "/testkit/sendfile" => {
             let mut answer = text(200, "application/octet-stream", "");
-            answer.headers.push(("X-Sendfile", "/data/filestore/acme/ab/abcd".into()));
-            answer.headers.push(("X-Accel-Redirect", "/web/filestore/acme/ab/abcd".into()));
+            let file = request.query.get("file").map_or("acme/ab/abcd", String::as_str);
+            answer.headers.push(("X-Sendfile", format!("/data/filestore/{file}")));
+            answer.headers.push(("X-Accel-Redirect", format!("/web/filestore/{file}")));
+            answer.headers.push(("ETag", "\"of-the-file\"".into()));
+            answer.headers.push(("Cache-Control", "private, no-cache".into()));
             return answer;
         }
         p if p.starts_with("/websocket") => {
@@ -280,8 +283,16 @@ async fn respond(state: &State, worker: usize, request: &Request, received: u64,
             return Answer { status: 200, headers, body: Body::Zeros(bytes) };
         }
         p if p.split('/').nth(2) == Some("static") => {
-            let mut answer = text(200, "application/javascript", format!("/* {p} */\n"));
-            answer.headers.push(("Cache-Control", "public, max-age=604800".into()));
+            if let Some(ms) = request.number("ms") {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+            }
+            let age = request.number("age").unwrap_or(604_800);
+            if request.header("if-none-match") == Some("\"1700000000.0-42\"") {
+                return text(304, "", "").with("ETag", "\"1700000000.0-42\"");
+            }
+            let filler = "x = 1;\n".repeat(request.number("lines").unwrap_or(0) as usize);
+            let mut answer = text(200, "application/javascript", format!("/* {p} */\n{filler}"));
+            answer.headers.push(("Cache-Control", format!("public, max-age={age}")));
             answer.headers.push(("ETag", "\"1700000000.0-42\"".into()));
             return answer;
         }

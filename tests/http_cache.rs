@@ -1,0 +1,225 @@
+//! What is kept of static files, and what is sent from a filestore.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use cofferdam::Gateway;
+use cofferdam_testkit::TenantDirectory;
+use cofferdam_testkit::load::{HttpClient, Response};
+use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
+
+const ACME: &str = "acme.example.com";
+const BOLT: &str = "bolt.example.com";
+
+struct House {
+    odoo: MiniOdoo,
+    gateway: Gateway,
+    directory: TenantDirectory,
+    main: String,
+}
+
+async fn house(http: &str, pool: &str) -> House {
+    let databases: HashMap<_, _> = ["acme", "bolt"].map(|t| (format!("{t}.example.com"), format!("{t}_db"))).into();
+    let odoo = MiniOdoo::start(OdooOptions { workers: 8, databases, ..OdooOptions::default() }).await.unwrap();
+    let main = format!(
+        "http:\n  listen: ['127.0.0.1:0']\n{http}admin:\n  listen: '127.0.0.1:0'\npools:\n  odoo:\n    servers: [{{ address: '{}' }}]\n    \
+         slots: 8\n{pool}plans:\n  standard: {{}}\n",
+        odoo.http()
+    );
+    let directory = TenantDirectory::new(&main).unwrap();
+    for t in ["acme", "bolt"] {
+        let text = format!(
+            "tenant: {t}\nhosts: [{t}.example.com]\ndatabase: {t}_db\nplacement: {{ pool: odoo }}\nplan: standard\n"
+        );
+        directory.tenant(t, &text).unwrap();
+    }
+    let gateway = Gateway::builder().config_file(directory.path()).start().await.unwrap();
+    House { odoo, gateway, directory, main }
+}
+
+async fn ask(address: SocketAddr, method: &str, host: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+    HttpClient::connect(address).await.unwrap().request(method, host, path, headers, &[]).await.unwrap()
+}
+
+impl House {
+    async fn get(&self, host: &str, path: &str, headers: &[(&str, &str)]) -> Response {
+        ask(self.gateway.http_addresses()[0], "GET", host, path, headers).await
+    }
+
+    fn usage(&self) -> cofferdam_http::CacheUsage {
+        self.gateway.http_plane().unwrap().usage().cache
+    }
+}
+
+/// The rules of the table of routes: static files and hashed assets are kept, without the cookie; pages never.
+#[tokio::test]
+async fn a_file_is_fetched_once_and_a_cookie_never_comes_with_it() {
+    let house = house("", "").await;
+    for path in ["/web/static/src/a.js?lines=10", "/web/assets/1a2b3c4/web.min.css"] {
+        let before = house.odoo.requests();
+        let first = house.get(ACME, path, &[]).await;
+        let again = house.get(ACME, path, &[]).await;
+        assert_eq!((first.status, &first.body, first.header("set-cookie")), (200, &again.body, None), "{path}");
+        assert_eq!((again.header("set-cookie"), again.header("age")), (None, Some("0")), "{path}");
+        assert_eq!(again.header("cache-control"), first.header("cache-control"));
+        assert_eq!(house.odoo.requests(), before + 1, "{path}");
+        let head = ask(house.gateway.http_addresses()[0], "HEAD", ACME, path, &[]).await;
+        assert_eq!(head.header("content-length"), Some(first.body.len().to_string().as_str()));
+        assert_eq!(house.odoo.requests(), before + 1, "{path}");
+        // Another tenant's is another file.
+        house.get(BOLT, path, &[]).await;
+        assert_eq!(house.odoo.requests(), before + 2, "{path}");
+    }
+    let usage = house.usage();
+    assert_eq!((usage.hits, usage.misses), (4, 4));
+    for path in ["/web/assets/any/web.min.css", "/web/webclient/load_menus/1a2b", "/web"] {
+        let before = house.odoo.requests();
+        house.get(ACME, path, &[]).await;
+        house.get(ACME, path, &[]).await;
+        assert_eq!(house.odoo.requests(), before + 2, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn conditions_and_ranges_are_answered_from_what_is_kept() {
+    let house = house("", "").await;
+    let path = "/web/static/a.js?lines=100";
+    let whole = house.get(ACME, path, &[("Range", "bytes=0-4")]).await;
+    assert_eq!(whole.status, 200, "the first is fetched whole");
+    let before = house.odoo.requests();
+    let part = house.get(ACME, path, &[("Range", "bytes=3-9")]).await;
+    assert_eq!((part.status, &part.body[..]), (206, &whole.body[3..10]));
+    assert_eq!(part.header("content-range"), Some(format!("bytes 3-9/{}", whole.body.len()).as_str()));
+    let beyond = house.get(ACME, path, &[("Range", "bytes=100000-")]).await;
+    assert_eq!((beyond.status, beyond.body.len()), (416, 0));
+    let known = house.get(ACME, path, &[("If-None-Match", whole.header("etag").unwrap())]).await;
+    assert_eq!((known.status, known.body.len()), (304, 0));
+    assert_eq!(house.odoo.requests(), before);
+}
+
+#[tokio::test]
+async fn what_is_old_is_asked_about_and_what_is_purged_is_fetched() {
+    let house = house("", "").await;
+    let path = "/web/static/a.js?age=1";
+    let first = house.get(ACME, path, &[]).await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    let before = house.odoo.requests();
+    let confirmed = house.get(ACME, path, &[]).await;
+    assert_eq!((confirmed.status, &confirmed.body), (200, &first.body));
+    assert_eq!((house.odoo.requests(), house.usage().confirmed), (before + 1, 1));
+    house.get(ACME, path, &[]).await;
+    assert_eq!(house.odoo.requests(), before + 1, "it is fresh again");
+
+    let admin = house.gateway.admin_address().unwrap();
+    let purge = async |what: &str| ask(admin, "POST", "admin", &format!("/api/v1/cache/purge{what}"), &[]).await.status;
+    for (what, status, fetched) in [
+        ("?tenant=bolt", 204, 0),
+        ("?path=/sale/", 204, 0),
+        ("?tenant=nobody", 404, 0),
+        ("?tenant=acme&path=/web/static/", 204, 1),
+        ("", 204, 1),
+    ] {
+        let path = "/web/static/b.js";
+        house.get(ACME, path, &[]).await;
+        let before = house.odoo.requests();
+        assert_eq!(purge(what).await, status, "{what}");
+        house.get(ACME, path, &[]).await;
+        assert_eq!(house.odoo.requests(), before + fetched, "{what}");
+    }
+    // Another release has other files.
+    house.get(ACME, "/web/static/b.js", &[]).await;
+    let before = house.odoo.requests();
+    house.directory.main(&house.main.replace("    slots: 8\n", "    slots: 8\n    release: '19.0-2'\n")).unwrap();
+    house.gateway.reload().await.unwrap();
+    house.get(ACME, "/web/static/b.js", &[]).await;
+    assert_eq!(house.odoo.requests(), before + 1);
+    let metrics = ask(admin, "GET", "admin", "/metrics", &[]).await.text();
+    assert!(metrics.contains("cofferdam_http_cache_requests_total{result=\"confirmed\"} 1"), "{metrics}");
+    assert!(metrics.contains("cofferdam_http_server_up{pool=\"odoo\""), "{metrics}");
+}
+
+#[tokio::test]
+async fn many_who_want_the_same_cost_one_request() {
+    let house = house("", "").await;
+    let address = house.gateway.http_addresses()[0];
+    let all: Vec<_> = (0..20)
+        .map(|_| {
+            tokio::spawn(async move { ask(address, "GET", ACME, "/web/static/slow.js?ms=400&lines=5", &[]).await })
+        })
+        .collect();
+    for one in all {
+        assert_eq!(one.await.unwrap().status, 200);
+    }
+    assert_eq!(house.odoo.requests(), 1);
+}
+
+#[tokio::test]
+async fn answers_are_compressed_for_who_takes_it() {
+    let house = house("  compression: 5\n", "").await;
+    let curl = async |coding: &str, path: &str| {
+        let url = format!("http://{}{path}", house.gateway.http_addresses()[0]);
+        let mut command = tokio::process::Command::new("curl");
+        command.args(["-sS", "--max-time", "20", "-D", "-", "-H", "Host: acme.example.com", "--compressed"]);
+        command.args(["-H", &format!("Accept-Encoding: {coding}"), &url]);
+        String::from_utf8_lossy(&command.output().await.unwrap().stdout).to_ascii_lowercase()
+    };
+    let plain = house.get(ACME, "/web/static/a.js?lines=2000", &[]).await;
+    for coding in ["gzip", "br", "zstd"] {
+        // Kept, and compressed once.
+        let kept = curl(coding, "/web/static/a.js?lines=2000").await;
+        assert!(kept.contains(&format!("content-encoding: {coding}\r\n")), "{kept:.300}");
+        assert!(
+            kept.ends_with(&plain.text().to_ascii_lowercase()) && kept.contains("etag: w/\"1700000000.0-42\""),
+            "{kept:.300}"
+        );
+        // As it comes.
+        let page = curl(coding, "/testkit/echo").await;
+        assert!(page.contains(&format!("content-encoding: {coding}\r\n")), "{page}");
+        assert!(page.contains("database: acme_db") && page.contains("vary: accept-encoding"), "{page}");
+    }
+    let plain = curl("identity", "/testkit/echo").await;
+    assert!(!plain.contains("content-encoding") && plain.contains("database: acme_db"), "{plain}");
+    let binary = curl("gzip", "/web/content/100000").await;
+    assert!(!binary.contains("content-encoding: gzip"), "{binary:.300}");
+}
+
+/// The rule "X-Sendfile: honour it only below the tenant's own database, canonicalised; strip both headers".
+#[tokio::test]
+async fn odoo_has_its_files_sent_from_the_tenants_own_filestore_and_from_nowhere_else() {
+    let house = house("", "    filestore: filestore\n").await;
+    let filestore = house.directory.path().parent().unwrap().join("filestore");
+    let hash = "ab0123456789abcdef0123456789abcdef012345";
+    for database in ["acme_db", "bolt_db"] {
+        let directory = filestore.join(database).join("ab");
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(hash), format!("of {database} ").repeat(50_000)).unwrap();
+    }
+    let link = filestore.join("acme_db/ab").join(hash.replace("012345", "012346"));
+    std::os::unix::fs::symlink(filestore.join("bolt_db/ab").join(hash), link).unwrap();
+    let path = |file: &str| format!("/testkit/sendfile?file={file}");
+    let own = path(&format!("acme_db/ab/{hash}"));
+    let whole = house.get(ACME, &own, &[]).await;
+    assert_eq!((whole.status, whole.body.len()), (200, 11 * 50_000));
+    assert!(whole.text().starts_with("of acme_db of acme_db"));
+    assert_eq!(whole.header("cache-control"), Some("private, no-cache"));
+    assert!(whole.header("x-accel-redirect").is_none() && whole.header("x-sendfile").is_none(), "{:?}", whole.headers);
+    let part = house.get(ACME, &own, &[("Range", "bytes=-8")]).await;
+    assert_eq!((part.status, part.text()), (206, "acme_db ".to_owned()));
+    let known = house.get(ACME, &own, &[("If-None-Match", "\"of-the-file\"")]).await;
+    assert_eq!(known.status, 304);
+    let gate = house.gateway.http_plane().unwrap().gates().get("odoo").unwrap();
+    cofferdam_tests::eventually(|| async { gate.usage().running == 0 }).await;
+    for (file, status) in [
+        (format!("bolt_db/ab/{hash}"), 502),
+        (format!("acme_db/../bolt_db/ab/{hash}"), 502),
+        (format!("bolt_db/ab/../../acme_db/ab/{hash}"), 502),
+        ("../../../etc/passwd".to_owned(), 502),
+        (format!("acme_db/ab/{}", hash.replace("012345", "012346")), 502),
+        (format!("acme_db/ab/{}", hash.replace("012345", "012347")), 404),
+    ] {
+        let refused = house.get(ACME, &path(&file), &[]).await;
+        assert_eq!(refused.status, status, "{file}: {}", refused.text());
+        assert!(!refused.text().contains("bolt"), "{}", refused.text());
+    }
+}
