@@ -14,11 +14,11 @@ BUILD_PACKAGES := gcc libc6-dev cmake make
 DEMO_PACKAGES := $(BUILD_PACKAGES) postgresql
 TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 curl procps
 
-BENCH_PACKAGES := $(DEMO_PACKAGES) pgbouncer haproxy nginx-light
+BENCH_PACKAGES := $(DEMO_PACKAGES) pgbouncer haproxy nginx-light wrk
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help demo test lint check-format clippy docs deny unit fuzz bench bench-isolation bench-postgres simulate schemas install-demo install-bench install-test
+.PHONY: help demo test lint check-format clippy docs deny unit fuzz bench bench-http bench-isolation bench-postgres simulate schemas install-demo install-bench install-test
 
 help: ## Say what there is.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -77,6 +77,11 @@ bench-isolation: install-bench ## Isolation beside peers, on both planes. ARGS="
 bench-postgres: install-bench ## What a pooler costs, beside PgBouncer. ARGS="--brief --rounds 1" for a short one.
 	$(CARGO) build --release --quiet --locked --package cofferdam-cli
 	$(TARGET)/release/cofferdam bench postgres --svg bench-postgres.svg $(ARGS)
+
+bench-http: install-bench ## What the HTTP plane costs, beside NGINX and HAProxy. ARGS="--rounds 1 --load small" for a short one.
+	$(CARGO) build --release --quiet --locked --package cofferdam-cli
+	$(CARGO) build --release --quiet --locked --package cofferdam-http --example bare_pingora
+	$(TARGET)/release/cofferdam bench http --bare $(TARGET)/release/examples/bare_pingora $(ARGS)
 
 simulate: ## The scheduling policies in simulation.
 	$(CARGO) run --release --quiet --locked --package cofferdam-cli -- bench simulate $(ARGS)

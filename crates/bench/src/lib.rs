@@ -11,6 +11,7 @@ mod peers;
 mod plot;
 pub mod simulate;
 pub mod throughput;
+pub mod web;
 
 pub use peers::Peer;
 pub use plot::{Bar, Group, bars};

@@ -97,8 +97,18 @@ impl Running {
         self.pids().map(resident_of).sum()
     }
 
+    /// The processes and what they have started themselves: NGINX works in children.
     fn pids(&self) -> impl Iterator<Item = u32> {
-        self.children.iter().filter_map(Child::id)
+        let children = |pid: u32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+            text.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<u32>>()
+        };
+        self.children.iter().filter_map(Child::id).flat_map(move |pid| [pid].into_iter().chain(children(pid)))
+    }
+
+    /// Processes that speak HTTP on a port.
+    pub(crate) fn of(children: Vec<Child>, http: u16, files: Option<TenantDirectory>) -> Self {
+        Self { postgres: 0, http, children, _files: files.map(Files::Tenants) }
     }
 
     pub(crate) fn direct(behind: &Behind<'_>) -> Self {
@@ -266,7 +276,7 @@ pub(crate) async fn knows_statements(program: &Path) -> bool {
 }
 
 /// Starts a program and waits until it listens.
-async fn launch(mut command: Command, ports: &[u16]) -> anyhow::Result<Child> {
+pub(crate) async fn launch(mut command: Command, ports: &[u16]) -> anyhow::Result<Child> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true);
     let mut child = command.spawn().context("it cannot be started")?;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -285,11 +295,13 @@ async fn launch(mut command: Command, ports: &[u16]) -> anyhow::Result<Child> {
 }
 
 /// Peers drop their privileges and must still read their files.
-fn open_to_all(directory: &Path) -> std::io::Result<()> {
+pub(crate) fn open_to_all(directory: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o755))?;
     for entry in fs::read_dir(directory)? {
-        fs::set_permissions(entry?.path(), fs::Permissions::from_mode(0o644))?;
+        let entry = entry?;
+        let mode = if entry.file_type()?.is_dir() { 0o755 } else { 0o644 };
+        fs::set_permissions(entry.path(), fs::Permissions::from_mode(mode))?;
     }
     Ok(())
 }

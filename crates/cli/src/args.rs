@@ -139,6 +139,8 @@ pub(crate) enum BenchCommand {
     Isolation(IsolationArgs),
     /// What a pooler costs: pgbench directly, through PgBouncer and through Cofferdam.
     Postgres(ThroughputArgs),
+    /// What a proxy costs: wrk directly, through NGINX, HAProxy and Cofferdam.
+    Http(WebArgs),
     /// The scheduling policies, simulated: the same result on every machine.
     Simulate(SimulateArgs),
 }
@@ -198,6 +200,49 @@ pub(crate) enum BenchProtocol {
     Extended,
     /// Parse once by name.
     Prepared,
+}
+
+/// What a proxy costs, beside NGINX, HAProxy and the engine without our logic.
+///
+/// `wrk` asks an origin that closes each connection, as Odoo's workers do, through each of them in turn. Peers must be
+/// installed: `make install-bench`.
+#[derive(Debug, Args)]
+pub(crate) struct WebArgs {
+    /// Measure only these.
+    #[arg(long, value_enum)]
+    pub(crate) load: Vec<BenchLoad>,
+    /// Connections of the load.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 64, 512], value_parser = clap::value_parser!(u32).range(1..=4000))]
+    pub(crate) connections: Vec<u32>,
+    /// How long one measurement takes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) seconds: u64,
+    /// How often each is repeated; the median counts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+    pub(crate) rounds: u16,
+    /// How many idle connections to weigh; 0 for none.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(0..=15_000))]
+    pub(crate) idle: u32,
+    /// The example `bare_pingora` of `cofferdam-http`: the engine without our logic.
+    #[arg(long)]
+    pub(crate) bare: Option<PathBuf>,
+    /// Print JSON instead of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchLoad {
+    /// 1 KB over connections that are kept.
+    Small,
+    /// 1 KB, each over a new connection.
+    New,
+    /// 1 MB.
+    Large,
+    /// 1 KB over TLS.
+    Tls,
+    /// 1 KB that may be kept by the proxy.
+    Cached,
 }
 
 /// How much a noisy neighbour costs the others, on real servers, beside peers.

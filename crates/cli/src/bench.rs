@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use cofferdam_bench::isolation::{self, Options, Plane, Workload};
-use cofferdam_bench::{Peer, simulate, throughput};
+use cofferdam_bench::{Peer, simulate, throughput, web};
 
 use crate::args::{
-    BenchCommand, BenchPeer, BenchPlane, BenchProtocol, BenchScript, BenchWorkload, IsolationArgs, SimulateArgs,
-    ThroughputArgs,
+    BenchCommand, BenchLoad, BenchPeer, BenchPlane, BenchProtocol, BenchScript, BenchWorkload, IsolationArgs,
+    SimulateArgs, ThroughputArgs, WebArgs,
 };
 
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
@@ -17,6 +17,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
         BenchCommand::Simulate(args) => simulated(args),
         BenchCommand::Isolation(args) => until_interrupted(isolated(args)),
         BenchCommand::Postgres(args) => until_interrupted(pooled(args)),
+        BenchCommand::Http(args) => until_interrupted(proxied(args)),
     }
 }
 
@@ -68,6 +69,32 @@ async fn pooled(args: &ThroughputArgs) -> anyhow::Result<ExitCode> {
         println!("{}", throughput::table(&report));
     }
     write(args.svg.as_deref(), || throughput::picture(&report))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn proxied(args: &WebArgs) -> anyhow::Result<ExitCode> {
+    let load = |load: &BenchLoad| match load {
+        BenchLoad::Small => web::Load::Small,
+        BenchLoad::New => web::Load::New,
+        BenchLoad::Large => web::Load::Large,
+        BenchLoad::Tls => web::Load::Tls,
+        BenchLoad::Cached => web::Load::Cached,
+    };
+    let options = web::Options {
+        loads: if args.load.is_empty() { web::Load::ALL.to_vec() } else { args.load.iter().map(load).collect() },
+        connections: args.connections.clone(),
+        seconds: args.seconds,
+        rounds: usize::from(args.rounds),
+        idle: args.idle,
+        cofferdam: std::env::current_exe().context("cannot tell what program this is")?,
+        bare: args.bare.clone(),
+    };
+    let report = web::measure(&options, |line| eprintln!("{line}")).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", web::table(&report));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,8 @@
 //! WebSockets: a handshake with the gevent port, then bytes in both directions. No worker slot is held.
 
+use std::pin::pin;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cofferdam_fairness::Class;
@@ -18,6 +20,9 @@ use crate::upstream::connect;
 /// An unmasked Close frame with code 1001, "going away" (RFC 6455, 7.4.1): browsers come again on their own.
 const GOING_AWAY: [u8; 4] = [0x88, 0x02, 0x03, 0xe9];
 
+/// The longest time over which the goodbyes of a drain are spread.
+const LONGEST_SPREAD: Duration = Duration::from_secs(15);
+
 /// Serves one WebSocket, or a plain request to the gevent port.
 pub(crate) async fn serve(request: &Request<'_>, client: &mut Client) -> Result<Outcome, Failure> {
     request.note(|record| record.class = Some(Class::Websocket));
@@ -34,7 +39,7 @@ pub(crate) async fn serve(request: &Request<'_>, client: &mut Client) -> Result<
         let limit = request.tenant.plan.max_websockets;
         let detail = format!("tenant {}: the limit of {limit} WebSockets is in use", request.tenant.slug);
         let mut refusal = Refusal::new(429, "Too many requests", detail);
-        refusal.retry_after = Some(std::time::Duration::from_secs(30));
+        refusal.retry_after = Some(Duration::from_secs(30));
         return Err(refusal.into());
     };
     let order = request.access.order(request.tenant.slug.as_str()).into_iter().map(|n| &request.access.servers()[n]);
@@ -83,6 +88,58 @@ pub(crate) async fn serve(request: &Request<'_>, client: &mut Client) -> Result<
     Ok(Outcome::Done)
 }
 
+/// Where the frames of one direction begin and end (RFC 6455, 5.2): a frame of our own must not land inside another.
+#[derive(Debug, Default)]
+struct Frames {
+    /// The head of a frame, as far as it has come.
+    head: Vec<u8>,
+    /// Bytes of a frame that are still to come behind its head.
+    left: u64,
+}
+
+impl Frames {
+    /// Takes bytes as they pass.
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let n = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+                self.left -= n as u64;
+                bytes = &bytes[n..];
+                continue;
+            }
+            self.head.push(bytes[0]);
+            bytes = &bytes[1..];
+            if let Some(length) = self.length() {
+                self.left = length;
+                self.head.clear();
+            }
+        }
+    }
+
+    /// The length of the frame, when its head is complete; with a mask, if it has one.
+    fn length(&self) -> Option<u64> {
+        let second = *self.head.get(1)?;
+        let mask = if second & 0x80 != 0 { 4 } else { 0 };
+        let (extended, length) = match second & 0x7f {
+            126 => (2, self.head.get(2..4).map(|b| b.iter().fold(0, |n, b| n << 8 | u64::from(*b)))?),
+            127 => (8, self.head.get(2..10).map(|b| b.iter().fold(0, |n, b| n << 8 | u64::from(*b)))?),
+            short => (0, u64::from(short)),
+        };
+        (self.head.len() == 2 + extended).then(|| length.saturating_add(mask))
+    }
+
+    fn is_between(&self) -> bool {
+        self.left == 0 && self.head.is_empty()
+    }
+}
+
+/// When a WebSocket is told to come again while the plane drains: not all at once, or all would come again at once.
+fn turn(request: &Request<'_>) -> Duration {
+    let spread = (request.snapshot.catalog.drain_timeout / 4).min(LONGEST_SPREAD);
+    let lot = u64::from_str_radix(&request.id, 16).unwrap_or(0) % 1_000;
+    spread.mul_f64(lot as f64 / 1e3)
+}
+
 async fn relay(request: &Request<'_>, client: &mut Client, server: &mut ServerSession) -> Result<(), Failure> {
     enum From {
         Client(Option<Bytes>),
@@ -92,12 +149,23 @@ async fn relay(request: &Request<'_>, client: &mut Client, server: &mut ServerSe
     server.maybe_upgrade_body_writer();
     let limit = request.access.pool.websocket_timeout;
     let patience = request.snapshot.timeouts.write;
+    let mut frames = Frames::default();
+    let mut goes = pin!(async {
+        request.plane.draining.cancelled().await;
+        tokio::time::sleep(turn(request)).await;
+    });
+    let mut is_due = false;
     loop {
+        if is_due && frames.is_between() {
+            client.write_body(Bytes::from_static(&GOING_AWAY)).await?;
+            client.finish().await?;
+            return Ok(());
+        }
         let event = async {
             tokio::select! {
                 read = client.read_upgraded() => read.map(From::Client),
                 read = server.read_body_bytes() => read.map(From::Server),
-                () = request.plane.draining.cancelled() => Ok(From::Draining),
+                () = &mut goes, if !is_due => Ok(From::Draining),
             }
         };
         match tokio::time::timeout(limit, event).await.map_err(|_| Failure::Broken)?? {
@@ -106,14 +174,11 @@ async fn relay(request: &Request<'_>, client: &mut Client, server: &mut ServerSe
                 tokio::time::timeout(patience, server.write_body(&bytes)).await.map_err(|_| Failure::Broken)??;
             }
             From::Server(Some(bytes)) => {
+                frames.pass(&bytes);
                 client.write_body(bytes).await?;
             }
             From::Client(None) | From::Server(None) => return Ok(()),
-            From::Draining => {
-                client.write_body(Bytes::from_static(&GOING_AWAY)).await?;
-                client.finish().await?;
-                return Ok(());
-            }
+            From::Draining => is_due = true,
         }
     }
 }
@@ -144,6 +209,47 @@ impl Drop for Counted {
             *count -= 1;
             if *count == 0 {
                 open.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// However frames are cut into reads, it is known where one ends.
+        #[test]
+        fn the_end_of_each_frame_is_known(
+            lengths in prop::collection::vec(prop_oneof![0usize..300, Just(125), Just(126), Just(65_535), Just(65_536)], 1..6),
+            cut in 1usize..5_000,
+        ) {
+            let (mut bytes, mut ends) = (Vec::new(), vec![0]);
+            for (n, length) in lengths.iter().enumerate() {
+                let mask = if n % 2 == 0 { 0x80 } else { 0 };
+                bytes.push(0x82);
+                match *length {
+                    short @ 0..126 => bytes.push(mask | short as u8),
+                    middle @ 126..65_536 => {
+                        bytes.push(mask | 126);
+                        bytes.extend_from_slice(&(middle as u16).to_be_bytes());
+                    }
+                    long => {
+                        bytes.push(mask | 127);
+                        bytes.extend_from_slice(&(long as u64).to_be_bytes());
+                    }
+                }
+                bytes.resize(bytes.len() + length + if mask == 0 { 0 } else { 4 }, 0x82);
+                ends.push(bytes.len());
+            }
+            let (mut frames, mut at) = (Frames::default(), 0);
+            for part in bytes.chunks(cut) {
+                frames.pass(part);
+                at += part.len();
+                prop_assert_eq!(frames.is_between(), ends.contains(&at), "{} of {:?}", at, ends);
             }
         }
     }
