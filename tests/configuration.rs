@@ -146,6 +146,42 @@ const MISTAKES: &[Wrong] = &[
         "acme.yaml:6:27",
         &["internal_routes[0].path", "a path from the root", "internal_routes[0].from", "an empty list"],
     ),
+    wrong(
+        Main,
+        "header_timeout: 5s",
+        "tls: { listen: ['127.0.0.1:0'], certificates: [{ certificate: none.crt, key: none.key }] }",
+        "cofferdam.yaml:3:65",
+        &["http.tls.certificates[0].certificate", "`none.crt`, which cannot be read", "a readable PEM file"],
+    ),
+    wrong(Main, "header_timeout: 5s", "proxy_protocol: true", "cofferdam.yaml:3:19", &["`trusted_proxies` beside it"]),
+    wrong(
+        Main,
+        "header_timeout: 5s",
+        "headers: { response: { set: { Content-Length: '1' } } }",
+        "cofferdam.yaml:3:31",
+        &["http.headers.response.set", "`Content-Length`", "does not need itself"],
+    ),
+    wrong(
+        Acme,
+        "plan: standard\n",
+        "plan: standard\ntls: { certificate: a.crt }\n",
+        "acme.yaml:6:6",
+        &["`http.tls` in the main file", "a certificate without `key`"],
+    ),
+    wrong(
+        Acme,
+        "plan: standard\n",
+        "plan: standard\ncanary: { pool: odo, weight: 101 }\n",
+        "acme.yaml:6:17",
+        &["canary.pool", "did you mean `odoo`?", "a part of a hundred"],
+    ),
+    wrong(
+        Acme,
+        "plan: standard\n",
+        "plan: standard\nmaintenance_mode: { page: none.html }\n",
+        "acme.yaml:6:27",
+        &["maintenance_mode.page", "`none.html`, which cannot be read"],
+    ),
     // Values of the wrong kind.
     wrong(
         Main,
