@@ -346,9 +346,11 @@ impl HttpPlane {
 
     async fn accept(self: Arc<Self>, listener: TcpListener, is_tls: bool) -> io::Result<()> {
         loop {
+            // Whoever comes after the drain has begun is the successor's.
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                biased;
                 () = self.draining.cancelled() => return Ok(()),
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((tcp, peer)) => {
