@@ -131,6 +131,23 @@ async fn every_way_into_another_database_works_on_odoo_and_not_through_the_gatew
         ("another database by form", "POST", "/web/login", vec![URLENCODED], "db=bolt_db", "log in to bolt_db"),
         ("X-Odoo-Database", "GET", "/web/login", vec![("X-Odoo-Database", "bolt_db")], "", "log in to bolt_db"),
         ("X-Forwarded-Host", "GET", "/web/login", vec![("X-Forwarded-Host", BOLT)], "", "log in to bolt_db"),
+        (
+            "a form of two types",
+            "POST",
+            "/web/login",
+            vec![("Content-Type", "text/plain"), URLENCODED],
+            "db=bolt_db",
+            "log in to bolt_db",
+        ),
+        (
+            "a form of an old type",
+            "POST",
+            "/web/login",
+            vec![("Content-Type", "application/x-url-encoded")],
+            "db=bolt_db",
+            "log in to bolt_db",
+        ),
+        ("a call on a route that was renamed", "POST", "/jsonrpc", vec![JSON], &foreign, &wanted),
         ("the database manager", "GET", "/web/database/manager", vec![], "", "bolt_db"),
     ];
     for (name, method, path, headers, body, leak) in leaks {
@@ -139,6 +156,21 @@ async fn every_way_into_another_database_works_on_odoo_and_not_through_the_gatew
         let ours = house.ask(method, ACME, path, &headers, body).await;
         assert!(!ours.text().contains("bolt"), "{name} got through: {}", ours.text());
         assert!(!ours.headers.iter().any(|(_, v)| v.contains("bolt")), "{name}: {:?}", ours.headers);
+    }
+    // A tenant can give routes other names, and its languages.
+    for path in ["/shop/anything", "/english/jsonrpc", "/E/jsonrpc/", "/odoo/../jsonrpc", "/web//jsonrpc"] {
+        let denied = house.ask("POST", ACME, path, &[JSON], &foreign).await;
+        assert!([400, 403].contains(&denied.status), "{path}: {denied:?}");
+    }
+    for (path, status) in [
+        ("/odoo/../foo", 400),
+        ("/odoo/%2e%2e/foo", 400),
+        ("/english/web/database/manager", 404),
+        ("//web/login?db=bolt_db", 403),
+        ("/web/login?login=a&password=b", 400),
+    ] {
+        let denied = house.ask("POST", ACME, path, &[], "").await;
+        assert_eq!(denied.status, status, "{path}: {denied:?}");
     }
     // Who is denied is told why, and without a word about anybody else.
     let denied = house.ask("POST", ACME, "/jsonrpc", &[JSON], &foreign).await;
@@ -230,6 +262,14 @@ async fn internal_routes_are_open_to_whom_the_tenant_says_and_hosts_to_whom_it_l
     assert_eq!(status(ACME, "/testkit/echo", "203.0.113.9").await, 403);
     assert_eq!(status(BOLT, "/testkit/echo", "203.0.113.9").await, 200);
     let headers = [("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-Proto", "https")];
+    // Whoever cannot be told must not pass for the proxy itself.
+    for unknown in ["unknown", "\u{ff}, 203.0.113.9", "203.0.113.9, \u{ff}", "198.51.100.7 198.51.100.8"] {
+        assert_eq!(
+            status(ACME, "/testkit/echo", unknown).await,
+            if unknown.ends_with("0.113.9") { 403 } else { 400 },
+            "{unknown}"
+        );
+    }
     let echo = house.ask("GET", ACME, "/testkit/echo", &headers, "").await.text();
     assert!(echo.contains("x-forwarded-for: 192.0.2.1\n") && echo.contains("x-forwarded-proto: https\n"), "{echo}");
     let page = house.ask("GET", ACME, "/web", &headers, "").await;
@@ -335,6 +375,10 @@ fn attempt(random: &mut fastrand::Rng, stolen: &str, sealed_elsewhere: &str, own
             "Cookie: session_id=OWN; session_id=STOLEN\r\n",
             "Cookie: a=\"; session_id=STOLEN; b=\"\r\n",
             "Cookie: session_id =STOLEN\r\n",
+            "Cookie: \"session_id\"=STOLEN\r\n",
+            "Cookie: \"session\\137id\"=STOLEN; x=y\r\n",
+            "Content-Type: text/plain\r\n",
+            "Content-Type: application/x-www-form-urlencoded\r\n",
             "Cookie:\tsession_id=STOLEN,session_id=OWN\r\n",
             "cookie: session_id=STOLEN;session_id=OWN\r\n",
             "X-Openerp-Session-Id: STOLEN\r\n",
@@ -408,5 +452,5 @@ async fn ten_thousand_tries_to_cross_over_and_none_gets_through() {
         }
     }
     // The tries are worth something: Odoo itself gives the data away to many, and the gateway lets harmless ones through.
-    assert!(direct > tries / 100 && answered > tries / 100, "{direct} leaks directly, {answered} answered with 200");
+    assert!(direct > tries / 100 && answered > tries / 250, "{direct} leaks directly, {answered} answered with 200");
 }

@@ -166,7 +166,11 @@ async fn answers_are_compressed_for_who_takes_it() {
     };
     let plain = house.get(ACME, "/web/static/a.js?lines=2000", &[]).await;
     for coding in ["gzip", "br", "zstd"] {
-        // Kept, and compressed once.
+        // Kept, and compressed once, beside the requests.
+        cofferdam_tests::eventually(|| async {
+            curl(coding, "/web/static/a.js?lines=2000").await.contains(&format!("content-encoding: {coding}\r\n"))
+        })
+        .await;
         let kept = curl(coding, "/web/static/a.js?lines=2000").await;
         assert!(kept.contains(&format!("content-encoding: {coding}\r\n")), "{kept:.300}");
         assert!(
@@ -222,4 +226,53 @@ async fn odoo_has_its_files_sent_from_the_tenants_own_filestore_and_from_nowhere
         assert_eq!(refused.status, status, "{file}: {}", refused.text());
         assert!(!refused.text().contains("bolt"), "{}", refused.text());
     }
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_does_not_make_anybody_wait_in_turn() {
+    let house = house("", "").await;
+    let address = house.gateway.http_addresses()[0];
+    let all: Vec<_> = (0..6)
+        .map(|_| {
+            tokio::spawn(async move { ask(address, "GET", ACME, "/web/static/x.js?ms=300&age=0", &[]).await.status })
+        })
+        .collect();
+    for one in all {
+        assert_eq!(one.await.unwrap(), 200);
+    }
+    // The first was asked alone; all others at once, when it was clear that its answer cannot be kept.
+    assert!(house.odoo.most_busy() >= 4, "{} at once", house.odoo.most_busy());
+    assert_eq!(house.odoo.requests(), 6);
+}
+
+#[tokio::test]
+async fn a_purge_means_what_is_being_fetched_too() {
+    let house = house("", "").await;
+    let (address, admin) = (house.gateway.http_addresses()[0], house.gateway.admin_address().unwrap());
+    let path = "/web/static/slow.js?ms=600";
+    let fetching = tokio::spawn(async move { ask(address, "GET", ACME, path, &[]).await.status });
+    cofferdam_tests::eventually(|| async { house.odoo.busy() == 1 }).await;
+    assert_eq!(ask(admin, "POST", "admin", "/api/v1/cache/purge", &[]).await.status, 204);
+    assert_eq!(fetching.await.unwrap(), 200);
+    let before = house.odoo.requests();
+    house.get(ACME, path, &[]).await;
+    assert_eq!(house.odoo.requests(), before + 1, "what was asked for before the purge was kept");
+}
+
+#[tokio::test]
+async fn half_a_file_is_not_kept_and_one_tenant_does_not_take_all_the_room() {
+    let house = house("  cache: { memory: 64KiB }\n", "").await;
+    // An answer without a length ends with its connection, and so does a worker that is killed.
+    for _ in 0..2 {
+        let before = house.odoo.requests();
+        house.get(ACME, "/web/static/a.js?streamed=1", &[]).await;
+        assert_eq!(house.odoo.requests(), before + 1);
+    }
+    house.get(BOLT, "/web/static/own.js", &[]).await;
+    for n in 0..200 {
+        house.get(ACME, &format!("/web/static/a.js?lines=100&x={n}"), &[]).await;
+    }
+    let before = house.odoo.requests();
+    house.get(BOLT, "/web/static/own.js", &[]).await;
+    assert_eq!(house.odoo.requests(), before, "what bolt had is gone");
 }

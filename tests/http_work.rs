@@ -233,6 +233,22 @@ async fn who_guesses_passwords_waits_and_who_knows_one_does_not() {
         assert_eq!(house.ask("POST", ACME, "/web/session/authenticate", &headers, &wrong).await.status, 200);
     }
     assert_eq!(house.ask("POST", ACME, "/web/session/authenticate", &headers, &wrong).await.status, 429);
+    // Whoever leaves before the answer is through has been wrong all the same.
+    let address = house.gateway.http_addresses()[0];
+    for _ in 0..3 {
+        let mut hasty = HttpClient::connect(address).await.unwrap();
+        let body = "login=admin&password=guess&ms=300";
+        let head = format!(
+            "POST /web/login HTTP/1.1\r\nHost: {ACME}\r\nX-Forwarded-For: 192.0.2.4\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n{body}",
+            form.1,
+            body.len()
+        );
+        let before = odoo.requests();
+        hasty.send(head.as_bytes()).await.unwrap();
+        eventually(|| async { odoo.requests() > before }).await;
+        drop(hasty);
+    }
+    eventually(|| async { log_in("192.0.2.4", "admin", "guess").await.status == 429 }).await;
     // Looking at the form is free.
     let look = house.ask("GET", ACME, "/web/login", &[("X-Forwarded-For", "192.0.2.1")], "").await;
     assert_eq!(look.status, 200);

@@ -84,7 +84,7 @@ impl Load {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Proxy {
+enum Through {
     Direct,
     Nginx,
     HaProxy,
@@ -92,7 +92,7 @@ enum Proxy {
     Cofferdam,
 }
 
-impl Proxy {
+impl Through {
     fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
@@ -157,8 +157,8 @@ struct Bed {
     directory: TempDir,
     origin: u16,
     _origin: Running,
-    plain: Vec<(Proxy, Running)>,
-    tls: Vec<(Proxy, Running)>,
+    plain: Vec<(Through, Running)>,
+    tls: Vec<(Through, Running)>,
 }
 
 /// Measures everything, proxies in turn within each cell.
@@ -168,7 +168,7 @@ pub async fn measure(options: &Options, say: impl Fn(&str)) -> anyhow::Result<Re
     for &load in &options.loads {
         for &connections in &options.connections {
             let proxies = if load == Load::Tls { &bed.tls } else { &bed.plain };
-            let mut rounds: Vec<(Proxy, Vec<Cell>)> = Vec::new();
+            let mut rounds: Vec<(Through, Vec<Cell>)> = Vec::new();
             for _ in 0..options.rounds {
                 for (proxy, running) in proxies.iter().filter(|(proxy, _)| proxy.can(load)) {
                     let cell = one(*proxy, running, load, connections, options.seconds).await?;
@@ -186,7 +186,7 @@ pub async fn measure(options: &Options, say: impl Fn(&str)) -> anyhow::Result<Re
         }
     }
     if options.idle > 0 {
-        for (proxy, running) in bed.plain.iter().filter(|(proxy, _)| *proxy != Proxy::Direct) {
+        for (proxy, running) in bed.plain.iter().filter(|(proxy, _)| *proxy != Through::Direct) {
             let idle = weigh(*proxy, running, options.idle).await?;
             say(&format!("{:14} {} idle connections: {:.0} bytes each", idle.proxy, idle.connections, idle.bytes));
             report.idle.push(idle);
@@ -211,18 +211,17 @@ impl Bed {
         fs::write(here.join("both.pem"), key.cert.pem() + &key.signing_key.serialize_pem())?;
         let origin = free_port()?;
         let text = format!(
-            "http {{\n{}  keepalive_timeout 0;\n  server {{\n    listen 127.0.0.1:{origin} backlog=4096;\n    root root;\n    \
-             location / {{ }}\n    location /web/static/ {{ add_header Cache-Control 'public, max-age=604800'; }}\n  }}\n}}\n",
-            NGINX_COMMON
+            "http {{\n{NGINX_COMMON}  keepalive_timeout 0;\n  server {{\n    listen 127.0.0.1:{origin} backlog=4096;\n    root root;\n    \
+             location / {{ }}\n    location /web/static/ {{ add_header Cache-Control 'public, max-age=604800'; }}\n  }}\n}}\n"
         );
         let running = nginx(here, "origin", &text, origin).await?;
         let mut bed = Self { directory, origin, _origin: running, plain: Vec::new(), tls: Vec::new() };
-        bed.plain.push((Proxy::Direct, Running::of(Vec::new(), origin, None)));
+        bed.plain.push((Through::Direct, Running::of(Vec::new(), origin, None)));
         for is_tls in [false, true] {
-            for proxy in [Proxy::Nginx, Proxy::HaProxy, Proxy::Bare, Proxy::Cofferdam] {
+            for proxy in [Through::Nginx, Through::HaProxy, Through::Bare, Through::Cofferdam] {
                 let wanted =
                     options.loads.iter().any(|load| (*load == Load::Tls) == is_tls) || !is_tls && options.idle > 0;
-                if !wanted || proxy == Proxy::Bare && (is_tls || options.bare.is_none()) {
+                if !wanted || proxy == Through::Bare && (is_tls || options.bare.is_none()) {
                     continue;
                 }
                 let running = bed.proxy(proxy, is_tls, options).await?;
@@ -233,11 +232,11 @@ impl Bed {
         Ok(bed)
     }
 
-    async fn proxy(&self, proxy: Proxy, is_tls: bool, options: &Options) -> anyhow::Result<Running> {
+    async fn proxy(&self, proxy: Through, is_tls: bool, options: &Options) -> anyhow::Result<Running> {
         let (port, origin, here) = (free_port()?, self.origin, self.directory.path());
         match proxy {
-            Proxy::Direct => Ok(Running::of(Vec::new(), origin, None)),
-            Proxy::Nginx => {
+            Through::Direct => Ok(Running::of(Vec::new(), origin, None)),
+            Through::Nginx => {
                 let listen = if is_tls {
                     format!(
                         "listen 127.0.0.1:{port} ssl backlog=4096;\n    ssl_certificate crt.pem;\n    ssl_certificate_key key.pem;"
@@ -255,7 +254,7 @@ impl Bed {
                 );
                 nginx(here, name, &text, port).await
             }
-            Proxy::HaProxy => {
+            Through::HaProxy => {
                 let both = here.join("both.pem");
                 let tls = if is_tls { format!(" ssl crt {}", both.display()) } else { String::new() };
                 let text = format!(
@@ -272,13 +271,13 @@ impl Bed {
                 let child = launch(command, &[port]).await.context("HAProxy (Debian: `apt-get install haproxy`)")?;
                 Ok(Running::of(vec![child], port, None))
             }
-            Proxy::Bare => {
+            Through::Bare => {
                 let Some(bare) = &options.bare else { bail!("no engine without our logic was given") };
                 let mut command = Command::new(bare);
                 command.args([format!("127.0.0.1:{port}"), format!("127.0.0.1:{origin}")]);
                 Ok(Running::of(vec![launch(command, &[port]).await.context("the bare engine")?], port, None))
             }
-            Proxy::Cofferdam => {
+            Through::Cofferdam => {
                 let plain = if is_tls { free_port()? } else { port };
                 let tls = if is_tls {
                     let (crt, key) = (here.join("crt.pem"), here.join("key.pem"));
@@ -335,7 +334,7 @@ async fn nginx(directory: &Path, name: &str, http: &str, port: u16) -> anyhow::R
     Ok(Running::of(vec![child], port, None))
 }
 
-async fn one(proxy: Proxy, running: &Running, load: Load, connections: u32, seconds: u64) -> anyhow::Result<Cell> {
+async fn one(proxy: Through, running: &Running, load: Load, connections: u32, seconds: u64) -> anyhow::Result<Cell> {
     let scheme = if load == Load::Tls { "https" } else { "http" };
     let url = format!("{scheme}://127.0.0.1:{}{}", running.http, load.path());
     let mut command = Command::new("wrk");
@@ -407,7 +406,7 @@ fn median(mut cells: Vec<Cell>) -> Cell {
     cell
 }
 
-async fn weigh(proxy: Proxy, running: &Running, connections: u32) -> anyhow::Result<Idle> {
+async fn weigh(proxy: Through, running: &Running, connections: u32) -> anyhow::Result<Idle> {
     let ask = format!("GET /web/small HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
     let open = async || -> anyhow::Result<TcpStream> {
         let mut stream = TcpStream::connect(("127.0.0.1", running.http)).await?;

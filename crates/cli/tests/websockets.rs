@@ -138,7 +138,7 @@ async fn websockets_outlive_a_reload_and_are_told_one_after_the_other_to_come_ag
             Message::Text(text) => assert_eq!(text, "at the end"),
             // It had reached the predecessor's last moments.
             Message::Close(Some(frame)) if frame.code == CloseCode::Away => {
-                echo(&mut dial(gateway).await, "at the end").await
+                echo(&mut dial(gateway).await, "at the end").await;
             }
             other => panic!("{other:?}"),
         }

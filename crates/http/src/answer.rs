@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cofferdam_tenant::DatabaseName;
-use http::{Method, StatusCode, header};
+use http::header::{self, HeaderMap};
+use http::{Method, StatusCode};
 use pingora_core::protocols::http::compression::ResponseCompressionCtx;
 use pingora_core::protocols::http::v1::client::HttpSession as ServerSession;
 use pingora_http::ResponseHeader;
@@ -23,12 +24,22 @@ use crate::{local, sendfile};
 /// What else is done with an answer.
 #[derive(Default)]
 pub(crate) struct Wishes<'a> {
-    /// The beginning of its body is copied here.
-    pub(crate) sample: Option<&'a mut Vec<u8>>,
+    /// What a server has said is copied here.
+    pub(crate) sample: Option<&'a mut Sample>,
     /// It is kept, if it may be.
     pub(crate) fetch: Option<Fetch>,
     /// What is sent when the server says that it has not changed.
     pub(crate) stale: Option<Arc<Kept>>,
+}
+
+/// What a server has said, as far as it is looked into.
+#[derive(Default)]
+pub(crate) struct Sample {
+    /// 0 while it has said nothing.
+    pub(crate) status: u16,
+    pub(crate) location: Option<String>,
+    /// The beginning of its body.
+    pub(crate) body: Vec<u8>,
 }
 
 /// Passes the answer on as it comes; the slot is free when the server has finished.
@@ -49,9 +60,16 @@ pub(crate) async fn answer(
         client.close_after();
     }
     let Some(said) = server.resp_header() else { return Err(Failure::Broken) };
+    if let Some(sample) = &mut wishes.sample {
+        sample.status = said.status.as_u16();
+        sample.location = said.headers.get(header::LOCATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
+    }
     let mut head = request.to_client(said, version, head_only)?;
     let database = request.tenant.database.as_ref().map(DatabaseName::as_str);
-    if let Some(file) = sendfile::asked_for(&said.headers, database) {
+    if let Some(file) = sendfile::asked_for(&said.headers, database).filter(|_| said.status.is_success()) {
+        // What part of it is wanted is decided here.
+        head.set_status(StatusCode::OK)?;
+        head.remove_header(&header::CONTENT_RANGE);
         // There is nothing more to come from the worker.
         tokio::spawn(until_the_worker_is_free(server, occupied, response_timeout));
         return send_file(request, client, head, file).await;
@@ -77,7 +95,7 @@ pub(crate) async fn answer(
         let status = said.status;
         let as_it_is =
             matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT);
-        let as_it_is = head_only || as_it_is || !is_text(&said.headers);
+        let as_it_is = head_only || as_it_is || !is_text(&said.headers) || !may_be_coded(&said.headers);
         coder.response_header_filter(&mut head, as_it_is);
         let loses_length = has_length && !head.headers.contains_key(header::CONTENT_LENGTH);
         if loses_length && version == http::Version::HTTP_11 && !head_only {
@@ -97,6 +115,14 @@ pub(crate) async fn answer(
     pass_on(request, client, server, occupied, read_timeout, taps).await?;
     client.finish().await?;
     Ok(Outcome::Done)
+}
+
+/// Whether an answer may be coded on its way: a stream of events would be held back by the coder, and so would any other
+/// whose length is not known.
+fn may_be_coded(headers: &HeaderMap) -> bool {
+    let fixed =
+        headers.get_all(header::CACHE_CONTROL).iter().any(|v| v.to_str().is_ok_and(|v| v.contains("no-transform")));
+    headers.contains_key(header::CONTENT_LENGTH) && !fixed
 }
 
 /// Sends what is kept.
@@ -139,7 +165,7 @@ const SAMPLE: usize = 64 << 10;
 
 /// What is done with the bytes of a body as they come from the server, and as they go to the client.
 struct Taps<'a> {
-    sample: Option<&'a mut Vec<u8>>,
+    sample: Option<&'a mut Sample>,
     fill: Option<Fill>,
     coder: Option<ResponseCompressionCtx>,
 }
@@ -148,8 +174,8 @@ impl Taps<'_> {
     /// A part has come.
     async fn take(&mut self, part: &Bytes) {
         if let Some(sample) = &mut self.sample {
-            let n = part.len().min(SAMPLE.saturating_sub(sample.len()));
-            sample.extend_from_slice(&part[..n]);
+            let n = part.len().min(SAMPLE.saturating_sub(sample.body.len()));
+            sample.body.extend_from_slice(&part[..n]);
         }
         if let Some(fill) = self.fill.take() {
             self.fill = fill.push(part.clone()).await;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use cofferdam_fairness::Timestamp;
-use cofferdam_tenant::{CacheConfig, TenantId};
+use cofferdam_tenant::{CacheConfig, Pool, PoolName, TenantId};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use moka::sync::Cache;
@@ -24,7 +24,10 @@ use tokio::sync::watch;
 use crate::local::Content;
 
 /// Objects up to this size are kept in memory, greater ones in files.
-const IN_MEMORY: u64 = 1 << 20;
+const IN_MEMORY: u64 = 8 << 20;
+
+/// No tenant may have more than this part of what is kept: anybody can ask for the same file under many names.
+const SHARE: u64 = 4;
 
 /// The longest time that something is kept without asking.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
@@ -34,7 +37,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3_600);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) tenant: TenantId,
-    /// The pool's release: another one has other files.
+    /// Another pool has other files, and so has another release.
+    pub(crate) pool: PoolName,
     pub(crate) release: Option<Arc<str>>,
     pub(crate) scheme: &'static str,
     pub(crate) host: String,
@@ -77,6 +81,10 @@ pub(crate) struct Store {
     /// What is being fetched: whoever wants the same waits.
     fetches: Mutex<HashMap<Key, watch::Receiver<()>>>,
     pub(crate) counters: Counters,
+    /// Counts purges: what was asked for before one must not be kept after it.
+    generation: AtomicU64,
+    /// Bytes by tenant, in memory and on disk.
+    shares: Arc<Mutex<HashMap<TenantId, [u64; 2]>>>,
     config: CacheConfig,
     directory: Option<PathBuf>,
 }
@@ -95,15 +103,27 @@ pub(crate) enum Found {
 
 impl Store {
     pub(crate) fn new(config: &CacheConfig, directory: Option<PathBuf>) -> Self {
-        let store = |capacity: u64| {
-            let weigh = |key: &Key, kept: &Arc<Kept>| {
-                u32::try_from(kept.content.len() + key.target.len() as u64 + 512).unwrap_or(u32::MAX)
+        let shares: Arc<Mutex<HashMap<TenantId, [u64; 2]>>> = Arc::default();
+        let store = |place: usize, capacity: u64| {
+            let weigh = |key: &Key, kept: &Arc<Kept>| u32::try_from(kept.weight(key)).unwrap_or(u32::MAX);
+            let shares = Arc::clone(&shares);
+            let gone = move |key: Arc<Key>, kept: Arc<Kept>, _| {
+                let mut shares = shares.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(share) = shares.get_mut(&key.tenant) {
+                    share[place] = share[place].saturating_sub(kept.weight(&key));
+                    if *share == [0, 0] {
+                        shares.remove(&key.tenant);
+                    }
+                }
             };
-            Cache::builder().max_capacity(capacity).weigher(weigh).support_invalidation_closures().build()
+            let cache = Cache::builder().max_capacity(capacity).weigher(weigh).eviction_listener(gone);
+            cache.support_invalidation_closures().build()
         };
         Self {
-            memory: store(config.memory.0),
-            disk: store(config.disk.0),
+            memory: store(0, config.memory.0),
+            disk: store(1, config.disk.0),
+            generation: AtomicU64::new(0),
+            shares,
             fetches: Mutex::default(),
             counters: Counters::default(),
             config: config.clone(),
@@ -130,7 +150,8 @@ impl Store {
         }
         let (done, waits) = watch::channel(());
         fetches.insert(key.clone(), waits);
-        let fetch = Fetch { store: Arc::clone(self), key: key.clone(), _done: done };
+        let generation = self.generation.load(Ordering::SeqCst);
+        let fetch = Fetch { store: Arc::clone(self), key: key.clone(), generation, _done: done };
         if let Some(kept) = kept {
             return Found::Stale(kept, fetch);
         }
@@ -140,6 +161,7 @@ impl Store {
 
     /// Forgets what is kept: of one tenant or of all, below a path or everywhere.
     pub(crate) fn purge(&self, tenant: Option<TenantId>, path: Option<&str>) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
         for cache in [&self.memory, &self.disk] {
             let path = path.map(|path| path.as_bytes().to_vec());
             let doomed = move |key: &Key, _: &Arc<Kept>| {
@@ -162,6 +184,30 @@ impl Kept {
         Timestamp::from_millis(self.confirmed.load(Ordering::Relaxed))
     }
 
+    /// What it counts for: what it is in other codings too.
+    fn weight(&self, key: &Key) -> u64 {
+        let coded = if self.may_be_coded() { self.content.len() } else { 0 };
+        self.content.len() + coded + key.target.len() as u64 + 512
+    }
+
+    fn may_be_coded(&self) -> bool {
+        let control = self.head.headers.get_all(header::CACHE_CONTROL).iter();
+        let fixed = control.filter_map(|v| v.to_str().ok()).any(|v| v.contains("no-transform"));
+        matches!(self.content, Content::Memory(_)) && is_text(&self.head.headers) && !fixed
+    }
+
+    /// Makes the codings, which takes its time.
+    fn code(&self) {
+        let Content::Memory(body) = &self.content else { return };
+        if !self.may_be_coded() {
+            return;
+        }
+        for (coding, made) in CODINGS.iter().zip(&self.coded) {
+            let coded = coding.compressor(LEVEL).and_then(|mut coder| coder.encode(body, true).ok());
+            let _ = made.set(coded.filter(|coded| coded.len() < body.len()));
+        }
+    }
+
     /// The head and the body for a client: coded, if it understands a coding and the body gains by it.
     pub(crate) fn for_client(
         &self,
@@ -170,8 +216,7 @@ impl Kept {
     ) -> pingora_error::Result<(ResponseHeader, Content)> {
         let mut head = self.head.clone();
         head.insert_header(header::AGE, now.since(self.confirmed()).as_secs())?;
-        let Content::Memory(body) = &self.content else { return Ok((head, self.content.clone())) };
-        if !is_text(&head.headers) || request.contains_key(header::RANGE) {
+        if !self.may_be_coded() || request.contains_key(header::RANGE) {
             return Ok((head, self.content.clone()));
         }
         head.insert_header(header::VARY, "Accept-Encoding")?;
@@ -179,13 +224,7 @@ impl Kept {
             if !accepts(request, coding.as_str()) {
                 continue;
             }
-            let made = made.get_or_init(|| {
-                let mut encoder = coding.compressor(LEVEL)?;
-                let mut out = BytesMut::new();
-                out.extend_from_slice(&encoder.encode(body, true).ok()?);
-                Some(out.freeze()).filter(|coded| coded.len() < body.len())
-            });
-            if let Some(coded) = made {
+            if let Some(Some(coded)) = made.get() {
                 head.insert_header(header::CONTENT_ENCODING, coding.as_str())?;
                 // Another representation has another tag (RFC 9110, 8.8.3).
                 let etag = head.headers.get(header::ETAG).and_then(|tag| tag.to_str().ok()).map(weakened);
@@ -259,7 +298,7 @@ pub(crate) fn key(
     scheme: &'static str,
     host: &str,
     tenant: TenantId,
-    release: Option<&Arc<str>>,
+    pool: &Pool,
 ) -> Option<Key> {
     let readable =
         matches!(head.method, Method::GET | Method::HEAD) && !head.headers.contains_key(header::AUTHORIZATION);
@@ -276,7 +315,8 @@ pub(crate) fn key(
     let plain = raw.split(|b| *b == b'?').next() == Some(path.as_bytes());
     (readable && plain).then(|| Key {
         tenant,
-        release: release.cloned(),
+        pool: pool.name.clone(),
+        release: pool.release.clone(),
         scheme,
         host: host.to_owned(),
         target: raw.to_vec(),
@@ -288,6 +328,7 @@ pub(crate) fn key(
 pub(crate) struct Fetch {
     store: Arc<Store>,
     key: Key,
+    generation: u64,
     _done: watch::Sender<()>,
 }
 
@@ -300,6 +341,9 @@ impl Drop for Fetch {
 impl Fetch {
     /// The server says that what is kept is still right.
     pub(crate) fn confirm(self, kept: &Kept, now: Timestamp) {
+        if self.store.generation.load(Ordering::SeqCst) != self.generation {
+            return;
+        }
         self.store.counters.confirmed.fetch_add(1, Ordering::Relaxed);
         kept.confirmed
             .store(u64::try_from(now.since(Timestamp::default()).as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -310,6 +354,10 @@ impl Fetch {
         let lifetime = lifetime(head)?;
         let length = head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.store.config.max_object.0) {
+            return None;
+        }
+        // The end of a connection may be the end of a worker, and what came before it a half.
+        if length.is_none() && !head.headers.contains_key(header::TRANSFER_ENCODING) {
             return None;
         }
         let mut kept = head.clone();
@@ -389,21 +437,39 @@ impl Fill {
         if self.length.is_some_and(|length| length != self.written) {
             return;
         }
-        let store = Arc::clone(&self.fetch.store);
+        let (store, key) = (Arc::clone(&self.fetch.store), self.fetch.key.clone());
         let content = match self.file {
             Some(file) => Content::File(file, self.written),
             None => Content::Memory(self.memory.freeze()),
         };
-        let cache = if matches!(content, Content::File(..)) { &store.disk } else { &store.memory };
+        let place = usize::from(matches!(content, Content::File(..)));
+        let (cache, capacity) =
+            if place == 1 { (&store.disk, store.config.disk.0) } else { (&store.memory, store.config.memory.0) };
         let confirmed = u64::try_from(now.since(Timestamp::default()).as_millis()).unwrap_or(u64::MAX);
-        let kept = Kept {
+        let kept = Arc::new(Kept {
             head: self.head,
             content,
             lifetime: self.lifetime,
             confirmed: AtomicU64::new(confirmed),
             coded: Default::default(),
-        };
-        cache.insert(self.fetch.key.clone(), Arc::new(kept));
+        });
+        let weight = kept.weight(&key);
+        {
+            let mut shares = store.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            let share = &mut shares.entry(key.tenant).or_default()[place];
+            if *share + weight > capacity / SHARE {
+                return;
+            }
+            *share += weight;
+        }
+        cache.insert(key.clone(), Arc::clone(&kept));
+        // A purge that came meanwhile meant this too.
+        if store.generation.load(Ordering::SeqCst) != self.fetch.generation {
+            cache.invalidate(&key);
+            return;
+        }
+        // Whoever asks before they are ready gets it as it is.
+        tokio::task::spawn_blocking(move || kept.code());
         // Those who wait find it when the fetch is dropped, which is now.
     }
 }
@@ -415,6 +481,8 @@ async fn write(file: &Arc<File>, part: Bytes, at: u64) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_tenant::{Catalog, NoSecrets, Source, SourceSet};
+
     use super::*;
 
     fn key_of(method: &str, target: &str, headers: &[(&str, &str)]) -> Option<Key> {
@@ -423,7 +491,10 @@ mod tests {
             head.append_header((*name).to_owned(), *value).unwrap();
         }
         let path = crate::route::canonical(target).into_owned();
-        key(&head, &path, "https", "acme.example.com", TenantId(1), None)
+        let main = "http: { listen: ['127.0.0.1:0'] }\npools: { odoo: { servers: [{ address: 'a:1' }], slots: 1 } }\n";
+        let set = SourceSet { main: Source::new("main", main), tenants: Vec::new() };
+        let catalog = Catalog::build(&set, &NoSecrets, None).unwrap();
+        key(&head, &path, "https", "acme.example.com", TenantId(1), catalog.pools.values().next().unwrap())
     }
 
     /// The table of routes: what may be kept, and what never.

@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Class, Permit};
-use cofferdam_tenant::DatabaseName;
+use cofferdam_tenant::{DatabaseName, TenantId};
 use http::header;
 
 use crate::access::{self, Line};
-use crate::answer::{self, Moved, Wishes};
-use crate::boundary::{self, Attempt, Carrier};
+use crate::answer::{self, Moved, Sample, Wishes};
+use crate::boundary::{self, Attempt, Carrier, ToldBy};
 use crate::cache::{self, Found};
 use crate::client::{Client, Unwritten};
 use crate::connection::Connection;
@@ -168,7 +168,8 @@ async fn ask_worker(
     {
         return static_file(request, class, client, &key).await;
     }
-    let mut body = read_body(request, client).await?;
+    // Held as long as the body is.
+    let (mut body, _held) = read_body(request, client).await?.unzip();
     request.note(|record| record.bytes_in = body.as_ref().map_or(0, Spool::len));
     let attempt = match (carrier, &mut body) {
         (Some(carrier), Some(body)) => look_into(request, carrier, body, client).await?,
@@ -177,21 +178,35 @@ async fn ask_worker(
     let Some(attempt) = attempt else { return forward(request, class, &mut body, client, Wishes::default()).await };
     let plane = request.plane;
     let config = &request.snapshot.login_protection;
-    let trial = plane.logins.begin(config, request.tenant.id, request.client, &attempt.login, plane.now());
+    let trial = plane.logins.begin(
+        config,
+        request.tenant.id,
+        request.client,
+        &attempt.login,
+        attempt.told_by != ToldBy::Refusal,
+        plane.now(),
+    );
     let trial = trial.map_err(|wait| request.too_many_logins(wait))?;
-    let mut sample = Vec::new();
+    let mut sample = Sample::default();
     let wishes = Wishes { sample: Some(&mut sample), ..Wishes::default() };
     let outcome = forward(request, class, &mut body, client, wishes).await;
-    let right =
-        client.answered().filter(|_| outcome.is_ok()).and_then(|status| attempt.told_by.verdict(status, &sample));
-    if let Some(trial) = trial {
-        plane.logins.end(&trial, right, plane.now());
+    let said = attempt.told_by.verdict(sample.status, sample.location.as_deref(), &sample.body);
+    // Whoever leaves before the answer is through has seen enough of it, or wants it not to count.
+    let left = matches!(outcome, Err(Failure::Broken)) && attempt.told_by != ToldBy::Nothing;
+    let right = said.or(left.then_some(false));
+    match trial {
+        Some(trial) if attempt.told_by == ToldBy::Nothing => plane.logins.used(config, &trial, plane.now()),
+        Some(trial) => plane.logins.end(config, &trial, right, plane.now()),
+        None => {}
     }
     if right == Some(false) {
         request.audit("a login has failed");
     }
     outcome
 }
+
+/// How long somebody waits for a file that another has asked for.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// A static file or a compiled asset: from what is kept, or fetched by one for all who want it.
 async fn static_file(
@@ -202,12 +217,14 @@ async fn static_file(
 ) -> Result<Outcome, Failure> {
     let cache = &request.snapshot.cache;
     let mut wishes = Wishes::default();
+    let mut waited = false;
     loop {
         match cache.find(key, request.plane.now()) {
             Found::Fresh(kept) => {
                 request.note(|record| record.cache = Some("hit"));
                 return answer::send_kept(request, client, &kept).await;
             }
+            Found::Stale(..) | Found::Nothing(_) if waited => break,
             Found::Stale(kept, fetch) => {
                 request.fetches(kept.validators());
                 (wishes.stale, wishes.fetch) = (Some(kept), Some(fetch));
@@ -219,16 +236,15 @@ async fn static_file(
                 wishes.fetch = Some(fetch);
                 break;
             }
+            // Once is enough: what was not kept by now cannot be, or its client takes its time.
+            Found::Wait(_) if waited => break,
             Found::Wait(mut fetched) => {
-                let patience = request.tenant.plan.http.max_wait(class);
-                let waited = tokio::select! {
-                    waited = tokio::time::timeout(patience, fetched.changed()) => waited,
+                let patience = request.tenant.plan.http.max_wait(class).min(LONGEST_WAIT);
+                tokio::select! {
+                    _ = tokio::time::timeout(patience, fetched.changed()) => {}
                     () = client.gone() => return Err(Failure::Broken),
                 };
-                // It ends when whoever fetches has finished; if that takes too long, this one asks for itself.
-                if waited.is_err() {
-                    break;
-                }
+                waited = true;
             }
         }
     }
@@ -255,7 +271,7 @@ async fn forward(
 }
 
 /// Reads the whole body before a worker is asked for, so that a slow sender costs nobody a worker.
-async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<Spool>, Failure> {
+async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<(Spool, Held)>, Failure> {
     if client.is_body_empty() && client.header(header::CONTENT_LENGTH).is_none() {
         return Ok(None);
     }
@@ -276,6 +292,7 @@ async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<
     let begun = Instant::now();
     let mut spool = Spool::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
     let mut moved = Moved::new(request);
+    let mut held = Held::new(request);
     loop {
         let chunk = client.read_body().await.map_err(|error| match error.etype() {
             _ if client.malformed().is_some() => {
@@ -294,13 +311,46 @@ async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<
             return Err(Refusal::new(408, "Request timeout", detail).closing().into());
         }
         moved.add(chunk.len() as u64);
+        if !held.add(chunk.len() as u64) {
+            let mut refusal = Refusal::new(503, "Service busy", "too many request bodies wait at once").closing();
+            refusal.retry_after = Some(Duration::from_secs(5));
+            return Err(refusal.into());
+        }
         if spool.len() + chunk.len() as u64 > limit {
             return Err(too_large());
         }
         spool.push(&chunk).await.map_err(|error| spool_failed(&error))?;
     }
     spool.rewind().await.map_err(|error| spool_failed(&error))?;
-    Ok(Some(spool))
+    Ok(Some((spool, held)))
+}
+
+/// What a body takes of the room that there is for all of them.
+struct Held {
+    plane: Arc<HttpPlane>,
+    tenant: TenantId,
+    bytes: u64,
+}
+
+impl Held {
+    fn new(request: &Request<'_>) -> Self {
+        Self { plane: Arc::clone(request.plane), tenant: request.tenant.id, bytes: 0 }
+    }
+
+    /// Whether there is room for more.
+    fn add(&mut self, bytes: u64) -> bool {
+        let fits = self.plane.bodies.take(self.tenant, bytes);
+        self.bytes += if fits { bytes } else { 0 };
+        fits
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.plane.bodies.give_back(self.tenant, self.bytes);
+        }
+    }
 }
 
 pub(crate) fn spool_failed(error: &std::io::Error) -> Failure {
@@ -318,7 +368,8 @@ async fn look_into(
     let content_type = client.header(header::CONTENT_TYPE).map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned());
     let database = request.tenant.database.clone();
     let path = request.path.clone();
-    let _reader = if body.is_large() { request.plane.readers.acquire().await.ok() } else { None };
+    let _reader =
+        if body.is_large() { Some(request.plane.reader(request.tenant, request.snapshot).await?) } else { None };
     let verdict = body.inspect(move |body| {
         let database = database.as_ref().map(DatabaseName::as_str);
         boundary::check_body(carrier, &path, content_type.as_deref(), body, database)

@@ -107,7 +107,7 @@ fn check_request_line(line: &[u8]) -> Result<(), Malformed> {
     Ok(())
 }
 
-fn is_token(b: u8) -> bool {
+pub(crate) fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 

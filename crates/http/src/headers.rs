@@ -6,6 +6,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use pingora_error::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use crate::framing::Malformed;
+
 /// Headers that describe one connection and end at each hop (RFC 9110, 7.6.1).
 const HOP_BY_HOP: [&str; 9] = [
     "connection",
@@ -60,17 +62,16 @@ pub(crate) fn client_of(
     headers: &HeaderMap,
     peer: IpAddr,
     is_proxy: impl Fn(IpAddr) -> bool,
-) -> (IpAddr, Option<&'static str>) {
+) -> Result<(IpAddr, Option<&'static str>), Malformed> {
     let mut client = peer.to_canonical();
     if !is_proxy(client) {
-        return (client, None);
+        return Ok((client, None));
     }
-    let hops = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let hops = headers.get_all("x-forwarded-for").iter().flat_map(|v| v.as_bytes().split(|b| *b == b','));
     for hop in hops.collect::<Vec<_>>().into_iter().rev() {
-        let hop = hop.trim();
-        let address = hop.parse::<IpAddr>().ok().or_else(|| Some(hop.parse::<SocketAddr>().ok()?.ip()));
-        let Some(address) = address else { break };
-        client = address.to_canonical();
+        // Whoever cannot be told must not pass for the proxy.
+        let address = std::str::from_utf8(hop).ok().and_then(|hop| address_of(hop.trim()));
+        client = address.ok_or(Malformed("X-Forwarded-For names no address"))?.to_canonical();
         if !is_proxy(client) {
             break;
         }
@@ -81,7 +82,13 @@ pub(crate) fn client_of(
         Some("http") => Some("http"),
         _ => None,
     };
-    (client, scheme)
+    Ok((client, scheme))
+}
+
+/// An address, with a port or without.
+fn address_of(hop: &str) -> Option<IpAddr> {
+    let bare = hop.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(hop);
+    bare.parse().ok().or_else(|| Some(hop.parse::<SocketAddr>().ok()?.ip()))
 }
 
 /// Whether a WebSocket handshake comes from a page of the site itself, or from no page at all. `is_own` says whether a host
@@ -270,13 +277,18 @@ mod tests {
                 headers.append("x-forwarded-for", value.parse().unwrap());
             }
             let is_proxy = |a: IpAddr| a.is_loopback() || a.to_string().starts_with("10.");
-            client_of(&headers, peer.parse().unwrap(), is_proxy).0.to_string()
+            client_of(&headers, peer.parse().unwrap(), is_proxy)
+                .map_or("refused".into(), |(client, _)| client.to_string())
         };
         assert_eq!(client("192.0.2.1", &["198.51.100.7"]), "192.0.2.1");
         assert_eq!(client("127.0.0.1", &["198.51.100.7"]), "198.51.100.7");
         assert_eq!(client("::ffff:127.0.0.1", &["6.6.6.6, 198.51.100.7, 10.0.0.2"]), "198.51.100.7");
         assert_eq!(client("127.0.0.1", &["6.6.6.6", "198.51.100.7:4711"]), "198.51.100.7");
-        assert_eq!(client("127.0.0.1", &["6.6.6.6, unknown, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(client("127.0.0.1", &["unknown, 198.51.100.7, 10.0.0.2"]), "198.51.100.7");
+        assert_eq!(client("127.0.0.1", &["[2001:db8::1], [2001:db8::2]"]), "2001:db8::2");
+        for unknown in ["6.6.6.6, unknown, 10.0.0.2", "\u{ff}, 10.0.0.2", "", "198.51.100.7,"] {
+            assert_eq!(client("127.0.0.1", &[unknown]), "refused", "{unknown}");
+        }
         assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
         assert_eq!(client("127.0.0.1", &["10.0.0.3"]), "10.0.0.3");
     }

@@ -33,6 +33,8 @@ struct State {
     is_asked: bool,
     /// Answers in a row that say otherwise than `is_well`.
     against: u32,
+    /// How often everything was forgotten: an answer to a question from before counts no more.
+    forgotten: u64,
 }
 
 impl Default for Health {
@@ -50,17 +52,20 @@ impl Health {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it is time to ask; then somebody has to.
-    fn is_due(&self, now: Timestamp) -> bool {
+    /// Whether it is time to ask; then somebody has to, and bring the number back with the answer.
+    fn is_due(&self, now: Timestamp) -> Option<u64> {
         let mut state = self.state();
         let due = !state.is_asked && state.due.is_none_or(|due| now >= due);
         state.is_asked |= due;
-        due
+        due.then_some(state.forgotten)
     }
 
     /// Takes an answer. True when it changes what is thought of the server.
-    fn answered(&self, config: &HealthConfig, well: bool, now: Timestamp) -> bool {
+    fn answered(&self, config: &HealthConfig, asked: u64, well: bool, now: Timestamp) -> bool {
         let mut state = self.state();
+        if state.forgotten != asked {
+            return false;
+        }
         state.is_asked = false;
         state.due = Some(now + config.interval.0);
         if well == self.is_well() {
@@ -79,8 +84,9 @@ impl Health {
 
     /// Nobody looks after it any more.
     pub(crate) fn forget(&self) {
+        let mut state = self.state();
+        *state = State { forgotten: state.forgotten + 1, ..State::default() };
         self.is_well.store(true, Ordering::Relaxed);
-        *self.state() = State::default();
     }
 }
 
@@ -94,22 +100,22 @@ pub(crate) async fn run(plane: Arc<HttpPlane>) {
         for access in snapshot.pools() {
             let Some(config) = &access.pool.health else { continue };
             for (n, load) in access.servers().iter().enumerate() {
-                if load.health.is_due(now) {
+                if let Some(asked) = load.health.is_due(now) {
                     let (plane, access, config) = (Arc::clone(&plane), Arc::clone(access), config.clone());
-                    tokio::spawn(async move { look_at(&plane, &access, n, &config).await });
+                    tokio::spawn(async move { look_at(&plane, &access, n, &config, asked).await });
                 }
             }
         }
     }
 }
 
-async fn look_at(plane: &HttpPlane, access: &PoolAccess, n: usize, config: &HealthConfig) {
+async fn look_at(plane: &HttpPlane, access: &PoolAccess, n: usize, config: &HealthConfig, asked_at: u64) {
     let Some(load) = access.servers().get(n) else { return };
     let is_busy = || access.is_full(load);
     let asked = tokio::time::timeout(config.timeout.0, ask(load, config, is_busy())).await;
     // It may have become busy while it was asked.
     let well = asked.unwrap_or_else(|_| is_busy());
-    if load.health.answered(config, well, plane.now()) {
+    if load.health.answered(config, asked_at, well, plane.now()) {
         let (pool, server) = (&access.pool.name, &load.server.address);
         if well {
             tracing::info!(%pool, %server, "a server is well again");

@@ -44,12 +44,15 @@ struct Failures {
     next: Timestamp,
 }
 
-/// A login that is being tried. It counts as failed until it is known to be right, or a thousand at once would all be first.
+/// A login that is being tried. From an address that has never logged in it counts as failed until it is known to be right, or
+/// a thousand at once would all be first.
 #[derive(Debug)]
 pub(crate) struct Trial {
     tenant: TenantId,
     address: IpAddr,
     keys: [Key; 2],
+    /// Whether it counts as failed already.
+    is_counted: bool,
 }
 
 impl Default for Logins {
@@ -68,6 +71,7 @@ impl Logins {
         tenant: TenantId,
         address: IpAddr,
         login: &str,
+        counts_at_once: bool,
         now: Timestamp,
     ) -> Result<Option<Trial>, Duration> {
         if config.attempts == 0 || config.trusted.iter().any(|network| network.contains(address)) {
@@ -79,7 +83,8 @@ impl Logins {
         if let Some(wait) = waits.filter(|wait| !wait.is_zero()) {
             return Err(wait);
         }
-        if !self.known.contains_key(&(tenant, address)) {
+        let known = self.known.contains_key(&(tenant, address));
+        if !known {
             let minutes = self.minutes.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((begun, count)) = minutes.get(&tenant)
                 && *count >= config.per_minute
@@ -89,25 +94,35 @@ impl Logins {
                 return Err(left);
             }
         }
-        for (key, allowed) in keys.iter().zip([config.attempts, config.attempts.saturating_mul(PER_ADDRESS)]) {
+        let trial = Trial { tenant, address, keys, is_counted: counts_at_once && !known };
+        if trial.is_counted {
+            self.count(config, &trial, now);
+        }
+        Ok(Some(trial))
+    }
+
+    fn count(&self, config: &LoginProtectionConfig, trial: &Trial, now: Timestamp) {
+        for (key, allowed) in trial.keys.iter().zip([config.attempts, config.attempts.saturating_mul(PER_ADDRESS)]) {
             self.change(key, |failures| {
                 let count = failures.map_or(0, |f| f.count).saturating_add(1);
                 Some(Failures { count, next: now + delay(config, count, allowed) })
             });
         }
-        Ok(Some(Trial { tenant, address, keys }))
     }
 
-    /// Ends a trial: it was right, it was wrong, or nobody knows. True when the login is one that has been wrong too often.
-    pub(crate) fn end(&self, trial: &Trial, right: Option<bool>, now: Timestamp) {
+    /// Ends a trial: it was right, it was wrong, or nobody knows.
+    pub(crate) fn end(&self, config: &LoginProtectionConfig, trial: &Trial, right: Option<bool>, now: Timestamp) {
         match right {
             Some(true) => {
-                for key in &trial.keys {
-                    self.failures.invalidate(key);
-                }
+                // One right login says nothing about the others from its address.
+                self.failures.invalidate(&trial.keys[0]);
+                self.uncount(&trial.keys[1], trial, now);
                 self.known.insert((trial.tenant, trial.address), ());
             }
             Some(false) => {
+                if !trial.is_counted {
+                    self.count(config, trial, now);
+                }
                 let mut minutes = self.minutes.lock().unwrap_or_else(PoisonError::into_inner);
                 let minute = minutes.entry(trial.tenant).or_insert((now, 0));
                 if now.since(minute.0) >= MINUTE {
@@ -117,12 +132,25 @@ impl Logins {
             }
             None => {
                 for key in &trial.keys {
-                    self.change(key, |failures| {
-                        let count = failures.map_or(0, |f| f.count).saturating_sub(1);
-                        (count > 0).then_some(Failures { count, next: now })
-                    });
+                    self.uncount(key, trial, now);
                 }
             }
+        }
+    }
+
+    /// Ends a trial of something that must only not be asked for too often.
+    pub(crate) fn used(&self, config: &LoginProtectionConfig, trial: &Trial, now: Timestamp) {
+        if !trial.is_counted {
+            self.count(config, trial, now);
+        }
+    }
+
+    fn uncount(&self, key: &Key, trial: &Trial, now: Timestamp) {
+        if trial.is_counted {
+            self.change(key, |failures| {
+                let count = failures.map_or(0, |f| f.count).saturating_sub(1);
+                (count > 0).then_some(Failures { count, next: now })
+            });
         }
     }
 
@@ -188,9 +216,9 @@ mod tests {
 
     /// Tries and fails; the wait that the next would have is what is given.
     fn fail(logins: &Logins, tenant: TenantId, from: IpAddr, login: &str, now: Timestamp) -> Result<(), Duration> {
-        let trial = logins.begin(&config(), tenant, from, login, now)?;
+        let trial = logins.begin(&config(), tenant, from, login, true, now)?;
         if let Some(trial) = trial {
-            logins.end(&trial, Some(false), now);
+            logins.end(&config(), &trial, Some(false), now);
         }
         Ok(())
     }
@@ -219,8 +247,8 @@ mod tests {
         for (tenant, from, login) in
             [(ACME, address(2), "admin"), (ACME, address(1), "demo"), (BOLT, address(1), "admin")]
         {
-            let trial = logins.begin(&config(), tenant, from, login, at(0)).unwrap().unwrap();
-            logins.end(&trial, Some(true), at(0));
+            let trial = logins.begin(&config(), tenant, from, login, true, at(0)).unwrap().unwrap();
+            logins.end(&config(), &trial, Some(true), at(0));
         }
     }
 
@@ -229,8 +257,8 @@ mod tests {
         let logins = Logins::default();
         for right in [Some(true), None] {
             for _ in 0..20 {
-                let trial = logins.begin(&config(), ACME, address(1), "admin", at(0)).unwrap().unwrap();
-                logins.end(&trial, right, at(0));
+                let trial = logins.begin(&config(), ACME, address(1), "admin", true, at(0)).unwrap().unwrap();
+                logins.end(&config(), &trial, right, at(0));
             }
         }
         fail(&logins, ACME, address(1), "admin", at(0)).unwrap();
@@ -239,15 +267,15 @@ mod tests {
     #[test]
     fn trials_at_the_same_time_count_before_they_have_ended() {
         let logins = Logins::default();
-        let begun: Vec<_> = (0..10).map(|_| logins.begin(&config(), ACME, address(1), "admin", at(0))).collect();
+        let begun: Vec<_> = (0..10).map(|_| logins.begin(&config(), ACME, address(1), "admin", true, at(0))).collect();
         assert_eq!(begun.iter().filter(|b| b.is_ok()).count(), 3);
     }
 
     #[test]
     fn many_addresses_are_slowed_down_together_but_not_those_that_are_known_or_trusted() {
         let logins = Logins::default();
-        let trial = logins.begin(&config(), ACME, address(200), "demo", at(0)).unwrap().unwrap();
-        logins.end(&trial, Some(true), at(0));
+        let trial = logins.begin(&config(), ACME, address(200), "demo", true, at(0)).unwrap().unwrap();
+        logins.end(&config(), &trial, Some(true), at(0));
         for n in 0..20 {
             fail(&logins, ACME, address(n), "admin", at(1)).unwrap();
         }

@@ -19,7 +19,7 @@ use cofferdam_tenant::{
 };
 use http::HeaderValue;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +30,7 @@ use crate::connection;
 use crate::health::{self, Health};
 use crate::login::Logins;
 use crate::policy::Changes;
+use crate::reply::Refusal;
 use crate::session::SessionKey;
 use crate::tls::FrontTls;
 
@@ -49,7 +50,11 @@ pub struct HttpPlane {
     clock: Arc<dyn Clock>,
     pub(crate) counters: Counters,
     /// Large bodies that are read for the database they name, at once: a reader holds in memory what it reads.
-    pub(crate) readers: Semaphore,
+    readers: Arc<Semaphore>,
+    /// Tenants whose body is being looked into: one at a time of each.
+    reading: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
+    /// Bytes of request bodies that wait for a worker.
+    pub(crate) bodies: ReadAhead,
     /// Bytes of answers that were read ahead of slow clients.
     pub(crate) ahead: ReadAhead,
     pub(crate) websockets: Mutex<HashMap<TenantId, u32>>,
@@ -63,6 +68,9 @@ pub struct HttpPlane {
     pub(crate) run: u64,
     next_request: AtomicU64,
 }
+
+/// A place to look into a large body: the tenant's, and one of all.
+pub(crate) type Reader = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// Large bodies that are looked into at once.
 const READERS: usize = 4;
@@ -270,7 +278,9 @@ impl HttpPlane {
             gates: GateSet::new(Arc::clone(&clock)),
             clock,
             counters: Counters::default(),
-            readers: Semaphore::new(READERS),
+            readers: Arc::new(Semaphore::new(READERS)),
+            reading: Mutex::default(),
+            bodies: ReadAhead::default(),
             ahead: ReadAhead::default(),
             websockets: Mutex::default(),
             draining: CancellationToken::new(),
@@ -412,6 +422,22 @@ impl HttpPlane {
         }
         self.cut.cancel();
         finished
+    }
+
+    /// A place to look into a large body, or the refusal when there is none in time.
+    pub(crate) async fn reader(&self, tenant: &Tenant, snapshot: &Snapshot) -> Result<Reader, Refusal> {
+        let own = {
+            let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody uses those of which there is only this one.
+            reading.retain(|_, own| Arc::strong_count(own) > 1);
+            Arc::clone(reading.entry(tenant.id).or_insert_with(|| Arc::new(Semaphore::new(1))))
+        };
+        let both = async {
+            let own = own.acquire_owned().await.ok()?;
+            Some((own, Arc::clone(&self.readers).acquire_owned().await.ok()?))
+        };
+        let both = tokio::time::timeout(snapshot.timeouts.body, both).await.ok().flatten();
+        both.ok_or_else(|| Refusal::new(503, "Service busy", "too many large calls wait to be read"))
     }
 
     /// The gates by pool.

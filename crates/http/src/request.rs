@@ -24,6 +24,8 @@ use crate::route::{self, Route};
 use crate::session;
 use crate::trace::{self, Trace};
 
+const NO_PATH: &str = "the request target is no path";
+
 /// A judged request.
 pub(crate) struct Request<'a> {
     pub(crate) plane: &'a Arc<HttpPlane>,
@@ -74,6 +76,10 @@ pub(crate) fn judge<'a>(
     if head.method == Method::CONNECT || head.method == Method::TRACE {
         return Err(Refusal::new(405, "Method not allowed", "this method is not served here").closing());
     }
+    if head.headers.get_all(header::CONTENT_TYPE).iter().count() > 1 {
+        // Servers take the last, and it decides how the body is read.
+        return Err(Refusal::new(400, "Bad request", "Content-Type twice").closing());
+    }
     if head.headers.get(header::TRANSFER_ENCODING).is_some_and(|v| !v.as_bytes().eq_ignore_ascii_case(b"chunked")) {
         let detail = "a transfer coding other than `chunked` is not understood here";
         return Err(Refusal::new(501, "Not implemented", detail).closing());
@@ -98,8 +104,7 @@ pub(crate) fn judge<'a>(
     if !head.raw_path().is_ascii() {
         // What curl sends as it is typed, servers get as browsers send it.
         let encoded = encoded(head.raw_path());
-        let uri =
-            encoded.parse().map_err(|_| Refusal::new(400, "Bad request", "the request target is no path").closing())?;
+        let uri = encoded.parse().map_err(|_| Refusal::new(400, "Bad request", NO_PATH).closing())?;
         head.set_uri(uri);
     }
     // Odoo compares hosts with care for case: it gets the name as the catalog knows it.
@@ -114,7 +119,8 @@ pub(crate) fn judge<'a>(
         return Err(Refusal::new(503, "Service unavailable", "this site has no servers"));
     };
     let holds = |networks: &[Network], address| networks.iter().any(|n| n.contains(address));
-    let (client, scheme) = headers::client_of(&head.headers, connection.peer.ip(), |address| snapshot.trusts(address));
+    let forwarded = headers::client_of(&head.headers, connection.peer.ip(), |address| snapshot.trusts(address));
+    let (client, scheme) = forwarded.map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
     let scheme = scheme.unwrap_or(if connection.is_tls { "https" } else { snapshot.scheme });
     let plan = &tenant.plan;
     if length as u64 > plan.max_header {
@@ -124,7 +130,18 @@ pub(crate) fn judge<'a>(
         let detail = format!("the request target has more than {} bytes", plan.max_url);
         return Err(Refusal::new(414, "URI too long", detail).closing());
     }
-    let path = route::canonical(&String::from_utf8_lossy(head.raw_path())).into_owned();
+    if head.raw_path().starts_with(b"//") {
+        // Some servers take what follows for a host.
+        let from = head.raw_path().iter().position(|b| *b != b'/').unwrap_or(head.raw_path().len());
+        let target = format!("/{}", String::from_utf8_lossy(&head.raw_path()[from..]));
+        head.set_uri(target.parse().map_err(|_| Refusal::new(400, "Bad request", NO_PATH).closing())?);
+    }
+    let target = String::from_utf8_lossy(head.raw_path());
+    let path = route::canonical(&target).into_owned();
+    if route::has_dots(&target) {
+        // Browsers resolve them before they ask; servers of Odoo's kind do not.
+        return Err(Refusal::new(400, "Bad request", "the request target has a segment of dots").closing());
+    }
     let request = Request {
         plane,
         snapshot,
@@ -173,6 +190,7 @@ impl Request<'_> {
         }
         if let Some(wanted) = &self.tenant.tls.client_ca
             && connection.client_ca.as_deref() != Some(wanted)
+            && !self.from_workers
         {
             return Err(Refusal::new(
                 421,
@@ -180,7 +198,7 @@ impl Request<'_> {
                 "this connection has shown no certificate for this site",
             ));
         }
-        if !self.tenant.networks.admits(self.client) {
+        if !self.from_workers && !self.tenant.networks.admits(self.client) {
             return Err(self.forbidden("this site is not served to your address"));
         }
         for closed in [&self.tenant.maintenance_mode, &self.access.pool.maintenance_mode].into_iter().flatten() {
@@ -204,7 +222,7 @@ impl Request<'_> {
             }
             Route::Websocket => Ok(Asked::Websocket),
             Route::Worker(class) => match boundary::carrier(&self.path) {
-                Ok(carrier) => Ok(Asked::Worker(class, carrier)),
+                Ok(carrier) => Ok(Asked::Worker(class, carrier.or(Some(Carrier::Other)))),
                 Err(denied) => Err(self.denied(denied)),
             },
         }
@@ -219,8 +237,7 @@ impl Request<'_> {
 
     /// What its answer is kept under, if it is one that may be.
     pub(crate) fn cache_key(&self, head: &RequestHeader) -> Option<cache::Key> {
-        let release = self.access.pool.release.as_ref();
-        cache::key(head, &self.path, self.scheme, &self.host, self.tenant.id, release)
+        cache::key(head, &self.path, self.scheme, &self.host, self.tenant.id, &self.access.pool)
     }
 
     /// The answer is to be kept, and has to come whole.
@@ -247,7 +264,7 @@ impl Request<'_> {
             target: "cofferdam::audit",
             tenant = %self.tenant.slug,
             client = %self.client,
-            path = %self.path,
+            path = ?self.path,
             request_id = %self.id,
             "{reason}",
         );

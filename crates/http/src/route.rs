@@ -63,6 +63,15 @@ pub(crate) fn canonical(path: &str) -> Cow<'_, str> {
     }
 }
 
+/// Whether a target has a segment that is `.` or `..`, encoded or not.
+pub(crate) fn has_dots(target: &str) -> bool {
+    let path = target.split('?').next().unwrap_or_default();
+    if !(path.contains("/.") || path.contains('%')) {
+        return false;
+    }
+    percent_decoded(path).split(|b| *b == b'/').any(|segment| matches!(segment, b"." | b".."))
+}
+
 /// The route of a path in its canonical form.
 pub(crate) fn route_canonical(path: &str) -> Route {
     let closed = |path: &str| CLOSED.iter().any(|p| is_below(path, p));
@@ -105,17 +114,13 @@ pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The path after percent-decoding, with `//`, `/./` and `/../` resolved; `None` when that changes nothing.
-fn decode(path: &str) -> Option<String> {
-    let odd = path.contains('%') || path.contains("//") || path.contains("/.");
-    if !odd {
-        return None;
-    }
+fn percent_decoded(path: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
     while let Some((&b, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
-        if let (b'%', Some(value)) = (b, hex) {
+        let digit = |at: usize| after.get(at).and_then(|d| char::from(*d).to_digit(16));
+        if let (b'%', Some(high), Some(low)) = (b, digit(0), digit(1)) {
+            let value = (high * 16 + low) as u8;
             bytes.push(value);
             rest = &after[2..];
         } else {
@@ -123,6 +128,16 @@ fn decode(path: &str) -> Option<String> {
             rest = after;
         }
     }
+    bytes
+}
+
+/// The path after percent-decoding, with `//`, `/./` and `/../` resolved; `None` when that changes nothing.
+fn decode(path: &str) -> Option<String> {
+    let odd = path.contains('%') || path.contains("//") || path.contains("/.");
+    if !odd {
+        return None;
+    }
+    let bytes = percent_decoded(path);
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let mut segments: Vec<&str> = Vec::new();
     for segment in text.split('/') {

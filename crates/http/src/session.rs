@@ -13,6 +13,8 @@ use pingora_error::Result;
 use pingora_http::{RequestHeader, ResponseHeader};
 use sha2::Sha256;
 
+use crate::framing::is_token;
+
 /// Odoo's cookie.
 const NAME: &str = "session_id";
 
@@ -89,8 +91,8 @@ pub(crate) fn open_cookies(head: &mut RequestHeader, key: &SessionKey, tenant: &
     Ok(())
 }
 
-/// The cookies of a request, by name and value. One whose name is not plain is left out: some servers trim more than spaces
-/// from a name, and would find another than we do.
+/// The cookies of a request, by name and value. One whose name is no token is left out: some servers trim more than spaces
+/// from a name, or unquote it, and would find another than we do.
 pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     let pairs = headers.get_all(header::COOKIE).iter().flat_map(|header| header.as_bytes().split(|b| *b == b';'));
     pairs.map(<[u8]>::trim_ascii).filter_map(|pair| {
@@ -98,7 +100,7 @@ pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8]
             Some(at) => (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()),
             None => (pair, &b""[..]),
         };
-        (!name.is_empty() && name.iter().all(u8::is_ascii_graphic)).then_some((name, value))
+        (!name.is_empty() && name.iter().all(|b| is_token(*b))).then_some((name, value))
     })
 }
 
@@ -205,6 +207,7 @@ mod tests {
         assert_eq!(opened(&[&foreign, &own, "session_id=stolen"]), "session_id=own");
         assert_eq!(opened(&["session_id =stolen; session_id\t= stolen; a"]), "a=");
         assert_eq!(opened(&["\u{a0}session_id=stolen; \u{2003}session_id=stolen"]), "");
+        assert_eq!(opened(&["\"session_id\"=stolen; \"session\\137id\"=stolen; session\\_id=stolen"]), "");
         assert_eq!(opened(&["x=\"; session_id=stolen; y=\""]), "x=\"; y=\"");
     }
 

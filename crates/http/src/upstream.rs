@@ -54,7 +54,10 @@ pub(crate) async fn send(
     let mut tried: Vec<usize> = Vec::new();
     loop {
         let begun = Instant::now();
-        let (n, server, in_flight) = reach(request, &tried).await?;
+        let (n, server, in_flight) = tokio::select! {
+            reached = reach(request, &tried) => reached?,
+            () = client.gone() => return Err(Failure::Broken),
+        };
         let load = &request.access.servers()[n];
         request.note(|record| {
             record.server = Some(load.server.address.to_string());
@@ -87,23 +90,22 @@ pub(crate) async fn send(
 /// Connects to a server that was not tried yet. Nothing has been sent then, so trying the next is safe whatever the method.
 async fn reach(request: &Request<'_>, tried: &[usize]) -> Result<(usize, ServerSession, InFlight), Failure> {
     let access = request.access;
-    let order = access.order(request.tenant.slug.as_str());
+    let order = access.order(request.tenant.slug.as_str()).into_iter().filter(|n| !tried.contains(n));
     // Those that are ill, or have closed without an answer too often, are asked when nobody else can be reached.
-    for last_resort in [false, true] {
-        for &n in order.iter().filter(|n| !tried.contains(n)) {
-            let load = &access.servers()[n];
-            if load.is_preferred(request.plane.now()) == last_resort || !load.may_be_tried(request.plane.now()) {
-                continue;
+    let (first, last): (Vec<_>, Vec<_>) = order.partition(|n| access.servers()[*n].is_preferred(request.plane.now()));
+    for n in first.into_iter().chain(last) {
+        let load = &access.servers()[n];
+        if !load.may_be_tried(request.plane.now()) {
+            continue;
+        }
+        match connect(&load.server.address, access.pool.connect_timeout).await {
+            Ok(server) => {
+                load.connected();
+                return Ok((n, server, load.begin()));
             }
-            match connect(&load.server.address, access.pool.connect_timeout).await {
-                Ok(server) => {
-                    load.connected();
-                    return Ok((n, server, load.begin()));
-                }
-                Err(error) => {
-                    load.unreachable(request.plane.now());
-                    tracing::warn!(pool = %access.pool.name, server = %load.server.address, %error, "cannot connect");
-                }
+            Err(error) => {
+                load.unreachable(request.plane.now());
+                tracing::warn!(pool = %access.pool.name, server = %load.server.address, %error, "cannot connect");
             }
         }
     }
@@ -142,9 +144,13 @@ async fn woken(request: &Request<'_>, wake: &WakeConfig) -> Option<(usize, Serve
             return reached;
         }
         tracing::info!(pool = %access.pool.name, tenant = %request.tenant.slug, "waking the servers");
-        if let Err(error) = call(wake, access.pool.name.as_str(), request.tenant.slug.as_str()).await {
-            tracing::warn!(pool = %access.pool.name, address = %wake.address, %error, "whoever wakes the servers does not answer");
-        }
+        // Whoever wakes them may take its time to answer; what counts is whether they are awake.
+        let (wake, pool, tenant) = (wake.clone(), access.pool.name.clone(), request.tenant.slug.clone());
+        tokio::spawn(async move {
+            if let Err(error) = call(&wake, pool.as_str(), tenant.as_str()).await {
+                tracing::warn!(%pool, address = %wake.address, %error, "whoever wakes the servers does not answer");
+            }
+        });
         loop {
             if let Some(reached) = dial().await {
                 drop(waking);

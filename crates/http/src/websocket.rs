@@ -42,7 +42,9 @@ pub(crate) async fn serve(request: &Request<'_>, client: &mut Client) -> Result<
         refusal.retry_after = Some(Duration::from_secs(30));
         return Err(refusal.into());
     };
-    let order = request.access.order(request.tenant.slug.as_str()).into_iter().map(|n| &request.access.servers()[n]);
+    let mut order: Vec<_> = request.access.order(request.tenant.slug.as_str());
+    order.sort_by_key(|n| !request.access.servers()[*n].health.is_well());
+    let order = order.into_iter().map(|n| &request.access.servers()[n]);
     let mut server = None;
     for gevent in order.filter_map(|load| load.server.gevent.as_ref()) {
         match connect(gevent, pool.connect_timeout).await {

@@ -10,7 +10,6 @@
 mod json;
 mod xml;
 
-use std::borrow::Cow;
 use std::io::Read;
 
 /// Bytes of a form that are read; the forms of the pages concerned are short.
@@ -27,6 +26,8 @@ pub enum Carrier {
     Login,
     /// A page that may be asked with a form: its field `db`.
     Form,
+    /// Any other route: a tenant can give the others another name, so a remote call is known by its form alone.
+    Other,
 }
 
 /// Somebody tries to log in.
@@ -41,26 +42,44 @@ pub struct Attempt {
 /// How Odoo says whether a login was right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToldBy {
-    /// By a redirect; the form comes again otherwise.
+    /// By a redirect to somewhere else than the form; which comes again otherwise.
     Redirect,
+    /// Not at all: what is asked for must only not be asked for too often.
+    Nothing,
     /// By `result` in JSON.
     Json,
     /// By a value in XML.
     Xml,
+    /// By a refusal in JSON or XML: a call that brings its password, and means something else.
+    Refusal,
 }
 
 impl ToldBy {
-    /// Whether an answer says that the login was right; `None` when it says neither. `body` may be its beginning only.
-    pub fn verdict(self, status: u16, body: &[u8]) -> Option<bool> {
-        if status >= 500 {
-            return None;
-        }
+    /// Whether an answer says that the login was right; `None` when it says neither. `location` is where it sends the client,
+    /// and `body` may be its beginning only.
+    pub fn verdict(self, status: u16, location: Option<&str>, body: &[u8]) -> Option<bool> {
         match self {
-            Self::Redirect => Some((300..400).contains(&status)),
+            Self::Nothing => None,
+            Self::Redirect => match status {
+                200 => Some(false),
+                // Back to the form: its session was over, and nothing was tried.
+                300..400 => (!location.is_some_and(|to| to.split('?').next().unwrap_or(to).ends_with("/web/login")))
+                    .then_some(true),
+                // A form without its token, a server that is busy.
+                _ => None,
+            },
+            _ if status != 200 => None,
             Self::Json => json::verdict(body),
+            Self::Refusal => {
+                let refused = [&b"AccessDenied"[..], b"Access Denied"]
+                    .iter()
+                    .any(|words| body.windows(words.len()).any(|w| w == *words));
+                Some(!refused)
+            }
             Self::Xml => {
                 let has = |words: &[u8]| body.windows(words.len()).any(|w| w == words);
-                Some(!has(b"<boolean>0</boolean>") && !has(b"<fault>"))
+                let wrong = has(b"<boolean>0</boolean>") || has(b"<fault>");
+                has(b"<methodResponse").then_some(!wrong)
             }
         }
     }
@@ -119,7 +138,7 @@ fn carrier_of(path: &str) -> Option<Carrier> {
     } else if path == "/web/session/authenticate" {
         Some(Carrier::Login)
     } else if PAGES.contains(&path)
-        || ["/odoo", "/scoped_app", "/pos", "/auth_oauth", "/web/login"].iter().any(|p| below(p))
+        || ["/odoo", "/scoped_app", "/pos", "/auth_oauth", "/auth_saml", "/web/login"].iter().any(|p| below(p))
     {
         Some(Carrier::Form)
     } else {
@@ -127,12 +146,10 @@ fn carrier_of(path: &str) -> Option<Carrier> {
     }
 }
 
-/// The path behind a segment that may be a language, as in `/fr/web/login` or `/pt_BR/shop`.
+/// The path behind its first segment, which may be a language: `/fr/web/login`. A tenant can call its languages what it likes.
 pub(crate) fn without_language(path: &str) -> Option<&str> {
     let (segment, _) = path.strip_prefix('/')?.split_once('/')?;
-    let code = segment.split(['_', '@', '-']).next().unwrap_or_default();
-    let language = (2..=3).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_lowercase());
-    (language && segment.len() <= 12).then(|| &path[segment.len() + 1..])
+    Some(&path[segment.len() + 1..])
 }
 
 /// Whether the query of a request names the tenant's database or none, and no session.
@@ -140,27 +157,35 @@ pub(crate) fn without_language(path: &str) -> Option<&str> {
 /// `query` is what follows the question mark, as it was sent.
 pub fn check_query(path: &str, query: &[u8], database: Option<&str>) -> Result<(), Denied> {
     // Nothing of interest has another first letter, encoded or not.
-    if !query.split(|b| *b == b'&').any(|pair| matches!(pair.first(), Some(b'd' | b's' | b'%'))) {
+    if !query.split(|b| *b == b'&').any(|pair| matches!(pair.first(), Some(b'd' | b's' | b'R' | b'p' | b'%'))) {
         return Ok(());
     }
     check_pairs(path, query, database)
 }
 
 fn check_pairs(path: &str, text: &[u8], database: Option<&str>) -> Result<(), Denied> {
-    pairs(path, text, database).map(|_| ())
+    pairs(path, text, database, true).map(|_| ())
+}
+
+/// Whether a path is one by whose form somebody proves or claims to be somebody.
+fn claims(path: &str) -> bool {
+    let claims = |path: &str| CLAIMS.contains(&path);
+    claims(path) || without_language(path).is_some_and(claims)
 }
 
 /// Checks the pairs of a query or a form, and gives the login that is among them.
-fn pairs(path: &str, text: &[u8], database: Option<&str>) -> Result<Option<String>, Denied> {
+fn pairs(path: &str, text: &[u8], database: Option<&str>, is_query: bool) -> Result<Option<String>, Denied> {
     let mut login = None;
     for (name, value) in form_urlencoded::parse(text) {
         match name.as_ref() {
+            "password" if is_query && claims(path) => return Err(Denied::Unreadable("a password belongs in its body")),
+            "login" if login.is_some() => return Err(Denied::Unreadable("it names a login twice")),
             "login" => login = Some(value.into_owned()),
             "db" if !value.is_empty() && Some(value.as_ref()) != database => return Err(Denied::Database),
-            "session_id" if value.len() >= 40 && value.bytes().all(|b| b.is_ascii_hexdigit()) => {
-                return Err(Denied::Session);
+            "session_id" if is_session(&value) => return Err(Denied::Session),
+            "state" | "RelayState" if (path.contains("/auth_oauth") || path.contains("/auth_saml")) => {
+                json::check_oauth_state(&value, database)?;
             }
-            "state" if path.contains("/auth_oauth/") => json::check_oauth_state(&value, database)?,
             _ => {}
         }
     }
@@ -185,8 +210,7 @@ pub fn check_body(
     match carrier {
         Carrier::JsonRpc => {
             understood(content_type)?;
-            let login = json::check_call(body, database)?;
-            Ok(login.map(|login| Attempt { login, told_by: ToldBy::Json }))
+            json::check_call(body, database)
         }
         Carrier::Login => {
             understood(content_type)?;
@@ -196,23 +220,40 @@ pub fn check_body(
         Carrier::XmlRpc => {
             understood(content_type)?;
             let login = xml::check_call(body, database)?;
-            Ok(login.map(|login| Attempt { login, told_by: ToldBy::Xml }))
+            let told_by = if path.ends_with("/object") { ToldBy::Refusal } else { ToldBy::Xml };
+            Ok(login.map(|login| Attempt { login, told_by }))
         }
-        Carrier::Form => match media_type(content_type).as_ref() {
+        Carrier::Other => {
+            match media_type(content_type) {
+                "application/json" | "application/json-rpc" => json::check_other(body, database)?,
+                // A form is read as a form, and then there is no call left to be read.
+                "application/x-www-form-urlencoded" | "multipart/form-data" => {}
+                _ => xml::check_other(body, database)?,
+            }
+            Ok(None)
+        }
+        Carrier::Form => match media_type(content_type) {
             "application/x-www-form-urlencoded" => {
+                understood(content_type)?;
                 let mut text = Vec::new();
                 let read = body.take(MOST_FORM + 1).read_to_end(&mut text);
                 if read.is_err() || text.len() as u64 > MOST_FORM {
                     return Err(Denied::Unreadable("its form is too long"));
                 }
-                let login = pairs(path, &text, database)?;
-                let claims = |path: &str| CLAIMS.contains(&path);
-                let claims = claims(path) || without_language(path).is_some_and(claims);
-                let attempt = Attempt { login: login.unwrap_or_default(), told_by: ToldBy::Redirect };
-                Ok(claims.then_some(attempt))
+                let login = pairs(path, &text, database, false)?;
+                // What is tried there has nothing to do with a login in the form.
+                let (login, told_by) = if path.ends_with("/totp") {
+                    (" second factor".to_owned(), ToldBy::Redirect)
+                } else if path.ends_with("/web/login") {
+                    (login.unwrap_or_default(), ToldBy::Redirect)
+                } else {
+                    (" new password".to_owned(), ToldBy::Nothing)
+                };
+                Ok(claims(path).then_some(Attempt { login, told_by }))
             }
-            "multipart/form-data" => Err(Denied::MediaType),
-            _ => Ok(None),
+            "" | "application/json" | "text/plain" => Ok(None),
+            // Servers take more for a form than what is spelt like one.
+            _ => Err(Denied::MediaType),
         },
     }
 }
@@ -224,13 +265,23 @@ fn xml_service(path: &str) -> Option<&str> {
     Some(rest.strip_prefix("2/").unwrap_or(rest))
 }
 
-fn media_type(content_type: &str) -> Cow<'_, str> {
-    let kind = content_type.split(';').next().unwrap_or_default().trim();
-    if kind.bytes().any(|b| b.is_ascii_uppercase()) {
-        Cow::Owned(kind.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(kind)
-    }
+/// The media type, if it is one of those that are known here, in any case.
+fn media_type(content_type: &str) -> &str {
+    const KNOWN: [&str; 5] = [
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "application/json",
+        "application/json-rpc",
+        "text/plain",
+    ];
+    let kind = content_type.split(';').next().unwrap_or_default().trim_matches([' ', '\t']);
+    KNOWN.into_iter().find(|known| kind.eq_ignore_ascii_case(known)).unwrap_or(kind)
+}
+
+/// Whether something is a session's id, as any version of Odoo makes them.
+fn is_session(text: &str) -> bool {
+    let id = text.trim_end();
+    id.len() >= 40 && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
 }
 
 /// Text in another encoding would be read in another way than ours.

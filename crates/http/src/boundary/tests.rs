@@ -134,7 +134,17 @@ fn a_login_and_a_form_must_name_their_own_database_or_none() {
     assert_eq!(form(urlencoded, "login=a&db=&password=b"), Ok(()));
     assert_eq!(form(urlencoded, "db=acme_db&db=bolt_db"), Err(Denied::Database));
     assert_eq!(form("Application/X-WWW-Form-URLencoded; charset=utf-8", "d%62=bolt%5fdb"), Err(Denied::Database));
-    assert_eq!(form("multipart/form-data; boundary=x", "--x"), Err(Denied::MediaType));
+    for more in [
+        "multipart/form-data; boundary=x",
+        "application/x-url-encoded",
+        "application/x-www-form-urlencoded, x",
+        "application/x-www-form-urlencoded x",
+        "application/x-www-form-urlencoded\u{a0}",
+        "application/xml",
+    ] {
+        assert_eq!(form(more, "db=bolt_db"), Err(Denied::MediaType), "{more}");
+    }
+    assert!(form(urlencoded, "login=a&password=x&login=b").is_err());
     assert_eq!(form("application/json", "{}"), Ok(()));
 }
 
@@ -149,10 +159,14 @@ fn a_query_names_its_own_database_or_none_and_no_session() {
     {
         assert_eq!(query(bad), Err(Denied::Database), "{bad}");
     }
-    let session = format!("session_id={}", "a1".repeat(20));
-    assert_eq!(query(&session), Err(Denied::Session));
+    for session in ["a1".repeat(20), "Zz-_".repeat(21), format!("{}%0A", "a1".repeat(20))] {
+        assert_eq!(query(&format!("session_id={session}")), Err(Denied::Session), "{session}");
+    }
     let state = |d: &str| check_query("/auth_oauth/signin", format!("state=%7B%22d%22%3A%22{d}%22%7D").as_bytes(), OWN);
     assert_eq!((state("acme_db"), state("bolt_db")), (Ok(()), Err(Denied::Database)));
+    let relay =
+        |d: &str| check_query("/auth_saml/signin", format!("RelayState=%7B%22d%22%3A%22{d}%22%7D").as_bytes(), OWN);
+    assert_eq!((relay("acme_db"), relay("bolt_db")), (Ok(()), Err(Denied::Database)));
 }
 
 #[test]
@@ -168,6 +182,8 @@ fn every_path_that_can_name_a_database_is_known_in_every_spelling() {
         ("/odoo/sales/1", Some(Carrier::Form)),
         ("/web/dataset/call_kw/res.partner/read", None),
         ("/jsonrpcx", None),
+        ("/english/web/login", Some(Carrier::Form)),
+        ("/E/jsonrpc", Some(Carrier::JsonRpc)),
         ("/", None),
     ] {
         assert_eq!(carrier(path), Ok(expected), "{path}");
@@ -184,7 +200,7 @@ fn who_tries_to_log_in_is_known_by_every_way_and_the_answer_says_whether_it_was_
     let by = |login: &str| Some(login.to_owned());
     assert_eq!(tried(Carrier::Form, "/web/login", "login=a%40b&password=x&csrf_token=y"), by("a@b"));
     assert_eq!(tried(Carrier::Form, "/fr/web/login", "login=a&password=x"), by("a"));
-    assert_eq!(tried(Carrier::Form, "/web/login/totp", "totp_token=1"), by(""));
+    assert_eq!(tried(Carrier::Form, "/web/login/totp", "totp_token=1&login=x"), by(" second factor"));
     assert_eq!(tried(Carrier::Form, "/odoo", "login=a"), None);
     assert_eq!(
         tried(Carrier::Login, "/web/session/authenticate", r#"{"params":{"login":"a","password":"b"}}"#),
@@ -195,28 +211,80 @@ fn who_tries_to_log_in_is_known_by_every_way_and_the_answer_says_whether_it_was_
     };
     assert_eq!(tried(Carrier::JsonRpc, "/jsonrpc", &call("common", "authenticate")), by("a"));
     assert_eq!(tried(Carrier::JsonRpc, "/jsonrpc", &call("common", "login")), by("a"));
-    assert_eq!(tried(Carrier::JsonRpc, "/jsonrpc", &call("object", "execute_kw")), None);
+    assert_eq!(tried(Carrier::JsonRpc, "/jsonrpc", &call("object", "execute_kw")), by("a"));
+    assert_eq!(
+        tried(Carrier::JsonRpc, "/jsonrpc", r#"{"params":{"service":"common","method":"version","args":[]}}"#),
+        None
+    );
     let two = "<param><value>acme_db</value></param><param><value><string>a</string></value></param>";
     let xml = call_of("authenticate", two);
     assert_eq!(tried(Carrier::XmlRpc, "/xmlrpc/2/common", &xml), by("a"));
-    assert_eq!(tried(Carrier::XmlRpc, "/xmlrpc/2/common", &call_of("version", two)), None);
+    assert_eq!(tried(Carrier::XmlRpc, "/xmlrpc/2/common", &call_of("version", two)), by("a"));
+    let odd = two.replace(">a<", ">a<!-- --><");
+    assert_eq!(tried(Carrier::XmlRpc, "/xmlrpc/2/common", &call_of("authenticate", &odd)), by(""));
+    assert_eq!(tried(Carrier::XmlRpc, "/xmlrpc/2/common", &call_of("version", "")), None);
 
-    for (told_by, status, body, expected) in [
-        (ToldBy::Redirect, 303, "", Some(true)),
-        (ToldBy::Redirect, 200, "Wrong login/password", Some(false)),
-        (ToldBy::Redirect, 503, "", None),
-        (ToldBy::Json, 200, r#"{"result":{"uid":2,"db":"acme_db"}}"#, Some(true)),
-        (ToldBy::Json, 200, r#"{"result":{"uid":null}}"#, Some(false)),
-        (ToldBy::Json, 200, r#"{"result":7}"#, Some(true)),
-        (ToldBy::Json, 200, r#"{"result":false}"#, Some(false)),
-        (ToldBy::Json, 200, r#"{"error":{"code":200}}"#, Some(false)),
-        (ToldBy::Json, 200, "<html>", None),
-        (ToldBy::Xml, 200, "<value><int>2</int></value>", Some(true)),
-        (ToldBy::Xml, 200, "<value><boolean>0</boolean></value>", Some(false)),
-        (ToldBy::Xml, 200, "<fault><value/></fault>", Some(false)),
+    for (told_by, status, location, body, expected) in [
+        (ToldBy::Redirect, 303, "/odoo", "", Some(true)),
+        (ToldBy::Redirect, 303, "/web/login/totp", "", Some(true)),
+        (ToldBy::Redirect, 303, "/web/login?redirect=x", "", None),
+        (ToldBy::Redirect, 200, "", "Wrong login/password", Some(false)),
+        (ToldBy::Redirect, 400, "", "Session expired (invalid CSRF token)", None),
+        (ToldBy::Redirect, 503, "", "", None),
+        (ToldBy::Nothing, 200, "", "", None),
+        (ToldBy::Json, 200, "", r#"{"result":{"uid":2,"db":"acme_db"}}"#, Some(true)),
+        (ToldBy::Json, 200, "", r#"{"result":{"uid":null}}"#, Some(false)),
+        (ToldBy::Json, 200, "", r#"{"result":7}"#, Some(true)),
+        (ToldBy::Json, 200, "", r#"{"result":false}"#, Some(false)),
+        (ToldBy::Json, 200, "", r#"{"error":{"code":200}}"#, Some(false)),
+        (ToldBy::Json, 200, "", "<html>", None),
+        (ToldBy::Xml, 200, "", "<methodResponse><value><int>2</int></value>", Some(true)),
+        (ToldBy::Xml, 200, "", "<methodResponse><value><boolean>0</boolean></value>", Some(false)),
+        (ToldBy::Xml, 200, "", "<methodResponse><fault><value/></fault>", Some(false)),
+        (ToldBy::Xml, 400, "", "bad request", None),
+        (ToldBy::Xml, 200, "", "<html>", None),
+        (ToldBy::Refusal, 200, "", r#"{"error":{"data":{"name":"odoo.exceptions.AccessDenied"}}}"#, Some(false)),
+        (ToldBy::Refusal, 200, "", r#"{"error":{"data":{"name":"odoo.exceptions.UserError"}}}"#, Some(true)),
     ] {
-        assert_eq!(told_by.verdict(status, body.as_bytes()), expected, "{told_by:?} {status} {body}");
+        let location = Some(location).filter(|l| !l.is_empty());
+        assert_eq!(told_by.verdict(status, location, body.as_bytes()), expected, "{told_by:?} {status} {body}");
     }
+}
+
+/// A tenant may give the routes other names: a call is known by its form.
+#[test]
+fn a_remote_call_is_known_on_any_route() {
+    let other =
+        |kind: &str, text: &str| check_body(Carrier::Other, "/shop/x", Some(kind), text.as_bytes(), OWN).map(|_| ());
+    let json = |text: &str| other("application/json", text);
+    for good in [
+        r#"{"jsonrpc":"2.0","params":{"model":"res.partner","method":"read","args":[[1]],"kwargs":{}}}"#,
+        r#"{"params":{"service":"object","args":["acme_db",2]}}"#,
+        r#"{"params":{"service":"delivery","args":["bolt_db"]}}"#,
+        r#"{"params":{"db":"acme_db"}}"#,
+        r#"{"event":{"params":{"db":"bolt_db"}}}"#,
+        r#"{"params":"db"}"#,
+        "[1,2]",
+    ] {
+        assert_eq!(json(good), Ok(()), "{good}");
+    }
+    for bad in [
+        r#"{"params":{"service":"object","args":["bolt_db",2]}}"#,
+        r#"{"params":{"args":["bolt_db",2],"service":"common"}}"#,
+        r#"{"params":{"service":"object","args":["acme_db"],"args":["bolt_db"]}}"#,
+        r#"{"params":{"service":"object","args":["bolt_db"]},"params":{}}"#,
+        r#"{"params":{"\u0064b":"bolt_db"}}"#,
+        r#"{"params":{"service":"db","args":[]}}"#,
+        r#"{"params":{"service":"object","args":["acme_db",NaN]}}"#,
+    ] {
+        assert!(json(bad).is_err(), "{bad}");
+    }
+    let call = |name: &str| call(&format!("<param><value>{name}</value></param>"));
+    assert_eq!(other("text/xml", &call("acme_db")), Ok(()));
+    assert_eq!(other("text/plain", &call("bolt_db")), Err(Denied::Database));
+    let wide: Vec<u8> = call("bolt_db").bytes().flat_map(|b| [b, 0]).collect();
+    assert!(check_body(Carrier::Other, "/x", None, &wide[..], OWN).is_err());
+    assert_eq!(other("image/png", "\u{89}PNG"), Ok(()));
 }
 
 proptest! {

@@ -46,7 +46,7 @@ pub struct HttpConfig {
     /// Static files and compiled assets that are kept.
     #[serde(default)]
     pub cache: CacheConfig,
-    /// How hard answers are compressed for clients that take it, from 1 to 9; 0: not at all. Kept static files always are.
+    /// How hard answers are compressed for clients that take it, from 1 to 9; 0: not at all. Kept static files up to 8 MiB always are.
     #[serde(default)]
     #[schemars(range(max = 9))]
     pub compression: u32,
@@ -125,7 +125,7 @@ pub struct TenantTlsConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Bytes in memory, for objects up to 1 MiB.
+    /// Bytes in memory, for objects up to 8 MiB. No tenant may have more than a quarter.
     #[serde(default = "default_memory")]
     pub memory: ByteSize,
     /// Bytes on disk, in `spool_directory`, for greater ones.
