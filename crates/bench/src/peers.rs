@@ -267,6 +267,16 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    /// NGINX's workers do not notice when their parent is killed.
+    fn drop(&mut self) {
+        let pids: Vec<String> = self.pids().map(|pid| pid.to_string()).collect();
+        if !pids.is_empty() {
+            let _ = std::process::Command::new("kill").arg("-TERM").args(pids).stderr(Stdio::null()).status();
+        }
+    }
+}
+
 /// Whether this PgBouncer carries prepared statements from one server connection to another: from 1.21 on.
 pub(crate) async fn knows_statements(program: &Path) -> bool {
     let output = Command::new(program).arg("--version").output().await;

@@ -258,7 +258,7 @@ impl Bed {
                 let both = here.join("both.pem");
                 let tls = if is_tls { format!(" ssl crt {}", both.display()) } else { String::new() };
                 let text = format!(
-                    "global\n  maxconn 20000\ncache kept\n  total-max-size 64\n  max-age 600\ndefaults\n  mode http\n  \
+                    "global\n  maxconn 8000\ncache kept\n  total-max-size 64\n  max-age 600\ndefaults\n  mode http\n  \
                      timeout connect 5s\n  timeout client 60s\n  timeout server 60s\n  option forwardfor\nfrontend front\n  \
                      bind 127.0.0.1:{port}{tls}\n  default_backend origin\nbackend origin\n  \
                      acl static path_beg /web/static/\n  http-request cache-use kept if static\n  \
@@ -323,7 +323,7 @@ async fn nginx(directory: &Path, name: &str, http: &str, port: u16) -> anyhow::R
     };
     let text = format!(
         "daemon off;\n{user}worker_processes {workers};\npid {name}.pid;\nerror_log stderr crit;\n\
-         events {{ worker_connections 20000; }}\n{http}"
+         events {{ worker_connections 8000; }}\n{http}"
     );
     let path = directory.join(format!("{name}.conf"));
     fs::write(&path, text)?;

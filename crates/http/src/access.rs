@@ -3,18 +3,23 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::Class;
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// Lines that may wait to be written; beyond, they are dropped and counted.
-const LINES: usize = 65_536;
+/// Bytes of lines that may wait to be written; beyond, they are dropped and counted.
+const MOST_WAITING: usize = 32 << 20;
+
+/// So many bytes are written at once, without waiting for more.
+const MANY: usize = 256 << 10;
+
+/// The longest time that a line waits for others.
+const EVERY: Duration = Duration::from_millis(100);
 
 /// What becomes known of a request on its way.
 #[derive(Debug, Default)]
@@ -89,11 +94,19 @@ pub(crate) fn timestamp() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }
 
-/// A file that lines are written to, by a thread of its own.
+/// A file that lines are written to, many at a time, by a thread of its own: a request costs a copy and no system call.
 pub(crate) struct AccessLog {
-    writer: NonBlocking,
-    _thread: WorkerGuard,
+    shared: Arc<Shared>,
     path: PathBuf,
+}
+
+struct Shared {
+    lines: Mutex<Vec<u8>>,
+    /// Says that there is much to write, or nothing more to come.
+    wake: Condvar,
+    target: Mutex<Box<dyn Write + Send>>,
+    is_closed: AtomicBool,
+    dropped: AtomicU64,
 }
 
 impl std::fmt::Debug for AccessLog {
@@ -110,22 +123,75 @@ impl AccessLog {
         } else {
             Box::new(OpenOptions::new().create(true).append(true).open(path)?)
         };
-        let (writer, thread) = NonBlockingBuilder::default()
-            .buffered_lines_limit(LINES)
-            .lossy(true)
-            .thread_name("access-log")
-            .finish(target);
-        Ok(Self { writer, _thread: thread, path: path.to_owned() })
+        let shared = Arc::new(Shared {
+            lines: Mutex::default(),
+            wake: Condvar::new(),
+            target: Mutex::new(target),
+            is_closed: AtomicBool::new(false),
+            dropped: AtomicU64::new(0),
+        });
+        let writer = Arc::clone(&shared);
+        std::thread::Builder::new().name("access-log".to_owned()).spawn(move || writer.run())?;
+        Ok(Self { shared, path: path.to_owned() })
     }
 
     pub(crate) fn write(&self, line: &Line<'_>) {
-        let mut text = serde_json::to_vec(line).unwrap_or_default();
+        let mut text = Vec::with_capacity(512);
+        if serde_json::to_writer(&mut text, line).is_err() {
+            return;
+        }
         text.push(b'\n');
-        let _ = self.writer.clone().write_all(&text);
+        let mut lines = self.shared.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if lines.len() + text.len() > MOST_WAITING {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        lines.extend_from_slice(&text);
+        let many = lines.len() > MANY;
+        drop(lines);
+        if many {
+            self.shared.wake.notify_one();
+        }
     }
 
     /// Lines that were dropped because the disk was too slow.
     pub(crate) fn dropped(&self) -> u64 {
-        self.writer.error_counter().dropped_lines() as u64
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Writes what waits, now. Blocks as long as the disk does.
+    pub(crate) fn flush(&self) {
+        self.shared.write_out();
+    }
+}
+
+impl Drop for AccessLog {
+    /// The thread writes what is left and ends; nobody waits for it.
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::Release);
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Shared {
+    fn run(&self) {
+        while !self.is_closed.load(Ordering::Acquire) {
+            let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = self.wake.wait_timeout_while(lines, EVERY, |lines| {
+                lines.len() <= MANY && !self.is_closed.load(Ordering::Acquire)
+            });
+            drop(waited);
+            self.write_out();
+        }
+        self.write_out();
+    }
+
+    fn write_out(&self) {
+        let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner));
+        if !lines.is_empty() && target.write_all(&lines).and_then(|()| target.flush()).is_err() {
+            let count = lines.iter().filter(|b| **b == b'\n').count();
+            self.dropped.fetch_add(count as u64, Ordering::Relaxed);
+        }
     }
 }

@@ -176,7 +176,9 @@ fn doomed(headers: &HeaderMap, matches: impl Fn(&str) -> bool) -> Vec<HeaderName
         .iter()
         .filter_map(|v| v.to_str().ok())
         .flat_map(|v| v.split(','))
-        .map(|t| t.trim().to_ascii_lowercase())
+        .map(str::trim)
+        .filter(|t| !t.eq_ignore_ascii_case("keep-alive") && !t.eq_ignore_ascii_case("close"))
+        .map(str::to_ascii_lowercase)
         // A client that names an end-to-end header which we or the framing need does not get it removed.
         .filter(|t| !matches!(t.as_str(), "host" | "cookie" | "authorization" | "content-type" | "close" | "upgrade"))
         .collect();

@@ -421,6 +421,8 @@ impl HttpPlane {
             self.tasks.wait().await;
         }
         self.cut.cancel();
+        let snapshot = self.snapshot();
+        let _ = tokio::task::spawn_blocking(move || snapshot.access_log.as_ref().map(AccessLog::flush)).await;
         finished
     }
 

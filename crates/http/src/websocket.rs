@@ -234,13 +234,13 @@ mod tests {
                 let mask = if n % 2 == 0 { 0x80 } else { 0 };
                 bytes.push(0x82);
                 match *length {
-                    short @ 0..126 => bytes.push(mask | short as u8),
+                    short @ 0..126 => bytes.push(mask + short as u8),
                     middle @ 126..65_536 => {
-                        bytes.push(mask | 126);
+                        bytes.push(mask + 126);
                         bytes.extend_from_slice(&(middle as u16).to_be_bytes());
                     }
                     long => {
-                        bytes.push(mask | 127);
+                        bytes.push(mask + 127);
                         bytes.extend_from_slice(&(long as u64).to_be_bytes());
                     }
                 }
