@@ -190,7 +190,7 @@ impl Shared {
         let mut target = self.target.lock().unwrap_or_else(PoisonError::into_inner);
         let lines = std::mem::take(&mut *self.lines.lock().unwrap_or_else(PoisonError::into_inner));
         if !lines.is_empty() && target.write_all(&lines).and_then(|()| target.flush()).is_err() {
-            let count = lines.iter().filter(|b| **b == b'\n').count();
+            let count = lines.split_inclusive(|b| *b == b'\n').count();
             self.dropped.fetch_add(count as u64, Ordering::Relaxed);
         }
     }
