@@ -122,6 +122,8 @@ impl Ord for Rank {
     }
 }
 
+const _: () = assert!(Class::ALL.len() <= u16::BITS as usize, "`Account::busy` has a bit for each");
+
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) tenant: TenantId,
@@ -130,7 +132,7 @@ pub(super) struct Account {
     pub(super) virtual_time: f64,
     pub(super) queues: [VecDeque<Waiting>; Class::ALL.len()],
     /// Which of the queues are not empty, a bit for each.
-    pub(super) busy: u8,
+    pub(super) busy: u16,
     pub(super) estimates: [f32; Class::ALL.len()],
     pub(super) baselines: [Baseline; Class::ALL.len()],
     pub(super) class_running: [u32; Class::ALL.len()],

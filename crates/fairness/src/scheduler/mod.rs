@@ -236,7 +236,7 @@ impl Scheduler {
         let waiting = Waiting { ticket, since: now, deadline };
         let a = &mut self.accounts[account];
         a.queues[class as usize].push_back(waiting);
-        a.busy |= 1 << class as u8;
+        a.busy |= 1 << class as u16;
         a.usage.waiting += 1;
         self.waiting += 1;
         self.deadlines.insert((deadline, ticket));
@@ -381,7 +381,7 @@ impl Scheduler {
         let position = queue.iter().position(|w| w.ticket == ticket)?;
         let waiting = queue.remove(position)?;
         if queue.is_empty() {
-            a.busy &= !(1 << ticket.class as u8);
+            a.busy &= !(1 << ticket.class as u16);
         }
         self.deadlines.remove(&(waiting.deadline, ticket));
         if !self.nested_waiting.is_empty() {
