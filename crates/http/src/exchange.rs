@@ -159,7 +159,7 @@ async fn refuse(client: &mut Client, refusal: &Refusal, id: &str) -> Outcome {
 async fn ask_worker(
     request: &Request<'_>,
     class: Class,
-    carrier: Option<Carrier>,
+    carrier: Carrier,
     client: &mut Client,
 ) -> Result<Outcome, Failure> {
     request.note(|record| record.class = Some(class));
@@ -171,9 +171,9 @@ async fn ask_worker(
     // Held as long as the body is.
     let (mut body, _held) = read_body(request, client).await?.unzip();
     request.note(|record| record.bytes_in = body.as_ref().map_or(0, Spool::len));
-    let attempt = match (carrier, &mut body) {
-        (Some(carrier), Some(body)) => look_into(request, carrier, body, client).await?,
-        _ => None,
+    let attempt = match &mut body {
+        Some(body) => look_into(request, carrier, body, client).await?,
+        None => None,
     };
     let Some(attempt) = attempt else { return forward(request, class, &mut body, client, Wishes::default()).await };
     let plane = request.plane;

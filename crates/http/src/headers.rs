@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use pingora_error::Result;
+use pingora_error::{ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use crate::framing::Malformed;
@@ -114,8 +114,9 @@ pub(crate) fn to_server(client: &RequestHeader, about: &Forwarded<'_>) -> Result
         head.remove_header(&name);
     }
     // One value each: Odoo takes the last one of a list.
-    head.insert_header("X-Forwarded-For", about.client.to_string())?;
-    head.insert_header("X-Real-IP", about.client.to_string())?;
+    let client = HeaderValue::try_from(about.client.to_string()).or_err(ErrorType::InvalidHTTPHeader, "an address")?;
+    head.insert_header("X-Forwarded-For", client.clone())?;
+    head.insert_header("X-Real-IP", client)?;
     head.insert_header("X-Forwarded-Proto", about.scheme)?;
     head.insert_header("X-Forwarded-Host", about.host)?;
     head.insert_header(header::HOST, about.host)?;
@@ -180,7 +181,7 @@ fn doomed(headers: &HeaderMap, matches: impl Fn(&str) -> bool) -> Vec<HeaderName
         .filter(|t| !t.eq_ignore_ascii_case("keep-alive") && !t.eq_ignore_ascii_case("close"))
         .map(str::to_ascii_lowercase)
         // A client that names an end-to-end header which we or the framing need does not get it removed.
-        .filter(|t| !matches!(t.as_str(), "host" | "cookie" | "authorization" | "content-type" | "close" | "upgrade"))
+        .filter(|t| !matches!(t.as_str(), "host" | "cookie" | "authorization" | "content-type" | "upgrade"))
         .collect();
     let mut out: Vec<HeaderName> = headers
         .keys()

@@ -13,7 +13,8 @@ use cofferdam_tenant::HealthConfig;
 use http::header;
 use pingora_http::RequestHeader;
 
-use crate::plane::{HttpPlane, PoolAccess, ServerLoad};
+use crate::plane::HttpPlane;
+use crate::pool::{PoolAccess, ServerLoad};
 use crate::upstream;
 
 /// How often it is looked whether a server is due.

@@ -5,17 +5,21 @@
 //! [`Gate`](cofferdam_fairness::Gate) for a slot, sends one request per connection, and gives the slot back when the
 //! server has finished its answer.
 //!
-//! pingora does HTTP: parsing, framing, keep-alive, upgrades. The sockets, the runtime and the order of steps are ours
-//! (`docs/decisions/0003-pingora-core.md`). No pingora type appears in this crate's public interface.
+//! pingora does HTTP: parsing, keep-alive, upgrades, HTTP/2. The sockets, TLS, the strict check of what comes in
+//! ([`framing`]), the runtime and the order of steps are ours (`docs/decisions/0003-pingora-core.md`, `0016`). No pingora type appears in this crate's public interface.
 //!
 //! # Manual
 //!
 //! - **Boundary.** A host belongs to one tenant; an unknown host is answered with 421 and no server hears of it.
 //!   `X-Forwarded-*`, `Forwarded`, `X-Real-IP` and `X-Odoo-*` of clients are dropped, ours are set; hop-by-hop headers end
-//!   here; `X-Sendfile` and `X-Accel-Redirect` never leave. Database manager and other internal routes are closed.
+//!   here; `X-Sendfile` and `X-Accel-Redirect` never leave. Database manager and other internal routes are closed but to
+//!   whom the tenant opens them. A request that names another database is refused ([`boundary`]), and a session opens for
+//!   its own tenant only.
 //! - **Refusals.** Over the tenant's own quota: 429. Pool overloaded: 503. Both with `Retry-After` and a body that names
 //!   limit and wait.
 //! - **Slots.** A slot is free when the server has finished, also when the client has left before: the worker goes on.
+//! - **Files.** What Odoo says to be public, and lies where static files do, is kept per tenant; files of its filestore are
+//!   sent in its place.
 //! - **WebSocket.** `/websocket` goes to the gevent port, holds no worker slot, and is counted per tenant.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -35,9 +39,11 @@ mod local;
 mod login;
 mod plane;
 mod policy;
+mod pool;
 mod proxy;
 mod reply;
 mod request;
+mod room;
 mod route;
 mod sendfile;
 mod session;

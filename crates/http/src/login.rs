@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_fairness::Timestamp;
-use cofferdam_tenant::{LoginProtectionConfig, TenantId};
+use cofferdam_tenant::{LoginProtectionConfig, Network, TenantId};
 use moka::ops::compute::Op;
 use moka::sync::Cache;
 use std::collections::HashMap;
@@ -74,7 +74,7 @@ impl Logins {
         counts_at_once: bool,
         now: Timestamp,
     ) -> Result<Option<Trial>, Duration> {
-        if config.attempts == 0 || config.trusted.iter().any(|network| network.contains(address)) {
+        if config.attempts == 0 || Network::any(&config.trusted, address) {
             return Ok(None);
         }
         let address = network_of(address);
@@ -189,7 +189,7 @@ fn fingerprint(login: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_tenant::{HumanDuration, Network};
+    use cofferdam_tenant::HumanDuration;
 
     use super::*;
 

@@ -5,17 +5,15 @@ use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use cofferdam_fairness::{
-    Breaker, BreakerConfig, Clock, Gate, GateConfig, GateSet, GateSpec, RetryBudget, Share, Timestamp,
-};
+use cofferdam_fairness::{Clock, GateConfig, GateSet, GateSpec, Share, Timestamp};
 use cofferdam_tenant::{
     Catalog, Endpoint, HeaderPolicyConfig, HttpFront, LoginProtectionConfig, Network, PlaneQuota, Pool, PoolName,
-    Server, Tenant, TenantId,
+    Tenant, TenantId,
 };
 use http::HeaderValue;
 use tokio::net::TcpListener;
@@ -27,10 +25,12 @@ use crate::HttpError;
 use crate::access::AccessLog;
 use crate::cache::Store;
 use crate::connection;
-use crate::health::{self, Health};
+use crate::health;
 use crate::login::Logins;
 use crate::policy::Changes;
+use crate::pool::PoolAccess;
 use crate::reply::Refusal;
+use crate::room::Room;
 use crate::session::SessionKey;
 use crate::tls::FrontTls;
 
@@ -54,9 +54,10 @@ pub struct HttpPlane {
     /// Tenants whose body is being looked into: one at a time of each.
     reading: Mutex<HashMap<TenantId, Arc<Semaphore>>>,
     /// Bytes of request bodies that wait for a worker.
-    pub(crate) bodies: ReadAhead,
-    /// Bytes of answers that were read ahead of slow clients.
-    pub(crate) ahead: ReadAhead,
+    pub(crate) bodies: Room,
+    /// Bytes of answers that were read ahead of slow clients: beyond its bounds a server is read only as fast as its client
+    /// takes, and its slot is held as long.
+    pub(crate) ahead: Room,
     pub(crate) websockets: Mutex<HashMap<TenantId, u32>>,
     pub(crate) draining: CancellationToken,
     has_successor: AtomicBool,
@@ -74,43 +75,6 @@ pub(crate) type Reader = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// Large bodies that are looked into at once.
 const READERS: usize = 4;
-
-/// Most bytes that answers are read ahead of slow clients: in all, and for one tenant.
-const MOST_AHEAD: u64 = 2 << 30;
-const MOST_AHEAD_OF_ONE: u64 = 512 << 20;
-
-/// Counts what was read ahead of slow clients. Beyond the bounds a server is read only as fast as its client takes,
-/// and its slot is held as long.
-#[derive(Debug, Default)]
-pub(crate) struct ReadAhead {
-    all: AtomicU64,
-    by_tenant: Mutex<HashMap<TenantId, u64>>,
-}
-
-impl ReadAhead {
-    /// Takes room for more bytes, if there is.
-    pub(crate) fn take(&self, tenant: TenantId, bytes: u64) -> bool {
-        let mut by_tenant = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = by_tenant.entry(tenant).or_default();
-        let fits = *own + bytes <= MOST_AHEAD_OF_ONE && self.all.load(Ordering::Relaxed) + bytes <= MOST_AHEAD;
-        if fits {
-            *own += bytes;
-            self.all.fetch_add(bytes, Ordering::Relaxed);
-        }
-        fits
-    }
-
-    pub(crate) fn give_back(&self, tenant: TenantId, bytes: u64) {
-        let mut by_tenant = self.by_tenant.lock().unwrap_or_else(PoisonError::into_inner);
-        self.all.fetch_sub(bytes, Ordering::Relaxed);
-        if let Some(own) = by_tenant.get_mut(&tenant) {
-            *own -= bytes;
-            if *own == 0 {
-                by_tenant.remove(&tenant);
-            }
-        }
-    }
-}
 
 /// Counts since the plane was made.
 #[derive(Debug, Default)]
@@ -157,56 +121,6 @@ pub(crate) struct Timeouts {
     pub(crate) keepalive: Duration,
     pub(crate) write: Duration,
 }
-
-/// A pool, its gate and its servers.
-#[derive(Debug)]
-pub(crate) struct PoolAccess {
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) gate: Arc<Gate>,
-    servers: Vec<ServerLoad>,
-    retries: Arc<Mutex<Retries>>,
-    /// Held by who wakes the servers.
-    pub(crate) waking: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// Retries of a pool: a fifth of what needed none, and a few at once.
-#[derive(Debug)]
-pub(crate) struct Retries(RetryBudget);
-
-impl Default for Retries {
-    fn default() -> Self {
-        Self(RetryBudget::new(20, 10))
-    }
-}
-
-impl std::ops::Deref for Retries {
-    type Target = RetryBudget;
-
-    fn deref(&self) -> &RetryBudget {
-        &self.0
-    }
-}
-
-impl std::ops::DerefMut for Retries {
-    fn deref_mut(&mut self) -> &mut RetryBudget {
-        &mut self.0
-    }
-}
-
-#[derive(Debug)]
-pub(crate) struct ServerLoad {
-    pub(crate) server: Server,
-    in_flight: Arc<AtomicU32>,
-    /// Keeps requests, and their slots, from waiting for a server that cannot be reached. Shared across reloads.
-    breaker: Arc<Mutex<Breaker>>,
-    /// Puts a server last that closes without an answer time after time. Shared across reloads too.
-    answers: Arc<Mutex<Breaker>>,
-    pub(crate) health: Arc<Health>,
-}
-
-/// When a server that closes without an answer is put last, and for how long. One such answer is the end of one request.
-const UNANSWERED: BreakerConfig =
-    BreakerConfig { failures: 5, first_pause: Duration::from_secs(10), longest_pause: Duration::from_secs(300) };
 
 /// What the plane is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -280,8 +194,8 @@ impl HttpPlane {
             counters: Counters::default(),
             readers: Arc::new(Semaphore::new(READERS)),
             reading: Mutex::default(),
-            bodies: ReadAhead::default(),
-            ahead: ReadAhead::default(),
+            bodies: Room::default(),
+            ahead: Room::default(),
             websockets: Mutex::default(),
             draining: CancellationToken::new(),
             has_successor: AtomicBool::new(false),
@@ -325,16 +239,7 @@ impl HttpPlane {
             .iter()
             .filter_map(|(name, pool)| {
                 let gate = self.gates.get(name.as_str())?;
-                let known = old.pools.get(name).map_or(&[][..], |access| &access.servers);
-                let servers: Vec<_> = pool.servers.iter().map(|s| ServerLoad::new(s.clone(), known)).collect();
-                if pool.health.is_none() {
-                    for load in &servers {
-                        load.health.forget();
-                    }
-                }
-                let retries = old.pools.get(name).map_or_else(Arc::default, |access| Arc::clone(&access.retries));
-                let waking = old.pools.get(name).map_or_else(Arc::default, |access| Arc::clone(&access.waking));
-                let access = PoolAccess { pool: Arc::clone(pool), gate, servers, retries, waking };
+                let access = PoolAccess::new(pool, gate, old.pools.get(name).map(AsRef::as_ref));
                 Some((name.clone(), Arc::new(access)))
             })
             .collect();
@@ -456,12 +361,12 @@ impl HttpPlane {
     pub fn usage(&self) -> HttpUsage {
         let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
         let snapshot = self.snapshot();
-        let servers = snapshot.pools().flat_map(|access| access.servers.iter().map(|load| (&access.pool.name, load)));
+        let servers = snapshot.pools().flat_map(|access| access.servers().iter().map(|load| (&access.pool.name, load)));
         let servers = servers.map(|(pool, load)| ServerUsage {
             pool: pool.clone(),
             address: load.server.address.clone(),
             is_well: load.health.is_well(),
-            in_flight: load.in_flight.load(Ordering::Relaxed),
+            in_flight: load.in_flight(),
         });
         let cache = &snapshot.cache;
         let [(memory_objects, memory_bytes), (disk_objects, disk_bytes)] = cache.size();
@@ -548,7 +453,7 @@ impl Snapshot {
 
     /// Whether a proxy of ours is at this address.
     pub(crate) fn trusts(&self, address: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|network| network.contains(address))
+        Network::any(&self.trusted_proxies, address)
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Arc<PoolAccess>> {
@@ -565,115 +470,6 @@ impl Snapshot {
     pub(crate) fn policies(&self, tenant: &Tenant) -> impl Iterator<Item = &(Changes, Changes)> {
         self.policy.iter().chain(self.policies.get(&tenant.id))
     }
-}
-
-impl PoolAccess {
-    /// The servers in the order in which a tenant's request should try them: its own first, because a worker that has
-    /// its registry loaded answers faster; a full one last.
-    pub(crate) fn order(&self, slug: &str) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.servers.len()).collect();
-        order.sort_by_key(|n| {
-            let load = &self.servers[*n];
-            (self.is_full(load), std::cmp::Reverse(affinity(slug, &load.server.address)))
-        });
-        order
-    }
-
-    /// Whether a server has as much to do as it has workers, as far as the pool's slots tell.
-    pub(crate) fn is_full(&self, load: &ServerLoad) -> bool {
-        let capacity = self.pool.slots.div_ceil(self.servers.len().max(1) as u32);
-        load.in_flight.load(Ordering::Relaxed) >= capacity
-    }
-
-    pub(crate) fn servers(&self) -> &[ServerLoad] {
-        &self.servers
-    }
-
-    pub(crate) fn retries(&self) -> MutexGuard<'_, Retries> {
-        self.retries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl ServerLoad {
-    /// A server, with what is known of it from before a reload.
-    fn new(server: Server, known: &[Self]) -> Self {
-        if let Some(k) = known.iter().find(|k| k.server.address == server.address) {
-            Self {
-                server,
-                in_flight: Arc::clone(&k.in_flight),
-                breaker: Arc::clone(&k.breaker),
-                answers: Arc::clone(&k.answers),
-                health: Arc::clone(&k.health),
-            }
-        } else {
-            let breaker = |config| Arc::new(Mutex::new(Breaker::new(config)));
-            Self {
-                server,
-                in_flight: Arc::default(),
-                breaker: breaker(BreakerConfig::default()),
-                answers: breaker(UNANSWERED),
-                health: Arc::default(),
-            }
-        }
-    }
-
-    /// Whether it could be reached lately, or it is time to try again.
-    pub(crate) fn may_be_tried(&self, now: Timestamp) -> bool {
-        self.breaker().allows(now)
-    }
-
-    pub(crate) fn connected(&self) {
-        self.breaker().succeeded();
-    }
-
-    pub(crate) fn unreachable(&self, now: Timestamp) {
-        self.breaker().failed(now);
-    }
-
-    /// Whether it has answered lately, or it is time to see whether it does.
-    pub(crate) fn may_answer(&self, now: Timestamp) -> bool {
-        self.answers().allows(now)
-    }
-
-    pub(crate) fn answered(&self) {
-        self.answers().succeeded();
-    }
-
-    /// It has closed without an answer.
-    pub(crate) fn unanswered(&self, now: Timestamp) {
-        self.answers().failed(now);
-    }
-
-    fn answers(&self) -> MutexGuard<'_, Breaker> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts a request as in flight as long as the guard lives.
-    pub(crate) fn begin(&self) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(&self.in_flight))
-    }
-}
-
-pub(crate) struct InFlight(Arc<AtomicU32>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Rendezvous hashing (Thaler, Ravishankar 1998): a server that comes or goes moves only its own tenants.
-fn affinity(slug: &str, server: &Endpoint) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64; // FNV-1a
-    for byte in slug.bytes().chain([0]).chain(server.host.bytes()).chain(server.port.to_le_bytes()) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    hash ^ (hash >> 29)
 }
 
 fn gate_spec(catalog: &Catalog, pool: &Arc<Pool>) -> GateSpec {

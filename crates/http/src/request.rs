@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use cofferdam_fairness::Class;
-use cofferdam_tenant::{DatabaseName, Network, Tenant, normalize_host};
+use cofferdam_tenant::{DatabaseName, InternalRouteConfig, Network, Tenant, normalize_host};
 use http::{Method, Version, header};
 use pingora_error::Result as HeaderResult;
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -17,8 +17,9 @@ use crate::cache::{self, Validators};
 use crate::client::Client;
 use crate::connection::{Connection, MAX_HEADER};
 use crate::headers::{self, Forwarded};
-use crate::plane::{HttpPlane, PoolAccess, Snapshot};
+use crate::plane::{HttpPlane, Snapshot};
 use crate::policy::{self, Choice};
+use crate::pool::PoolAccess;
 use crate::reply::Refusal;
 use crate::route::{self, Route};
 use crate::session;
@@ -54,7 +55,7 @@ pub(crate) struct Request<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// A worker; and how the body may name a database.
-    Worker(Class, Option<Carrier>),
+    Worker(Class, Carrier),
     /// The gevent port.
     Websocket,
 }
@@ -97,7 +98,7 @@ pub(crate) fn judge<'a>(
         let absolute = raw.starts_with(b"http://") || raw.starts_with(b"https://");
         let path = head.uri.path_and_query().cloned().filter(|p| absolute && p.as_str().starts_with('/'));
         let Some(path) = path else {
-            return Err(Refusal::new(400, "Bad request", "the request target is not a path").closing());
+            return Err(Refusal::new(400, "Bad request", NO_PATH).closing());
         };
         head.set_uri(path.into());
     }
@@ -118,7 +119,6 @@ pub(crate) fn judge<'a>(
     let Some(access) = snapshot.pool(tenant, choice.is_some_and(|choice| choice.canary)) else {
         return Err(Refusal::new(503, "Service unavailable", "this site has no servers"));
     };
-    let holds = |networks: &[Network], address| networks.iter().any(|n| n.contains(address));
     let forwarded = headers::client_of(&head.headers, connection.peer.ip(), |address| snapshot.trusts(address));
     let (client, scheme) = forwarded.map_err(|m| Refusal::new(400, "Bad request", m.0).closing())?;
     let scheme = scheme.unwrap_or(if connection.is_tls { "https" } else { snapshot.scheme });
@@ -152,7 +152,7 @@ pub(crate) fn judge<'a>(
         host: known.unwrap_or_default(),
         path,
         id: id.to_owned(),
-        from_workers: holds(&access.pool.workers_from, client),
+        from_workers: Network::any(&access.pool.workers_from, client),
         trace: Trace::of(&head.headers, plane.run, id),
         choice,
         record: Mutex::default(),
@@ -202,7 +202,7 @@ impl Request<'_> {
             return Err(self.forbidden("this site is not served to your address"));
         }
         for closed in [&self.tenant.maintenance_mode, &self.access.pool.maintenance_mode].into_iter().flatten() {
-            if !self.from_workers && !closed.allow.iter().any(|network| network.contains(self.client)) {
+            if !self.from_workers && !Network::any(&closed.allow, self.client) {
                 return Err(Refusal::maintenance(closed));
             }
         }
@@ -222,7 +222,7 @@ impl Request<'_> {
             }
             Route::Websocket => Ok(Asked::Websocket),
             Route::Worker(class) => match boundary::carrier(&self.path) {
-                Ok(carrier) => Ok(Asked::Worker(class, carrier.or(Some(Carrier::Other)))),
+                Ok(carrier) => Ok(Asked::Worker(class, carrier)),
                 Err(denied) => Err(self.denied(denied)),
             },
         }
@@ -230,9 +230,10 @@ impl Request<'_> {
 
     /// Whether this client may use the closed route that it asks for.
     fn is_opened(&self) -> bool {
-        self.tenant.internal_routes.iter().any(|opened| {
-            route::is_below(&self.path, &opened.path) && opened.from.iter().any(|n| n.contains(self.client))
-        })
+        let opens = |opened: &InternalRouteConfig| {
+            route::is_below(&self.path, &opened.path) && Network::any(&opened.from, self.client)
+        };
+        self.tenant.internal_routes.iter().any(opens)
     }
 
     /// What its answer is kept under, if it is one that may be.
@@ -252,10 +253,6 @@ impl Request<'_> {
 
     pub(crate) fn note(&self, note: impl FnOnce(&mut Record)) {
         note(&mut self.record());
-    }
-
-    pub(crate) fn noted<T>(&self, read: impl FnOnce(&Record) -> T) -> T {
-        read(&self.record())
     }
 
     /// Something that an operator wants to know of.
@@ -314,8 +311,7 @@ impl Request<'_> {
             upgrade,
         };
         let mut head = headers::to_server(head, &about)?;
-        let policies = self.snapshot.policies(self.tenant);
-        for (request, _) in policies {
+        for (request, _) in self.snapshot.policies(self.tenant) {
             request.of_request(&mut head)?;
         }
         if let Some(validators) = self.validators.get() {

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use crate::access::Work;
 use crate::client::Client;
 use crate::exchange::{Failure, spool_failed};
-use crate::plane::{InFlight, ServerLoad};
+use crate::pool::InFlight;
 use crate::reply::Refusal;
 use crate::request::Request;
 use crate::socket::Socket;
@@ -59,11 +59,12 @@ pub(crate) async fn send(
             () = client.gone() => return Err(Failure::Broken),
         };
         let load = &request.access.servers()[n];
-        request.note(|record| {
+        let work = {
+            let mut record = request.record();
             record.server = Some(load.server.address.to_string());
             record.attempts += 1;
-        });
-        let work = request.noted(|record| Arc::clone(&record.work));
+            Arc::clone(&record.work)
+        };
         let occupied = Occupied { permit: permit.take(), _in_flight: in_flight, begun, work };
         match attempt(request, client, body, server, occupied).await {
             Ok(answered) => {
@@ -261,11 +262,4 @@ pub(crate) async fn connect(address: &Endpoint, limit: Duration) -> io::Result<S
     let _ = tcp.set_nodelay(true);
     let fd = tcp.as_raw_fd();
     Ok(ServerSession::new(Box::new(Socket::new(tcp, fd, peer))))
-}
-
-impl ServerLoad {
-    /// Whether it is one of those that are asked first.
-    fn is_preferred(&self, now: cofferdam_fairness::Timestamp) -> bool {
-        self.health.is_well() && self.may_answer(now)
-    }
 }

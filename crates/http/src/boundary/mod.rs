@@ -121,12 +121,12 @@ const PAGES: [&str; 9] = [
 
 /// How the body of a request for a path can name a database; an error when the path itself names a service that
 /// administers the server. `path` decoded, without a query and without a slash at its end.
-pub fn carrier(path: &str) -> Result<Option<Carrier>, Denied> {
+pub fn carrier(path: &str) -> Result<Carrier, Denied> {
     let carrier = carrier_of(path).or_else(|| carrier_of(without_language(path)?));
     if carrier == Some(Carrier::XmlRpc) && !matches!(xml_service(path), Some("common" | "object")) {
         return Err(Denied::Service);
     }
-    Ok(carrier)
+    Ok(carrier.unwrap_or(Carrier::Other))
 }
 
 fn carrier_of(path: &str) -> Option<Carrier> {

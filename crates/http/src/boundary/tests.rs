@@ -172,19 +172,19 @@ fn a_query_names_its_own_database_or_none_and_no_session() {
 #[test]
 fn every_path_that_can_name_a_database_is_known_in_every_spelling() {
     for (path, expected) in [
-        ("/jsonrpc", Some(Carrier::JsonRpc)),
-        ("/fr/jsonrpc", Some(Carrier::JsonRpc)),
-        ("/pt_BR/web/login", Some(Carrier::Form)),
-        ("/xmlrpc/2/object", Some(Carrier::XmlRpc)),
-        ("/fr/xmlrpc/common", Some(Carrier::XmlRpc)),
-        ("/web/session/authenticate", Some(Carrier::Login)),
-        ("/web", Some(Carrier::Form)),
-        ("/odoo/sales/1", Some(Carrier::Form)),
-        ("/web/dataset/call_kw/res.partner/read", None),
-        ("/jsonrpcx", None),
-        ("/english/web/login", Some(Carrier::Form)),
-        ("/E/jsonrpc", Some(Carrier::JsonRpc)),
-        ("/", None),
+        ("/jsonrpc", Carrier::JsonRpc),
+        ("/fr/jsonrpc", Carrier::JsonRpc),
+        ("/pt_BR/web/login", Carrier::Form),
+        ("/xmlrpc/2/object", Carrier::XmlRpc),
+        ("/fr/xmlrpc/common", Carrier::XmlRpc),
+        ("/web/session/authenticate", Carrier::Login),
+        ("/web", Carrier::Form),
+        ("/odoo/sales/1", Carrier::Form),
+        ("/web/dataset/call_kw/res.partner/read", Carrier::Other),
+        ("/jsonrpcx", Carrier::Other),
+        ("/english/web/login", Carrier::Form),
+        ("/E/jsonrpc", Carrier::JsonRpc),
+        ("/", Carrier::Other),
     ] {
         assert_eq!(carrier(path), Ok(expected), "{path}");
     }

@@ -334,8 +334,7 @@ pub struct NetworksConfig {
 impl NetworksConfig {
     /// Whether a client with this address is let in.
     pub fn admits(&self, address: IpAddr) -> bool {
-        let holds = |networks: &[Network]| networks.iter().any(|n| n.contains(address));
-        !holds(&self.deny) && (self.allow.is_empty() || holds(&self.allow))
+        !Network::any(&self.deny, address) && (self.allow.is_empty() || Network::any(&self.allow, address))
     }
 }
 
