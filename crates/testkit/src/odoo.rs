@@ -5,9 +5,11 @@
 //! anonymous request, and `DISCARD ALL`, `BEGIN ISOLATION LEVEL REPEATABLE READ`, …, `COMMIT` for every cursor.
 
 mod database;
+mod estate;
 mod server;
 mod tenancy;
 mod websocket;
 
+pub use estate::{Busy, Counts, Estate};
 pub use server::{MiniOdoo, OdooOptions};
 pub use tenancy::secret;

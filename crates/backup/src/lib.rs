@@ -1,0 +1,18 @@
+//! Backups of Odoo tenants that prove themselves.
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod error;
+mod events;
+pub mod logical;
+pub mod model;
+pub mod plan;
+pub mod repository;
+pub mod restore;
+#[cfg(test)]
+mod sample;
+mod server;
+
+pub use error::Error;
+pub use events::{Control, Event};
+pub use server::Server;

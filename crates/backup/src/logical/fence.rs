@@ -1,0 +1,213 @@
+//! The filestore fence: for as long as it is up, Odoo's collector deletes no file that the snapshot refers to.
+//!
+//! One transaction holds `ir_attachment` in `ROW EXCLUSIVE` mode from before the snapshot is taken. Writers take the same mode and
+//! are not held up. The collector wants `SHARE`, waits ten seconds, and gives up instead of deleting. But whoever comes
+//! after the waiting collector waits behind it: so somebody watches, and lowers the fence when anybody has waited too
+//! long. The transaction ends with the connection, and the connection with the process: no fence outlives its backup.
+//! (`reference`: Backup, "Filestore fence".)
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+
+use crate::model::{DatabaseLocale, FenceLimits};
+use crate::server::Server;
+use crate::{Control, Error, Event};
+
+/// The lock that keeps the collector from deleting, or the reason why there is none.
+pub(super) struct Fence {
+    client: Client,
+    unfenced: Option<String>,
+    raised: Instant,
+}
+
+/// A snapshot of a database that others can use while it is held.
+pub(super) struct Snapshot {
+    client: Client,
+    /// For `pg_dump --snapshot` and `SET TRANSACTION SNAPSHOT`.
+    pub(super) id: String,
+    /// The instant whose state it shows, by the server's clock.
+    pub(super) taken_at: Timestamp,
+    /// The log position, where the server has one to tell.
+    pub(super) lsn: Option<String>,
+    pub(super) server_version: String,
+    pub(super) server_major: u32,
+    /// Bytes of the database.
+    pub(super) database_bytes: u64,
+    /// Whether there is a table of attachments at all.
+    pub(super) has_attachments: bool,
+    pub(super) uuid: Option<String>,
+    pub(super) locale: DatabaseLocale,
+}
+
+/// How it went with the fence.
+#[derive(Debug, Clone, Default)]
+pub(super) struct FenceReport {
+    /// Why it was not up until everything was copied; none: it was.
+    pub(super) lowered: Option<String>,
+    pub(super) up: Duration,
+    pub(super) longest_wait: Duration,
+}
+
+/// The fence is raised at once or not at all: waiting for it would make others wait behind us.
+const RAISE: &str = "SET LOCAL lock_timeout = '1s'";
+/// Should this process hang, the server ends its transactions.
+const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'";
+/// How often somebody looks who waits.
+const WATCH: Duration = Duration::from_millis(250);
+
+impl Fence {
+    /// Raises the fence. That it cannot be had is no error: the backup is then verified instead.
+    pub(super) async fn raise(server: &Server, database: &str, limits: &FenceLimits) -> Result<Self, Error> {
+        let client = server.connect(database).await?;
+        let failed = |e: &tokio_postgres::Error| server.failed(database, e);
+        client.batch_execute(&format!("BEGIN; {ALIVE}; {RAISE}")).await.map_err(|e| failed(&e))?;
+        let mut unfenced = (!limits.enabled).then(|| "the policy wants none".to_owned());
+        // `fs_file_gc` belongs to a module that collects on its own, and is there or not.
+        for (table, needed) in [("ir_attachment", true), ("fs_file_gc", false)] {
+            if unfenced.is_some() {
+                break;
+            }
+            let raise = format!("SAVEPOINT fence; LOCK TABLE {table} IN ROW EXCLUSIVE MODE; RELEASE fence");
+            if let Err(error) = client.batch_execute(&raise).await {
+                client.batch_execute("ROLLBACK TO fence").await.map_err(|e| failed(&e))?;
+                if error.code() != Some(&SqlState::UNDEFINED_TABLE) {
+                    let reason = error.as_db_error().map_or_else(|| error.to_string(), |e| e.message().to_owned());
+                    unfenced = Some(format!("{table} could not be locked: {reason}"));
+                } else if needed {
+                    unfenced = Some("there are no attachments".to_owned());
+                }
+            }
+        }
+        Ok(Self { client, unfenced, raised: Instant::now() })
+    }
+
+    /// Keeps the fence up until `copied` says that every file is copied, or until it would hurt.
+    pub(super) async fn guard(
+        self,
+        server: &Server,
+        database: &str,
+        limits: &FenceLimits,
+        copied: CancellationToken,
+        control: &Control,
+    ) -> Result<FenceReport, Error> {
+        let mut report = FenceReport { lowered: self.unfenced.clone(), ..FenceReport::default() };
+        // The collector is the only one who asks for SHARE, and gives up by itself.
+        let waiting = "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - a.query_start)), 0)::float8 \
+                       FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+                       WHERE NOT l.granted AND l.mode <> 'ShareLock' AND l.relation = to_regclass('ir_attachment') \
+                       AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        while !copied.is_cancelled() && report.lowered.is_none() {
+            let row = self.client.query_one(waiting, &[]).await.map_err(|e| server.failed(database, &e))?;
+            let waited = Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0));
+            report.longest_wait = report.longest_wait.max(waited);
+            if waited > limits.stall.0 {
+                report.lowered = Some(format!("somebody had waited {:.1} s for it", waited.as_secs_f64()));
+            } else if self.raised.elapsed() > limits.hold.0 {
+                report.lowered = Some(format!("it had been up for {}", limits.hold));
+            } else {
+                tokio::select! {
+                    () = copied.cancelled() => {}
+                    () = control.cancelled() => return Err(Error::Cancelled),
+                    () = tokio::time::sleep(WATCH) => {}
+                }
+            }
+        }
+        if let (Some(reason), None) = (&report.lowered, &self.unfenced) {
+            control.tell(&Event::FenceLowered { reason: reason.clone() });
+        }
+        if self.unfenced.is_none() {
+            report.up = self.raised.elapsed();
+        }
+        // Nothing was written: how it ends makes no difference to the database.
+        let _ = self.client.batch_execute("ROLLBACK").await;
+        Ok(report)
+    }
+}
+
+impl Snapshot {
+    /// Takes a snapshot. What it shows is protected when the fence is up already.
+    pub(super) async fn take(server: &Server, database: &str) -> Result<Self, Error> {
+        let client = server.connect(database).await?;
+        let failed = |e: &tokio_postgres::Error| server.failed(database, e);
+        let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {ALIVE}");
+        client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
+        let row = client
+            .query_one(
+                "SELECT pg_export_snapshot(), extract(epoch FROM clock_timestamp())::float8, \
+                 current_setting('server_version'), current_setting('server_version_num')::int, \
+                 pg_database_size(current_database()), \
+                 (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text, \
+                 to_regclass('ir_attachment') IS NOT NULL, to_regclass('ir_config_parameter') IS NOT NULL, \
+                 pg_encoding_to_char(encoding), datcollate, datctype \
+                 FROM pg_database WHERE datname = current_database()",
+                &[],
+            )
+            .await
+            .map_err(|e| failed(&e))?;
+        let seconds: f64 = row.get(1);
+        let uuid = if row.get::<_, bool>(7) {
+            let query = "SELECT value FROM ir_config_parameter WHERE key = 'database.uuid'";
+            client.query_opt(query, &[]).await.map_err(|e| failed(&e))?.and_then(|row| row.get(0))
+        } else {
+            None
+        };
+        Ok(Self {
+            id: row.get(0),
+            taken_at: Timestamp::from_microsecond((seconds * 1e6) as i64).unwrap_or(Timestamp::UNIX_EPOCH),
+            lsn: row.get(5),
+            server_version: row.get(2),
+            server_major: u32::try_from(row.get::<_, i32>(3) / 10_000).unwrap_or(0),
+            database_bytes: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
+            has_attachments: row.get(6),
+            uuid,
+            locale: DatabaseLocale { encoding: row.get(8), collate: row.get(9), ctype: row.get(10) },
+            client,
+        })
+    }
+
+    /// The files that the snapshot refers to.
+    pub(super) async fn attachments(&self, server: &Server, database: &str) -> Result<Vec<Attachment>, Error> {
+        if !self.has_attachments {
+            return Ok(Vec::new());
+        }
+        let query = "SELECT store_fname, max(checksum), max(file_size)::int8 FROM ir_attachment \
+                     WHERE store_fname <> '' GROUP BY store_fname";
+        let rows = self.client.query(query, &[]).await.map_err(|e| server.failed(database, &e))?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Attachment {
+                store_fname: row.get(0),
+                checksum: row.get(1),
+                size: row.get::<_, Option<i64>>(2).and_then(|size| u64::try_from(size).ok()),
+            })
+            .collect())
+    }
+
+    /// Holds the snapshot until everybody who needs it has it.
+    pub(super) async fn hold(self, everybody: &[CancellationToken]) {
+        for one in everybody {
+            while !one.is_cancelled() {
+                tokio::select! {
+                    () = one.cancelled() => {}
+                    () = tokio::time::sleep(Duration::from_secs(10)) => {
+                        // Not idle, so that the server does not end it.
+                        let _ = self.client.batch_execute("SELECT 1").await;
+                    }
+                }
+            }
+        }
+        let _ = self.client.batch_execute("ROLLBACK").await;
+    }
+}
+
+/// A file that the database refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Attachment {
+    pub(super) store_fname: String,
+    pub(super) checksum: Option<String>,
+    pub(super) size: Option<u64>,
+}

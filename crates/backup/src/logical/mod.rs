@@ -1,0 +1,282 @@
+//! The logical engine: `pg_dump` on an exported snapshot, and exactly the files that the snapshot refers to.
+//!
+//! The order is what makes it right: raise the fence, take the snapshot, start `pg_dump` on it, copy the files, lower the
+//! fence, let the dump stream. Odoo's own backup, and others after it, copy the files first: an attachment made between
+//! the two is in the dump and not among the files.
+
+mod dump;
+mod fence;
+mod filestore;
+
+use std::io::{self, Cursor};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, mpsc};
+use std::time::Instant;
+
+use cofferdam_tenant::Slug;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+pub use dump::RowCounts;
+pub(crate) use dump::{count_rows, last_words};
+pub use filestore::{Manifest, ManifestFile};
+pub(crate) use filestore::stays_below;
+
+use crate::model::{
+    BackupPolicy, BackupSet, Consistency, DatabaseArtifact, DumpFormat, EngineKind, FilestoreSummary, LockAttestation,
+    Phases,
+};
+use crate::repository::{Entry, Repository, RepositoryKey, Store};
+use crate::server::Server;
+use crate::{Control, Error};
+use dump::{Dump, dump_version};
+use fence::{Fence, FenceReport, Snapshot};
+use filestore::{Files, SharedFindings};
+
+/// What is to be backed up, and where to.
+#[derive(Debug, Clone)]
+pub struct Backup {
+    /// Whose.
+    pub tenant: Slug,
+    /// The server of its database.
+    pub server: Server,
+    /// Where `pg_dump` connects, if that is not the server itself: a gateway, which makes its work wait its turn.
+    pub dump_through: Option<Server>,
+    /// The database.
+    pub database: String,
+    /// The directory of its files, `<data_dir>/filestore/<database>`.
+    pub filestore: PathBuf,
+    /// Where the objects go.
+    pub store: Arc<dyn Store>,
+    /// The key of the tenant's repository.
+    pub key: RepositoryKey,
+    /// How.
+    pub policy: BackupPolicy,
+}
+
+/// The paths in a set.
+pub(crate) mod paths {
+    pub(crate) const FILESTORE: &str = "filestore";
+    pub(crate) const MANIFEST: &str = "manifest.json";
+    pub(crate) const DUMP: &str = "odoo.dump";
+    pub(crate) const TABLES: &str = "tables.json";
+}
+
+/// Without a fence a file may go while others are copied: then everything is tried again, with a new snapshot.
+const ATTEMPTS: u32 = 3;
+
+impl Backup {
+    /// Makes a backup set.
+    ///
+    /// The set exists when this returns, and not before; on any error, and whenever the future or the process is
+    /// dropped, there is none, no fence and no half of anything that looks whole. What was stored meanwhile speeds the
+    /// next run up, and goes with a prune if there is none.
+    pub async fn run(&self, control: &Control) -> Result<BackupSet, Error> {
+        let started = Instant::now();
+        control.phase("opening the repository", None);
+        let (tenant, store, key) = (self.tenant.clone(), Arc::clone(&self.store), self.key.clone());
+        let repository = blocking(move || Ok(Repository::open_or_create(tenant, store, &key)?)).await?;
+        let repository = Arc::new(repository);
+        let mut attempt = 1;
+        loop {
+            let (set, retry) = self.attempt(&repository, control, started).await?;
+            let last = attempt == ATTEMPTS || !retry;
+            match set {
+                Candidate::Complete(publish) => return publish.now().await,
+                Candidate::Incomplete(publish) if last => {
+                    let set = publish.now().await?;
+                    let FilestoreSummary { missing, damaged, .. } = set.filestore;
+                    control.warn(format!("of the filestore {missing} files are missing and {damaged} differ"));
+                    return Ok(set);
+                }
+                Candidate::Incomplete(_) => {
+                    control.warn("files went while they were copied without a fence: once more");
+                    attempt += 1;
+                }
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        repository: &Arc<Repository>,
+        control: &Control,
+        started: Instant,
+    ) -> Result<(Candidate, bool), Error> {
+        let limits = &self.policy.fence;
+        // Dropping this future stops what runs in other threads.
+        let control = &control.child();
+        let _stop = control.stop_on_drop();
+        let database = self.database.clone();
+        let fence = Fence::raise(&self.server, &database, limits).await?;
+        let snapshot = Snapshot::take(&self.server, &database).await?;
+        let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
+        let version = {
+            let (server, major) = (dump_server.clone(), snapshot.server_major);
+            blocking(move || dump_version(&server, major)).await?
+        };
+        control.phase("reading database and files", Some(snapshot.database_bytes));
+        let (taken_at, begun, counting) = (snapshot.taken_at, CancellationToken::new(), CancellationToken::new());
+        let (dump, streamed) =
+            Dump::start(&dump_server, &database, &snapshot.id, taken_at, begun.clone(), control.clone())?;
+        let (rows_in, rows_out) = mpsc::sync_channel::<Result<RowCounts, Error>>(1);
+        {
+            let (server, database, id) = (self.server.clone(), database.clone(), snapshot.id.clone());
+            let (stop, imported) = (control.clone(), counting.clone());
+            tokio::spawn(async move {
+                let counted = tokio::select! {
+                    counted = count_rows(&server, &database, Some(&id), &imported) => counted,
+                    () = stop.cancelled() => Err(Error::Cancelled),
+                };
+                imported.cancel();
+                let _ = rows_in.send(counted);
+            });
+        }
+        let manifest = Arc::new(Manifest::of(snapshot.attachments(&self.server, &database).await?));
+        let findings = SharedFindings::default();
+        let copied = CancellationToken::new();
+        let rows: Arc<std::sync::Mutex<RowCounts>> = Arc::default();
+        let files =
+            Files::new(Arc::clone(&manifest), &self.filestore, findings.clone(), control.clone(), copied.clone());
+        let entries = entries(files, &manifest, dump, rows_out, &rows, taken_at)?;
+        let (lsn, locale, database_bytes) = (snapshot.lsn.clone(), snapshot.locale.clone(), snapshot.database_bytes);
+        let (uuid, server_version) = (snapshot.uuid.clone(), snapshot.server_version.clone());
+        let archive = {
+            let repository = Arc::clone(repository);
+            blocking(move || {
+                let parent = repository.sets()?.into_iter().rev().find(|set| set.consistency.is_complete());
+                Ok(repository.archive(entries, parent.as_ref().map(|p| &p.id), taken_at)?)
+            })
+        };
+        let archive = async {
+            let archived = archive.await;
+            // Whatever came of it, nobody needs fence or snapshot any more.
+            copied.cancel();
+            begun.cancel();
+            counting.cancel();
+            archived
+        };
+        let guard = fence.guard(&self.server, &database, limits, copied.clone(), control);
+        let users = [begun.clone(), counting.clone()];
+        let (archived, fence, ()) = tokio::join!(archive, guard, snapshot.hold(&users));
+        if control.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let archived = archived?;
+        // A watcher that lost its connection has lost the fence, at a time that nobody knows.
+        let fence = fence.unwrap_or_else(|error| FenceReport { lowered: Some(error.to_string()), ..Default::default() });
+        let Some(streamed) = streamed.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Err(Error::Program { program: "pg_dump".to_owned(), reason: "it did not finish".to_owned() });
+        };
+        let rows = std::mem::take(&mut *rows.lock().unwrap_or_else(PoisonError::into_inner));
+        let filestore = findings.summary();
+        let complete = filestore.missing == 0 && filestore.damaged == 0;
+        let consistency = match (&fence.lowered, complete) {
+            (_, false) => Consistency::Unverified,
+            (None, true) => Consistency::Fenced,
+            (Some(_), true) => Consistency::Verified,
+        };
+        let note = fence.lowered.as_ref().map(|reason| format!("no fence to the end: {reason}"));
+        let retry = fence.lowered.is_some() && filestore.missing > 0;
+        let set = BackupSet {
+            id: crate::model::SetId::default(),
+            tenant: self.tenant.clone(),
+            database: self.database.clone(),
+            taken_at,
+            finished_at: Timestamp::now(),
+            engine: EngineKind::Logical,
+            consistency,
+            note,
+            artifact: DatabaseArtifact {
+                format: DumpFormat::Custom,
+                bytes: streamed.bytes,
+                sha256: Some(streamed.sha256),
+                server_version,
+                dump_version: version,
+                lsn,
+                uuid,
+                database_bytes,
+                locale,
+                tables: rows.len() as u64,
+                rows: rows.values().sum(),
+            },
+            filestore,
+            key_id: repository.key_id(),
+            lock: LockAttestation::NotAsked,
+            stored: archived.stored,
+            phases: Phases {
+                fence_ms: fence.up.as_millis() as u64,
+                stall_ms: fence.longest_wait.as_millis() as u64,
+                total_ms: started.elapsed().as_millis() as u64,
+            },
+            hold: None,
+        };
+        let publish = Publish { repository: Arc::clone(repository), archived, set };
+        let candidate = if complete { Candidate::Complete(publish) } else { Candidate::Incomplete(publish) };
+        Ok((candidate, retry))
+    }
+}
+
+/// A set that is stored and that nobody sees yet.
+enum Candidate {
+    Complete(Publish),
+    Incomplete(Publish),
+}
+
+struct Publish {
+    repository: Arc<Repository>,
+    archived: crate::repository::Archived,
+    set: BackupSet,
+}
+
+impl Publish {
+    async fn now(self) -> Result<BackupSet, Error> {
+        blocking(move || Ok(self.repository.publish(self.archived, self.set)?)).await
+    }
+}
+
+/// Everything of a set, in the order of its names: files first, so that the fence is short, then the dump.
+///
+/// What is made anew for each set bears the time of the set, so that it is never taken for the parent's.
+fn entries(
+    files: Files,
+    manifest: &Manifest,
+    dump: Dump,
+    counted: mpsc::Receiver<Result<RowCounts, Error>>,
+    rows: &Arc<std::sync::Mutex<RowCounts>>,
+    taken_at: Timestamp,
+) -> Result<impl Iterator<Item = io::Result<Entry>> + Send + 'static, Error> {
+    let text = serde_json::to_vec(manifest)
+        .map_err(|e| Error::Mismatch { what: paths::MANIFEST.to_owned(), reason: e.to_string() })?;
+    let manifest = document(paths::MANIFEST, text, taken_at);
+    let rows = Arc::clone(rows);
+    let tables = std::iter::once_with(move || {
+        let counts = counted
+            .recv()
+            .map_err(|_| io::Error::other("nobody counts the rows any more"))?
+            .map_err(|e| io::Error::other(format!("counting rows: {e}")))?;
+        let text = serde_json::to_vec(&counts)?;
+        *rows.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+        Ok(document(paths::TABLES, text, taken_at))
+    });
+    Ok(files.chain([Ok(manifest)]).chain(dump).chain(tables))
+}
+
+fn document(path: &str, text: Vec<u8>, taken_at: Timestamp) -> Entry {
+    Entry {
+        path: path.to_owned(),
+        size: text.len() as u64,
+        modified: Some(taken_at),
+        open: Box::new(move || Ok(Box::new(Cursor::new(text)))),
+    }
+}
+
+/// Runs what blocks where it may.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::panicked(&error)),
+    }
+}

@@ -1,0 +1,158 @@
+//! Which run is due: schedules, jitter, and runs that were missed.
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::model::{Schedule, ScheduleError};
+
+/// What a schedule says of a tenant at an instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Due {
+    /// When the next run begins, jitter included. In the past or now: it is due.
+    pub at: Timestamp,
+    /// Scheduled runs that have not taken place, the one that is due not counted.
+    pub missed: u32,
+}
+
+impl Due {
+    /// Whether a run is due.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        self.at <= now
+    }
+}
+
+/// More missed runs than this are not counted one by one.
+const MOST_MISSED: u32 = 1_000;
+
+/// When a tenant's next run is, after the one that began at `last` (or, if there never was one, since `watched`).
+///
+/// Jitter is a share of the schedule's, the same for a name each time: runs keep their distance. Several missed runs
+/// are made up for by one, and only if the schedule says so.
+pub fn due(
+    schedule: &Schedule,
+    tenant: &str,
+    last: Option<Timestamp>,
+    watched: Timestamp,
+    now: Timestamp,
+) -> Result<Due, ScheduleError> {
+    let jitter = jitter(schedule, tenant);
+    // A run that came late by its jitter still was the run of its time.
+    let mut at = schedule.next(last.map_or(watched, |last| last.max(watched_floor(last, jitter))))? + jitter;
+    let mut missed = 0;
+    while at <= now && missed < MOST_MISSED {
+        let following = schedule.next(at - jitter)? + jitter;
+        if following > now {
+            break;
+        }
+        missed += 1;
+        at = following;
+    }
+    // What is left at or before `now` is the newest run that should have begun.
+    if at <= now && !schedule.catch_up && now.duration_since(at) > GRACE {
+        missed += 1;
+        at = schedule.next(now - jitter)? + jitter;
+    }
+    Ok(Due { at, missed })
+}
+
+/// A run that is late by less than this was not missed: schedulers look only now and then.
+const GRACE: SignedDuration = SignedDuration::from_secs(300);
+
+fn watched_floor(last: Timestamp, jitter: SignedDuration) -> Timestamp {
+    last - jitter
+}
+
+/// The tenant's part of the jitter: the first bytes of its name's SHA-256 as a fraction.
+fn jitter(schedule: &Schedule, tenant: &str) -> SignedDuration {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(tenant.as_bytes());
+    let part = digest.iter().take(4).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    let whole = schedule.jitter.0.as_millis() as u64;
+    SignedDuration::from_millis((whole.saturating_mul(part) >> 32) as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cofferdam_tenant::HumanDuration;
+    use std::time::Duration;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn nightly() -> Schedule {
+        Schedule {
+            cron: "0 2 * * *".into(),
+            time_zone: "Europe/Berlin".into(),
+            jitter: HumanDuration(Duration::ZERO),
+            catch_up: true,
+        }
+    }
+
+    #[test]
+    fn two_in_the_morning_is_another_instant_in_summer() {
+        let schedule = nightly();
+        assert_eq!(schedule.next(at("2026-01-10T12:00:00Z")), Ok(at("2026-01-11T01:00:00Z")));
+        assert_eq!(schedule.next(at("2026-07-10T12:00:00Z")), Ok(at("2026-07-11T00:00:00Z")));
+    }
+
+    /// On 2026-03-29 there is no two o'clock in Berlin; on 2026-10-25 there are two.
+    #[test]
+    fn the_night_without_its_hour_has_its_run_and_the_night_with_two_has_one() {
+        let schedule = Schedule { cron: "30 2 * * *".into(), ..nightly() };
+        let mut runs = Vec::new();
+        let mut t = at("2026-03-27T12:00:00Z");
+        while t < at("2026-03-31T12:00:00Z") {
+            t = schedule.next(t).unwrap();
+            runs.push(t);
+        }
+        let days: Vec<_> =
+            runs.iter().map(|t| t.to_zoned(jiff::tz::TimeZone::get("Europe/Berlin").unwrap()).date().day()).collect();
+        assert_eq!(days, [28, 29, 30, 31, 1], "{runs:?}");
+        let mut autumn = Vec::new();
+        let mut t = at("2026-10-24T12:00:00Z");
+        while t < at("2026-10-26T12:00:00Z") {
+            t = schedule.next(t).unwrap();
+            autumn.push(t);
+        }
+        assert_eq!(autumn.len(), 3, "{autumn:?}");
+    }
+
+    #[test]
+    fn missed_runs_are_counted_and_made_up_for_once() {
+        let last = at("2026-11-20T01:00:05Z");
+        let now = at("2026-11-24T10:00:00Z");
+        let due = due(&nightly(), "acme", Some(last), last, now).unwrap();
+        assert_eq!(due, Due { at: at("2026-11-24T01:00:00Z"), missed: 3 });
+        assert!(due.is_due(now));
+    }
+
+    #[test]
+    fn without_catching_up_the_next_run_is_the_next_night() {
+        let schedule = Schedule { catch_up: false, ..nightly() };
+        let last = at("2026-11-20T01:00:05Z");
+        let due = due(&schedule, "acme", Some(last), last, at("2026-11-24T10:00:00Z")).unwrap();
+        assert_eq!(due, Due { at: at("2026-11-25T01:00:00Z"), missed: 4 });
+    }
+
+    #[test]
+    fn jitter_is_a_tenants_own_and_stays_the_same() {
+        let schedule = Schedule { jitter: HumanDuration(Duration::from_secs(3_600)), ..nightly() };
+        let starts: std::collections::BTreeSet<_> =
+            (0..100).map(|i| jitter(&schedule, &format!("tenant{i}")).as_secs() / 60).collect();
+        assert!(starts.len() > 40, "a hundred tenants begin in {} different minutes", starts.len());
+        assert!(starts.iter().all(|minute| (0..60).contains(minute)));
+        // The run of a night is over when it has begun, jitter or not: it is not due again.
+        let first = due(&schedule, "acme", None, at("2026-11-20T12:00:00Z"), at("2026-11-20T12:00:00Z")).unwrap();
+        let again = due(&schedule, "acme", Some(first.at), first.at, first.at).unwrap();
+        assert!(again.at > first.at, "{first:?} {again:?}");
+    }
+
+    #[test]
+    fn what_is_no_schedule_is_refused_with_its_reason() {
+        let cron = Schedule { cron: "61 * * * *".into(), ..nightly() };
+        assert!(cron.check().unwrap_err().to_string().contains("`61 * * * *`"));
+        let zone = Schedule { time_zone: "Europe/Atlantis".into(), ..nightly() };
+        assert!(zone.check().unwrap_err().to_string().contains("Europe/Atlantis"));
+    }
+}

@@ -1,0 +1,183 @@
+//! Files out of a set, each compared with the hash it must have.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha1::{Digest, Sha1};
+
+use crate::logical::{Manifest, blocking, paths, stays_below};
+use crate::model::BackupSet;
+use crate::repository::{Reader, Repository};
+use crate::{Control, Error};
+
+/// Writes a set's files into a directory that is not there yet.
+pub(super) async fn fresh(
+    repository: &Arc<Repository>,
+    set: &BackupSet,
+    target: &Path,
+    control: &Control,
+) -> Result<(), Error> {
+    let (repository, set, target, control) = (Arc::clone(repository), set.clone(), target.to_owned(), control.clone());
+    blocking(move || {
+        fs::create_dir_all(&target).map_err(|e| Error::files(&target, &e))?;
+        let reader = repository.reader(&set.id)?;
+        if reader.has(paths::FILESTORE) {
+            reader.extract(paths::FILESTORE, &target)?;
+        }
+        let manifest = manifest(&reader)?;
+        compare(&manifest, &set, &target, &control)?;
+        hand_over(&target)
+    })
+    .await
+}
+
+/// Adds a set's files to those that are there: names are hashes, so that nothing is ever overwritten with something else.
+pub(super) async fn add(
+    repository: &Arc<Repository>,
+    set: &BackupSet,
+    target: &Path,
+    control: &Control,
+) -> Result<(), Error> {
+    let (repository, set, target, control) = (Arc::clone(repository), set.clone(), target.to_owned(), control.clone());
+    blocking(move || {
+        fs::create_dir_all(&target).map_err(|e| Error::files(&target, &e))?;
+        let reader = repository.reader(&set.id)?;
+        let manifest = manifest(&reader)?;
+        // Into a directory of its own first: a file appears under its name only when it is whole.
+        let beside = tempfile::Builder::new()
+            .prefix(".restore-")
+            .tempdir_in(target.parent().unwrap_or(&target))
+            .map_err(|e| Error::files(&target, &e))?;
+        let there: HashSet<&str> = manifest
+            .files
+            .iter()
+            .filter(|file| stays_below(&file.name) && is_whole(&target.join(&file.name), file.sha1.as_deref()))
+            .map(|file| file.name.as_str())
+            .collect();
+        if there.len() < manifest.files.len() && reader.has(paths::FILESTORE) {
+            reader.extract(paths::FILESTORE, beside.path())?;
+            hand_over(beside.path())?;
+            for file in manifest.files.iter().filter(|file| !there.contains(file.name.as_str())) {
+                super::stopped(&control)?;
+                let (from, to) = (beside.path().join(&file.name), target.join(&file.name));
+                if !stays_below(&file.name) || !from.exists() {
+                    continue;
+                }
+                let place = || -> io::Result<()> {
+                    if let Some(parent) = to.parent() {
+                        fs::create_dir_all(parent)?;
+                        copy_owner(&target, parent)?;
+                    }
+                    fs::rename(&from, &to)
+                };
+                place().map_err(|e| Error::files(&to, &e))?;
+            }
+        }
+        compare(&manifest, &set, &target, &control)
+    })
+    .await
+}
+
+/// A second name for every file below a directory: a copy that takes no room and that a collector of the first does not
+/// reach.
+pub(super) fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    copy_owner(from, to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if kind.is_dir() {
+            link_tree(&source, &target)?;
+        } else if kind.is_file() {
+            match fs::hard_link(&source, &target) {
+                // Deleted while we looked, or there already.
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn free_bytes(directory: &Path) -> Option<u64> {
+    let mut directory: PathBuf = directory.to_owned();
+    // It may not be there yet; its file system is that of the next one above.
+    while !directory.exists() {
+        if !directory.pop() {
+            return None;
+        }
+    }
+    let stat = rustix::fs::statvfs(&directory).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+pub(crate) fn manifest(reader: &Reader<'_>) -> Result<Manifest, Error> {
+    let mut text = Vec::new();
+    reader.file(paths::MANIFEST, &mut text)?;
+    serde_json::from_slice(&text).map_err(|e| Error::Mismatch { what: paths::MANIFEST.to_owned(), reason: e.to_string() })
+}
+
+/// Every file that the database refers to is there and is what its hash says; or as many are not as the set admits.
+fn compare(manifest: &Manifest, set: &BackupSet, target: &Path, control: &Control) -> Result<(), Error> {
+    let mut wrong = Vec::new();
+    for file in &manifest.files {
+        super::stopped(control)?;
+        if !stays_below(&file.name) || !is_whole(&target.join(&file.name), file.sha1.as_deref()) {
+            wrong.push(file.name.as_str());
+        }
+    }
+    let admitted = set.filestore.missing + set.filestore.damaged;
+    if wrong.len() as u64 <= admitted {
+        return Ok(());
+    }
+    let names = wrong.iter().take(5).copied().collect::<Vec<_>>().join(", ");
+    let reason = format!("{} files are missing or differ, such as {names}", wrong.len());
+    Err(Error::Mismatch { what: target.display().to_string(), reason })
+}
+
+fn is_whole(path: &Path, sha1: Option<&str>) -> bool {
+    let Some(sha1) = sha1 else { return path.is_file() };
+    let hash = || -> io::Result<String> {
+        let mut file = File::open(path)?;
+        let mut hash = Sha1::new();
+        let mut buffer = vec![0; 128 << 10];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(hex::encode(hash.finalize())),
+                n => hash.update(&buffer[..n]),
+            }
+        }
+    };
+    hash().is_ok_and(|found| found == sha1)
+}
+
+/// Restored files belong to whom the directory of filestores belongs, where we may say so.
+fn hand_over(tree: &Path) -> Result<(), Error> {
+    fn walk(path: &Path, like: &Path) -> io::Result<()> {
+        copy_owner(like, path)?;
+        if path.is_dir() {
+            for entry in fs::read_dir(path)? {
+                walk(&entry?.path(), like)?;
+            }
+        }
+        Ok(())
+    }
+    walk(tree, tree.parent().unwrap_or(tree)).map_err(|e| Error::files(tree, &e))
+}
+
+fn copy_owner(from: &Path, to: &Path) -> io::Result<()> {
+    let (wanted, is) = (fs::metadata(from)?, fs::symlink_metadata(to)?);
+    if (wanted.uid(), wanted.gid()) == (is.uid(), is.gid()) {
+        return Ok(());
+    }
+    match std::os::unix::fs::lchown(to, Some(wanted.uid()), Some(wanted.gid())) {
+        // Only root may give files away; whoever else restores keeps them.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        other => other,
+    }
+}

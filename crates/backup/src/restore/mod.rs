@@ -1,0 +1,261 @@
+//! Restoring: load beside, verify, and only then put in place. Nothing is ever dropped to make room.
+//!
+//! A set is loaded into a database under a name that nothing routes to, checked against what was saved, given a new
+//! identity where it is a copy, and renamed. Whatever fails before that leaves the world as it was; the half-loaded
+//! database is removed.
+
+mod files;
+mod gateway;
+mod identity;
+mod load;
+mod swap;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cofferdam_tenant::Slug;
+
+pub use gateway::GatewayConsole;
+pub use swap::Previous;
+
+use crate::logical::blocking;
+use crate::model::{BackupSet, FilestoreSummary, RestoreMode, RestorePlan, RestorePoint, Restored};
+use crate::repository::{Repository, RepositoryKey, Store};
+use crate::server::{Server, quoted};
+use crate::{Control, Error};
+
+/// Where a tenant is restored from and to.
+#[derive(Debug, Clone)]
+pub struct Restore {
+    /// Whose backups.
+    pub tenant: Slug,
+    /// The server that gets the database, with a role that may create databases there.
+    pub server: Server,
+    /// The tenant's database, which a swap replaces.
+    pub database: String,
+    /// The role that shall own what is restored; the connecting one if there is none.
+    pub owner: Option<String>,
+    /// The directory of filestores, `<data_dir>/filestore`: each database has one below it.
+    pub filestores: PathBuf,
+    /// Where the objects are.
+    pub store: Arc<dyn Store>,
+    /// The key of the tenant's repository.
+    pub key: RepositoryKey,
+    /// The gateway in front, which lets transactions wait while databases are renamed.
+    pub gateway: Option<GatewayConsole>,
+}
+
+impl Restore {
+    /// What a restore would do, for somebody to agree to. Changes nothing.
+    pub async fn plan(&self, point: &RestorePoint, mode: &RestoreMode) -> Result<RestorePlan, Error> {
+        let repository = self.repository().await?;
+        let set = self.find(&repository, point).await?;
+        self.plan_for(&set, mode).await
+    }
+
+    /// Restores. On an error nothing that was there has changed, and nothing half-loaded stays.
+    ///
+    /// Not safe to drop in the middle: what is half-loaded then stays under its own name, `…__restore_…`, until somebody
+    /// drops it. Use [`Control::cancel`].
+    pub async fn run(&self, point: &RestorePoint, mode: &RestoreMode, control: &Control) -> Result<Restored, Error> {
+        let started = Instant::now();
+        let repository = self.repository().await?;
+        let set = self.find(&repository, point).await?;
+        let plan = self.plan_for(&set, mode).await?;
+        if !set.consistency.is_complete() {
+            let FilestoreSummary { missing, damaged, .. } = set.filestore;
+            control.warn(format!("of this backup's files {missing} are missing and {damaged} differ"));
+        }
+        let outcome = self.carry_out(&repository, &set, &plan, mode, control).await;
+        let (previous, paused_ms) = match outcome {
+            Ok(done) => done,
+            Err(error) => {
+                // Only what this restore has made; its name is nobody else's.
+                if let Err(left) = self.drop_database(&plan.staging).await {
+                    control.warn(format!("the half-loaded database {} stays: {left}", plan.staging));
+                }
+                return Err(error);
+            }
+        };
+        Ok(Restored {
+            set: set.id,
+            taken_at: set.taken_at,
+            database: plan.database,
+            filestore: plan.filestore,
+            previous,
+            files: set.filestore.files,
+            took_ms: started.elapsed().as_millis() as u64,
+            paused_ms,
+        })
+    }
+
+    async fn carry_out(
+        &self,
+        repository: &Arc<Repository>,
+        set: &BackupSet,
+        plan: &RestorePlan,
+        mode: &RestoreMode,
+        control: &Control,
+    ) -> Result<(Option<String>, Option<u64>), Error> {
+        control.phase("loading the database", Some(set.artifact.bytes));
+        let in_place = matches!(mode, RestoreMode::InPlaceSwap);
+        let owner = self.owner_of(in_place).await?;
+        load::database(&self.server, &plan.staging, owner.as_deref(), in_place, repository, set, control).await?;
+        control.phase("comparing rows", None);
+        load::compare_rows(&self.server, &plan.staging, repository, set).await?;
+        stopped(control)?;
+        match mode {
+            RestoreMode::Scratch => identity::make_new(&self.server, &plan.staging, None, false).await?,
+            RestoreMode::NewTenant { base_url, keep_integrations, .. } => {
+                identity::make_new(&self.server, &plan.staging, base_url.as_deref(), *keep_integrations).await?;
+            }
+            RestoreMode::InPlaceSwap => {}
+        }
+        let target = self.filestores.join(&plan.database);
+        control.phase("writing files", Some(set.filestore.bytes));
+        if in_place {
+            return self.swap(repository, set, plan, &target, control).await;
+        }
+        if let Err(error) = files::fresh(repository, set, &target, control).await {
+            let _ = tokio::fs::remove_dir_all(&target).await;
+            return Err(error);
+        }
+        let renamed = self.put_in_place(plan, owner.as_deref()).await;
+        if renamed.is_err() {
+            let _ = tokio::fs::remove_dir_all(&target).await;
+        }
+        renamed.map(|()| (None, None))
+    }
+
+    /// From its hidden name to the one that is asked for. Until here nothing could have connected by it.
+    async fn put_in_place(&self, plan: &RestorePlan, owner: Option<&str>) -> Result<(), Error> {
+        let client = self.server.connect(&self.server.maintenance).await?;
+        let failed = |e: &tokio_postgres::Error| self.server.failed(&plan.staging, e);
+        let (staging, database) = (quoted(&plan.staging), quoted(&plan.database));
+        let mut statements = String::new();
+        if let Some(owner) = owner {
+            statements.push_str(&format!("ALTER DATABASE {staging} OWNER TO {}; ", quoted(owner)));
+        }
+        statements.push_str(&format!(
+            "GRANT CONNECT, TEMPORARY ON DATABASE {staging} TO PUBLIC; ALTER DATABASE {staging} RENAME TO {database}"
+        ));
+        client.batch_execute(&format!("BEGIN; {statements}; COMMIT")).await.map_err(|e| failed(&e))
+    }
+
+    async fn plan_for(&self, set: &BackupSet, mode: &RestoreMode) -> Result<RestorePlan, Error> {
+        let short = set.id.short();
+        let (database, what) = match mode {
+            RestoreMode::Scratch => (format!("{}__scratch_{short}", self.database), "a copy for looking at"),
+            RestoreMode::NewTenant { database, .. } => (database.clone(), "a new tenant"),
+            RestoreMode::InPlaceSwap => (self.database.clone(), "the tenant itself"),
+        };
+        let in_place = matches!(mode, RestoreMode::InPlaceSwap);
+        let staging = format!("{}__restore_{short}", self.database);
+        for name in [&database, &staging] {
+            if name.len() > LONGEST_NAME || name.is_empty() || name.contains('\0') || name.contains('/') {
+                let problem = format!("`{name}` cannot be the name of a database and its files");
+                return Err(Error::Refused(format!("{problem}: expected 1 to {LONGEST_NAME} bytes without `/`")));
+            }
+        }
+        let target = self.filestores.join(&database);
+        let existing = self.databases(&[&database, &staging]).await?;
+        if existing.contains(&staging) {
+            let advice = "if no restore is running it was left by one that died: drop it and try again";
+            return Err(Error::Refused(format!("database {staging} is there already; {advice}")));
+        }
+        if in_place != existing.contains(&database) {
+            let problem = if in_place { "is not there" } else { "is there already" };
+            return Err(Error::Refused(format!("database {database} {problem}; nothing was changed")));
+        }
+        if !in_place && target.exists() {
+            return Err(Error::Refused(format!("{} is there already; nothing was changed", target.display())));
+        }
+        let free_bytes = files::free_bytes(&self.filestores);
+        let database_free = self.free_on_server().await;
+        for (place, free, needed) in [
+            (self.filestores.display().to_string(), free_bytes, set.filestore.bytes),
+            (self.server.name(), database_free, set.artifact.database_bytes),
+        ] {
+            // A tenth more, for indexes that are built anew and for whatever else is written meanwhile.
+            let needed = needed + needed / 10;
+            if let Some(free) = free.filter(|free| *free < needed) {
+                let wanted = format!("{needed} bytes are needed and {free} are free");
+                return Err(Error::Refused(format!("{place}: {wanted}; nothing was changed")));
+            }
+        }
+        let mut steps = vec![
+            format!("load backup {short} of {} into {staging}, which nothing routes to", set.taken_at),
+            format!("compare the rows of {} tables", set.artifact.tables),
+        ];
+        if in_place {
+            let pause = if self.gateway.is_some() { "let transactions wait at the gateway" } else { "disconnect everybody" };
+            steps.push(format!("add the backup's {} files to {}", set.filestore.files, target.display()));
+            steps.push(format!("{pause}, rename {database} away and {staging} to {database}, in one transaction"));
+            steps.push("keep what was there, database and files, for a way back".to_owned());
+        } else {
+            steps.push("give it a new database.uuid and secret, and neutralize it".to_owned());
+            steps.push(format!("write {} files to {} and compare their hashes", set.filestore.files, target.display()));
+            steps.push(format!("rename {staging} to {database}: {what}"));
+        }
+        Ok(RestorePlan {
+            set: set.id.clone(),
+            taken_at: set.taken_at,
+            database,
+            staging,
+            filestore: Some(target.display().to_string()),
+            needed_bytes: set.artifact.database_bytes + set.filestore.bytes,
+            free_bytes,
+            steps,
+        })
+    }
+
+    /// Who shall own the restored database: whoever was asked for, or whoever owns what it replaces.
+    async fn owner_of(&self, in_place: bool) -> Result<Option<String>, Error> {
+        if self.owner.is_some() || !in_place {
+            return Ok(self.owner.clone());
+        }
+        let client = self.server.connect(&self.server.maintenance).await?;
+        let query = "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $1";
+        let row = client.query_opt(query, &[&self.database]).await;
+        Ok(row.map_err(|e| self.server.failed(&self.database, &e))?.map(|row| row.get(0)))
+    }
+
+    async fn databases(&self, names: &[&str]) -> Result<Vec<String>, Error> {
+        let client = self.server.connect(&self.server.maintenance).await?;
+        let query = "SELECT datname::text FROM pg_database WHERE datname = ANY($1)";
+        let rows = client.query(query, &[&names]).await;
+        Ok(rows.map_err(|e| self.server.failed(&self.server.maintenance, &e))?.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Bytes that are free where the server keeps its data, if that is on this machine and we may know it.
+    async fn free_on_server(&self) -> Option<u64> {
+        let client = self.server.connect(&self.server.maintenance).await.ok()?;
+        let row = client.query_one("SELECT current_setting('data_directory')", &[]).await.ok()?;
+        let directory = PathBuf::from(row.get::<_, String>(0));
+        directory.join("PG_VERSION").exists().then(|| files::free_bytes(&directory)).flatten()
+    }
+
+    async fn drop_database(&self, name: &str) -> Result<(), Error> {
+        let client = self.server.connect(&self.server.maintenance).await?;
+        let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name));
+        client.batch_execute(&drop).await.map_err(|e| self.server.failed(name, &e))
+    }
+
+    async fn repository(&self) -> Result<Arc<Repository>, Error> {
+        let (tenant, store, key) = (self.tenant.clone(), Arc::clone(&self.store), self.key.clone());
+        blocking(move || Ok(Arc::new(Repository::open(tenant, store, &key)?))).await
+    }
+
+    async fn find(&self, repository: &Arc<Repository>, point: &RestorePoint) -> Result<BackupSet, Error> {
+        let (repository, point) = (Arc::clone(repository), point.clone());
+        blocking(move || Ok(repository.set_at(&point)?)).await
+    }
+}
+
+/// PostgreSQL cuts longer names.
+const LONGEST_NAME: usize = 63;
+
+pub(crate) fn stopped(control: &Control) -> Result<(), Error> {
+    if control.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+}

@@ -1,0 +1,239 @@
+//! In place of what is there: one transaction renames two databases, and another would rename them back.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::{LONGEST_NAME, Restore, files, stopped};
+use crate::logical::blocking;
+use crate::model::{BackupSet, RestorePlan, Restored};
+use crate::repository::Repository;
+use crate::server::{literal, quoted};
+use crate::{Control, Error};
+
+/// How long transactions that run may hold up a swap.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often is tried to rename while somebody keeps connecting.
+const TRIES: u32 = 50;
+const BEFORE: &str = "__before_";
+
+/// A database that a swap has left for a way back.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Previous {
+    /// Its name now.
+    pub database: String,
+    /// When it was replaced.
+    pub since: Timestamp,
+}
+
+impl Restore {
+    pub(super) async fn swap(
+        &self,
+        repository: &Arc<Repository>,
+        set: &BackupSet,
+        plan: &RestorePlan,
+        target: &Path,
+        control: &Control,
+    ) -> Result<(Option<String>, Option<u64>), Error> {
+        files::add(repository, set, target, control).await?;
+        let previous = before_name(&plan.database, Timestamp::now())?;
+        self.keep_files(target, &previous).await?;
+        stopped(control)?;
+        control.phase("changing places", None);
+        let paused = self.change_places(&plan.database, &previous, &plan.staging).await?;
+        // A collector may have run between the writing of a file and the change: what it took is written again.
+        files::add(repository, set, target, &Control::default()).await?;
+        Ok((Some(previous), paused.map(|p| p.as_millis() as u64)))
+    }
+
+    /// Puts back what a swap has replaced. What is there now is kept in turn.
+    pub async fn revert(&self, previous: &str, control: &Control) -> Result<Restored, Error> {
+        let started = Instant::now();
+        let known = self.previous().await?;
+        if !known.iter().any(|p| p.database == previous) {
+            let names: Vec<_> = known.iter().map(|p| p.database.as_str()).collect();
+            let there = if names.is_empty() { "there is none".to_owned() } else { names.join(", ") };
+            let reason = format!("`{previous}` is not a database that a swap of {} has left: {there}", self.database);
+            return Err(Error::Refused(format!("{reason}; nothing was changed")));
+        }
+        control.phase("changing places", None);
+        let target = self.filestores.join(&self.database);
+        let kept = self.filestores.join(previous);
+        // First every file that the old database refers to, then the database.
+        if kept.exists() {
+            let (from, to) = (kept.clone(), target.clone());
+            blocking(move || files::link_tree(&from, &to).map_err(|e| Error::files(&to, &e))).await?;
+        }
+        let replaced = before_name(&self.database, Timestamp::now())?;
+        self.keep_files(&target, &replaced).await?;
+        let paused = self.change_places(&self.database, &replaced, previous).await?;
+        let _ = tokio::fs::remove_dir_all(&kept).await;
+        Ok(Restored {
+            set: crate::model::SetId::default(),
+            taken_at: Timestamp::now(),
+            database: self.database.clone(),
+            filestore: Some(target.display().to_string()),
+            previous: Some(replaced),
+            files: 0,
+            took_ms: started.elapsed().as_millis() as u64,
+            paused_ms: paused.map(|p| p.as_millis() as u64),
+        })
+    }
+
+    /// What swaps have left for a way back, oldest first.
+    pub async fn previous(&self) -> Result<Vec<Previous>, Error> {
+        let client = self.server.connect(&self.server.maintenance).await?;
+        let query = "SELECT datname::text FROM pg_database ORDER BY 1";
+        let rows = client.query(query, &[]).await.map_err(|e| self.server.failed(&self.database, &e))?;
+        Ok(rows.iter().filter_map(|row| parse_before(&self.database, row.get(0))).collect())
+    }
+
+    /// Removes what swaps have left, database and files, when it has been there for longer than `keep`.
+    pub async fn drop_previous(&self, keep: Duration, now: Timestamp) -> Result<Vec<Previous>, Error> {
+        let mut dropped = Vec::new();
+        for previous in self.previous().await? {
+            let age = now.duration_since(previous.since);
+            if age.as_secs() < 0 || age.unsigned_abs() < keep {
+                continue;
+            }
+            self.drop_database(&previous.database).await?;
+            let _ = tokio::fs::remove_dir_all(self.filestores.join(&previous.database)).await;
+            dropped.push(previous);
+        }
+        Ok(dropped)
+    }
+
+    async fn keep_files(&self, target: &Path, previous: &str) -> Result<(), Error> {
+        let (from, to) = (target.to_owned(), self.filestores.join(previous));
+        blocking(move || files::link_tree(&from, &to).map_err(|e| Error::files(&to, &e))).await
+    }
+
+    /// `current` becomes `away`, `next` becomes `current`, at one instant. Transactions wait meanwhile, where there is a
+    /// gateway; without one everybody is disconnected.
+    async fn change_places(&self, current: &str, away: &str, next: &str) -> Result<Option<Duration>, Error> {
+        let client = self.server.connect(&self.server.maintenance).await?;
+        self.open(&client, next).await?;
+        self.outdate_caches(current, next).await?;
+        let started = Instant::now();
+        if let Some(gateway) = &self.gateway {
+            gateway.pause(current, PATIENCE).await?;
+        }
+        let renamed = self.rename(&client, current, away, next).await;
+        if let Some(gateway) = &self.gateway {
+            // Whatever came of it: nobody is left waiting.
+            let resumed = gateway.resume(current).await;
+            renamed?;
+            resumed?;
+            return Ok(Some(started.elapsed()));
+        }
+        renamed.map(|()| None)
+    }
+
+    /// The database that comes in gets the owner and the rights of the one that goes.
+    async fn open(&self, client: &Client, next: &str) -> Result<(), Error> {
+        let failed = |e: &tokio_postgres::Error| self.server.failed(next, e);
+        let mut statements = format!(
+            "ALTER DATABASE {0} WITH ALLOW_CONNECTIONS true; GRANT CONNECT, TEMPORARY ON DATABASE {0} TO PUBLIC",
+            quoted(next)
+        );
+        if let Some(owner) = self.owner_of(true).await? {
+            statements.push_str(&format!("; ALTER DATABASE {} OWNER TO {}", quoted(next), quoted(&owner)));
+        }
+        client.batch_execute(&statements).await.map_err(|e| failed(&e))
+    }
+
+    async fn rename(&self, client: &Client, current: &str, away: &str, next: &str) -> Result<(), Error> {
+        let failed = |e: &tokio_postgres::Error| self.server.failed(current, e);
+        let leave = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({}, {}) AND pid <> pg_backend_pid()",
+            literal(current),
+            literal(next)
+        );
+        let swap = format!(
+            "BEGIN; ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {2} RENAME TO {0}; COMMIT",
+            quoted(current),
+            quoted(away),
+            quoted(next)
+        );
+        let mut tries = 0;
+        loop {
+            client.batch_execute(&leave).await.map_err(|e| failed(&e))?;
+            match client.batch_execute(&swap).await {
+                Ok(()) => break,
+                Err(error) => {
+                    let _ = client.batch_execute("ROLLBACK").await;
+                    tries += 1;
+                    if error.code() != Some(&SqlState::OBJECT_IN_USE) || tries >= TRIES {
+                        return Err(failed(&error));
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+        // Odoo's cron workers visit every database that they can connect to: not this one.
+        let close = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", quoted(away));
+        client.batch_execute(&close).await.map_err(|e| failed(&e))
+    }
+
+    /// Odoo's workers compare numbers in the database with those they remember, to see whether what they have cached is
+    /// still true. The database that comes in must have numbers that nobody has seen.
+    async fn outdate_caches(&self, current: &str, next: &str) -> Result<(), Error> {
+        let (now, then) = (self.server.connect(current).await?, self.server.connect(next).await?);
+        let failed = |e: &tokio_postgres::Error| self.server.failed(next, e);
+        // To 18 sequences, from 19 on tables with a serial id.
+        let query = "SELECT quote_ident(schemaname) || '.' || quote_ident(sequencename), coalesce(last_value, 0) \
+                     FROM pg_sequences WHERE sequencename LIKE 'base\\_%\\_signaling%' \
+                     OR sequencename LIKE 'orm\\_signaling\\_%\\_id\\_seq'";
+        let seen = now.query(query, &[]).await.map_err(|e| failed(&e))?;
+        for row in then.query(query, &[]).await.map_err(|e| failed(&e))? {
+            let (sequence, value): (String, i64) = (row.get(0), row.get(1));
+            let old = seen.iter().find(|r| r.get::<_, String>(0) == sequence).map_or(0, |r| r.get::<_, i64>(1));
+            let set = format!("SELECT setval({}, {})", literal(&sequence), value.max(old) + 1);
+            then.batch_execute(&set).await.map_err(|e| failed(&e))?;
+            if let Some(table) = sequence.strip_suffix("_id_seq") {
+                let insert = format!("INSERT INTO {table} DEFAULT VALUES");
+                then.batch_execute(&insert).await.map_err(|e| failed(&e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn before_name(database: &str, now: Timestamp) -> Result<String, Error> {
+    let name = format!("{database}{BEFORE}{}", now.strftime("%Y%m%dt%H%M%S"));
+    if name.len() > LONGEST_NAME {
+        let longest = LONGEST_NAME - (name.len() - database.len());
+        let found = format!("the name {database} leaves no room for the one that is replaced");
+        return Err(Error::Refused(format!("{found}: expected at most {longest} bytes; nothing was changed")));
+    }
+    Ok(name)
+}
+
+fn parse_before(database: &str, name: &str) -> Option<Previous> {
+    let stamp = name.strip_prefix(database)?.strip_prefix(BEFORE)?;
+    let since = jiff::civil::DateTime::strptime("%Y%m%dt%H%M%S", stamp).ok()?;
+    let since = since.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+    Some(Previous { database: name.to_owned(), since })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_what_was_replaced_says_whose_it_is_and_since_when() {
+        let now: Timestamp = "2026-11-27T08:15:30Z".parse().unwrap();
+        let name = before_name("acme", now).unwrap();
+        assert_eq!(name, "acme__before_20261127t081530");
+        assert_eq!(parse_before("acme", &name), Some(Previous { database: name.clone(), since: now }));
+        // Neither another tenant's nor anything else is taken for it.
+        assert_eq!(parse_before("acm", &name), None);
+        assert_eq!(parse_before("acme", "acme__before_christmas"), None);
+        assert_eq!(parse_before("acme", "acme_eu__before_20261127t081530"), None);
+        assert!(before_name(&"x".repeat(60), now).unwrap_err().to_string().contains("at most 39 bytes"));
+    }
+}
