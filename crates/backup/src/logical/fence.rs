@@ -88,11 +88,11 @@ impl Fence {
     /// Keeps the fence up until `copied` says that every file is copied, or until it would hurt.
     pub(super) async fn guard(
         self,
-        server: &Server,
-        database: &str,
-        limits: &FenceLimits,
+        server: Server,
+        database: String,
+        limits: FenceLimits,
         copied: CancellationToken,
-        control: &Control,
+        control: Control,
     ) -> Result<FenceReport, Error> {
         let mut report = FenceReport { lowered: self.unfenced.clone(), ..FenceReport::default() };
         // The collector is the only one who asks for SHARE, and gives up by itself.
@@ -101,7 +101,7 @@ impl Fence {
                        WHERE NOT l.granted AND l.mode <> 'ShareLock' AND l.relation = to_regclass('ir_attachment') \
                        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         while !copied.is_cancelled() && report.lowered.is_none() {
-            let row = self.client.query_one(waiting, &[]).await.map_err(|e| server.failed(database, &e))?;
+            let row = self.client.query_one(waiting, &[]).await.map_err(|e| server.failed(&database, &e))?;
             let waited = Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0));
             report.longest_wait = report.longest_wait.max(waited);
             if waited > limits.stall.0 {

@@ -16,6 +16,7 @@ use std::time::Instant;
 use cofferdam_tenant::Slug;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use dump::RowCounts;
 pub(crate) use dump::{count_rows, last_words};
@@ -108,7 +109,11 @@ impl Backup {
         let control = &control.child();
         let _stop = control.stop_on_drop();
         let database = self.database.clone();
+        let copied = CancellationToken::new();
         let fence = Fence::raise(&self.server, &database, limits).await?;
+        // Watched from the first moment: what comes next may itself have to wait for somebody who waits for the fence.
+        let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
+        let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
@@ -134,7 +139,6 @@ impl Backup {
         }
         let manifest = Arc::new(Manifest::of(snapshot.attachments(&self.server, &database).await?));
         let findings = SharedFindings::default();
-        let copied = CancellationToken::new();
         let rows: Arc<std::sync::Mutex<RowCounts>> = Arc::default();
         let files =
             Files::new(Arc::clone(&manifest), &self.filestore, findings.clone(), control.clone(), copied.clone());
@@ -156,14 +160,14 @@ impl Backup {
             counting.cancel();
             archived
         };
-        let guard = fence.guard(&self.server, &database, limits, copied.clone(), control);
         let users = [begun.clone(), counting.clone()];
-        let (archived, fence, ()) = tokio::join!(archive, guard, snapshot.hold(&users));
+        let (archived, fence, ()) = tokio::join!(archive, fence, snapshot.hold(&users));
         if control.is_cancelled() {
             return Err(Error::Cancelled);
         }
         let archived = archived?;
         // A watcher that lost its connection has lost the fence, at a time that nobody knows.
+        let fence = fence.unwrap_or_else(|error| Err(Error::panicked(&error)));
         let fence = fence.unwrap_or_else(|error| FenceReport { lowered: Some(error.to_string()), ..Default::default() });
         let Some(streamed) = streamed.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return Err(Error::Program { program: "pg_dump".to_owned(), reason: "it did not finish".to_owned() });

@@ -235,8 +235,10 @@ fn described(snapshot: &SnapshotFile) -> Option<BackupSet> {
 }
 
 fn broken(store: &Arc<dyn Store>, error: &RusticError) -> RepositoryError {
-    // The library's own message has advice for its own users in many lines; what happened is in the first.
+    // The library adds advice and traces for users of its own; what happened comes before them.
     let text = error.display_log();
+    let text = text.split(" (kind: ").next().unwrap_or(&text);
+    let text = text.strip_prefix("Error: ").unwrap_or(text);
     let reason = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     RepositoryError::Broken { location: store.location(), reason }
 }

@@ -1,13 +1,14 @@
 //! Looking after a repository: verifying, forgetting, pruning, holding.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use jiff::Span;
-use rustic_core::repofile::SnapshotId;
+use rustic_core::repofile::{FileType, IndexFile, SnapshotId};
 use rustic_core::{CheckOptions, PruneOptions};
 use sha2::{Digest, Sha256};
 
+use super::bridge::object_name;
 use super::{Repository, RepositoryError, StoreError};
 use crate::model::{LegalHold, SetId};
 
@@ -71,18 +72,43 @@ impl Repository {
             Err(error) => return Err(error),
         };
         found.sets = snapshots.len() as u64;
+        let known = found.faults.len();
+        self.missing_packs(&mut found)?;
+        let named: Vec<String> = found.faults[known..].iter().filter_map(|fault| fault.object.clone()).collect();
+        // The library calls objects by the beginnings of their names.
+        let said = |problem: &str| {
+            named.iter().filter_map(|o| o.rsplit('/').next()?.get(..8)).any(|short| problem.contains(short))
+        };
         let trees = snapshots.iter().map(|snapshot| snapshot.tree).collect();
         match self.open.check_with_trees(CheckOptions::default(), trees) {
             Ok(results) => {
-                let wrong = results.0.iter().filter(|_| results.is_ok().is_err()).map(|(_, error)| Fault {
-                    object: None,
-                    problem: error.to_string(),
-                });
-                found.faults.extend(wrong);
+                let wrong = if results.is_ok().is_err() { results.0 } else { Vec::new() };
+                let wrong = wrong.into_iter().map(|(_, error)| error.to_string()).filter(|problem| !said(problem));
+                found.faults.extend(wrong.map(|problem| Fault { object: None, problem }));
             }
             Err(error) => found.faults.push(Fault { object: None, problem: self.broken(&error).to_string() }),
         }
         Ok(found)
+    }
+
+    /// Every pack that the index knows is there in its full size.
+    fn missing_packs(&self, found: &mut Verification) -> Result<(), RepositoryError> {
+        let there: HashMap<String, u64> =
+            self.store.list("data/")?.into_iter().map(|object| (object.name, object.size)).collect();
+        for file in self.open.stream_files::<IndexFile>().map_err(|e| self.broken(&e))? {
+            let (_, index) = file.map_err(|e| self.broken(&e))?;
+            for pack in index.packs {
+                let name = object_name(FileType::Pack, &pack.id);
+                let expected = u64::from(pack.pack_size());
+                let problem = match there.get(&name) {
+                    Some(size) if *size == expected => continue,
+                    Some(size) => format!("{name}: it has {size} bytes instead of {expected}"),
+                    None => format!("{name}: it is missing"),
+                };
+                found.faults.push(Fault { object: Some(name), problem });
+            }
+        }
+        Ok(())
     }
 
     /// Every object of the format is named after the SHA-256 of its content, but for the configuration.

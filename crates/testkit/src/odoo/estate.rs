@@ -88,10 +88,14 @@ impl Estate {
     }
 
     /// Adds an attachment: its file, then its row. The answer is its `store_fname`.
+    ///
+    /// The table is in use from the beginning of the transaction, as it is in Odoo once a request has written anything:
+    /// a collector that ran between file and row would take the file.
     pub async fn attach(&self, client: &Client, content: &[u8]) -> Result<String, TestkitError> {
         let sha1 = hex(&Sha1::digest(content));
         let name = format!("{}/{sha1}", &sha1[..2]);
         let path = self.filestore.join(&name);
+        client.batch_execute("BEGIN; LOCK ir_attachment IN ROW EXCLUSIVE MODE").await?;
         let write = || -> io::Result<()> {
             fs::create_dir_all(path.parent().unwrap_or(&self.filestore))?;
             if !path.exists() {
@@ -108,6 +112,7 @@ impl Estate {
                 &[&name, &sha1, &i32::try_from(content.len()).unwrap_or(i32::MAX)],
             )
             .await?;
+        client.batch_execute("COMMIT").await?;
         Ok(name)
     }
 
