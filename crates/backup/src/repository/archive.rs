@@ -13,7 +13,7 @@ use rustic_core::{
 };
 
 use super::{Repository, RepositoryError};
-use crate::model::{BackupSet, SetId, Stored};
+use crate::model::{BackupSet, LockAttestation, SetId, Stored};
 
 /// Something to be saved.
 pub(crate) struct Entry {
@@ -34,8 +34,6 @@ pub(crate) type Opener = Box<dyn FnOnce() -> io::Result<Box<dyn Read + Send>> + 
 pub(crate) struct Archived {
     snapshot: SnapshotFile,
     pub(crate) stored: Stored,
-    /// Objects that were written for it.
-    pub(crate) written: Vec<String>,
 }
 
 impl Repository {
@@ -103,13 +101,15 @@ impl Repository {
         // Whatever the new snapshot refers to is in the index, and every pack of the index is there in its full size.
         let check = self.open.check_with_trees(CheckOptions::default(), vec![snapshot.tree]);
         check.and_then(|results| results.is_ok()).map_err(|e| self.broken(&e))?;
-        Ok(Archived { snapshot, stored, written: self.bridge.take_names() })
+        self.bridge.take_names();
+        Ok(Archived { snapshot, stored })
     }
 
     /// Makes a stored backup visible, with what is known of it. From here on it exists.
     pub(crate) fn publish(&self, archived: Archived, mut set: BackupSet) -> Result<BackupSet, RepositoryError> {
         let mut snapshot = archived.snapshot;
         set.id = SetId::default();
+        set.lock = self.attest(&snapshot)?;
         snapshot.tags.add(set.consistency.to_string());
         let description = serde_json::to_string(&set)
             .map_err(|e| RepositoryError::Broken { location: self.location(), reason: e.to_string() })?;
@@ -118,6 +118,12 @@ impl Repository {
         // A snapshot's name is the hash of what was written, which only the store has seen.
         let name = self.bridge.take_names().into_iter().find_map(|n| n.strip_prefix("snapshots/").map(str::to_owned));
         set.id = SetId(name.ok_or_else(|| self.incomplete("the snapshot was not written"))?);
+        if matches!(set.lock, LockAttestation::Locked { .. })
+            && let Some(locks) = self.store.locks()
+            && locks.lock_of(&format!("snapshots/{}", set.id))?.is_none()
+        {
+            set.lock = LockAttestation::NotLocked { reason: format!("snapshots/{}: read back: no lock", set.id) };
+        }
         Ok(set)
     }
 

@@ -11,7 +11,9 @@ mod bridge;
 pub mod conformance;
 mod directory;
 mod key;
+mod lock;
 mod read;
+mod s3;
 mod store;
 mod upkeep;
 
@@ -25,6 +27,7 @@ pub(crate) use archive::{Archived, Entry, modified};
 pub use directory::Directory;
 pub use key::{KeyError, KeySource, RepositoryKey};
 pub(crate) use read::Reader;
+pub use s3::{S3, S3Options};
 pub use store::{Locks, Object, ObjectLock, Store, StoreError};
 pub use upkeep::{Depth, Fault, Pruned, Verification};
 

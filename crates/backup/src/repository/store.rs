@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::model::LockMode;
+use crate::model::{Immutability, LockMode};
 
 /// One object and its size in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +94,10 @@ pub trait Store: fmt::Debug + Send + Sync {
 }
 
 /// Locks on objects: nobody can delete or replace them before a time.
-pub trait Locks {
+pub trait Locks: Sync {
+    /// What everything that is written gets.
+    fn wanted(&self) -> Option<Immutability>;
+
     /// The lock as the store tells it now; nothing is remembered.
     fn lock_of(&self, name: &str) -> Result<Option<ObjectLock>, StoreError>;
 
