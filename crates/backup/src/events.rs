@@ -1,7 +1,8 @@
 //! What a backup or a restore tells while it runs, and how it is stopped.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -37,6 +38,33 @@ pub struct Control {
     listener: Arc<Listener>,
     moved: Arc<AtomicU64>,
     stop: CancellationToken,
+    pace: Option<Arc<Pace>>,
+}
+
+/// So many bytes per second, for everybody who shares it.
+#[derive(Debug)]
+struct Pace {
+    bytes_per_second: u64,
+    /// When everything that was let through so far has had its time.
+    paid_until: Mutex<Instant>,
+}
+
+impl Pace {
+    /// Makes a thread wait for what it has read.
+    #[allow(clippy::disallowed_methods)] // only threads that may wait read files and dumps
+    fn pay(&self, bytes: u64) {
+        let wait = {
+            let mut paid = self.paid_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.max(1) as f64);
+            *paid = (*paid).max(now) + cost;
+            paid.duration_since(now)
+        };
+        // Short waits add up to longer ones; sleeping for each would sleep for too long.
+        if wait > Duration::from_millis(5) {
+            std::thread::sleep(wait.min(Duration::from_secs(1)));
+        }
+    }
 }
 
 impl std::fmt::Debug for Control {
@@ -54,7 +82,7 @@ impl Default for Control {
 impl Control {
     /// A line to a listener, which must not block.
     pub fn new(listener: impl Fn(&Event) + Send + Sync + 'static) -> Self {
-        Self { listener: Arc::new(listener), moved: Arc::default(), stop: CancellationToken::new() }
+        Self { listener: Arc::new(listener), moved: Arc::default(), stop: CancellationToken::new(), pace: None }
     }
 
     /// Asks the work to stop. It ends with an error soon after and leaves nothing that looks whole.
@@ -65,6 +93,13 @@ impl Control {
     /// Bytes read so far: of a database and its files, or of a repository.
     pub fn moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
+    }
+
+    /// The same line for work that reads at most so many bytes per second, together with everybody else who has this line.
+    #[must_use]
+    pub fn paced(&self, bytes_per_second: u64) -> Self {
+        let pace = Pace { bytes_per_second, paid_until: Mutex::new(Instant::now()) };
+        Self { pace: Some(Arc::new(pace)), ..self.clone() }
     }
 
     /// The same line for a part of the work, which can be stopped alone.
@@ -86,6 +121,9 @@ impl Control {
 
     pub(crate) fn add(&self, bytes: u64) {
         self.moved.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(pace) = &self.pace {
+            pace.pay(bytes);
+        }
     }
 
     pub(crate) fn tell(&self, event: &Event) {

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+pub mod config;
+pub mod drill;
 mod error;
 mod events;
 pub mod logical;
@@ -9,6 +11,7 @@ pub mod model;
 pub mod plan;
 pub mod repository;
 pub mod restore;
+pub mod runner;
 #[cfg(test)]
 mod sample;
 mod server;

@@ -39,6 +39,12 @@ pub(crate) enum Command {
     /// Measure: the isolation of tenants and the cost of pooling beside peers, or scheduling policies in simulation.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Save tenants, database and files, and look after what was saved.
+    Backup(crate::backup::args::BackupArgs),
+    /// Bring a tenant's state back: beside, as a new tenant, or in place.
+    Restore(crate::backup::args::RestoreArgs),
+    /// Try whether backups can be restored, and how fast.
+    Drill(crate::backup::args::DrillArgs),
     /// Print the JSON Schema of a configuration file, for editors.
     Schema {
         /// Which file.
@@ -340,4 +346,6 @@ pub(crate) enum SchemaKind {
     Gateway,
     /// A tenant's file.
     Tenant,
+    /// `backup.yaml`.
+    Backup,
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod backup;
 mod bench;
 mod check;
 mod demo;
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
         Command::Demo(demo) => demo::run(&demo),
         Command::Top(top) => top::run(&top),
         Command::Bench(bench) => bench::run(&bench),
+        Command::Backup(args) => backup::backup(&args),
+        Command::Restore(args) => backup::restore(&args),
+        Command::Drill(args) => backup::drill(&args),
         Command::Schema { kind } => schema(kind),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "cofferdam", &mut std::io::stdout());
@@ -47,6 +51,7 @@ fn schema(kind: SchemaKind) -> anyhow::Result<ExitCode> {
     let schema = match kind {
         SchemaKind::Gateway => cofferdam::tenant::gateway_schema(),
         SchemaKind::Tenant => cofferdam::tenant::tenant_schema(),
+        SchemaKind::Backup => cofferdam_backup::config::backup_schema(),
     };
     println!("{}", serde_json::to_string_pretty(schema)?);
     Ok(ExitCode::SUCCESS)

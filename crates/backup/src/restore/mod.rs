@@ -253,6 +253,31 @@ impl Restore {
     }
 }
 
+/// Loads a set into a new database and compares its rows; for a drill, in a server of its own.
+pub(crate) async fn load_checked(
+    server: &Server,
+    database: &str,
+    repository: &Arc<Repository>,
+    set: &BackupSet,
+    control: &Control,
+) -> Result<(), Error> {
+    load::database(server, database, None, false, repository, set, control).await?;
+    load::compare_rows(server, database, repository, set).await
+}
+
+pub(crate) async fn fresh_files(
+    repository: &Arc<Repository>,
+    set: &BackupSet,
+    target: &std::path::Path,
+    control: &Control,
+) -> Result<(), Error> {
+    files::fresh(repository, set, target, control).await
+}
+
+pub(crate) async fn make_new(server: &Server, database: &str) -> Result<(), Error> {
+    identity::make_new(server, database, None, false).await
+}
+
 /// PostgreSQL cuts longer names.
 const LONGEST_NAME: usize = 63;
 

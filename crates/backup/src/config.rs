@@ -1,0 +1,661 @@
+//! `backup.yaml`: whose databases are saved, where to, and how.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use cofferdam_tenant::yaml::Node;
+use cofferdam_tenant::{ByteSize, Catalog, Diagnostic, Diagnostics, HumanDuration, Secret, Secrets, Slug, Source};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Error;
+use crate::logical::Backup;
+use crate::model::{BackupPolicy, FenceLimits, Immutability, RecoveryObjective, Retention, Schedule};
+use crate::repository::{Directory, KeySource, S3, S3Options, Store, StoreError};
+use crate::restore::{GatewayConsole, Restore};
+use crate::server::Server;
+
+/// The file.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BackupConfig {
+    /// Where backups go. `{tenant}` stands for the tenant, and must be there: each has a repository of its own.
+    pub repository: RepositoryConfig,
+    /// The servers of the databases, by name.
+    pub servers: BTreeMap<String, ServerConfig>,
+    /// The directory with a filestore for each database: `<data_dir>/filestore` of Odoo.
+    pub filestores: PathBuf,
+    /// What holds for every tenant that says nothing else.
+    #[serde(default)]
+    pub policy: BackupPolicy,
+    /// The gateway's `cofferdam.yaml`: its tenants are saved too, with their databases, from the server that is named like their cluster.
+    pub catalog: Option<PathBuf>,
+    /// Tenants, by name.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, TenantConfig>,
+    /// How many backups run at a time.
+    #[serde(default = "two")]
+    pub concurrency: u32,
+    /// Bytes that all backups together read per second, at most.
+    pub bandwidth: Option<ByteSize>,
+    /// How long the database and the files that a swap has replaced are kept for a way back.
+    #[serde(default = "a_week")]
+    pub keep_previous: HumanDuration,
+    /// Where reports of drills go, and the key that signs them.
+    pub drills: Option<DrillConfig>,
+}
+
+/// Where backups go.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RepositoryConfig {
+    /// A directory, such as `/var/backups/cofferdam/{tenant}`.
+    pub directory: Option<String>,
+    /// A bucket instead.
+    pub s3: Option<S3Config>,
+    /// The key that encrypts: exactly one of its fields.
+    pub key: KeyConfig,
+}
+
+/// A bucket.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct S3Config {
+    /// Its name.
+    pub bucket: String,
+    /// What objects' names begin with, such as `backups/{tenant}/`.
+    #[serde(default = "tenant_prefix")]
+    pub prefix: String,
+    /// The region.
+    #[serde(default = "a_region")]
+    pub region: String,
+    /// Where the store is; AWS if left out.
+    pub endpoint: Option<String>,
+    /// The bucket in the path and not in the host name. By default wherever there is an endpoint.
+    pub path_style: Option<bool>,
+    /// The environment variable with the access key.
+    #[serde(default = "access_key")]
+    pub access_key_env: String,
+    /// The environment variable with the secret key.
+    #[serde(default = "secret_key")]
+    pub secret_key_env: String,
+    /// A file with a certificate authority of one's own.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Where the key comes from. Exactly one.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyConfig {
+    /// A file; `{tenant}` stands for the tenant.
+    pub file: Option<PathBuf>,
+    /// An environment variable; `{tenant}` stands for the tenant in capitals.
+    pub env: Option<String>,
+    /// A program and its arguments, which prints the key; `{tenant}` stands for the tenant.
+    pub command: Option<Vec<String>>,
+}
+
+/// A server.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServerConfig {
+    /// Its name, address, or the directory of its socket.
+    pub host: String,
+    /// Its port.
+    #[serde(default = "postgres_port")]
+    pub port: u16,
+    /// The role. For backups it needs the rights of the databases' owner, for restores `CREATEDB` besides.
+    pub user: String,
+    /// The file with the role's password.
+    pub password_file: Option<PathBuf>,
+    /// The environment variable with the role's password.
+    pub password_env: Option<String>,
+    /// A database that is always there.
+    #[serde(default = "maintenance")]
+    pub maintenance: String,
+    /// The directory of `pg_dump` and `pg_restore`.
+    pub programs: Option<PathBuf>,
+    /// The gateway in front of it.
+    pub gateway: Option<GatewayEndpoint>,
+}
+
+/// The gateway in front of a server.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayEndpoint {
+    /// Its host.
+    pub host: String,
+    /// Its PostgreSQL port.
+    pub port: u16,
+    /// An administrator of its console, who lets transactions wait during a swap.
+    pub console_user: Option<String>,
+    /// The file with the administrator's password.
+    pub console_password_file: Option<PathBuf>,
+    /// Whether `pg_dump` goes through it and waits its turn. The server's role must be known to it.
+    #[serde(default)]
+    pub dump_through: bool,
+}
+
+/// A tenant.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantConfig {
+    /// Its database; by default it is named like the tenant.
+    pub database: Option<String>,
+    /// The server of its database; may be left out when there is only one.
+    pub server: Option<String>,
+    /// The role that owns what is restored as a new database.
+    pub owner: Option<String>,
+    /// Its filestore, if it is not `<filestores>/<database>`.
+    pub filestore: Option<PathBuf>,
+    /// Its own schedule.
+    pub schedule: Option<Schedule>,
+    /// Its own objectives.
+    pub objective: Option<RecoveryObjective>,
+    /// Its own retention.
+    pub retention: Option<Retention>,
+    /// Its own immutability.
+    pub immutability: Option<Immutability>,
+    /// Its own limits for the fence.
+    pub fence: Option<FenceLimits>,
+}
+
+/// Drills.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrillConfig {
+    /// The directory of reports.
+    pub reports: PathBuf,
+    /// The file with the key that signs them: 32 bytes in hexadecimal. Without one they are not signed.
+    pub signing_key_file: Option<PathBuf>,
+    /// A program that is started when the restored database is up; a drill passes only when it ends with 0.
+    #[serde(default)]
+    pub check_command: Vec<String>,
+    /// When drills are run by `cofferdam backup run`.
+    pub schedule: Option<Schedule>,
+}
+
+/// A tenant with everything that its backups and restores need.
+#[derive(Debug, Clone)]
+pub struct TenantSetup {
+    /// Its name.
+    pub tenant: Slug,
+    /// Its database.
+    pub database: String,
+    /// Its policy.
+    pub policy: BackupPolicy,
+    /// Its files.
+    pub filestore: PathBuf,
+    server: Server,
+    dump_through: Option<Server>,
+    console: Option<GatewayConsole>,
+    owner: Option<String>,
+    filestores: PathBuf,
+    store: StoreSetup,
+    key: KeySource,
+}
+
+#[derive(Debug, Clone)]
+enum StoreSetup {
+    Directory(PathBuf),
+    S3(Box<S3Options>),
+}
+
+/// A configuration, understood and checked.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The file as it is written.
+    pub config: BackupConfig,
+    /// Every tenant, by name.
+    pub tenants: Vec<TenantSetup>,
+}
+
+/// The JSON Schema of `backup.yaml`.
+pub fn backup_schema() -> &'static Value {
+    static SCHEMA: OnceLock<Value> = OnceLock::new();
+    SCHEMA.get_or_init(|| schemars::schema_for!(BackupConfig).to_value())
+}
+
+impl Setup {
+    /// The path of the gateway's configuration that a file refers to, if it does. For whoever loads both.
+    pub fn catalog_of(source: &Source) -> Option<PathBuf> {
+        let node = Node::parse(&source.path, &source.text).ok()?;
+        node.decode::<BackupConfig>(&source.path, backup_schema(), &mut Vec::new())?.catalog
+    }
+
+    /// Reads a configuration. Every error is found, not only the first. `catalog` is what [`Self::catalog_of`] has led to.
+    pub fn read(source: &Source, catalog: Option<&Catalog>, secrets: &dyn Secrets) -> Result<Self, Diagnostics> {
+        let node = Node::parse(&source.path, &source.text).map_err(|d| Diagnostics(vec![d]))?;
+        let mut faults = Vec::new();
+        let Some(config) = node.decode::<BackupConfig>(&source.path, backup_schema(), &mut faults) else {
+            return Err(Diagnostics(faults));
+        };
+        let mut reader = Reader { source, node: &node, secrets, faults };
+        let tenants = reader.tenants(&config, catalog);
+        if reader.faults.is_empty() { Ok(Self { config, tenants }) } else { Err(reader.sorted()) }
+    }
+
+    /// A tenant by name.
+    pub fn tenant(&self, name: &str) -> Option<&TenantSetup> {
+        self.tenants.iter().find(|setup| setup.tenant.as_str() == name)
+    }
+}
+
+impl TenantSetup {
+    /// The tenant's store. For S3 it works on the runtime that is current here.
+    pub fn store(&self) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(match &self.store {
+            StoreSetup::Directory(path) => Arc::new(Directory::new(path)),
+            StoreSetup::S3(options) => {
+                let options = S3Options { immutability: self.policy.immutability, ..(**options).clone() };
+                Arc::new(S3::new(options, tokio::runtime::Handle::current())?)
+            }
+        })
+    }
+
+    /// Where the tenant's key comes from.
+    pub fn key(&self) -> &KeySource {
+        &self.key
+    }
+
+    /// What its backups need. Fetches the key.
+    pub async fn backup(&self) -> Result<Backup, Error> {
+        Ok(Backup {
+            tenant: self.tenant.clone(),
+            server: self.server.clone(),
+            dump_through: self.dump_through.clone(),
+            database: self.database.clone(),
+            filestore: self.filestore.clone(),
+            store: self.store().map_err(crate::repository::RepositoryError::from)?,
+            key: self.fetch_key().await?,
+            policy: self.policy.clone(),
+        })
+    }
+
+    /// What its restores need. Fetches the key.
+    pub async fn restore(&self) -> Result<Restore, Error> {
+        Ok(Restore {
+            tenant: self.tenant.clone(),
+            server: self.server.clone(),
+            database: self.database.clone(),
+            owner: self.owner.clone(),
+            filestores: self.filestores.clone(),
+            store: self.store().map_err(crate::repository::RepositoryError::from)?,
+            key: self.fetch_key().await?,
+            gateway: self.console.clone(),
+        })
+    }
+
+    async fn fetch_key(&self) -> Result<crate::repository::RepositoryKey, Error> {
+        let (source, tenant) = (self.key.clone(), self.tenant.to_string());
+        crate::logical::blocking(move || Ok(source.key(&tenant)?)).await
+    }
+}
+
+struct Reader<'a> {
+    source: &'a Source,
+    node: &'a Node,
+    secrets: &'a dyn Secrets,
+    faults: Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    fn fault(&mut self, path: &[&str], found: impl Into<String>, expected: impl Into<String>) {
+        let at = self.node.locate(path);
+        let mut fault = Diagnostic::file_level(&self.source.path, found, expected);
+        (fault.line, fault.column, fault.field) = (at.line, at.column, path.join("."));
+        self.faults.push(fault);
+    }
+
+    fn sorted(mut self) -> Diagnostics {
+        self.faults.sort_by_key(|fault| (fault.line, fault.column));
+        Diagnostics(self.faults)
+    }
+
+    /// Relative paths count from the file.
+    fn path(&self, path: &Path) -> PathBuf {
+        self.source.path.parent().unwrap_or(Path::new(".")).join(path)
+    }
+
+    fn tenants(&mut self, config: &BackupConfig, catalog: Option<&Catalog>) -> Vec<TenantSetup> {
+        if config.concurrency == 0 {
+            self.fault(&["concurrency"], "0", "at least 1");
+        }
+        self.schedule(&["policy", "schedule"], &config.policy.schedule);
+        if let Some(schedule) = config.drills.as_ref().and_then(|d| d.schedule.as_ref()) {
+            self.schedule(&["drills", "schedule"], schedule);
+        }
+        let store = self.repository(&config.repository);
+        let key = self.key(&config.repository.key);
+        let servers: BTreeMap<String, Servers> =
+            config.servers.iter().filter_map(|(name, server)| Some((name.clone(), self.server(name, server)?))).collect();
+        let mut wanted: BTreeMap<String, TenantConfig> = config.tenants.clone();
+        for tenant in catalog.into_iter().flat_map(Catalog::tenants) {
+            let (Some(database), Some(cluster)) = (&tenant.database, &tenant.cluster) else { continue };
+            let entry = wanted.entry(tenant.slug.to_string()).or_default();
+            entry.database.get_or_insert_with(|| database.to_string());
+            entry.server.get_or_insert_with(|| cluster.name.to_string());
+        }
+        if wanted.is_empty() {
+            self.fault(&["tenants"], "no tenant", "a tenant, here or in `catalog`");
+        }
+        let (Some(store), Some(key)) = (store, key) else { return Vec::new() };
+        let mut setups = Vec::new();
+        for (name, tenant) in wanted {
+            if let Some(setup) = self.tenant(config, &name, tenant, &servers, &store, &key) {
+                setups.push(setup);
+            }
+        }
+        setups
+    }
+
+    fn tenant(
+        &mut self,
+        config: &BackupConfig,
+        name: &str,
+        tenant: TenantConfig,
+        servers: &BTreeMap<String, Servers>,
+        store: &StoreSetup,
+        key: &KeySource,
+    ) -> Option<TenantSetup> {
+        let slug = match Slug::parse(name) {
+            Ok(slug) => slug,
+            Err(expected) => {
+                self.fault(&["tenants", name], format!("`{name}`"), expected);
+                return None;
+            }
+        };
+        if let Some(schedule) = &tenant.schedule {
+            self.schedule(&["tenants", name, "schedule"], schedule);
+        }
+        let server = match &tenant.server {
+            Some(server) => server.clone(),
+            None if config.servers.len() == 1 => config.servers.keys().next()?.clone(),
+            None => {
+                let known = names(config.servers.keys());
+                self.fault(&["tenants", name], "no `server`", format!("one of {known}"));
+                return None;
+            }
+        };
+        if !config.servers.contains_key(&server) {
+            let known = names(config.servers.keys());
+            self.fault(&["tenants", name, "server"], format!("`{server}`"), format!("one of {known}"));
+        }
+        let found = servers.get(&server)?.clone();
+        let database = tenant.database.unwrap_or_else(|| name.to_owned());
+        let policy = &config.policy;
+        let filestores = self.path(&config.filestores);
+        let replace = |text: &str| text.replace("{tenant}", name);
+        Some(TenantSetup {
+            tenant: slug,
+            policy: BackupPolicy {
+                schedule: tenant.schedule.unwrap_or_else(|| policy.schedule.clone()),
+                objective: tenant.objective.unwrap_or(policy.objective),
+                retention: tenant.retention.unwrap_or(policy.retention),
+                immutability: tenant.immutability.or(policy.immutability),
+                fence: tenant.fence.unwrap_or(policy.fence),
+            },
+            filestore: tenant.filestore.map_or_else(|| filestores.join(&database), |path| self.path(&path)),
+            database,
+            server: found.direct,
+            dump_through: found.dump_through,
+            console: found.console,
+            owner: tenant.owner,
+            filestores,
+            store: match store {
+                StoreSetup::Directory(path) => StoreSetup::Directory(replace(&path.to_string_lossy()).into()),
+                StoreSetup::S3(options) => {
+                    StoreSetup::S3(Box::new(S3Options { prefix: replace(&options.prefix), ..(**options).clone() }))
+                }
+            },
+            key: key.clone(),
+        })
+    }
+
+    fn schedule(&mut self, path: &[&str], schedule: &Schedule) {
+        if let Err(error) = schedule.check() {
+            let field = if matches!(error, crate::model::ScheduleError::Zone(_)) { "time_zone" } else { "cron" };
+            let expected = if field == "cron" {
+                "five fields such as `30 2 * * *`: minute, hour, day of month, month, day of week"
+            } else {
+                "a time zone such as `Europe/Berlin`"
+            };
+            self.fault(&[path, &[field]].concat(), error.to_string(), expected);
+        }
+    }
+
+    fn repository(&mut self, config: &RepositoryConfig) -> Option<StoreSetup> {
+        match (&config.directory, &config.s3) {
+            (Some(directory), None) => {
+                self.own_place(&["repository", "directory"], directory)?;
+                Some(StoreSetup::Directory(self.path(Path::new(directory))))
+            }
+            (None, Some(s3)) => {
+                self.own_place(&["repository", "s3", "prefix"], &s3.prefix)?;
+                let mut variable = |field: &str, name: &str| {
+                    let value = self.secrets.env(name).filter(|value| !value.is_empty());
+                    if value.is_none() {
+                        let found = format!("`{name}`, which is not set");
+                        self.fault(&["repository", "s3", field], found, "an environment variable with a key");
+                    }
+                    value
+                };
+                let access_key = variable("access_key_env", &s3.access_key_env);
+                let secret_key = variable("secret_key_env", &s3.secret_key_env);
+                let ca = match &s3.ca_file {
+                    Some(file) => Some(self.file(&["repository", "s3", "ca_file"], file)?.into_bytes()),
+                    None => None,
+                };
+                Some(StoreSetup::S3(Box::new(S3Options {
+                    bucket: s3.bucket.clone(),
+                    prefix: s3.prefix.clone(),
+                    region: s3.region.clone(),
+                    endpoint: s3.endpoint.clone(),
+                    path_style: s3.path_style.unwrap_or(s3.endpoint.is_some()),
+                    access_key: access_key?,
+                    secret_key: Secret::new(secret_key?),
+                    ca,
+                    immutability: None,
+                })))
+            }
+            (directory, _) => {
+                let found = if directory.is_some() { "both" } else { "neither `directory` nor `s3`" };
+                self.fault(&["repository"], found, "exactly one of `directory` and `s3`");
+                None
+            }
+        }
+    }
+
+    /// Tenants in one repository would have one key.
+    fn own_place(&mut self, path: &[&str], text: &str) -> Option<()> {
+        if text.contains("{tenant}") {
+            return Some(());
+        }
+        self.fault(path, format!("`{text}`"), "`{tenant}` in it, so that each tenant has a repository of its own");
+        None
+    }
+
+    fn key(&mut self, key: &KeyConfig) -> Option<KeySource> {
+        match (&key.file, &key.env, &key.command) {
+            (Some(file), None, None) => Some(KeySource::File(self.path(file))),
+            (None, Some(env), None) => Some(KeySource::Env(env.clone())),
+            (None, None, Some(words)) if !words.is_empty() => Some(KeySource::Command(words.clone())),
+            _ => {
+                let count = [key.file.is_some(), key.env.is_some(), key.command.is_some()];
+                let found = format!("{} of them", count.iter().filter(|given| **given).count());
+                self.fault(&["repository", "key"], found, "exactly one of `file`, `env` and `command`");
+                None
+            }
+        }
+    }
+
+    fn file(&mut self, field: &[&str], path: &Path) -> Option<String> {
+        match self.secrets.file(path) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                self.fault(field, format!("`{}`: {error}", path.display()), "a file that can be read");
+                None
+            }
+        }
+    }
+
+    fn server(&mut self, name: &str, config: &ServerConfig) -> Option<Servers> {
+        let at = ["servers", name];
+        let password = match (&config.password_file, &config.password_env) {
+            (Some(file), None) => Some(Secret::new(self.file(&[at[0], at[1], "password_file"], file)?)),
+            (None, Some(variable)) => {
+                let Some(value) = self.secrets.env(variable) else {
+                    let found = format!("`{variable}`, which is not set");
+                    self.fault(&[at[0], at[1], "password_env"], found, "an environment variable with a password");
+                    return None;
+                };
+                Some(Secret::new(value))
+            }
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                self.fault(&at, "both", "one of `password_file` and `password_env`");
+                return None;
+            }
+        };
+        let direct = Server {
+            host: config.host.clone(),
+            port: config.port,
+            user: config.user.clone(),
+            password,
+            maintenance: config.maintenance.clone(),
+            programs: config.programs.as_deref().map(|path| self.path(path)),
+        };
+        let Some(gateway) = &config.gateway else {
+            return Some(Servers { direct, dump_through: None, console: None });
+        };
+        let through = Server { host: gateway.host.clone(), port: gateway.port, ..direct.clone() };
+        let console = match &gateway.console_user {
+            Some(user) => {
+                let password = match &gateway.console_password_file {
+                    Some(file) => {
+                        let field = [at[0], at[1], "gateway", "console_password_file"];
+                        Some(Secret::new(self.file(&field, file)?))
+                    }
+                    None => None,
+                };
+                let server = Server { user: user.clone(), password, ..through.clone() };
+                Some(GatewayConsole::new(server, "cofferdam"))
+            }
+            None => None,
+        };
+        Some(Servers { direct, dump_through: gateway.dump_through.then_some(through), console })
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Servers {
+    direct: Server,
+    dump_through: Option<Server>,
+    console: Option<GatewayConsole>,
+}
+
+fn names<'a>(known: impl Iterator<Item = &'a String>) -> String {
+    known.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn two() -> u32 {
+    2
+}
+
+fn a_week() -> HumanDuration {
+    HumanDuration(std::time::Duration::from_secs(7 * 86_400))
+}
+
+fn postgres_port() -> u16 {
+    5432
+}
+
+fn maintenance() -> String {
+    "postgres".to_owned()
+}
+
+fn tenant_prefix() -> String {
+    "{tenant}/".to_owned()
+}
+
+fn a_region() -> String {
+    "us-east-1".to_owned()
+}
+
+fn access_key() -> String {
+    "AWS_ACCESS_KEY_ID".to_owned()
+}
+
+fn secret_key() -> String {
+    "AWS_SECRET_ACCESS_KEY".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cofferdam_tenant::NoSecrets;
+
+    fn read(text: &str) -> Result<Setup, Diagnostics> {
+        Setup::read(&Source::new("/etc/cofferdam/backup.yaml", text), None, &NoSecrets)
+    }
+
+    const GOOD: &str = "
+repository: { directory: 'repositories/{tenant}', key: { file: 'keys/{tenant}.key' } }
+servers: { main: { host: 127.0.0.1, user: odoo } }
+filestores: /var/lib/odoo/filestore
+policy: { schedule: { cron: '30 1 * * *', time_zone: Europe/Berlin } }
+tenants:
+  acme: {}
+  beta: { database: beta_prod, retention: { daily: 30 }, schedule: { cron: '0 * * * *' } }
+";
+
+    #[test]
+    fn a_tenant_inherits_what_it_does_not_say() {
+        let setup = read(GOOD).unwrap();
+        let (acme, beta) = (setup.tenant("acme").unwrap(), setup.tenant("beta").unwrap());
+        assert_eq!((acme.database.as_str(), beta.database.as_str()), ("acme", "beta_prod"));
+        assert_eq!(acme.policy.schedule.time_zone, "Europe/Berlin");
+        assert_eq!(beta.policy.retention.daily, 30);
+        assert_eq!(beta.filestore, Path::new("/var/lib/odoo/filestore/beta_prod"));
+        assert!(matches!(&beta.store, StoreSetup::Directory(p) if p == Path::new("/etc/cofferdam/repositories/beta")));
+        assert_eq!(beta.key, KeySource::File("/etc/cofferdam/keys/{tenant}.key".into()));
+    }
+
+    #[test]
+    fn every_error_is_told_with_its_place() {
+        let wrong = "
+repository: { directory: /backups, key: { file: a, env: B } }
+servers: { main: { host: a, user: odoo }, other: { host: b, user: odoo, password_env: NOPE } }
+filestores: /f
+concurrency: 0
+policy: { schedule: { cron: 'every day' } }
+tenants:
+  acme: {}
+  UPPER: { server: main }
+  beta: { server: mian, schedule: { time_zone: Mars/Olympus } }
+";
+        let faults = read(wrong).unwrap_err().0;
+        let text: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        for expected in [
+            "backup.yaml:2:26: repository.directory: found `/backups`, expected `{tenant}` in it",
+            "repository.key: found 2 of them, expected exactly one of `file`, `env` and `command`",
+            "servers.other.password_env: found `NOPE`, which is not set",
+            "backup.yaml:5:14: concurrency: found 0, expected at least 1",
+            "policy.schedule.cron: found `every day`",
+        ] {
+            assert!(text.iter().any(|t| t.contains(expected)), "{expected}\n{}", text.join("\n"));
+        }
+        let wrong = wrong.replace("/backups,", "'/backups/{tenant}',").replace("file: a, env: B", "env: B");
+        let text = read(&wrong).unwrap_err().to_string();
+        for expected in [
+            "tenants.acme: found no `server`, expected one of `main`, `other`",
+            "tenants.UPPER: found `UPPER`",
+            "tenants.beta.server: found `mian`, expected one of `main`, `other`",
+            "tenants.beta.schedule.time_zone: found `Mars/Olympus`",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Drills: whether a backup can really be restored, how long it takes, and how much would be lost.
+//!
+//! A drill restores into a PostgreSQL of its own, which it starts and removes, and compares: rows with those counted in
+//! the snapshot, indexes with their tables, every file with its hash. Nothing of production is touched.
+
+mod cluster;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+pub use report::{ReportKey, ReportSignature, SignedReport};
+
+use crate::logical::blocking;
+use crate::model::{BackupSet, CheckOutcome, CheckState, DrillReport, RecoveryObjective, RestoreDrill};
+use crate::repository::{Depth, Repository, RepositoryKey, Store};
+use crate::restore::{fresh_files, load_checked, make_new};
+use crate::{Control, Error};
+use cluster::ScratchCluster;
+
+/// What a drill needs.
+#[derive(Debug, Clone)]
+pub struct Drill {
+    /// What is tried.
+    pub request: RestoreDrill,
+    /// What it is measured by.
+    pub objective: RecoveryObjective,
+    /// Where the objects are.
+    pub store: Arc<dyn Store>,
+    /// The key of the tenant's repository.
+    pub key: RepositoryKey,
+    /// The directory of PostgreSQL's programs; the newest installed if none.
+    pub programs: Option<PathBuf>,
+    /// Where the restored database and files are for a while; the directory for temporary files if none.
+    pub place: Option<PathBuf>,
+}
+
+/// The database that a drill restores into.
+const DATABASE: &str = "drill";
+
+impl Drill {
+    /// Runs the drill. That a check fails is a result; an error means that there was nothing to try, such as no backup.
+    pub async fn run(&self, control: &Control) -> Result<DrillReport, Error> {
+        let started_at = Timestamp::now();
+        let started = Instant::now();
+        let (tenant, store, key) = (self.request.tenant.clone(), Arc::clone(&self.store), self.key.clone());
+        let repository = Arc::new(blocking(move || Ok(Repository::open(tenant, store, &key)?)).await?);
+        let set = {
+            let (repository, point) = (Arc::clone(&repository), self.request.point.clone());
+            blocking(move || Ok(repository.set_at(&point)?)).await?
+        };
+        control.phase("starting a private server", None);
+        let cluster = {
+            let (programs, place) = (self.programs.clone(), self.place.clone());
+            blocking(move || ScratchCluster::start(programs.as_deref(), place.as_deref())).await?
+        };
+        let mut checks = Vec::new();
+        let restored = self.restore(&cluster, &repository, &set, &mut checks, control).await;
+        if matches!(restored, Err(Error::Cancelled)) {
+            return Err(Error::Cancelled);
+        }
+        let rto_ms = started.elapsed().as_millis() as u64;
+        if restored.is_ok() {
+            self.examine(&cluster, &mut checks, control).await;
+        } else {
+            self.name_objects(&repository, &mut checks).await;
+        }
+        // Stopping the server and removing its files blocks.
+        blocking(move || {
+            drop(cluster);
+            Ok(())
+        })
+        .await?;
+        let rpo_ms = u64::try_from(started_at.duration_since(set.taken_at).as_millis()).unwrap_or(0);
+        for (name, reached, wanted) in
+            [("recovery time", rto_ms, self.objective.rto), ("recovery point", rpo_ms, self.objective.rpo)]
+        {
+            let met = restored.is_ok() && u128::from(reached) <= wanted.0.as_millis();
+            let detail = format!("{:.1} s, the objective is {wanted}", reached as f64 / 1_000.0);
+            checks.push(outcome(name, met, detail));
+        }
+        let passed = checks.iter().all(|check| check.state != CheckState::Fail);
+        Ok(DrillReport {
+            tenant: self.request.tenant.clone(),
+            set: set.id,
+            started_at,
+            passed,
+            objective: self.objective,
+            rto_ms,
+            rpo_ms,
+            checks,
+        })
+    }
+
+    /// What has to be done before anybody could work again.
+    async fn restore(
+        &self,
+        cluster: &ScratchCluster,
+        repository: &Arc<Repository>,
+        set: &BackupSet,
+        checks: &mut Vec<CheckOutcome>,
+        control: &Control,
+    ) -> Result<(), Error> {
+        control.phase("restoring", Some(set.artifact.bytes + set.filestore.bytes));
+        let complete = set.consistency.is_complete();
+        let detail = match complete {
+            true => format!("{}: {} files", set.consistency, set.filestore.files),
+            false => format!("{} files are missing, {} differ", set.filestore.missing, set.filestore.damaged),
+        };
+        checks.push(outcome("the set is complete", complete, detail));
+        let mut step = |name: &str, detail: String, result: Result<(), Error>| {
+            checks.push(match &result {
+                Ok(()) => outcome(name, true, detail),
+                Err(error) => outcome(name, false, error.to_string()),
+            });
+            result
+        };
+        let loaded = load_checked(&cluster.server, DATABASE, repository, set, control).await;
+        let rows = format!("{} rows in {} tables, as counted when saved", set.artifact.rows, set.artifact.tables);
+        step("the database loads and has every row", rows, loaded)?;
+        let files = fresh_files(repository, set, &cluster.path().join("filestore").join(DATABASE), control).await;
+        let hashes = format!("{} files, each with the SHA-1 that it is named after", set.filestore.files);
+        step("every file is there", hashes, files)?;
+        let neutral = make_new(&cluster.server, DATABASE).await;
+        step("it is neutralized", "new identity; mail, jobs and integrations are off".to_owned(), neutral)
+    }
+
+    /// What shows that the restored state is sound.
+    async fn examine(&self, cluster: &ScratchCluster, checks: &mut Vec<CheckOutcome>, control: &Control) {
+        control.phase("examining", None);
+        checks.push(match amcheck(cluster).await {
+            Ok(Some(indexes)) => outcome("indexes and tables agree", true, format!("amcheck of {indexes} indexes")),
+            Ok(None) => skipped("indexes and tables agree", "the extension amcheck is not installed here"),
+            Err(error) => outcome("indexes and tables agree", false, error.to_string()),
+        });
+        let Some((program, arguments)) = self.request.check_command.split_first() else {
+            checks.push(skipped("the application's own check", "no command is configured"));
+            return;
+        };
+        let mut command = tokio::process::Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
+        command.env("COFFERDAM_DATABASE", DATABASE).env("COFFERDAM_FILESTORE", cluster.path().join("filestore"));
+        command.env("PGHOST", &cluster.server.host).env("PGPORT", cluster.server.port.to_string());
+        command.env("PGUSER", &cluster.server.user).env("PGDATABASE", DATABASE);
+        let limit: Duration = self.request.check_limit.0;
+        checks.push(match tokio::time::timeout(limit, command.output()).await {
+            Ok(Ok(output)) => {
+                let text = String::from_utf8_lossy(if output.status.success() { &output.stdout } else { &output.stderr });
+                let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
+                let detail = format!("{program}: {}: {last}", output.status);
+                outcome("the application's own check", output.status.success(), detail)
+            }
+            Ok(Err(error)) => outcome("the application's own check", false, format!("{program}: {error}")),
+            Err(_) => {
+                let limit = self.request.check_limit;
+                outcome("the application's own check", false, format!("{program} had not ended after {limit}"))
+            }
+        });
+    }
+
+    /// After a failure: which object of the repository is to blame.
+    async fn name_objects(&self, repository: &Arc<Repository>, checks: &mut Vec<CheckOutcome>) {
+        let repository = Arc::clone(repository);
+        let verified = blocking(move || Ok(repository.verify(Depth::Everything)?)).await;
+        checks.push(match verified {
+            Ok(found) if found.faults.is_empty() => {
+                outcome("every object is what it was", true, format!("{} objects read", found.objects))
+            }
+            Ok(found) => {
+                let faults: Vec<_> = found.faults.into_iter().take(5).map(|fault| fault.problem).collect();
+                outcome("every object is what it was", false, faults.join("; "))
+            }
+            Err(error) => outcome("every object is what it was", false, error.to_string()),
+        });
+    }
+}
+
+/// Looks through every B-tree index and every table; how many indexes. None: the extension is not there.
+async fn amcheck(cluster: &ScratchCluster) -> Result<Option<i64>, Error> {
+    let server = &cluster.server;
+    let client = server.connect(DATABASE).await?;
+    let failed = |e: &tokio_postgres::Error| server.failed(DATABASE, e);
+    let available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'";
+    if client.query_one(available, &[]).await.map_err(|e| failed(&e))?.get::<_, i64>(0) == 0 {
+        return Ok(None);
+    }
+    let prepare = "CREATE SCHEMA cofferdam_amcheck; CREATE EXTENSION IF NOT EXISTS amcheck SCHEMA cofferdam_amcheck; \
+                   SET search_path TO cofferdam_amcheck, public";
+    client.batch_execute(prepare).await.map_err(|e| failed(&e))?;
+    let indexes = "SELECT count(bt_index_parent_check(c.oid::regclass, true)::text) FROM pg_index i \
+                   JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam \
+                   WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid \
+                   AND c.relkind = 'i'";
+    let count = client.query_one(indexes, &[]).await.map_err(|e| failed(&e))?.get(0);
+    let heaps = "SELECT c.oid::regclass::text, v.msg FROM pg_class c, \
+                 LATERAL verify_heapam(c.oid::regclass) v WHERE c.relkind = 'r' AND c.relpersistence = 'p' LIMIT 3";
+    let wrong = client.query(heaps, &[]).await.map_err(|e| failed(&e))?;
+    if let Some(row) = wrong.first() {
+        let (table, message): (String, String) = (row.get(0), row.get(1));
+        return Err(Error::Mismatch { what: table, reason: message });
+    }
+    Ok(Some(count))
+}
+
+fn outcome(name: &str, passed: bool, detail: String) -> CheckOutcome {
+    let state = if passed { CheckState::Pass } else { CheckState::Fail };
+    CheckOutcome { name: name.to_owned(), state, detail }
+}
+
+fn skipped(name: &str, why: &str) -> CheckOutcome {
+    CheckOutcome { name: name.to_owned(), state: CheckState::Skipped, detail: why.to_owned() }
+}
+
+/// Writes a report as `<tenant>-<time>.json` and `.html` into a directory; the path of the former.
+pub fn write_report(directory: &Path, signed: &SignedReport) -> Result<PathBuf, Error> {
+    std::fs::create_dir_all(directory).map_err(|e| Error::files(directory, &e))?;
+    let stamp = signed.report.started_at.strftime("%Y%m%dT%H%M%SZ");
+    let path = directory.join(format!("{}-{stamp}.json", signed.report.tenant));
+    let text = serde_json::to_vec_pretty(signed)
+        .map_err(|e| Error::Mismatch { what: path.display().to_string(), reason: e.to_string() })?;
+    std::fs::write(&path, text).map_err(|e| Error::files(&path, &e))?;
+    let page = path.with_extension("html");
+    std::fs::write(&page, signed.html()).map_err(|e| Error::files(&page, &e))?;
+    Ok(path)
+}
