@@ -12,11 +12,12 @@ use cofferdam_backup::model::{
     BackupPolicy, BackupSet, Consistency, FenceLimits, RestoreMode, RestorePoint, Restored, SetId,
 };
 use cofferdam_backup::repository::{Depth, Directory, Repository, RepositoryKey};
-use cofferdam_backup::restore::Restore;
+use cofferdam_backup::restore::{GatewayConsole, Restore};
 use cofferdam_backup::{Control, Error, Server};
 use cofferdam_tenant::{HumanDuration, Secret, Slug};
 use cofferdam_testkit::odoo::Estate;
 use cofferdam_testkit::postgres::{Cluster, SUPERUSER, binaries};
+use cofferdam_tests::{Site, SiteOptions};
 use tempfile::TempDir;
 
 const KEY: &str = "correct horse battery staple";
@@ -247,7 +248,8 @@ fn restic_reads_checks_and_restores_the_same_bytes() {
         let tree = target.join("acme");
         assert_eq!(house.estate.missing(&tree.join("filestore")).await.unwrap(), Vec::<String>::new());
         // The parts of the dump are one dump.
-        let mut parts: Vec<_> = std::fs::read_dir(tree.join("odoo.dump")).unwrap().flatten().map(|e| e.path()).collect();
+        let mut parts: Vec<_> =
+            std::fs::read_dir(tree.join("odoo.dump")).unwrap().flatten().map(|e| e.path()).collect();
         parts.sort();
         let whole: Vec<u8> = parts.iter().flat_map(|p| std::fs::read(p).unwrap()).collect();
         assert_eq!(whole.len() as u64, second.artifact.bytes);
@@ -322,8 +324,7 @@ fn the_wrong_key_opens_nothing_and_leaves_nothing() {
         house.save().await;
         let mut restore = house.restore();
         restore.key = RepositoryKey::new("another tenant's key").unwrap();
-        let error =
-            restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
+        let error = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
         assert!(error.to_string().contains("the key of acme does not open this repository"), "{error}");
         assert_eq!(databases(&house).await, ["acme"]);
         let mut backup = house.backup();
@@ -364,8 +365,11 @@ fn a_fence_that_would_hurt_comes_down_and_the_backup_is_verified() {
         let house = House::new(10).await;
         house.attach(10, 0).await;
         let mut backup = house.backup();
-        backup.policy.fence =
-            FenceLimits { enabled: true, hold: HumanDuration(Duration::from_secs(60)), stall: HumanDuration(Duration::ZERO) };
+        backup.policy.fence = FenceLimits {
+            enabled: true,
+            hold: HumanDuration(Duration::from_secs(60)),
+            stall: HumanDuration(Duration::ZERO),
+        };
         // Somebody who wants the whole table, and so waits for the fence; everybody else would wait behind.
         let client = house.estate.connect().await.unwrap();
         let waiter = tokio::spawn(async move {
@@ -392,7 +396,10 @@ fn a_fence_that_would_hurt_comes_down_and_the_backup_is_verified() {
         let set = verified.expect("of twenty backups one meets the waiter");
         assert!(set.note.as_ref().is_some_and(|n| n.contains("no fence to the end")), "{set:?}");
         let off = Backup {
-            policy: BackupPolicy { fence: FenceLimits { enabled: false, ..FenceLimits::default() }, ..BackupPolicy::default() },
+            policy: BackupPolicy {
+                fence: FenceLimits { enabled: false, ..FenceLimits::default() },
+                ..BackupPolicy::default()
+            },
             ..house.backup()
         };
         assert_eq!(off.run(&control).await.unwrap().consistency, Consistency::Verified);
@@ -473,13 +480,11 @@ fn a_swap_brings_the_old_state_back_and_a_revert_the_new_one() {
         let client = house.estate.connect().await.unwrap();
         client.batch_execute("UPDATE res_partner SET name = 'broken'").await.unwrap();
         let late = house.estate.attach(&client, b"made after the backup").await.unwrap();
-        let seen: i64 =
-            client.query_one("SELECT last_value FROM base_registry_signaling", &[]).await.unwrap().get(0);
+        let seen: i64 = client.query_one("SELECT last_value FROM base_registry_signaling", &[]).await.unwrap().get(0);
         drop(client);
 
         let restore = house.restore();
-        let swapped =
-            restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
         let name = "SELECT name FROM res_partner ORDER BY id LIMIT 1";
         let client = house.estate.connect().await.unwrap();
         assert_eq!(client.query_one(name, &[]).await.unwrap().get::<_, String>(0), "Partner 1");
@@ -507,5 +512,98 @@ fn a_swap_brings_the_old_state_back_and_a_revert_the_new_one() {
         assert_eq!(restore.drop_previous(week, left[0].since).await.unwrap(), []);
         assert_eq!(restore.drop_previous(week, later).await.unwrap(), left);
         assert_eq!(databases(&house).await, ["acme"]);
+    });
+}
+
+/// "Every request sees old or new, none fails; revert the same."
+#[test]
+fn a_swap_through_the_gateway_under_load_fails_nobody() {
+    runtime().block_on(async {
+        let console = "  console:\n    admins: [{ role: chief, password: chief-secret }]\n";
+        let site = Site::start_with(SiteOptions { postgres: console.into(), ..SiteOptions::default() }).await;
+        let directory = tempfile::tempdir().unwrap();
+        let estate = Estate::furnish(&site.cluster, "acme_db", &directory.path().join("filestore"), 50).await.unwrap();
+        let admin = estate.connect().await.unwrap();
+        admin
+            .batch_execute(
+                "GRANT ALL ON ALL TABLES IN SCHEMA public TO odoo; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO odoo",
+            )
+            .await
+            .unwrap();
+        estate.attach(&admin, b"an attachment").await.unwrap();
+        let mut server = Server::new("127.0.0.1", site.cluster.port(), SUPERUSER.0, Some(Secret::new(SUPERUSER.1)));
+        server.programs = Some(binaries().unwrap());
+        let store = Arc::new(Directory::new(directory.path().join("repository")));
+        let through = Server { port: site.address().port(), ..server.clone() };
+        let backup = Backup {
+            tenant: Slug::parse("acme").unwrap(),
+            // The dump waits its turn at the gateway, with a login that the gateway knows.
+            dump_through: Some(Server {
+                user: "odoo".into(),
+                password: Some(Secret::new("odoo-secret")),
+                ..through.clone()
+            }),
+            server: server.clone(),
+            database: "acme_db".into(),
+            filestore: estate.filestore.clone(),
+            store: store.clone(),
+            key: RepositoryKey::new(KEY).unwrap(),
+            policy: BackupPolicy::default(),
+        };
+        let set = backup.run(&Control::default()).await.unwrap();
+        assert_eq!(set.consistency, Consistency::Fenced);
+        admin.batch_execute("UPDATE res_partner SET name = 'new'").await.unwrap();
+        drop(admin);
+
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                let (stop, port) = (Arc::clone(&stop), site.address().port());
+                tokio::spawn(async move {
+                    let client =
+                        cofferdam_testkit::postgres::connect(port, "odoo", "odoo-secret", "acme_db").await.unwrap();
+                    let mut seen = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+                        let query = "SELECT string_agg(DISTINCT name, ',') FROM res_partner WHERE id < 3";
+                        let rows = client.simple_query(query).await.unwrap();
+                        let name = rows.iter().find_map(|row| match row {
+                            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                            _ => None,
+                        });
+                        client.batch_execute("COMMIT").await.unwrap();
+                        let name = name.unwrap();
+                        if seen.last() != Some(&name) {
+                            seen.push(name);
+                        }
+                    }
+                    seen
+                })
+            })
+            .collect();
+        let restore = Restore {
+            tenant: Slug::parse("acme").unwrap(),
+            server,
+            database: "acme_db".into(),
+            owner: None,
+            filestores: directory.path().join("filestore"),
+            store,
+            key: RepositoryKey::new(KEY).unwrap(),
+            gateway: Some(GatewayConsole::new(
+                Server { user: "chief".into(), password: Some(Secret::new("chief-secret")), ..through },
+                "cofferdam",
+            )),
+        };
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let reverted = restore.revert(&swapped.previous.unwrap(), &Control::default()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stop.store(true, Ordering::Relaxed);
+        for worker in workers {
+            // New, then the old state, then new again: never both, never an error.
+            assert_eq!(worker.await.unwrap(), ["new", "Partner 1,Partner 2", "new"]);
+        }
+        eprintln!("paused for {:?} ms and {:?} ms", swapped.paused_ms.unwrap(), reverted.paused_ms.unwrap());
     });
 }

@@ -329,8 +329,11 @@ impl Reader<'_> {
         }
         let store = self.repository(&config.repository);
         let key = self.key(&config.repository.key);
-        let servers: BTreeMap<String, Servers> =
-            config.servers.iter().filter_map(|(name, server)| Some((name.clone(), self.server(name, server)?))).collect();
+        let servers: BTreeMap<String, Servers> = config
+            .servers
+            .iter()
+            .filter_map(|(name, server)| Some((name.clone(), self.server(name, server)?)))
+            .collect();
         let mut wanted: BTreeMap<String, TenantConfig> = config.tenants.clone();
         for tenant in catalog.into_iter().flat_map(Catalog::tenants) {
             let (Some(database), Some(cluster)) = (&tenant.database, &tenant.cluster) else { continue };

@@ -213,12 +213,7 @@ pub async fn open(setup: &TenantSetup) -> Result<Arc<Repository>, Error> {
 }
 
 /// One backup and what comes after it.
-async fn one(
-    setup: &TenantSetup,
-    control: &Control,
-    prune: bool,
-    keep: Duration,
-) -> Result<(BackupSet, usize), Error> {
+async fn one(setup: &TenantSetup, control: &Control, prune: bool, keep: Duration) -> Result<(BackupSet, usize), Error> {
     let set = setup.backup().await?.run(control).await?;
     let tenant = setup.tenant.to_string();
     let gauge = |name: &'static str, value: f64| metrics::gauge!(name, "tenant" => tenant.clone()).set(value);

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 
 use crate::model::{
-    BackupSet, Consistency, DatabaseArtifact, DatabaseLocale, DumpFormat, EngineKind, FilestoreSummary, LegalHold, LockAttestation,
-    LockMode, Phases, SetId, Stored,
+    BackupSet, Consistency, DatabaseArtifact, DatabaseLocale, DumpFormat, EngineKind, FilestoreSummary, LegalHold,
+    LockAttestation, LockMode, Phases, SetId, Stored,
 };
 
 pub(crate) fn set(number: usize, taken_at: Timestamp, consistency: Consistency) -> BackupSet {

@@ -78,7 +78,8 @@ impl Server {
     }
 
     pub(crate) fn failed(&self, database: &str, error: &tokio_postgres::Error) -> Error {
-        let reason = error.as_db_error().map_or_else(|| error.to_string(), |e| format!("{} ({})", e.message(), e.code().code()));
+        let reason =
+            error.as_db_error().map_or_else(|| error.to_string(), |e| format!("{} ({})", e.message(), e.code().code()));
         Error::Database { server: self.name(), database: database.to_owned(), reason }
     }
 }

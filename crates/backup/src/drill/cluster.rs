@@ -150,7 +150,9 @@ fn unprivileged() -> Result<Option<(u32, u32)>, Error> {
         })
     };
     let found = find("postgres").or_else(|| find("nobody"));
-    found.map(Some).ok_or_else(|| Error::Refused("a drill cannot run PostgreSQL as root; run it as another user".into()))
+    found
+        .map(Some)
+        .ok_or_else(|| Error::Refused("a drill cannot run PostgreSQL as root; run it as another user".into()))
 }
 
 #[allow(clippy::disallowed_methods)] // called from a thread that may wait; the server signals nothing

@@ -149,7 +149,8 @@ impl Drill {
         let limit: Duration = self.request.check_limit.0;
         checks.push(match tokio::time::timeout(limit, command.output()).await {
             Ok(Ok(output)) => {
-                let text = String::from_utf8_lossy(if output.status.success() { &output.stdout } else { &output.stderr });
+                let text =
+                    String::from_utf8_lossy(if output.status.success() { &output.stdout } else { &output.stderr });
                 let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
                 let detail = format!("{program}: {}: {last}", output.status);
                 outcome("the application's own check", output.status.success(), detail)

@@ -20,8 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use dump::RowCounts;
 pub(crate) use dump::{count_rows, last_words};
-pub use filestore::{Manifest, ManifestFile};
 pub(crate) use filestore::stays_below;
+pub use filestore::{Manifest, ManifestFile};
 
 use crate::model::{
     BackupPolicy, BackupSet, Consistency, DatabaseArtifact, DumpFormat, EngineKind, FilestoreSummary, LockAttestation,
@@ -168,7 +168,8 @@ impl Backup {
         let archived = archived?;
         // A watcher that lost its connection has lost the fence, at a time that nobody knows.
         let fence = fence.unwrap_or_else(|error| Err(Error::panicked(&error)));
-        let fence = fence.unwrap_or_else(|error| FenceReport { lowered: Some(error.to_string()), ..Default::default() });
+        let fence =
+            fence.unwrap_or_else(|error| FenceReport { lowered: Some(error.to_string()), ..Default::default() });
         let Some(streamed) = streamed.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return Err(Error::Program { program: "pg_dump".to_owned(), reason: "it did not finish".to_owned() });
         };

@@ -96,8 +96,7 @@ impl Schedule {
             reason: e.to_string(),
         })?;
         let from: Zoned = after.to_zoned(zone);
-        let next =
-            cron.find_next_occurrence(&from, false).map_err(|_| ScheduleError::Never(self.cron.clone()))?;
+        let next = cron.find_next_occurrence(&from, false).map_err(|_| ScheduleError::Never(self.cron.clone()))?;
         Ok(next.timestamp())
     }
 

@@ -185,12 +185,7 @@ impl ReadSource for Source {
         Box::new(entries.map(move |entry| {
             yielded.fetch_add(1, Ordering::SeqCst);
             let path = root.join(&entry.path);
-            let meta = Metadata {
-                mode: Some(0o640),
-                mtime: entry.modified,
-                size: entry.size,
-                ..Metadata::default()
-            };
+            let meta = Metadata { mode: Some(0o640), mtime: entry.modified, size: entry.size, ..Metadata::default() };
             let node = Node::new_node(path.file_name().unwrap_or_default(), NodeType::File, meta);
             let open = Some(Open { path: entry.path, open: entry.open, faults: faults.clone() });
             Ok(ReadSourceEntry { path, node, open })
@@ -242,4 +237,3 @@ impl Read for Watched {
 pub(crate) fn modified(metadata: &std::fs::Metadata) -> Option<Timestamp> {
     Timestamp::try_from(metadata.modified().ok()?).ok()
 }
-

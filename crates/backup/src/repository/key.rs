@@ -91,8 +91,9 @@ impl KeySource {
         };
         let text = Zeroizing::new(text);
         let line = text.lines().next().unwrap_or_default().trim_end();
-        RepositoryKey::new(line)
-            .ok_or_else(|| fail(name, format!("found {} characters, expected at least {SHORTEST}", line.chars().count())))
+        RepositoryKey::new(line).ok_or_else(|| {
+            fail(name, format!("found {} characters, expected at least {SHORTEST}", line.chars().count()))
+        })
     }
 }
 

@@ -136,10 +136,7 @@ impl Repository {
         Self::open(tenant, store, key)
     }
 
-    fn closed(
-        bridge: &Arc<Bridge>,
-        store: &Arc<dyn Store>,
-    ) -> Result<rustic_core::Repository<()>, RepositoryError> {
+    fn closed(bridge: &Arc<Bridge>, store: &Arc<dyn Store>) -> Result<rustic_core::Repository<()>, RepositoryError> {
         let mut options = RepositoryOptions::default();
         // A cache in the home directory of whoever runs this would hold one tenant's names beside another's.
         options.no_cache = true;
@@ -245,4 +242,3 @@ fn broken(store: &Arc<dyn Store>, error: &RusticError) -> RepositoryError {
     let reason = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     RepositoryError::Broken { location: store.location(), reason }
 }
-

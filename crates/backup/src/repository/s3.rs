@@ -256,13 +256,8 @@ impl Store for S3 {
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Object>, StoreError> {
-        let mut pages = self
-            .client
-            .list_objects_v2()
-            .bucket(&self.options.bucket)
-            .prefix(self.key(prefix))
-            .into_paginator()
-            .send();
+        let mut pages =
+            self.client.list_objects_v2().bucket(&self.options.bucket).prefix(self.key(prefix)).into_paginator().send();
         self.wait(async {
             let mut found = Vec::new();
             while let Some(page) = pages.next().await {

@@ -158,10 +158,9 @@ impl Repository {
     /// Frees what no set refers to. There is no lock between programs: what is freed is first marked, and removed by a
     /// prune at least `grace` later, so that a backup running meanwhile can still use it.
     pub fn prune(&self, grace: jiff::SignedDuration) -> Result<Pruned, RepositoryError> {
-        let grace = Span::new().try_seconds(grace.as_secs()).map_err(|e| RepositoryError::Broken {
-            location: self.location(),
-            reason: e.to_string(),
-        })?;
+        let grace = Span::new()
+            .try_seconds(grace.as_secs())
+            .map_err(|e| RepositoryError::Broken { location: self.location(), reason: e.to_string() })?;
         let options = PruneOptions::default().keep_delete(grace).keep_pack(grace);
         let plan = self.open.prune_plan(&options).map_err(|e| self.broken(&e))?;
         let sizes = plan.stats.size_sum();

@@ -119,7 +119,8 @@ pub(super) fn free_bytes(directory: &Path) -> Option<u64> {
 pub(crate) fn manifest(reader: &Reader<'_>) -> Result<Manifest, Error> {
     let mut text = Vec::new();
     reader.file(paths::MANIFEST, &mut text)?;
-    serde_json::from_slice(&text).map_err(|e| Error::Mismatch { what: paths::MANIFEST.to_owned(), reason: e.to_string() })
+    serde_json::from_slice(&text)
+        .map_err(|e| Error::Mismatch { what: paths::MANIFEST.to_owned(), reason: e.to_string() })
 }
 
 /// Every file that the database refers to is there and is what its hash says; or as many are not as the set admits.

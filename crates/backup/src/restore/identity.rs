@@ -67,7 +67,11 @@ const NEUTRALIZE: &[(&str, &str, &str)] = &[
     ("fetchmail_server", "active", "UPDATE fetchmail_server SET active = false"),
     ("mail_mail", "state", "UPDATE mail_mail SET state = 'cancel' WHERE state IN ('outgoing', 'exception')"),
     ("mail_template", "mail_server_id", "UPDATE mail_template SET mail_server_id = NULL"),
-    ("queue_job", "state", "UPDATE queue_job SET state = 'cancelled' WHERE state IN ('pending', 'enqueued', 'started')"),
+    (
+        "queue_job",
+        "state",
+        "UPDATE queue_job SET state = 'cancelled' WHERE state IN ('pending', 'enqueued', 'started')",
+    ),
     ("payment_provider", "state", "UPDATE payment_provider SET state = 'disabled' WHERE state <> 'disabled'"),
     ("payment_acquirer", "state", "UPDATE payment_acquirer SET state = 'disabled' WHERE state <> 'disabled'"),
     ("iap_account", "account_token", "UPDATE iap_account SET account_token = gen_random_uuid()::text"),

@@ -189,7 +189,8 @@ impl Restore {
             format!("compare the rows of {} tables", set.artifact.tables),
         ];
         if in_place {
-            let pause = if self.gateway.is_some() { "let transactions wait at the gateway" } else { "disconnect everybody" };
+            let pause =
+                if self.gateway.is_some() { "let transactions wait at the gateway" } else { "disconnect everybody" };
             steps.push(format!("add the backup's {} files to {}", set.filestore.files, target.display()));
             steps.push(format!("{pause}, rename {database} away and {staging} to {database}, in one transaction"));
             steps.push("keep what was there, database and files, for a way back".to_owned());

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -40,7 +40,7 @@ impl Restore {
         control: &Control,
     ) -> Result<(Option<String>, Option<u64>), Error> {
         files::add(repository, set, target, control).await?;
-        let previous = before_name(&plan.database, Timestamp::now())?;
+        let previous = self.free_name().await?;
         self.keep_files(target, &previous).await?;
         stopped(control)?;
         control.phase("changing places", None);
@@ -68,7 +68,7 @@ impl Restore {
             let (from, to) = (kept.clone(), target.clone());
             blocking(move || files::link_tree(&from, &to).map_err(|e| Error::files(&to, &e))).await?;
         }
-        let replaced = before_name(&self.database, Timestamp::now())?;
+        let replaced = self.free_name().await?;
         self.keep_files(&target, &replaced).await?;
         let paused = self.change_places(&self.database, &replaced, previous).await?;
         let _ = tokio::fs::remove_dir_all(&kept).await;
@@ -105,6 +105,19 @@ impl Restore {
             dropped.push(previous);
         }
         Ok(dropped)
+    }
+
+    /// The name for what is replaced now; a second later where there is one of this second.
+    async fn free_name(&self) -> Result<String, Error> {
+        let taken = self.previous().await?;
+        let mut now = Timestamp::now();
+        loop {
+            let name = before_name(&self.database, now)?;
+            if !taken.iter().any(|previous| previous.database == name) {
+                return Ok(name);
+            }
+            now += SignedDuration::from_secs(1);
+        }
     }
 
     async fn keep_files(&self, target: &Path, previous: &str) -> Result<(), Error> {

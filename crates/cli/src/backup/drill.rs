@@ -83,7 +83,9 @@ pub(super) fn report(file: &Path, public_key: Option<&str>, json: bool) -> anyho
         show(&signed);
         match (genuine, &signed.signature) {
             (Some(true), _) => println!("signed by that key, and unchanged since"),
-            (None, Some(signature)) => println!("signature not checked: say --public-key; it claims {}", signature.public_key),
+            (None, Some(signature)) => {
+                println!("signature not checked: say --public-key; it claims {}", signature.public_key)
+            }
             (None, None) => println!("not signed"),
             (Some(false), _) => {}
         }
@@ -97,7 +99,12 @@ pub(super) fn report(file: &Path, public_key: Option<&str>, json: bool) -> anyho
 fn show(signed: &SignedReport) {
     let report = &signed.report;
     let verdict = if report.passed { "passed" } else { "FAILED" };
-    println!("{}: drill {verdict}; recovery time {}, backup {}", report.tenant, seconds(report.rto_ms), report.set.short());
+    println!(
+        "{}: drill {verdict}; recovery time {}, backup {}",
+        report.tenant,
+        seconds(report.rto_ms),
+        report.set.short()
+    );
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
     for check in &report.checks {

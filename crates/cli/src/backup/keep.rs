@@ -38,7 +38,11 @@ pub(super) async fn run(args: &BackupArgs, setup: Setup) -> anyhow::Result<ExitC
                     tokio::task::spawn_blocking(move || repository.set_at(&point)).await??
                 }
             };
-            if common.json { print_json(&set)? } else { show(&set) }
+            if common.json {
+                print_json(&set)?
+            } else {
+                show(&set)
+            }
             Ok(ExitCode::SUCCESS)
         }
         BackupCommand::Verify { tenants: names, read_data } => verify(common, &setup, names, *read_data).await,
@@ -165,9 +169,15 @@ async fn by_schedule(setup: Setup, once: bool, textfile: Option<&Path>) -> anyho
     Runner::new(Arc::new(setup), control)
         .run(once, |told| match told {
             Told::Begun { tenant, missed: 0 } => println!("{tenant}: begun"),
-            Told::Begun { tenant, missed } => println!("{tenant}: begun; {missed} scheduled runs before it were missed"),
+            Told::Begun { tenant, missed } => {
+                println!("{tenant}: begun; {missed} scheduled runs before it were missed")
+            }
             Told::Done { set, forgotten } => {
-                println!("{}{}", line(&set), if forgotten > 0 { format!("; {forgotten} older forgotten") } else { String::new() });
+                println!(
+                    "{}{}",
+                    line(&set),
+                    if forgotten > 0 { format!("; {forgotten} older forgotten") } else { String::new() }
+                );
             }
             Told::Failed { tenant, error } => {
                 failed = true;
@@ -229,9 +239,9 @@ async fn overview(common: &Common, setup: &Setup) -> anyhow::Result<ExitCode> {
     for setup in &setup.tenants {
         let (sets, problem) = match runner::sets(setup).await {
             Ok(sets) => (sets, None),
-            Err(cofferdam_backup::Error::Repository(cofferdam_backup::repository::RepositoryError::Absent { .. })) => {
-                (Vec::new(), None)
-            }
+            Err(cofferdam_backup::Error::Repository(cofferdam_backup::repository::RepositoryError::Absent {
+                ..
+            })) => (Vec::new(), None),
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         let newest = sets.iter().rev().find(|set| set.consistency.is_complete()).map(|set| set.taken_at);
@@ -253,7 +263,11 @@ async fn overview(common: &Common, setup: &Setup) -> anyhow::Result<ExitCode> {
             "rpo_seconds": rpo.0.as_secs(), "rpo_met": met, "error": problem,
         }));
     }
-    if common.json { print_json(&rows)? } else { println!("{table}") }
+    if common.json {
+        print_json(&rows)?
+    } else {
+        println!("{table}")
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -294,7 +308,9 @@ fn show(set: &BackupSet) {
         "lock",
         match &set.lock {
             LockAttestation::NotAsked => "none asked for".to_owned(),
-            LockAttestation::Locked { mode, until, objects } => format!("{mode:?} until {until}, {objects} objects read back"),
+            LockAttestation::Locked { mode, until, objects } => {
+                format!("{mode:?} until {until}, {objects} objects read back")
+            }
             LockAttestation::NotLocked { reason } => format!("NOT LOCKED: {reason}"),
         },
     );

@@ -16,7 +16,11 @@ pub(super) async fn run(args: &RestoreArgs, setup: Setup) -> anyhow::Result<Exit
         RestoreCommand::Plan { tenant: name, point } => {
             let restore = tenant(&setup, name)?.restore().await?;
             let plan = restore.plan(&point_of(point), &RestoreMode::InPlaceSwap).await?;
-            if common.json { print_json(&plan)? } else { show(&plan) }
+            if common.json {
+                print_json(&plan)?
+            } else {
+                show(&plan)
+            }
             Ok(ExitCode::SUCCESS)
         }
         RestoreCommand::Scratch { tenant: name, point } => {
@@ -97,7 +101,12 @@ fn told(common: &Common, name: &str, restored: &Restored) -> anyhow::Result<Exit
         print_json(restored)?;
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{name}: database {} is there, {} files, {}", restored.database, restored.files, seconds(restored.took_ms));
+    println!(
+        "{name}: database {} is there, {} files, {}",
+        restored.database,
+        restored.files,
+        seconds(restored.took_ms)
+    );
     if let Some(paused) = restored.paused_ms {
         println!("transactions waited for {}", seconds(paused));
     }

@@ -62,6 +62,16 @@ impl Estate {
         partners: u32,
     ) -> Result<Self, TestkitError> {
         cluster.create_database(database, SUPERUSER.0).await?;
+        Self::furnish(cluster, database, filestores, partners).await
+    }
+
+    /// The same in a database that is there and empty.
+    pub async fn furnish(
+        cluster: &Cluster,
+        database: &str,
+        filestores: &Path,
+        partners: u32,
+    ) -> Result<Self, TestkitError> {
         let filestore = filestores.join(database);
         fs::create_dir_all(filestore.join("checklist")).map_err(failed("filestore"))?;
         let estate = Self { port: cluster.port(), database: database.to_owned(), filestore };
