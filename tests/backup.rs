@@ -9,14 +9,17 @@ use std::time::Duration;
 
 use cofferdam_backup::logical::Backup;
 use cofferdam_backup::model::{
-    BackupPolicy, BackupSet, Consistency, FenceLimits, RestoreMode, RestorePoint, Restored, SetId,
+    BackupPolicy, BackupSet, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode, RestorePoint, Restored, SetId,
 };
-use cofferdam_backup::repository::{Depth, Directory, Repository, RepositoryKey};
+use cofferdam_backup::repository::{
+    Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store,
+};
 use cofferdam_backup::restore::{GatewayConsole, Restore};
 use cofferdam_backup::{Control, Error, Server};
 use cofferdam_tenant::{HumanDuration, Secret, Slug};
 use cofferdam_testkit::odoo::Estate;
 use cofferdam_testkit::postgres::{Cluster, SUPERUSER, binaries};
+use cofferdam_testkit::s3::{self, ObjectStore};
 use cofferdam_tests::{Site, SiteOptions};
 use tempfile::TempDir;
 
@@ -605,5 +608,96 @@ fn a_swap_through_the_gateway_under_load_fails_nobody() {
             assert_eq!(worker.await.unwrap(), ["new", "Partner 1,Partner 2", "new"]);
         }
         eprintln!("paused for {:?} ms and {:?} ms", swapped.paused_ms.unwrap(), reverted.paused_ms.unwrap());
+    });
+}
+
+fn s3(store: &ObjectStore, bucket: &str, immutability: Option<Immutability>) -> S3 {
+    let options = S3Options {
+        bucket: bucket.into(),
+        prefix: "backups/acme/".into(),
+        region: "us-east-1".into(),
+        endpoint: Some(store.endpoint()),
+        path_style: true,
+        access_key: s3::CREDENTIALS.0.into(),
+        secret_key: Secret::new(s3::CREDENTIALS.1),
+        ca: None,
+        immutability,
+    };
+    S3::new(options, tokio::runtime::Handle::current()).unwrap()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// `reference`, Backup: "Object lock: read mode and date back after every PUT and multipart … extend the retention of
+/// everything reachable at each backup."
+#[test]
+fn objects_in_s3_are_locked_and_a_store_that_forgets_is_found_out() {
+    runtime().block_on(async {
+        let strict = blocking(|| ObjectStore::strict().unwrap()).await;
+        let forgetful = blocking(|| ObjectStore::forgetful().unwrap()).await;
+        let (Some(strict), Some(forgetful)) = (strict, forgetful) else {
+            eprintln!("skipped: no S3 server is installed here (make install-test)");
+            return;
+        };
+        let period = HumanDuration(Duration::from_secs(3_600));
+        let immutability = Immutability { mode: LockMode::Compliance, period };
+        let house = House::new(10).await;
+        // Larger than is written in one piece, and not to be compressed.
+        let client = house.estate.connect().await.unwrap();
+        let mut noise = vec![0; 20 << 20];
+        fastrand::fill(&mut noise);
+        house.estate.attach(&client, &noise).await.unwrap();
+        house.attach(5, 0).await;
+        for (server, honest) in [(&strict, true), (&forgetful, false)] {
+            let plain = s3(server, "plain", None);
+            let plain = blocking(move || {
+                plain.create_bucket(false).unwrap();
+                plain
+            })
+            .await;
+            blocking(move || cofferdam_backup::repository::conformance::check(&plain).unwrap()).await;
+
+            let locked = s3(server, "locked", Some(immutability));
+            let locked = Arc::new(blocking(move || {
+                locked.create_bucket(true).unwrap();
+                locked
+            })
+            .await);
+            let mut backup = house.backup();
+            backup.store = locked.clone();
+            let first = backup.run(&Control::default()).await.unwrap();
+            if !honest {
+                let LockAttestation::NotLocked { reason } = &first.lock else { panic!("{:?}", first.lock) };
+                eprintln!("the forgetful store: {reason}");
+                continue;
+            }
+            let LockAttestation::Locked { until, objects, .. } = first.lock else { panic!("{:?}", first.lock) };
+            assert!(objects >= 5 && until > jiff::Timestamp::now() + jiff::SignedDuration::from_mins(59));
+            house.attach(2, 50).await;
+            // A longer period: what the second set shares with the first is locked anew.
+            let longer = Immutability { period: HumanDuration(Duration::from_secs(7_200)), ..immutability };
+            backup.store = Arc::new(s3(server, "locked", Some(longer)));
+            let second = backup.run(&Control::default()).await.unwrap();
+            let LockAttestation::Locked { until, .. } = second.lock else { panic!("{:?}", second.lock) };
+            assert!(until > jiff::Timestamp::now() + jiff::SignedDuration::from_mins(119));
+            let mut restore = house.restore();
+            restore.store = backup.store.clone();
+            let point = RestorePoint::Set { id: first.id.clone() };
+            let restored = restore.run(&point, &RestoreMode::Scratch, &Control::default()).await.unwrap();
+            assert_eq!(restored.files, 6);
+            // A lock cannot be shortened: the store holds what it has said.
+            let name = blocking({
+                let store = backup.store.clone();
+                move || store.list("data/").unwrap().remove(0).name
+            })
+            .await;
+            let shorter = ObjectLock {
+                mode: LockMode::Compliance,
+                until: jiff::Timestamp::now() + jiff::SignedDuration::from_mins(1),
+            };
+            blocking(move || locked.locks().unwrap().extend(&name, shorter).unwrap_err()).await;
+        }
     });
 }

@@ -9,6 +9,7 @@ mod directory;
 pub mod load;
 pub mod odoo;
 pub mod postgres;
+pub mod s3;
 pub mod tools;
 
 pub use directory::TenantDirectory;

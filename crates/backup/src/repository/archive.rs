@@ -1,5 +1,6 @@
 //! Into the repository: entries in, an invisible snapshot out, and its publication.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +35,8 @@ pub(crate) type Opener = Box<dyn FnOnce() -> io::Result<Box<dyn Read + Send>> + 
 pub(crate) struct Archived {
     snapshot: SnapshotFile,
     pub(crate) stored: Stored,
+    /// Objects that were written for it.
+    written: BTreeSet<String>,
 }
 
 impl Repository {
@@ -101,15 +104,14 @@ impl Repository {
         // Whatever the new snapshot refers to is in the index, and every pack of the index is there in its full size.
         let check = self.open.check_with_trees(CheckOptions::default(), vec![snapshot.tree]);
         check.and_then(|results| results.is_ok()).map_err(|e| self.broken(&e))?;
-        self.bridge.take_names();
-        Ok(Archived { snapshot, stored })
+        Ok(Archived { snapshot, stored, written: self.bridge.take_names().into_iter().collect() })
     }
 
     /// Makes a stored backup visible, with what is known of it. From here on it exists.
     pub(crate) fn publish(&self, archived: Archived, mut set: BackupSet) -> Result<BackupSet, RepositoryError> {
         let mut snapshot = archived.snapshot;
         set.id = SetId::default();
-        set.lock = self.attest(&snapshot)?;
+        set.lock = self.attest(&snapshot, &archived.written)?;
         snapshot.tags.add(set.consistency.to_string());
         let description = serde_json::to_string(&set)
             .map_err(|e| RepositoryError::Broken { location: self.location(), reason: e.to_string() })?;

@@ -21,11 +21,18 @@ const SIDE_BY_SIDE: usize = 16;
 
 impl Repository {
     /// Locks what a snapshot refers to for the policy's period from now on, and reads back what the store makes of it.
-    pub(super) fn attest(&self, snapshot: &SnapshotFile) -> Result<LockAttestation, RepositoryError> {
+    ///
+    /// An object that was just `written` with a lock and has none is locked now, and the set is still said not to be:
+    /// a store that forgets once forgets again, and whoever reads the attestation must know.
+    pub(super) fn attest(
+        &self,
+        snapshot: &SnapshotFile,
+        written: &BTreeSet<String>,
+    ) -> Result<LockAttestation, RepositoryError> {
         let Some(locks) = self.store.locks() else { return Ok(LockAttestation::NotAsked) };
         let Some(wanted) = locks.wanted() else { return Ok(LockAttestation::NotAsked) };
         let names: Vec<String> = self.reachable(snapshot)?.into_iter().collect();
-        Self::lock_all(locks, wanted, &names, Timestamp::now())
+        Self::lock_all(locks, wanted, &names, written, Timestamp::now())
     }
 
     /// Locks objects that are there, side by side.
@@ -33,6 +40,7 @@ impl Repository {
         locks: &dyn Locks,
         Immutability { mode, period }: Immutability,
         names: &[String],
+        written: &BTreeSet<String>,
         now: Timestamp,
     ) -> Result<LockAttestation, RepositoryError> {
         let period = SignedDuration::try_from(period.0).unwrap_or(SignedDuration::ZERO);
@@ -40,7 +48,7 @@ impl Repository {
         let part = names.len().div_ceil(SIDE_BY_SIDE).max(1);
         let outcomes: Vec<Result<Checked, RepositoryError>> = std::thread::scope(|scope| {
             let threads: Vec<_> =
-                names.chunks(part).map(|names| scope.spawn(move || lock_some(locks, wanted, names))).collect();
+                names.chunks(part).map(|names| scope.spawn(move || lock_some(locks, wanted, names, written))).collect();
             threads
                 .into_iter()
                 .map(|thread| {
@@ -108,12 +116,21 @@ enum Checked {
     Not(String),
 }
 
-fn lock_some(locks: &dyn Locks, wanted: ObjectLock, names: &[String]) -> Result<Checked, RepositoryError> {
+fn lock_some(
+    locks: &dyn Locks,
+    wanted: ObjectLock,
+    names: &[String],
+    written: &BTreeSet<String>,
+) -> Result<Checked, RepositoryError> {
     let mut earliest = None;
+    let mut forgotten = None;
     for name in names {
         let mut lock = locks.lock_of(name)?;
         if !lock.is_some_and(|lock| holds(lock, wanted)) {
-            // Older than this backup, or written in another way than asked for.
+            // Older than this backup, or the store has not done what it was told.
+            if lock.is_none() && written.contains(name) {
+                forgotten.get_or_insert_with(|| format!("{name}: written with a lock, and read back without one"));
+            }
             let extended = locks.extend(name, wanted);
             lock = locks.lock_of(name)?;
             if !lock.is_some_and(|lock| holds(lock, wanted)) {
@@ -128,6 +145,9 @@ fn lock_some(locks: &dyn Locks, wanted: ObjectLock, names: &[String]) -> Result<
         if let Some(lock) = lock {
             earliest = Some(earliest.map_or(lock.until, |e: Timestamp| e.min(lock.until)));
         }
+    }
+    if let Some(reason) = forgotten {
+        return Ok(Checked::Not(reason));
     }
     Ok(earliest.map_or_else(|| Checked::Not("nothing to lock".to_owned()), Checked::Until))
 }

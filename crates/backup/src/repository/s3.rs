@@ -109,6 +109,14 @@ impl S3 {
         Ok(Self { client: Client::from_conf(config.build()), runtime, options })
     }
 
+    /// Creates the bucket, with object lock if asked for: that cannot be switched on later. For tests and first steps.
+    pub fn create_bucket(&self, object_lock: bool) -> Result<(), StoreError> {
+        let request = self.client.create_bucket().bucket(&self.options.bucket);
+        self.wait(request.object_lock_enabled_for_bucket(object_lock).send())
+            .map_err(|e| self.failed("create", "the bucket", &e))?;
+        Ok(())
+    }
+
     fn key(&self, name: &str) -> String {
         format!("{}{name}", self.options.prefix)
     }
