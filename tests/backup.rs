@@ -11,6 +11,7 @@ use cofferdam_backup::logical::Backup;
 use cofferdam_backup::model::{
     BackupPolicy, BackupSet, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode, RestorePoint, Restored, SetId,
 };
+use cofferdam_backup::physical::{BackupKind, PgBackRest, Recovery};
 use cofferdam_backup::repository::{
     Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store,
 };
@@ -18,7 +19,7 @@ use cofferdam_backup::restore::{GatewayConsole, Restore};
 use cofferdam_backup::{Control, Error, Server};
 use cofferdam_tenant::{HumanDuration, Secret, Slug};
 use cofferdam_testkit::odoo::Estate;
-use cofferdam_testkit::postgres::{Cluster, SUPERUSER, binaries};
+use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER, binaries};
 use cofferdam_testkit::s3::{self, ObjectStore};
 use cofferdam_tests::{Site, SiteOptions};
 use tempfile::TempDir;
@@ -700,4 +701,184 @@ fn objects_in_s3_are_locked_and_a_store_that_forgets_is_found_out() {
             blocking(move || locked.locks().unwrap().extend(&name, shorter).unwrap_err()).await;
         }
     });
+}
+
+fn pgbackrest(directory: &Path, cluster: &Cluster) -> PgBackRest {
+    let repository = directory.join("physical");
+    PgBackRest {
+        program: "/usr/bin/pgbackrest".into(),
+        stanza: "shared".into(),
+        repository: vec![
+            format!("--repo1-path={}", repository.display()),
+            format!("--log-path={}", repository.display()),
+        ],
+        cluster: vec![
+            format!("--pg1-path={}", cluster.data().display()),
+            format!("--pg1-port={}", cluster.port()),
+            format!("--pg1-socket-path={}", cluster.socket_directory().display()),
+            format!("--pg1-user={}", SUPERUSER.0),
+        ],
+        backup_options: ["--compress-type=lz4", "--repo1-bundle", "--repo1-retention-full=2", "--archive-timeout=30"]
+            .map(str::to_owned)
+            .to_vec(),
+        locks: repository.join("locks"),
+    }
+}
+
+/// `reference`, Backup: "One tenant to a point in time … `--type=time --db-include=T` into scratch …
+/// `ignore_invalid_pages=on` recovers, and the warnings must be classified."
+#[test]
+fn one_tenant_goes_back_to_a_second_before_a_mistake_and_its_neighbours_notice_nothing() {
+    runtime().block_on(async {
+        let directory = tempfile::Builder::new().prefix("cofferdam-pitr-").tempdir().unwrap();
+        let physical = directory.path().join("physical");
+        std::fs::create_dir_all(physical.join("locks")).unwrap();
+        open_to_everybody(directory.path());
+        let archive = format!(
+            "archive_command = 'pgbackrest --no-config --stanza=shared --repo1-path={0} --pg1-path=\"$(pwd)\" \
+             --lock-path={0}/locks --log-path={0} --log-level-file=off --compress-type=lz4 archive-push %p'",
+            physical.display()
+        );
+        // Trust on the socket: pgBackRest connects as the superuser.
+        let settings = vec!["archive_mode = on".into(), "wal_level = replica".into(), archive, "autovacuum = off".into()];
+        let options = ClusterOptions { auth: "trust", settings, ..ClusterOptions::default() };
+        let cluster = Cluster::start_with(&options).unwrap();
+        let filestores = directory.path().join("filestore");
+        let mut estates = Vec::new();
+        for name in ["acme", "beta", "core"] {
+            estates.push(Estate::create(&cluster, name, &filestores, 300).await.unwrap());
+        }
+        let [acme, beta, core] = &estates[..] else { unreachable!() };
+        let stanza = pgbackrest(directory.path(), &cluster);
+        {
+            let stanza = stanza.clone();
+            blocking(move || {
+                stanza.create_stanza().unwrap();
+                stanza.backup(BackupKind::Full).unwrap();
+            })
+            .await;
+        }
+        let in_beta = beta.connect().await.unwrap();
+        let kept = beta.attach(&in_beta, b"written after the backup of the cluster").await.unwrap();
+        // Neighbours write, vacuum and drop meanwhile: the log then speaks of pages that are not restored.
+        let (in_acme, in_core) = (acme.connect().await.unwrap(), core.connect().await.unwrap());
+        for client in [&in_acme, &in_core] {
+            client.batch_execute("DELETE FROM account_move_line WHERE id % 2 = 0").await.unwrap();
+            client.batch_execute("VACUUM").await.unwrap();
+            client.batch_execute("CREATE TABLE more AS SELECT generate_series(1, 2000) i").await.unwrap();
+        }
+        drop(in_core);
+        in_beta.batch_execute("UPDATE res_partner SET note = 'just before'").await.unwrap();
+        let before = exact(&in_beta).await;
+        let now: f64 = in_beta.query_one("SELECT extract(epoch FROM clock_timestamp())::float8", &[]).await.unwrap().get(0);
+        let at = jiff::Timestamp::from_microsecond((now * 1e6) as i64).unwrap();
+        in_beta.batch_execute("SELECT pg_sleep(1.1)").await.unwrap();
+        in_beta.batch_execute("DROP TABLE account_move_line; DELETE FROM ir_attachment").await.unwrap();
+        let admin = cluster.admin("postgres").await.unwrap();
+        admin.batch_execute("DROP DATABASE core WITH (FORCE)").await.unwrap();
+        in_acme.batch_execute("INSERT INTO more SELECT generate_series(1, 100)").await.unwrap();
+        let in_acme_before = in_acme.query_one("SELECT count(*) FROM more", &[]).await.unwrap().get::<_, i64>(0);
+        admin.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        cofferdam_tests::eventually(async || {
+            let query = "SELECT last_archived_time > to_timestamp($1) FROM pg_stat_archiver";
+            admin.query_one(query, &[&(now + 1.0)]).await.unwrap().get::<_, Option<bool>>(0) == Some(true)
+        })
+        .await;
+        drop(in_beta);
+
+        let mut server = Server::new("127.0.0.1", cluster.port(), SUPERUSER.0, Some(Secret::new(SUPERUSER.1)));
+        server.programs = Some(binaries().unwrap());
+        let restore = Restore {
+            tenant: Slug::parse("beta").unwrap(),
+            server,
+            database: "beta".into(),
+            owner: None,
+            filestores: filestores.clone(),
+            store: Arc::new(Directory::new(directory.path().join("logical"))),
+            key: RepositoryKey::new(KEY).unwrap(),
+            gateway: None,
+        };
+        let recovery = |at| Recovery {
+            stanza: stanza.clone(),
+            database: "beta".into(),
+            at,
+            programs: Some(binaries().unwrap()),
+            place: None,
+        };
+        let restored =
+            restore.to_time(&recovery(at), &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        let in_beta = beta.connect().await.unwrap();
+        assert_eq!(exact(&in_beta).await, before, "beta is exactly what it was");
+        assert_eq!(restored.files, 1);
+        assert_eq!(beta.missing(&beta.filestore).await.unwrap(), Vec::<String>::new(), "{kept}");
+        let in_acme_now = in_acme.query_one("SELECT count(*) FROM more", &[]).await.unwrap().get::<_, i64>(0);
+        assert_eq!(in_acme_now, in_acme_before, "acme has noticed nothing");
+
+        // In the future, before the first backup, and where a segment is missing: refused before anything is restored.
+        let refused = async |at| restore.to_time(&recovery(at), &RestoreMode::Scratch, &Control::default()).await;
+        let error = refused(jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1)).await.unwrap_err();
+        assert!(error.to_string().contains("the log is archived up to about"), "{error}");
+        let error = refused(at - jiff::SignedDuration::from_hours(1)).await.unwrap_err();
+        assert!(error.to_string().contains("no backup of the cluster was complete before"), "{error}");
+        let window = blocking({
+            let stanza = stanza.clone();
+            move || stanza.window().unwrap()
+        })
+        .await;
+        assert!(window.contains(at) && window.gaps.is_empty(), "{window:?}");
+        let removed = remove_a_segment(&physical, &admin).await;
+        let error = refused(jiff::Timestamp::now()).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("segment {removed} of the log is missing")), "{error}");
+        let window = blocking(move || stanza.window().unwrap()).await;
+        assert!(window.gaps.iter().any(|gap| gap.reason.contains(&removed)), "{window:?}");
+    });
+}
+
+/// Everything in a database that a mistake could change, as one number per table.
+async fn exact(client: &tokio_postgres::Client) -> Vec<String> {
+    let mut found = Vec::new();
+    for table in ["account_move_line", "res_partner", "ir_attachment", "ir_config_parameter"] {
+        let query = format!("SELECT count(*) || ' ' || md5(string_agg(t::text, '|' ORDER BY id)) FROM {table} t");
+        found.push(client.query_one(&query, &[]).await.unwrap().get(0));
+    }
+    found
+}
+
+/// Removes the newest archived segment but one, after there are two more.
+async fn remove_a_segment(repository: &Path, admin: &tokio_postgres::Client) -> String {
+    let mut segments = Vec::new();
+    for _ in 0..2 {
+        admin.batch_execute("SELECT txid_current(); SELECT pg_switch_wal()").await.unwrap();
+        let known = segments.len();
+        cofferdam_tests::eventually(async || {
+            segments.clear();
+            let mut stack = vec![repository.join("archive/shared")];
+            while let Some(next) = stack.pop() {
+                for entry in std::fs::read_dir(next).into_iter().flatten().flatten() {
+                    let name = entry.file_name().into_string().unwrap();
+                    if entry.path().is_dir() {
+                        stack.push(entry.path());
+                    } else if name.len() > 60 && name.as_bytes()[24] == b'-' {
+                        segments.push((name, entry.path()));
+                    }
+                }
+            }
+            segments.sort();
+            segments.len() > known.max(1)
+        })
+        .await;
+    }
+    let (name, path) = &segments[segments.len() - 2];
+    std::fs::remove_file(path).unwrap();
+    name[..24].to_owned()
+}
+
+/// PostgreSQL and pgBackRest run as another account when the tests run as root.
+fn open_to_everybody(directory: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut stack = vec![directory.to_owned()];
+    while let Some(next) = stack.pop() {
+        std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o777)).unwrap();
+        stack.extend(std::fs::read_dir(&next).unwrap().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
+    }
 }

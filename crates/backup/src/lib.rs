@@ -8,12 +8,14 @@ mod error;
 mod events;
 pub mod logical;
 pub mod model;
+pub mod physical;
 pub mod plan;
 pub mod repository;
 pub mod restore;
 pub mod runner;
 #[cfg(test)]
 mod sample;
+mod scratch;
 mod server;
 
 pub use error::Error;

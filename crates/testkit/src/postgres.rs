@@ -258,7 +258,13 @@ impl Cluster {
         Ok(())
     }
 
-    fn data(&self) -> PathBuf {
+    /// Where its Unix socket is.
+    pub fn socket_directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 

@@ -3,7 +3,6 @@
 //! A drill restores into a PostgreSQL of its own, which it starts and removes, and compares: rows with those counted in
 //! the snapshot, indexes with their tables, every file with its hash. Nothing of production is touched.
 
-mod cluster;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -18,9 +17,10 @@ pub use report::{ReportKey, ReportSignature, SignedReport};
 use crate::logical::blocking;
 use crate::model::{BackupSet, CheckOutcome, CheckState, DrillReport, RecoveryObjective, RestoreDrill};
 use crate::repository::{Depth, Repository, RepositoryKey, Store};
+use crate::scratch::ScratchCluster;
 use crate::restore::{fresh_files, load_checked, make_new};
+use crate::server::Server;
 use crate::{Control, Error};
-use cluster::ScratchCluster;
 
 /// What a drill needs.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ impl Drill {
         control.phase("starting a private server", None);
         let cluster = {
             let (programs, place) = (self.programs.clone(), self.place.clone());
-            blocking(move || ScratchCluster::start(programs.as_deref(), place.as_deref())).await?
+            blocking(move || ScratchCluster::fresh(programs.as_deref(), place.as_deref())).await?
         };
         let mut checks = Vec::new();
         let restored = self.restore(&cluster, &repository, &set, &mut checks, control).await;
@@ -132,7 +132,7 @@ impl Drill {
     /// What shows that the restored state is sound.
     async fn examine(&self, cluster: &ScratchCluster, checks: &mut Vec<CheckOutcome>, control: &Control) {
         control.phase("examining", None);
-        checks.push(match amcheck(cluster).await {
+        checks.push(match amcheck(&cluster.server, DATABASE).await {
             Ok(Some(indexes)) => outcome("indexes and tables agree", true, format!("amcheck of {indexes} indexes")),
             Ok(None) => skipped("indexes and tables agree", "the extension amcheck is not installed here"),
             Err(error) => outcome("indexes and tables agree", false, error.to_string()),
@@ -181,10 +181,9 @@ impl Drill {
 }
 
 /// Looks through every B-tree index and every table; how many indexes. None: the extension is not there.
-async fn amcheck(cluster: &ScratchCluster) -> Result<Option<i64>, Error> {
-    let server = &cluster.server;
-    let client = server.connect(DATABASE).await?;
-    let failed = |e: &tokio_postgres::Error| server.failed(DATABASE, e);
+pub(crate) async fn amcheck(server: &Server, database: &str) -> Result<Option<i64>, Error> {
+    let client = server.connect(database).await?;
+    let failed = |e: &tokio_postgres::Error| server.failed(database, e);
     let available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'";
     if client.query_one(available, &[]).await.map_err(|e| failed(&e))?.get::<_, i64>(0) == 0 {
         return Ok(None);
@@ -204,6 +203,7 @@ async fn amcheck(cluster: &ScratchCluster) -> Result<Option<i64>, Error> {
         let (table, message): (String, String) = (row.get(0), row.get(1));
         return Err(Error::Mismatch { what: table, reason: message });
     }
+    client.batch_execute("DROP SCHEMA cofferdam_amcheck CASCADE").await.map_err(|e| failed(&e))?;
     Ok(Some(count))
 }
 

@@ -222,6 +222,12 @@ impl Backup {
     }
 }
 
+/// The files that a database refers to now.
+pub(crate) async fn manifest_of(server: &Server, database: &str) -> Result<Manifest, Error> {
+    let snapshot = Snapshot::take(server, database).await?;
+    Ok(Manifest::of(snapshot.attachments(server, database).await?))
+}
+
 /// A set that is stored and that nobody sees yet.
 enum Candidate {
     Complete(Publish),

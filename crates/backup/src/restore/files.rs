@@ -82,6 +82,76 @@ pub(super) async fn add(
     .await
 }
 
+/// Brings together the files of a manifest in a directory: those that are there, those of the live filestore, and those
+/// of any backup set, the newest first. What is nowhere is returned.
+pub(super) async fn find(
+    repository: Option<Arc<Repository>>,
+    manifest: &Arc<Manifest>,
+    live: &Path,
+    target: &Path,
+    control: &Control,
+) -> Result<Vec<String>, Error> {
+    let (manifest, live, target, control) = (Arc::clone(manifest), live.to_owned(), target.to_owned(), control.clone());
+    blocking(move || {
+        fs::create_dir_all(&target).map_err(|e| Error::files(&target, &e))?;
+        let mut missing = Vec::new();
+        for file in &manifest.files {
+            super::stopped(&control)?;
+            let (there, wanted) = (live.join(&file.name), target.join(&file.name));
+            if !stays_below(&file.name) {
+                missing.push(file);
+            } else if is_whole(&wanted, file.sha1.as_deref()) {
+            } else if live != target && is_whole(&there, file.sha1.as_deref()) {
+                let copy = || {
+                    fs::create_dir_all(wanted.parent().unwrap_or(&target))?;
+                    fs::copy(&there, &wanted).map(drop)
+                };
+                copy().map_err(|e| Error::files(&wanted, &e))?;
+            } else {
+                missing.push(file);
+            }
+        }
+        let sets = match (&repository, missing.is_empty()) {
+            (Some(repository), false) => repository.sets()?,
+            _ => Vec::new(),
+        };
+        for set in sets.iter().rev() {
+            let Some(repository) = repository.as_ref().filter(|_| !missing.is_empty()) else { break };
+            let reader = repository.reader(&set.id)?;
+            let mut still = Vec::new();
+            for file in missing {
+                super::stopped(&control)?;
+                let path = format!("{}/{}", paths::FILESTORE, file.name);
+                if stays_below(&file.name) && reader.has(&path) && fetch(&reader, &path, &target.join(&file.name))? {
+                    continue;
+                }
+                still.push(file);
+            }
+            missing = still;
+        }
+        hand_over(&target)?;
+        Ok(missing.into_iter().map(|file| file.name.clone()).collect())
+    })
+    .await
+}
+
+/// One file out of a set, under its name when it is whole and what its name says.
+fn fetch(reader: &Reader<'_>, path: &str, to: &Path) -> Result<bool, Error> {
+    let failed = |e: io::Error| Error::files(to, &e);
+    let parent = to.parent().unwrap_or(to);
+    fs::create_dir_all(parent).map_err(failed)?;
+    let mut file = tempfile::Builder::new().prefix(".restore-").tempfile_in(parent).map_err(failed)?;
+    reader.file(path, &mut file)?;
+    let name = to.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if !is_whole(file.path(), Some(name)) {
+        return Ok(false);
+    }
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+    fs::set_permissions(file.path(), permissions).map_err(failed)?;
+    file.persist(to).map_err(|e| failed(e.error))?;
+    Ok(true)
+}
+
 /// A second name for every file below a directory: a copy that takes no room and that a collector of the first does not
 /// reach.
 pub(super) fn link_tree(from: &Path, to: &Path) -> io::Result<()> {

@@ -1,13 +1,13 @@
 //! A dump into a database that nobody else can reach, and whether everything arrived.
 
 use std::io::{self, Write};
-use std::process::{ChildStdin, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::logical::{RowCounts, blocking, count_rows, last_words, paths};
-use crate::model::BackupSet;
+use crate::model::{BackupSet, DatabaseLocale};
 use crate::repository::Repository;
 use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
@@ -22,27 +22,8 @@ pub(super) async fn database(
     set: &BackupSet,
     control: &Control,
 ) -> Result<(), Error> {
-    create(server, name, set).await?;
-    let owner = owner.filter(|owner| *owner != server.user);
-    if let Some(owner) = owner {
-        // So that what is restored belongs to whom it shall belong, while the database is not yet theirs.
-        let client = server.connect(name).await?;
-        let grant = format!(
-            "GRANT CREATE, CONNECT, TEMPORARY ON DATABASE {} TO {1}; ALTER SCHEMA public OWNER TO {1}",
-            quoted(name),
-            quoted(owner)
-        );
-        client.batch_execute(&grant).await.map_err(|e| server.failed(name, &e))?;
-    }
-    let mut command = server.program("pg_restore", name);
-    command.args(["--no-owner", "--exit-on-error", "--no-password", "--dbname"]).arg(name);
-    if let Some(owner) = owner {
-        command.arg(format!("--role={owner}"));
-    }
-    if !keep_grants {
-        // Who may read a copy is not who may read the original; some of them may not even be here.
-        command.arg("--no-privileges");
-    }
+    create_for(server, name, &set.artifact.locale, owner).await?;
+    let mut command = pg_restore(server, name, owner, keep_grants);
     let (repository, set, control) = (Arc::clone(repository), set.clone(), control.clone());
     blocking(move || {
         let failed = |reason: String| Error::Program { program: "pg_restore".to_owned(), reason };
@@ -128,9 +109,14 @@ impl Write for Counted {
     }
 }
 
-async fn create(server: &Server, name: &str, set: &BackupSet) -> Result<(), Error> {
+/// Creates a database that only its creator can connect to, for things that will belong to somebody.
+pub(super) async fn create_for(
+    server: &Server,
+    name: &str,
+    locale: &DatabaseLocale,
+    owner: Option<&str>,
+) -> Result<(), Error> {
     let client = server.connect(&server.maintenance).await?;
-    let locale = &set.artifact.locale;
     let create = format!(
         "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
         quoted(name),
@@ -140,7 +126,32 @@ async fn create(server: &Server, name: &str, set: &BackupSet) -> Result<(), Erro
     );
     client.batch_execute(&create).await.map_err(|e| server.failed(name, &e))?;
     let close = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", quoted(name));
-    client.batch_execute(&close).await.map_err(|e| server.failed(name, &e))
+    client.batch_execute(&close).await.map_err(|e| server.failed(name, &e))?;
+    if let Some(owner) = owner.filter(|owner| *owner != server.user) {
+        // So that what is restored belongs to whom it shall belong, while the database is not yet theirs.
+        let client = server.connect(name).await?;
+        let grant = format!(
+            "GRANT CREATE, CONNECT, TEMPORARY ON DATABASE {} TO {1}; ALTER SCHEMA public OWNER TO {1}",
+            quoted(name),
+            quoted(owner)
+        );
+        client.batch_execute(&grant).await.map_err(|e| server.failed(name, &e))?;
+    }
+    Ok(())
+}
+
+/// `pg_restore` into a database, as its future owner.
+pub(super) fn pg_restore(server: &Server, name: &str, owner: Option<&str>, keep_grants: bool) -> Command {
+    let mut command = server.program("pg_restore", name);
+    command.args(["--no-owner", "--exit-on-error", "--no-password", "--dbname"]).arg(name);
+    if let Some(owner) = owner.filter(|owner| *owner != server.user) {
+        command.arg(format!("--role={owner}"));
+    }
+    if !keep_grants {
+        // Who may read a copy is not who may read the original; some of them may not even be here.
+        command.arg("--no-privileges");
+    }
+    command
 }
 
 /// Compares the rows of every table with those that were counted in the snapshot.
@@ -150,7 +161,11 @@ pub(super) async fn compare_rows(
     repository: &Arc<Repository>,
     set: &BackupSet,
 ) -> Result<(), Error> {
-    let saved = saved_rows(repository, set).await?;
+    compare(server, name, &saved_rows(repository, set).await?).await
+}
+
+/// Compares the rows of every table with what was counted.
+pub(super) async fn compare(server: &Server, name: &str, saved: &RowCounts) -> Result<(), Error> {
     let found = count_rows(server, name, None, &CancellationToken::new()).await?;
     let wrong: Vec<String> = saved
         .iter()
@@ -178,4 +193,9 @@ pub(crate) async fn saved_rows(repository: &Arc<Repository>, set: &BackupSet) ->
             .map_err(|e| Error::Mismatch { what: paths::TABLES.to_owned(), reason: e.to_string() })
     })
     .await
+}
+
+#[allow(clippy::disallowed_methods)] // in a thread that may wait, for a program that signals nothing
+pub(super) fn pause() {
+    std::thread::sleep(std::time::Duration::from_millis(20));
 }

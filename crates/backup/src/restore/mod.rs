@@ -8,6 +8,7 @@ mod files;
 mod gateway;
 mod identity;
 mod load;
+mod point;
 mod swap;
 
 use std::path::PathBuf;
@@ -143,12 +144,12 @@ impl Restore {
         client.batch_execute(&format!("BEGIN; {statements}; COMMIT")).await.map_err(|e| failed(&e))
     }
 
-    async fn plan_for(&self, set: &BackupSet, mode: &RestoreMode) -> Result<RestorePlan, Error> {
-        let short = set.id.short();
-        let (database, what) = match mode {
-            RestoreMode::Scratch => (format!("{}__scratch_{short}", self.database), "a copy for looking at"),
-            RestoreMode::NewTenant { database, .. } => (database.clone(), "a new tenant"),
-            RestoreMode::InPlaceSwap => (self.database.clone(), "the tenant itself"),
+    /// Which database it will be in the end, and through which; refused where something is in the way.
+    async fn plan_names(&self, short: &str, mode: &RestoreMode) -> Result<RestorePlan, Error> {
+        let database = match mode {
+            RestoreMode::Scratch => format!("{}__scratch_{short}", self.database),
+            RestoreMode::NewTenant { database, .. } => database.clone(),
+            RestoreMode::InPlaceSwap => self.database.clone(),
         };
         let in_place = matches!(mode, RestoreMode::InPlaceSwap);
         let staging = format!("{}__restore_{short}", self.database);
@@ -171,7 +172,24 @@ impl Restore {
         if !in_place && target.exists() {
             return Err(Error::Refused(format!("{} is there already; nothing was changed", target.display())));
         }
-        let free_bytes = files::free_bytes(&self.filestores);
+        Ok(RestorePlan {
+            set: crate::model::SetId::default(),
+            taken_at: jiff::Timestamp::now(),
+            database,
+            staging,
+            filestore: Some(target.display().to_string()),
+            needed_bytes: 0,
+            free_bytes: files::free_bytes(&self.filestores),
+            steps: Vec::new(),
+        })
+    }
+
+    async fn plan_for(&self, set: &BackupSet, mode: &RestoreMode) -> Result<RestorePlan, Error> {
+        let short = set.id.short();
+        let plan = self.plan_names(short, mode).await?;
+        let (database, staging, free_bytes) = (&plan.database, &plan.staging, plan.free_bytes);
+        let in_place = matches!(mode, RestoreMode::InPlaceSwap);
+        let target = self.filestores.join(database);
         let database_free = self.free_on_server().await;
         for (place, free, needed) in [
             (self.filestores.display().to_string(), free_bytes, set.filestore.bytes),
@@ -197,17 +215,14 @@ impl Restore {
         } else {
             steps.push("give it a new database.uuid and secret, and neutralize it".to_owned());
             steps.push(format!("write {} files to {} and compare their hashes", set.filestore.files, target.display()));
-            steps.push(format!("rename {staging} to {database}: {what}"));
+            steps.push(format!("rename {staging} to {database}"));
         }
         Ok(RestorePlan {
             set: set.id.clone(),
             taken_at: set.taken_at,
-            database,
-            staging,
-            filestore: Some(target.display().to_string()),
             needed_bytes: set.artifact.database_bytes + set.filestore.bytes,
-            free_bytes,
             steps,
+            ..plan
         })
     }
 

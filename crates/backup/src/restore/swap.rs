@@ -108,7 +108,7 @@ impl Restore {
     }
 
     /// The name for what is replaced now; a second later where there is one of this second.
-    async fn free_name(&self) -> Result<String, Error> {
+    pub(super) async fn free_name(&self) -> Result<String, Error> {
         let taken = self.previous().await?;
         let mut now = Timestamp::now();
         loop {
@@ -120,14 +120,14 @@ impl Restore {
         }
     }
 
-    async fn keep_files(&self, target: &Path, previous: &str) -> Result<(), Error> {
+    pub(super) async fn keep_files(&self, target: &Path, previous: &str) -> Result<(), Error> {
         let (from, to) = (target.to_owned(), self.filestores.join(previous));
         blocking(move || files::link_tree(&from, &to).map_err(|e| Error::files(&to, &e))).await
     }
 
     /// `current` becomes `away`, `next` becomes `current`, at one instant. Transactions wait meanwhile, where there is a
     /// gateway; without one everybody is disconnected.
-    async fn change_places(&self, current: &str, away: &str, next: &str) -> Result<Option<Duration>, Error> {
+    pub(super) async fn change_places(&self, current: &str, away: &str, next: &str) -> Result<Option<Duration>, Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         self.open(&client, next).await?;
         self.outdate_caches(current, next).await?;
