@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use cofferdam_backup::logical::Backup;
 use cofferdam_backup::model::{
-    BackupPolicy, BackupSet, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode, RestorePoint, Restored, SetId,
+    BackupPolicy, BackupSet, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode,
+    RestorePoint, Restored, SetId,
 };
 use cofferdam_backup::physical::{BackupKind, PgBackRest, Recovery};
-use cofferdam_backup::repository::{
-    Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store,
-};
+use cofferdam_backup::repository::{Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store};
 use cofferdam_backup::restore::{GatewayConsole, Restore};
 use cofferdam_backup::{Control, Error, Server};
 use cofferdam_tenant::{HumanDuration, Secret, Slug};
@@ -661,11 +660,13 @@ fn objects_in_s3_are_locked_and_a_store_that_forgets_is_found_out() {
             blocking(move || cofferdam_backup::repository::conformance::check(&plain).unwrap()).await;
 
             let locked = s3(server, "locked", Some(immutability));
-            let locked = Arc::new(blocking(move || {
-                locked.create_bucket(true).unwrap();
-                locked
-            })
-            .await);
+            let locked = Arc::new(
+                blocking(move || {
+                    locked.create_bucket(true).unwrap();
+                    locked
+                })
+                .await,
+            );
             let mut backup = house.backup();
             backup.store = locked.clone();
             let first = backup.run(&Control::default()).await.unwrap();
@@ -740,7 +741,8 @@ fn one_tenant_goes_back_to_a_second_before_a_mistake_and_its_neighbours_notice_n
             physical.display()
         );
         // Trust on the socket: pgBackRest connects as the superuser.
-        let settings = vec!["archive_mode = on".into(), "wal_level = replica".into(), archive, "autovacuum = off".into()];
+        let settings =
+            vec!["archive_mode = on".into(), "wal_level = replica".into(), archive, "autovacuum = off".into()];
         let options = ClusterOptions { auth: "trust", settings, ..ClusterOptions::default() };
         let cluster = Cluster::start_with(&options).unwrap();
         let filestores = directory.path().join("filestore");
@@ -770,7 +772,8 @@ fn one_tenant_goes_back_to_a_second_before_a_mistake_and_its_neighbours_notice_n
         drop(in_core);
         in_beta.batch_execute("UPDATE res_partner SET note = 'just before'").await.unwrap();
         let before = exact(&in_beta).await;
-        let now: f64 = in_beta.query_one("SELECT extract(epoch FROM clock_timestamp())::float8", &[]).await.unwrap().get(0);
+        let now: f64 =
+            in_beta.query_one("SELECT extract(epoch FROM clock_timestamp())::float8", &[]).await.unwrap().get(0);
         let at = jiff::Timestamp::from_microsecond((now * 1e6) as i64).unwrap();
         in_beta.batch_execute("SELECT pg_sleep(1.1)").await.unwrap();
         in_beta.batch_execute("DROP TABLE account_move_line; DELETE FROM ir_attachment").await.unwrap();
@@ -805,8 +808,11 @@ fn one_tenant_goes_back_to_a_second_before_a_mistake_and_its_neighbours_notice_n
             programs: Some(binaries().unwrap()),
             place: None,
         };
-        let restored =
-            restore.to_time(&recovery(at), &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        let recovered = recovery(at).run(&Control::default()).await.unwrap();
+        eprintln!("{recovered:?}");
+        assert!(recovered.foreign_pages > 0, "the log speaks of pages of the neighbours, and they were told apart");
+        drop(recovered);
+        let restored = restore.to_time(&recovery(at), &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
         let in_beta = beta.connect().await.unwrap();
         assert_eq!(exact(&in_beta).await, before, "beta is exactly what it was");
         assert_eq!(restored.files, 1);

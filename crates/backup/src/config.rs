@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::Error;
 use crate::logical::Backup;
 use crate::model::{BackupPolicy, FenceLimits, Immutability, RecoveryObjective, Retention, Schedule};
+use crate::physical::{PgBackRest, Recovery};
 use crate::repository::{Directory, KeySource, S3, S3Options, Store, StoreError};
 use crate::restore::{GatewayConsole, Restore};
 use crate::server::Server;
@@ -119,6 +120,23 @@ pub struct ServerConfig {
     pub programs: Option<PathBuf>,
     /// The gateway in front of it.
     pub gateway: Option<GatewayEndpoint>,
+    /// Physical backups of the whole server, for points in time.
+    pub pgbackrest: Option<PgBackRestConfig>,
+}
+
+/// pgBackRest's backups of a server.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PgBackRestConfig {
+    /// The stanza.
+    pub stanza: String,
+    /// Options that lead to the repository, such as `--repo1-path=/var/lib/pgbackrest`. Its configuration files are not read.
+    pub repository: Vec<String>,
+    /// The program.
+    #[serde(default = "pgbackrest")]
+    pub program: PathBuf,
+    /// A directory with room for the recovered server; that of temporary files if left out.
+    pub scratch: Option<PathBuf>,
 }
 
 /// The gateway in front of a server.
@@ -191,6 +209,7 @@ pub struct TenantSetup {
     server: Server,
     dump_through: Option<Server>,
     console: Option<GatewayConsole>,
+    physical: Option<PgBackRestConfig>,
     owner: Option<String>,
     filestores: PathBuf,
     store: StoreSetup,
@@ -285,6 +304,25 @@ impl TenantSetup {
             store: self.store().map_err(crate::repository::RepositoryError::from)?,
             key: self.fetch_key().await?,
             gateway: self.console.clone(),
+        })
+    }
+
+    /// A recovery of its database to an instant; none where the server has no physical backups.
+    pub fn recovery(&self, at: jiff::Timestamp) -> Option<Recovery> {
+        let physical = self.physical.as_ref()?;
+        Some(Recovery {
+            stanza: PgBackRest {
+                program: physical.program.clone(),
+                stanza: physical.stanza.clone(),
+                repository: physical.repository.clone(),
+                cluster: Vec::new(),
+                backup_options: Vec::new(),
+                locks: std::env::temp_dir(),
+            },
+            database: self.database.clone(),
+            at,
+            programs: self.server.programs.clone(),
+            place: physical.scratch.clone(),
         })
     }
 
@@ -405,6 +443,7 @@ impl Reader<'_> {
             server: found.direct,
             dump_through: found.dump_through,
             console: found.console,
+            physical: found.physical,
             owner: tenant.owner,
             filestores,
             store: match store {
@@ -531,7 +570,7 @@ impl Reader<'_> {
             programs: config.programs.as_deref().map(|path| self.path(path)),
         };
         let Some(gateway) = &config.gateway else {
-            return Some(Servers { direct, dump_through: None, console: None });
+            return Some(Servers { direct, dump_through: None, console: None, physical: config.pgbackrest.clone() });
         };
         let through = Server { host: gateway.host.clone(), port: gateway.port, ..direct.clone() };
         let console = match &gateway.console_user {
@@ -548,7 +587,8 @@ impl Reader<'_> {
             }
             None => None,
         };
-        Some(Servers { direct, dump_through: gateway.dump_through.then_some(through), console })
+        let physical = config.pgbackrest.clone();
+        Some(Servers { direct, dump_through: gateway.dump_through.then_some(through), console, physical })
     }
 }
 
@@ -557,6 +597,7 @@ struct Servers {
     direct: Server,
     dump_through: Option<Server>,
     console: Option<GatewayConsole>,
+    physical: Option<PgBackRestConfig>,
 }
 
 fn names<'a>(known: impl Iterator<Item = &'a String>) -> String {
@@ -577,6 +618,10 @@ fn postgres_port() -> u16 {
 
 fn maintenance() -> String {
     "postgres".to_owned()
+}
+
+fn pgbackrest() -> PathBuf {
+    "pgbackrest".into()
 }
 
 fn tenant_prefix() -> String {

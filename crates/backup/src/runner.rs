@@ -135,7 +135,7 @@ impl Runner {
                     Finished { tenant: name, outcome }
                 });
             }
-            self.observe(&states);
+            observe(&states);
             if once && tasks.is_empty() {
                 return;
             }
@@ -168,16 +168,16 @@ impl Runner {
             }
         }
     }
+}
 
-    fn observe(&self, states: &BTreeMap<String, State>) {
-        let now = Timestamp::now();
-        for (tenant, state) in states {
-            if let Some(last) = state.last {
-                let age = now.duration_since(last).as_secs_f64();
-                metrics::gauge!("cofferdam_backup_age_seconds", "tenant" => tenant.clone()).set(age);
-            }
-            metrics::gauge!("cofferdam_backup_failures", "tenant" => tenant.clone()).set(f64::from(state.failures));
+fn observe(states: &BTreeMap<String, State>) {
+    let now = Timestamp::now();
+    for (tenant, state) in states {
+        if let Some(last) = state.last {
+            let age = now.duration_since(last).as_secs_f64();
+            metrics::gauge!("cofferdam_backup_age_seconds", "tenant" => tenant.clone()).set(age);
         }
+        metrics::gauge!("cofferdam_backup_failures", "tenant" => tenant.clone()).set(f64::from(state.failures));
     }
 }
 

@@ -127,7 +127,11 @@ impl ScratchCluster {
         let cluster = place.start(&[])?;
         let started = Instant::now();
         let ready = || {
-            let check = Command::new(cluster.place.programs.join("pg_isready")).arg("-q").arg("-h").arg(cluster.path()).status();
+            let check = Command::new(cluster.place.programs.join("pg_isready"))
+                .arg("-q")
+                .arg("-h")
+                .arg(cluster.path())
+                .status();
             check.is_ok_and(|status| status.success())
         };
         while !ready() {
@@ -214,9 +218,7 @@ fn unprivileged() -> Result<Option<(u32, u32)>, Error> {
         })
     };
     let found = find("postgres").or_else(|| find("nobody"));
-    found
-        .map(Some)
-        .ok_or_else(|| Error::Refused("PostgreSQL does not run as root; run this as another user".into()))
+    found.map(Some).ok_or_else(|| Error::Refused("PostgreSQL does not run as root; run this as another user".into()))
 }
 
 #[allow(clippy::disallowed_methods)] // called from a thread that may wait; the server signals nothing

@@ -115,7 +115,9 @@ fn free_range() -> Result<u16, TestkitError> {
 fn answers(port: u16, path: &str) -> bool {
     use std::io::{Read, Write};
     let address = ([127, 0, 0, 1], port).into();
-    let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) else { return false };
+    let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) else {
+        return false;
+    };
     let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     let mut start = [0; 12];

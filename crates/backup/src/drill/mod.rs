@@ -17,8 +17,8 @@ pub use report::{ReportKey, ReportSignature, SignedReport};
 use crate::logical::blocking;
 use crate::model::{BackupSet, CheckOutcome, CheckState, DrillReport, RecoveryObjective, RestoreDrill};
 use crate::repository::{Depth, Repository, RepositoryKey, Store};
-use crate::scratch::ScratchCluster;
 use crate::restore::{fresh_files, load_checked, make_new};
+use crate::scratch::ScratchCluster;
 use crate::server::Server;
 use crate::{Control, Error};
 
@@ -107,9 +107,10 @@ impl Drill {
     ) -> Result<(), Error> {
         control.phase("restoring", Some(set.artifact.bytes + set.filestore.bytes));
         let complete = set.consistency.is_complete();
-        let detail = match complete {
-            true => format!("{}: {} files", set.consistency, set.filestore.files),
-            false => format!("{} files are missing, {} differ", set.filestore.missing, set.filestore.damaged),
+        let detail = if complete {
+            format!("{}: {} files", set.consistency, set.filestore.files)
+        } else {
+            format!("{} files are missing, {} differ", set.filestore.missing, set.filestore.damaged)
         };
         checks.push(outcome("the set is complete", complete, detail));
         let mut step = |name: &str, detail: String, result: Result<(), Error>| {

@@ -43,6 +43,9 @@ pub(super) struct Dump {
     done: Arc<Mutex<Option<Streamed>>>,
 }
 
+/// What is known of the stream when it has ended well.
+type Shared = Arc<Mutex<Option<Streamed>>>;
+
 /// Bytes of a part. A multiple of what the repository cuts, so that a change moves few cuts.
 const PART: usize = 16 << 20;
 /// Parts in memory at a time.
@@ -96,7 +99,7 @@ impl Dump {
         taken_at: Timestamp,
         begun: CancellationToken,
         control: Control,
-    ) -> Result<(Self, Arc<Mutex<Option<Streamed>>>), Error> {
+    ) -> Result<(Self, Shared), Error> {
         let failed = |reason: String| Error::Program { program: "pg_dump".to_owned(), reason };
         let stderr = tempfile::tempfile().map_err(|e| failed(e.to_string()))?;
         let written = stderr.try_clone().map_err(|e| failed(e.to_string()))?;

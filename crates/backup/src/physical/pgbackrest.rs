@@ -185,7 +185,8 @@ impl PgBackRest {
         let data = place.data();
         let data = data.display();
         // What the program writes for itself would lack half of what it was told.
-        let mut fetch = vec![self.program.display().to_string(), "--no-config".into(), format!("--stanza={}", self.stanza)];
+        let mut fetch =
+            vec![self.program.display().to_string(), "--no-config".into(), format!("--stanza={}", self.stanza)];
         fetch.extend(self.repository.iter().cloned());
         fetch.push(format!("--pg1-path={data}"));
         fetch.push(format!("--lock-path={}", place.path().join("locks").display()));

@@ -41,7 +41,10 @@ pub struct Recovered {
 
 impl std::fmt::Debug for Recovered {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recovered").field("label", &self.label).field("foreign_pages", &self.foreign_pages).finish()
+        f.debug_struct("Recovered")
+            .field("label", &self.label)
+            .field("foreign_pages", &self.foreign_pages)
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,8 +69,10 @@ impl Recovery {
             Ok((Place::new(programs.as_deref(), place.as_deref())?, found))
         })
         .await?;
-        let coverage =
-            found.archive.covers(&found.backups, self.at).map_err(|e| Error::Refused(format!("{e}; nothing was changed")))?;
+        let coverage = found
+            .archive
+            .covers(&found.backups, self.at)
+            .map_err(|e| Error::Refused(format!("{e}; nothing was changed")))?;
         let label = coverage.backup.label;
         control.phase("restoring the cluster's files", None);
         let (stanza, database, at, set) = (self.stanza.clone(), self.database.clone(), self.at, label.clone());
@@ -137,7 +142,11 @@ impl Recovery {
             return Error::Refused(format!("{reason}; {advice}; nothing was changed"));
         }
         let words: Vec<&str> = log.lines().filter(|l| l.starts_with("FATAL") || l.starts_with("PANIC")).collect();
-        let reason = if words.is_empty() { log.lines().last().unwrap_or("it did not start").to_owned() } else { words.join("; ") };
+        let reason = if words.is_empty() {
+            log.lines().last().unwrap_or("it did not start").to_owned()
+        } else {
+            words.join("; ")
+        };
         Error::Program { program: "postgres".to_owned(), reason }
     }
 
@@ -146,7 +155,8 @@ impl Recovery {
         let query = "SELECT oid FROM pg_database WHERE datname = $1";
         let row = client.query_opt(query, &[&self.database]).await;
         let row = row.map_err(|e| cluster.server.failed(&self.database, &e))?;
-        let missing = || Error::Refused(format!("there was no database {} at {}; nothing was changed", self.database, self.at));
+        let missing =
+            || Error::Refused(format!("there was no database {} at {}; nothing was changed", self.database, self.at));
         Ok(row.ok_or_else(missing)?.get(0))
     }
 }

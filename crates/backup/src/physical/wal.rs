@@ -37,7 +37,9 @@ pub enum Uncovered {
         first: String,
     },
     /// A segment is missing.
-    #[error("segment {segment} of the log is missing: nothing between {from} and the next backup can be reached, {at} neither")]
+    #[error(
+        "segment {segment} of the log is missing: nothing between {from} and the next backup can be reached, {at} neither"
+    )]
     Gap {
         /// What was asked for.
         at: Timestamp,
@@ -47,7 +49,9 @@ pub enum Uncovered {
         from: Timestamp,
     },
     /// The log is not archived that far.
-    #[error("the log is archived up to about {until}, {at} is later; if the cluster is idle, let it switch its log (SELECT pg_switch_wal())")]
+    #[error(
+        "the log is archived up to about {until}, {at} is later; if the cluster is idle, let it switch its log (SELECT pg_switch_wal())"
+    )]
     NotYet {
         /// What was asked for.
         at: Timestamp,
@@ -86,8 +90,7 @@ impl Archive {
         };
         let mut next = position(&backup.first_segment).unwrap_or(0);
         let mut until = backup.stopped;
-        loop {
-            let Some((segment, archived)) = self.segments.get(&next) else { break };
+        while let Some((segment, archived)) = self.segments.get(&next) {
             until = *archived;
             if *archived >= at {
                 return Ok(Coverage { backup: backup.clone(), last: segment.clone() });
@@ -162,7 +165,9 @@ mod tests {
     }
 
     fn segments(numbers: &[u64]) -> Archive {
-        Archive::new(numbers.iter().map(|n| (format!("00000001{:08X}{:08X}", n / 256, n % 256), at(*n as i64))))
+        Archive::new(
+            numbers.iter().map(|n| (format!("00000001{:08X}{:08X}", n / 256, n % 256), at((*n).cast_signed()))),
+        )
     }
 
     #[test]

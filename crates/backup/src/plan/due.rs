@@ -67,7 +67,7 @@ fn jitter(schedule: &Schedule, tenant: &str) -> SignedDuration {
     let digest = sha2::Sha256::digest(tenant.as_bytes());
     let part = digest.iter().take(4).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
     let whole = schedule.jitter.0.as_millis() as u64;
-    SignedDuration::from_millis((whole.saturating_mul(part) >> 32) as i64)
+    SignedDuration::from_millis((whole.saturating_mul(part) >> 32).cast_signed())
 }
 
 #[cfg(test)]

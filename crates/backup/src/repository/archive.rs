@@ -189,7 +189,7 @@ impl ReadSource for Source {
             let path = root.join(&entry.path);
             let meta = Metadata { mode: Some(0o640), mtime: entry.modified, size: entry.size, ..Metadata::default() };
             let node = Node::new_node(path.file_name().unwrap_or_default(), NodeType::File, meta);
-            let open = Some(Open { path: entry.path, open: entry.open, faults: faults.clone() });
+            let open = Some(Open { path: entry.path, opener: entry.open, faults: faults.clone() });
             Ok(ReadSourceEntry { path, node, open })
         }))
     }
@@ -197,7 +197,7 @@ impl ReadSource for Source {
 
 struct Open {
     path: String,
-    open: Opener,
+    opener: Opener,
     faults: Faults,
 }
 
@@ -205,7 +205,7 @@ impl ReadSourceOpen for Open {
     type Reader = Watched;
 
     fn open(self) -> RusticResult<Watched> {
-        match (self.open)() {
+        match (self.opener)() {
             Ok(inner) => Ok(Watched { path: self.path, inner, faults: self.faults }),
             Err(error) => {
                 self.faults.note(&self.path, &error);

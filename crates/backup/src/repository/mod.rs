@@ -97,7 +97,10 @@ pub struct Repository {
 impl std::fmt::Debug for Repository {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Not what is inside: the library's types hold the key.
-        f.debug_struct("Repository").field("tenant", &self.tenant).field("location", &self.location()).finish()
+        f.debug_struct("Repository")
+            .field("tenant", &self.tenant)
+            .field("location", &self.location())
+            .finish_non_exhaustive()
     }
 }
 

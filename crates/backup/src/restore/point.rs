@@ -21,12 +21,7 @@ impl Restore {
     /// Neighbours are not touched: what is recovered runs in a server of its own until it is whole.
     ///
     /// On an error nothing that was there has changed.
-    pub async fn to_time(
-        &self,
-        recovery: &Recovery,
-        mode: &RestoreMode,
-        control: &Control,
-    ) -> Result<Restored, Error> {
+    pub async fn to_time(&self, recovery: &Recovery, mode: &RestoreMode, control: &Control) -> Result<Restored, Error> {
         let started = Instant::now();
         let stamp = recovery.at.strftime("%Y%m%dt%H%M%S").to_string();
         let plan = self.plan_names(&stamp, mode).await?;

@@ -165,6 +165,23 @@ pub(crate) enum RestoreCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Bring the database back as it was at an instant, out of the shared server's physical backup and log.
+    ///
+    /// Neighbours are not touched: the server's files are restored beside everything, with this tenant's database alone,
+    /// the log is replayed to the instant, and the database is looked through before it is loaded.
+    Pitr {
+        /// Whose.
+        tenant: String,
+        /// The instant: RFC 3339 with an offset. What was committed later is not in the result.
+        #[arg(long, value_name = "TIME")]
+        at: jiff::Timestamp,
+        /// Put it in the place of what is there, which is kept for `revert`. Otherwise it comes beside, neutralized.
+        #[arg(long)]
+        swap: bool,
+        /// Do it without asking.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Put back what a swap has replaced.
     Revert {
         /// Whose.

@@ -84,7 +84,7 @@ pub(super) fn report(file: &Path, public_key: Option<&str>, json: bool) -> anyho
         match (genuine, &signed.signature) {
             (Some(true), _) => println!("signed by that key, and unchanged since"),
             (None, Some(signature)) => {
-                println!("signature not checked: say --public-key; it claims {}", signature.public_key)
+                println!("signature not checked: say --public-key; it claims {}", signature.public_key);
             }
             (None, None) => println!("not signed"),
             (Some(false), _) => {}

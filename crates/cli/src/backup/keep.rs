@@ -30,18 +30,17 @@ pub(super) async fn run(args: &BackupArgs, setup: Setup) -> anyhow::Result<ExitC
         BackupCommand::List { tenant: None } => overview(common, &setup).await,
         BackupCommand::Show { tenant: name, set } => {
             let setup = tenant(&setup, name)?;
-            let set = match set {
-                Some(id) => find(setup, id).await?,
-                None => {
-                    let repository = runner::open(setup).await?;
-                    let point = cofferdam_backup::model::RestorePoint::Latest;
-                    tokio::task::spawn_blocking(move || repository.set_at(&point)).await??
-                }
+            let set = if let Some(id) = set {
+                find(setup, id).await?
+            } else {
+                let repository = runner::open(setup).await?;
+                let point = cofferdam_backup::model::RestorePoint::Latest;
+                tokio::task::spawn_blocking(move || repository.set_at(&point)).await??
             };
             if common.json {
-                print_json(&set)?
+                print_json(&set)?;
             } else {
-                show(&set)
+                show(&set);
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -170,7 +169,7 @@ async fn by_schedule(setup: Setup, once: bool, textfile: Option<&Path>) -> anyho
         .run(once, |told| match told {
             Told::Begun { tenant, missed: 0 } => println!("{tenant}: begun"),
             Told::Begun { tenant, missed } => {
-                println!("{tenant}: begun; {missed} scheduled runs before it were missed")
+                println!("{tenant}: begun; {missed} scheduled runs before it were missed");
             }
             Told::Done { set, forgotten } => {
                 println!(
@@ -264,9 +263,9 @@ async fn overview(common: &Common, setup: &Setup) -> anyhow::Result<ExitCode> {
         }));
     }
     if common.json {
-        print_json(&rows)?
+        print_json(&rows)?;
     } else {
-        println!("{table}")
+        println!("{table}");
     }
     Ok(ExitCode::SUCCESS)
 }

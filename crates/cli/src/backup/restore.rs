@@ -17,9 +17,9 @@ pub(super) async fn run(args: &RestoreArgs, setup: Setup) -> anyhow::Result<Exit
             let restore = tenant(&setup, name)?.restore().await?;
             let plan = restore.plan(&point_of(point), &RestoreMode::InPlaceSwap).await?;
             if common.json {
-                print_json(&plan)?
+                print_json(&plan)?;
             } else {
-                show(&plan)
+                show(&plan);
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -37,16 +37,31 @@ pub(super) async fn run(args: &RestoreArgs, setup: Setup) -> anyhow::Result<Exit
         RestoreCommand::Swap { tenant: name, point, yes } => {
             carry_out(common, &setup, name, point, RestoreMode::InPlaceSwap, Some(*yes)).await
         }
+        RestoreCommand::Pitr { tenant: name, at, swap, yes } => {
+            let setup = tenant(&setup, name)?;
+            let recovery = setup.recovery(*at).ok_or_else(|| {
+                anyhow!("{name}: its server has no `pgbackrest` in the configuration, so there is no log to go back in")
+            })?;
+            let mode = if *swap { RestoreMode::InPlaceSwap } else { RestoreMode::Scratch };
+            if *swap {
+                eprintln!("{name} goes back to its state at {at}; what is there now is kept");
+                agreed(name, *yes)?;
+            }
+            let restore = setup.restore().await?;
+            let shown = Shown::new(name, common.quiet);
+            let restored = restore.to_time(&recovery, &mode, &shown.control).await?;
+            drop(shown);
+            told(common, name, &restored)
+        }
         RestoreCommand::Revert { tenant: name, previous, yes } => {
             let restore = tenant(&setup, name)?.restore().await?;
-            let previous = match previous {
-                Some(previous) => previous.clone(),
-                None => {
-                    let newest = restore.previous().await?.pop();
-                    newest.ok_or_else(|| anyhow!("{name}: no swap has left anything to go back to"))?.database
-                }
+            let previous = if let Some(previous) = previous {
+                previous.clone()
+            } else {
+                let newest = restore.previous().await?.pop();
+                newest.ok_or_else(|| anyhow!("{name}: no swap has left anything to go back to"))?.database
             };
-            eprintln!("{} comes back, and what is there now is kept in turn", previous);
+            eprintln!("{previous} comes back, and what is there now is kept in turn");
             agreed(name, *yes)?;
             let shown = Shown::new(name, common.quiet);
             let restored = restore.revert(&previous, &shown.control).await?;

@@ -4,6 +4,7 @@
 //! a row that goes leaves its file on a checklist, and the collector deletes what is on the list and referred to by
 //! nobody, while it holds `ir_attachment` in `SHARE` mode.
 
+use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -271,5 +272,8 @@ impl Busy {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
