@@ -90,7 +90,7 @@ bench: ## Run the benchmarks in benches/.
 	$(CARGO) bench --package cofferdam-benches
 
 schemas: ## Write the JSON Schemas again after a change of the configuration's types.
-	UPDATE_SCHEMAS=1 $(CARGO) test --package cofferdam-tenant --test schemas
+	UPDATE_SCHEMAS=1 $(CARGO) test --package cofferdam-tenant --package cofferdam-backup --test schemas
 
 install-demo:
 	@$(call install,$(DEMO_PACKAGES))
