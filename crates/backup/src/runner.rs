@@ -54,6 +54,8 @@ pub struct Runner {
 
 /// How often schedules are looked at.
 const TICK: Duration = Duration::from_secs(5);
+/// How long a repository may take to say what is in it.
+const LOOK: Duration = Duration::from_secs(60);
 /// After a failure the next try is this much later, and twice as much after each further one, up to an hour.
 const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 const LONGEST: SignedDuration = SignedDuration::from_hours(1);
@@ -95,33 +97,48 @@ impl Runner {
         let mut states: BTreeMap<String, State> = BTreeMap::new();
         let mut tasks: JoinSet<Finished> = JoinSet::new();
         loop {
+            let mut waiting = Vec::new();
             for setup in &self.setup.tenants {
                 let name = setup.tenant.to_string();
                 let state = states.entry(name.clone()).or_default();
-                if state.running {
+                let now = Timestamp::now();
+                if state.running || state.not_before.is_some_and(|at| now < at) {
                     continue;
                 }
-                let now = Timestamp::now();
                 if !state.known {
-                    match newest(setup).await {
+                    // A store that does not answer must not hold up the others.
+                    let found = tokio::time::timeout(LOOK, newest(setup)).await;
+                    let found = found.unwrap_or_else(|_| {
+                        let reason = format!("no answer within {} s", LOOK.as_secs());
+                        Err(RepositoryError::Broken { location: name.clone(), reason }.into())
+                    });
+                    match found {
                         Ok(last) => (state.last, state.known) = (last, true),
                         Err(error) => {
                             fail(state, now);
+                            if once {
+                                state.not_before = Some(Timestamp::MAX);
+                            }
                             told(Told::Failed { tenant: name, error });
                             continue;
                         }
                     }
                 }
-                if state.not_before.is_some_and(|at| now < at) {
-                    continue;
-                }
                 // A tenant that has no backup at all does not wait for the night to get its first.
                 let due = match state.last {
-                    None => Ok(crate::plan::Due { at: began, missed: 0 }),
+                    None => Ok(crate::plan::Due { at: Timestamp::UNIX_EPOCH, missed: 0 }),
                     Some(_) => due(&setup.policy.schedule, &name, state.last, began, now),
                 };
-                let Some(due) = due.ok().filter(|due| due.is_due(now)) else { continue };
+                if let Some(due) = due.ok().filter(|due| due.is_due(now)) {
+                    waiting.push((due, setup));
+                }
+            }
+            // Who has been due for longest goes first: nobody is passed over for its name.
+            waiting.sort_by_key(|(due, _)| due.at);
+            for (due, setup) in waiting {
                 let Ok(place) = Arc::clone(&room).try_acquire_owned() else { break };
+                let name = setup.tenant.to_string();
+                let state = states.entry(name.clone()).or_default();
                 state.running = true;
                 told(Told::Begun { tenant: name.clone(), missed: due.missed });
                 metrics::counter!("cofferdam_backup_missed_runs_total", "tenant" => name.clone())

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,7 @@ use crate::repository::Repository;
 use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 
-/// Creates a database that only its creator can connect to, and loads a set's dump into it.
+/// Loads a set's dump into an empty database.
 pub(super) async fn database(
     server: &Server,
     name: &str,
@@ -22,7 +23,6 @@ pub(super) async fn database(
     set: &BackupSet,
     control: &Control,
 ) -> Result<(), Error> {
-    create_for(server, name, &set.artifact.locale, owner).await?;
     let mut command = pg_restore(server, name, owner, keep_grants);
     let (repository, set, control) = (Arc::clone(repository), set.clone(), control.clone());
     blocking(move || {
@@ -109,12 +109,14 @@ impl Write for Counted {
     }
 }
 
-/// Creates a database that only its creator can connect to, for things that will belong to somebody.
+/// Creates a database that only its creator can connect to, for things that will belong to somebody. `made` says whether
+/// it was created, also when what follows fails.
 pub(super) async fn create_for(
     server: &Server,
     name: &str,
     locale: &DatabaseLocale,
     owner: Option<&str>,
+    made: &AtomicBool,
 ) -> Result<(), Error> {
     let client = server.connect(&server.maintenance).await?;
     let create = format!(
@@ -125,6 +127,7 @@ pub(super) async fn create_for(
         literal(&locale.ctype)
     );
     client.batch_execute(&create).await.map_err(|e| server.failed(name, &e))?;
+    made.store(true, Ordering::SeqCst);
     let close = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", quoted(name));
     client.batch_execute(&close).await.map_err(|e| server.failed(name, &e))?;
     if let Some(owner) = owner.filter(|owner| *owner != server.user) {

@@ -13,6 +13,7 @@ mod swap;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use cofferdam_tenant::Slug;
@@ -68,14 +69,12 @@ impl Restore {
             let FilestoreSummary { missing, damaged, .. } = set.filestore;
             control.warn(format!("of this backup's files {missing} are missing and {damaged} differ"));
         }
-        let outcome = self.carry_out(&repository, &set, &plan, mode, control).await;
+        let made = AtomicBool::new(false);
+        let outcome = self.carry_out(&repository, &set, &plan, mode, &made, control).await;
         let (previous, paused_ms) = match outcome {
             Ok(done) => done,
             Err(error) => {
-                // Only what this restore has made; its name is nobody else's.
-                if let Err(left) = self.drop_database(&plan.staging).await {
-                    control.warn(format!("the half-loaded database {} stays: {left}", plan.staging));
-                }
+                self.clear(&plan.staging, &made, control).await;
                 return Err(error);
             }
         };
@@ -97,11 +96,13 @@ impl Restore {
         set: &BackupSet,
         plan: &RestorePlan,
         mode: &RestoreMode,
+        made: &AtomicBool,
         control: &Control,
     ) -> Result<(Option<String>, Option<u64>), Error> {
         control.phase("loading the database", Some(set.artifact.bytes));
         let in_place = matches!(mode, RestoreMode::InPlaceSwap);
         let owner = self.owner_of(in_place).await?;
+        load::create_for(&self.server, &plan.staging, &set.artifact.locale, owner.as_deref(), made).await?;
         load::database(&self.server, &plan.staging, owner.as_deref(), in_place, repository, set, control).await?;
         control.phase("comparing rows", None);
         load::compare_rows(&self.server, &plan.staging, repository, set).await?;
@@ -127,6 +128,15 @@ impl Restore {
             let _ = tokio::fs::remove_dir_all(&target).await;
         }
         renamed.map(|()| (None, None))
+    }
+
+    /// Removes a half-loaded database, if it was this restore that has made it: another may be loading under the name.
+    async fn clear(&self, staging: &str, made: &AtomicBool, control: &Control) {
+        if made.load(Ordering::SeqCst)
+            && let Err(left) = self.drop_database(staging).await
+        {
+            control.warn(format!("the half-loaded database {staging} stays: {left}"));
+        }
     }
 
     /// From its hidden name to the one that is asked for. Until here nothing could have connected by it.
@@ -277,6 +287,7 @@ pub(crate) async fn load_checked(
     set: &BackupSet,
     control: &Control,
 ) -> Result<(), Error> {
+    load::create_for(server, database, &set.artifact.locale, None, &AtomicBool::new(false)).await?;
     load::database(server, database, None, false, repository, set, control).await?;
     load::compare_rows(server, database, repository, set).await
 }

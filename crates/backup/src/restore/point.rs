@@ -5,6 +5,7 @@
 
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,8 @@ impl Restore {
         let stamp = recovery.at.strftime("%Y%m%dt%H%M%S").to_string();
         let plan = self.plan_names(&stamp, mode).await?;
         let recovered = recovery.run(control).await?;
-        let outcome = self.load_recovered(&recovered, recovery, &plan, mode, control).await;
+        let made = AtomicBool::new(false);
+        let outcome = self.load_recovered(&recovered, recovery, &plan, mode, &made, control).await;
         let server_gone = blocking(move || {
             drop(recovered);
             Ok(())
@@ -44,9 +46,7 @@ impl Restore {
                 paused_ms,
             }),
             Err(error) => {
-                if let Err(left) = self.drop_database(&plan.staging).await {
-                    control.warn(format!("the half-loaded database {} stays: {left}", plan.staging));
-                }
+                self.clear(&plan.staging, &made, control).await;
                 Err(error)
             }
         }
@@ -58,6 +58,7 @@ impl Restore {
         recovery: &Recovery,
         plan: &RestorePlan,
         mode: &RestoreMode,
+        made: &AtomicBool,
         control: &Control,
     ) -> Result<(u64, Option<String>, Option<u64>), Error> {
         control.phase("loading the database", None);
@@ -65,7 +66,7 @@ impl Restore {
         let owner = self.owner_of(in_place).await?;
         let (from, database) = (recovered.server().clone(), recovery.database.clone());
         let locale = locale_of(&from, &database).await?;
-        load::create_for(&self.server, &plan.staging, &locale, owner.as_deref()).await?;
+        load::create_for(&self.server, &plan.staging, &locale, owner.as_deref(), made).await?;
         let restore = load::pg_restore(&self.server, &plan.staging, owner.as_deref(), in_place);
         pipe(&from, &database, restore, control).await?;
         let counted = count_rows(&from, &database, None, &CancellationToken::new()).await?;
@@ -92,7 +93,9 @@ impl Restore {
         self.keep_files(&target, &previous).await?;
         control.phase("changing places", None);
         let paused = self.change_places(&plan.database, &previous, &plan.staging).await?;
-        self.find_files(&manifest, &live, &target, &Control::default()).await?;
+        if let Err(error) = self.find_files(&manifest, &live, &target, control).await {
+            control.warn(format!("the database is in place, but not every file could be looked for again: {error}"));
+        }
         Ok((number, Some(previous), paused.map(|p| p.as_millis() as u64)))
     }
 

@@ -46,7 +46,10 @@ impl Restore {
         control.phase("changing places", None);
         let paused = self.change_places(&plan.database, &previous, &plan.staging).await?;
         // A collector may have run between the writing of a file and the change: what it took is written again.
-        files::add(repository, set, target, &Control::default()).await?;
+        // The change has happened: whatever fails now is no reason to call it undone.
+        if let Err(error) = files::add(repository, set, target, &Control::default()).await {
+            control.warn(format!("the database is in place, but not every file: {error}"));
+        }
         Ok((Some(previous), paused.map(|p| p.as_millis() as u64)))
     }
 
@@ -189,7 +192,10 @@ impl Restore {
         }
         // Odoo's cron workers visit every database that they can connect to: not this one.
         let close = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", quoted(away));
-        client.batch_execute(&close).await.map_err(|e| failed(&e))
+        if let Err(error) = client.batch_execute(&close).await {
+            tracing::warn!(database = away, error = %failed(&error), "what was replaced can still be connected to");
+        }
+        Ok(())
     }
 
     /// Odoo's workers compare numbers in the database with those they remember, to see whether what they have cached is
