@@ -136,7 +136,9 @@ impl ScratchCluster {
         };
         while !ready() {
             let text = cluster.log();
-            if text.contains("FATAL") || started.elapsed() > START {
+            // Whoever asks too early is told so with FATAL as well.
+            let failed_to_start = text.lines().any(|line| line.contains("FATAL") && !line.contains("is starting up"));
+            if failed_to_start || started.elapsed() > START {
                 let words: Vec<&str> = text.lines().rev().take(3).collect();
                 return Err(failed("postgres", words.join("; ")));
             }
