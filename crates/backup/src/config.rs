@@ -295,6 +295,11 @@ impl TenantSetup {
 
     /// What its restores need. Fetches the key.
     pub async fn restore(&self) -> Result<Restore, Error> {
+        if self.filestore != self.filestores.join(&self.database) {
+            let found = format!("{}: its `filestore` is {}", self.tenant, self.filestore.display());
+            let expected = format!("expected {}", self.filestores.join(&self.database).display());
+            return Err(Error::Refused(format!("{found}, {expected}: a restore would not be where Odoo looks")));
+        }
         Ok(Restore {
             tenant: self.tenant.clone(),
             server: self.server.clone(),

@@ -55,7 +55,8 @@ pub(super) struct FenceReport {
 /// The fence is raised at once or not at all: waiting for it would make others wait behind us.
 const RAISE: &str = "SET LOCAL lock_timeout = '1s'";
 /// Should this process hang, the server ends its transactions.
-const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'";
+/// And what a tenant has put in front of its tables is not looked at.
+const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL search_path = pg_catalog";
 /// How often somebody looks who waits.
 const WATCH: Duration = Duration::from_millis(250);
 
@@ -71,7 +72,7 @@ impl Fence {
             if unfenced.is_some() {
                 break;
             }
-            let raise = format!("SAVEPOINT fence; LOCK TABLE {table} IN ROW EXCLUSIVE MODE; RELEASE fence");
+            let raise = format!("SAVEPOINT fence; LOCK TABLE public.{table} IN ROW EXCLUSIVE MODE; RELEASE fence");
             if let Err(error) = client.batch_execute(&raise).await {
                 client.batch_execute("ROLLBACK TO fence").await.map_err(|e| failed(&e))?;
                 if error.code() != Some(&SqlState::UNDEFINED_TABLE) {
@@ -98,7 +99,7 @@ impl Fence {
         // The collector is the only one who asks for SHARE, and gives up by itself.
         let waiting = "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - a.query_start)), 0)::float8 \
                        FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
-                       WHERE NOT l.granted AND l.mode <> 'ShareLock' AND l.relation = to_regclass('ir_attachment') \
+                       WHERE NOT l.granted AND l.mode <> 'ShareLock' AND l.relation = to_regclass('public.ir_attachment') \
                        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         while !copied.is_cancelled() && report.lowered.is_none() {
             let row = self.client.query_one(waiting, &[]).await.map_err(|e| server.failed(&database, &e))?;
@@ -141,7 +142,9 @@ impl Snapshot {
                  current_setting('server_version'), current_setting('server_version_num')::int, \
                  pg_database_size(current_database()), \
                  (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text, \
-                 to_regclass('ir_attachment') IS NOT NULL, to_regclass('ir_config_parameter') IS NOT NULL, \
+                 (SELECT count(*) > 0 FROM pg_class WHERE oid = to_regclass('public.ir_attachment') AND relkind IN ('r', 'p')), \
+                 (SELECT count(*) > 0 FROM pg_class WHERE oid = to_regclass('public.ir_config_parameter') \
+                  AND relkind IN ('r', 'p')), \
                  pg_encoding_to_char(encoding), datcollate, datctype \
                  FROM pg_database WHERE datname = current_database()",
                 &[],
@@ -150,7 +153,7 @@ impl Snapshot {
             .map_err(|e| failed(&e))?;
         let seconds: f64 = row.get(1);
         let uuid = if row.get::<_, bool>(7) {
-            let query = "SELECT value FROM ir_config_parameter WHERE key = 'database.uuid'";
+            let query = "SELECT value::text FROM public.ir_config_parameter WHERE key = 'database.uuid'";
             client.query_opt(query, &[]).await.map_err(|e| failed(&e))?.and_then(|row| row.get(0))
         } else {
             None
@@ -174,7 +177,7 @@ impl Snapshot {
         if !self.has_attachments {
             return Ok(Vec::new());
         }
-        let query = "SELECT store_fname, max(checksum), max(file_size)::int8 FROM ir_attachment \
+        let query = "SELECT store_fname, max(checksum), max(file_size)::int8 FROM public.ir_attachment \
                      WHERE store_fname <> '' GROUP BY store_fname";
         let rows = self.client.query(query, &[]).await.map_err(|e| server.failed(database, &e))?;
         Ok(rows

@@ -23,14 +23,23 @@ pub(super) async fn fresh(
 ) -> Result<(), Error> {
     let (repository, set, target, control) = (Arc::clone(repository), set.clone(), target.to_owned(), control.clone());
     blocking(move || {
-        fs::create_dir_all(&target).map_err(|e| Error::files(&target, &e))?;
-        let reader = repository.reader(&set.id)?;
-        if reader.has(paths::FILESTORE) {
-            reader.extract(paths::FILESTORE, &target)?;
+        fs::create_dir_all(target.parent().unwrap_or(&target)).map_err(|e| Error::files(&target, &e))?;
+        // Made here or not at all: what is there already is somebody else's, and is never removed.
+        fs::create_dir(&target).map_err(|e| Error::files(&target, &e))?;
+        let fill = || {
+            let reader = repository.reader(&set.id)?;
+            if reader.has(paths::FILESTORE) {
+                reader.extract(paths::FILESTORE, &target)?;
+            }
+            let manifest = manifest(&reader)?;
+            compare(&manifest, &set, &target, &control)?;
+            hand_over(&target)
+        };
+        let filled = fill();
+        if filled.is_err() {
+            let _ = fs::remove_dir_all(&target);
         }
-        let manifest = manifest(&reader)?;
-        compare(&manifest, &set, &target, &control)?;
-        hand_over(&target)
+        filled
     })
     .await
 }
@@ -67,6 +76,7 @@ pub(super) async fn add(
                 if !stays_below(&file.name) || !from.exists() {
                     continue;
                 }
+                without_links(&target, &file.name)?;
                 let place = || -> io::Result<()> {
                     if let Some(parent) = to.parent() {
                         fs::create_dir_all(parent)?;
@@ -102,6 +112,7 @@ pub(super) async fn find(
                 missing.push(file);
             } else if is_whole(&wanted, file.sha1.as_deref()) {
             } else if live != target && is_whole(&there, file.sha1.as_deref()) {
+                without_links(&target, &file.name)?;
                 let copy = || {
                     fs::create_dir_all(wanted.parent().unwrap_or(&target))?;
                     fs::copy(&there, &wanted).map(drop)
@@ -122,6 +133,9 @@ pub(super) async fn find(
             for file in missing {
                 super::stopped(&control)?;
                 let path = format!("{}/{}", paths::FILESTORE, file.name);
+                if stays_below(&file.name) {
+                    without_links(&target, &file.name)?;
+                }
                 if stays_below(&file.name) && reader.has(&path) && fetch(&reader, &path, &target.join(&file.name))? {
                     continue;
                 }
@@ -227,11 +241,24 @@ fn is_whole(path: &Path, sha1: Option<&str>) -> bool {
     hash().is_ok_and(|found| found == sha1)
 }
 
+/// The tenant may have put links into its filestore: nothing is written through one.
+fn without_links(target: &Path, name: &str) -> Result<(), Error> {
+    let mut path = target.to_owned();
+    for part in name.split('/') {
+        path.push(part);
+        if fs::symlink_metadata(&path).is_ok_and(|data| data.file_type().is_symlink()) {
+            let reason = "a link is in the way, where a restored file would be written through it";
+            return Err(Error::Files { path: path.display().to_string(), reason: reason.to_owned() });
+        }
+    }
+    Ok(())
+}
+
 /// Restored files belong to whom the directory of filestores belongs, where we may say so.
 fn hand_over(tree: &Path) -> Result<(), Error> {
     fn walk(path: &Path, like: &Path) -> io::Result<()> {
         copy_owner(like, path)?;
-        if path.is_dir() {
+        if fs::symlink_metadata(path)?.is_dir() {
             for entry in fs::read_dir(path)? {
                 walk(&entry?.path(), like)?;
             }

@@ -119,10 +119,7 @@ impl Restore {
         if in_place {
             return self.swap(repository, set, plan, &target, control).await;
         }
-        if let Err(error) = files::fresh(repository, set, &target, control).await {
-            let _ = tokio::fs::remove_dir_all(&target).await;
-            return Err(error);
-        }
+        files::fresh(repository, set, &target, control).await?;
         let renamed = self.put_in_place(plan, owner.as_deref()).await;
         if renamed.is_err() {
             let _ = tokio::fs::remove_dir_all(&target).await;
