@@ -75,8 +75,6 @@ pub enum DumpFormat {
     /// `pg_dump`'s custom format, uncompressed, because the repository compresses and finds what has not changed. One
     /// stream in parts: `cat odoo.dump/* | pg_restore`.
     Custom,
-    /// A directory with a file per table, written by several processes.
-    Directory,
 }
 
 /// The database's part of a set.
@@ -86,7 +84,7 @@ pub struct DatabaseArtifact {
     pub format: DumpFormat,
     /// Bytes of the dump before compression.
     pub bytes: u64,
-    /// SHA-256 of the dump's stream, in hexadecimal; of a directory, nothing.
+    /// SHA-256 of the dump's stream, in hexadecimal.
     pub sha256: Option<String>,
     /// The server's version, as in `server_version`.
     pub server_version: String,

@@ -50,8 +50,6 @@ pub struct Pruned {
     pub freed_bytes: u64,
     /// Bytes that were written again to free others.
     pub rewritten_bytes: u64,
-    /// Objects that are locked and had to stay.
-    pub locked: u64,
 }
 
 const HOLDS: &str = "holds/";
@@ -167,7 +165,6 @@ impl Repository {
         let pruned = Pruned {
             freed_bytes: sizes.remove + sizes.repackrm + plan.stats.size_unref,
             rewritten_bytes: sizes.repack,
-            locked: 0,
         };
         self.open.prune(&options, plan).map_err(|e| self.broken(&e))?;
         Ok(pruned)

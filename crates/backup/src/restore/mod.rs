@@ -107,13 +107,7 @@ impl Restore {
         control.phase("comparing rows", None);
         load::compare_rows(&self.server, &plan.staging, repository, set).await?;
         stopped(control)?;
-        match mode {
-            RestoreMode::Scratch => identity::make_new(&self.server, &plan.staging, None, false).await?,
-            RestoreMode::NewTenant { base_url, keep_integrations, .. } => {
-                identity::make_new(&self.server, &plan.staging, base_url.as_deref(), *keep_integrations).await?;
-            }
-            RestoreMode::InPlaceSwap => {}
-        }
+        self.identify(&plan.staging, mode).await?;
         let target = self.filestores.join(&plan.database);
         control.phase("writing files", Some(set.filestore.bytes));
         if in_place {
@@ -125,6 +119,17 @@ impl Restore {
             let _ = tokio::fs::remove_dir_all(&target).await;
         }
         renamed.map(|()| (None, None))
+    }
+
+    /// A copy becomes somebody else; what goes in place stays who it is.
+    async fn identify(&self, staging: &str, mode: &RestoreMode) -> Result<(), Error> {
+        match mode {
+            RestoreMode::Scratch => identity::make_new(&self.server, staging, None, false).await,
+            RestoreMode::NewTenant { base_url, keep_integrations, .. } => {
+                identity::make_new(&self.server, staging, base_url.as_deref(), *keep_integrations).await
+            }
+            RestoreMode::InPlaceSwap => Ok(()),
+        }
     }
 
     /// Removes a half-loaded database, if it was this restore that has made it: another may be loading under the name.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Restore, files, identity, load, stopped};
+use super::{Restore, files, load, stopped};
 use crate::logical::{Manifest, blocking, count_rows, last_words, manifest_of};
 use crate::model::{DatabaseLocale, RestoreMode, RestorePlan, Restored, SetId};
 use crate::physical::{Recovered, Recovery};
@@ -72,13 +72,7 @@ impl Restore {
         let counted = count_rows(&from, &database, None, &CancellationToken::new()).await?;
         load::compare(&self.server, &plan.staging, &counted).await?;
         stopped(control)?;
-        match mode {
-            RestoreMode::Scratch => identity::make_new(&self.server, &plan.staging, None, false).await?,
-            RestoreMode::NewTenant { base_url, keep_integrations, .. } => {
-                identity::make_new(&self.server, &plan.staging, base_url.as_deref(), *keep_integrations).await?;
-            }
-            RestoreMode::InPlaceSwap => {}
-        }
+        self.identify(&plan.staging, mode).await?;
         control.phase("finding files", None);
         let manifest: Arc<Manifest> = Arc::new(manifest_of(&from, &database).await?);
         let number = manifest.files.len() as u64;

@@ -149,7 +149,7 @@ impl Restore {
         renamed.map(|()| None)
     }
 
-    /// The database that comes in gets the owner and the rights of the one that goes.
+    /// The database that comes in gets the owner of the one that goes, and is open as new databases are.
     async fn open(&self, client: &Client, next: &str) -> Result<(), Error> {
         let failed = |e: &tokio_postgres::Error| self.server.failed(next, e);
         let mut statements = format!(
