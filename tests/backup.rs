@@ -376,7 +376,7 @@ fn a_fence_that_would_hurt_comes_down_and_the_backup_is_verified() {
         // Somebody who wants the whole table, and so waits for the fence; everybody else would wait behind.
         let client = house.estate.connect().await.unwrap();
         let waiter = tokio::spawn(async move {
-            for _ in 0..200 {
+            loop {
                 client
                     .batch_execute("BEGIN; LOCK ir_attachment IN ACCESS EXCLUSIVE MODE; COMMIT; SELECT pg_sleep(0.01)")
                     .await
