@@ -67,6 +67,7 @@ pub mod logical;
 pub mod model;
 pub mod physical;
 pub mod plan;
+mod program;
 pub mod repository;
 pub mod restore;
 pub mod runner;

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use crate::model::{
     BackupSet, Consistency, DatabaseArtifact, DatabaseLocale, DumpFormat, EngineKind, FilestoreSummary, LegalHold,
-    LockAttestation, LockMode, Phases, SetId, Stored,
+    LocaleProvider, LockAttestation, LockMode, Phases, SetId, Stored,
 };
 
 pub(crate) fn set(number: usize, taken_at: Timestamp, consistency: Consistency) -> BackupSet {
@@ -26,7 +26,15 @@ pub(crate) fn set(number: usize, taken_at: Timestamp, consistency: Consistency) 
             lsn: None,
             uuid: None,
             database_bytes: 1,
-            locale: DatabaseLocale { encoding: "UTF8".into(), collate: "C".into(), ctype: "C".into() },
+            locale: DatabaseLocale {
+                encoding: "UTF8".into(),
+                collate: "C".into(),
+                ctype: "C".into(),
+                provider: LocaleProvider::Libc,
+                locale: None,
+                icu_rules: None,
+            },
+            extensions: Vec::new(),
             tables: 0,
             rows: 0,
         },

@@ -7,6 +7,7 @@ use cofferdam_tenant::Secret;
 use tokio_postgres::{Client, NoTls};
 
 use crate::Error;
+use crate::model::{DatabaseLocale, Extension, LocaleProvider};
 
 /// Where a server is and who we are there.
 ///
@@ -63,11 +64,28 @@ impl Server {
         Ok(client)
     }
 
+    /// A connection to a database whose contents a tenant has written: no name means anything but PostgreSQL's own, and
+    /// neither views nor policies of the tenant's are expanded. That keeps its functions from running as us.
+    pub(crate) async fn connect_to_tenant(&self, database: &str) -> Result<Client, Error> {
+        let client = self.connect(database).await?;
+        let guard = "SET search_path = pg_catalog; SET row_security = off; \
+                     SELECT set_config(name, 'view, foreign-table', false) FROM pg_catalog.pg_settings \
+                     WHERE name = 'restrict_nonsystem_relation_kind'";
+        client.batch_execute(guard).await.map_err(|e| self.failed(database, &e))?;
+        Ok(client)
+    }
+
     /// A program of PostgreSQL's, that finds this server and a database through its environment: nothing secret stands in
-    /// the list of processes.
+    /// the list of processes, and nothing of our own environment goes along.
     pub(crate) fn program(&self, name: &str, database: &str) -> std::process::Command {
         let path = self.programs.as_ref().map_or_else(|| PathBuf::from(name), |directory| directory.join(name));
         let mut command = std::process::Command::new(path);
+        command.env_clear();
+        for name in ["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
         command.env("PGHOST", &self.host).env("PGPORT", self.port.to_string()).env("PGUSER", &self.user);
         command.env("PGDATABASE", database).env("PGCONNECT_TIMEOUT", CONNECT.as_secs().to_string());
         command.env("PGAPPNAME", "cofferdam-backup").env("LC_ALL", "C");
@@ -85,6 +103,69 @@ impl Server {
 }
 
 const CONNECT: Duration = Duration::from_secs(20);
+
+/// Takes a table that a tenant has made, so that it stays what it is until the transaction ends, and looks whether it is
+/// one whose reading runs nothing of the tenant's: an ordinary table in which the named columns are there and of
+/// PostgreSQL's own plain types. The table's name must be safe to stand in a statement.
+pub(crate) async fn hold_table(client: &Client, table: &str, columns: &[&str]) -> Result<Found, tokio_postgres::Error> {
+    let kind = "SELECT relkind IN ('r', 'p') FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
+    match client.query_opt(kind, &[&table]).await? {
+        None => return Ok(Found::Nothing),
+        Some(row) if !row.get::<_, bool>(0) => return Ok(Found::Odd),
+        Some(_) => {}
+    }
+    client.batch_execute(&format!("LOCK TABLE {table} IN ACCESS SHARE MODE")).await?;
+    // Once more, now that nobody can put something else in its place.
+    let query = "SELECT c.relkind IN ('r', 'p') AND (\
+                     SELECT count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY($2) \
+                     AND NOT a.attisdropped AND a.atttypid IN (16, 20, 21, 23, 25, 1043, 1114, 1184)) \
+                     = cardinality($2::text[]) \
+                 FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)";
+    let plain = client.query_opt(query, &[&table, &columns]).await?.is_some_and(|row| row.get(0));
+    Ok(if plain { Found::Plain } else { Found::Odd })
+}
+
+/// What [`hold_table`] has found under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// There is nothing of this name.
+    Nothing,
+    /// An ordinary table, which stays one until the transaction ends.
+    Plain,
+    /// Something whose reading could run what a tenant has written.
+    Odd,
+}
+
+/// What a database was created with.
+pub(crate) async fn locale_of(client: &Client) -> Result<DatabaseLocale, tokio_postgres::Error> {
+    // The columns differ from version to version.
+    let query = "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, \
+                 coalesce(to_jsonb(d) ->> 'datlocprovider', 'c'), \
+                 coalesce(to_jsonb(d) ->> 'datlocale', to_jsonb(d) ->> 'daticulocale'), to_jsonb(d) ->> 'daticurules' \
+                 FROM pg_catalog.pg_database d WHERE datname = current_database()";
+    let row = client.query_one(query, &[]).await?;
+    let provider = match row.get::<_, String>(3).as_str() {
+        "i" => LocaleProvider::Icu,
+        "b" => LocaleProvider::Builtin,
+        _ => LocaleProvider::Libc,
+    };
+    Ok(DatabaseLocale {
+        encoding: row.get(0),
+        collate: row.get(1),
+        ctype: row.get(2),
+        provider,
+        locale: row.get(4),
+        icu_rules: row.get(5),
+    })
+}
+
+/// The extensions of a database, in the order in which they were created.
+pub(crate) async fn extensions_of(client: &Client) -> Result<Vec<Extension>, tokio_postgres::Error> {
+    let query = "SELECT e.extname::text, n.nspname::text FROM pg_catalog.pg_extension e \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql' ORDER BY e.oid";
+    let rows = client.query(query, &[]).await?;
+    Ok(rows.iter().map(|row| Extension { name: row.get(0), schema: row.get(1) }).collect())
+}
 
 /// A name in double quotes, for a statement.
 pub(crate) fn quoted(name: &str) -> String {

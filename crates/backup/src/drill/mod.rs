@@ -41,6 +41,8 @@ pub struct Drill {
 
 /// The database that a drill restores into.
 const DATABASE: &str = "drill";
+/// Whose it is there.
+const OWNER: &str = "drill_owner";
 
 impl Drill {
     /// Runs the drill. That a check fails is a result; an error means that there was nothing to try, such as no backup.
@@ -120,13 +122,28 @@ impl Drill {
             });
             result
         };
-        let loaded = load_checked(&cluster.server, DATABASE, repository, set, control).await;
+        // What a tenant has written must not run as the superuser of a server, not even of one that is private: programs
+        // could be started by it, as the account that other servers' files belong to.
+        let client = cluster.server.connect("postgres").await?;
+        let owner = format!("CREATE ROLE {OWNER} LOGIN");
+        client.batch_execute(&owner).await.map_err(|e| cluster.server.failed(DATABASE, &e))?;
+        let loaded = load_checked(&cluster.server, DATABASE, OWNER, repository, set, control).await;
+        let (loader, loaded) = match loaded {
+            Ok(loader) => (Some(loader), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
         let rows = format!("{} rows in {} tables, as counted when saved", set.artifact.rows, set.artifact.tables);
         step("the database loads and has every row", rows, loaded)?;
         let files = fresh_files(repository, set, &cluster.path().join("filestore").join(DATABASE), control).await;
         let hashes = format!("{} files, each with the SHA-1 that it is named after", set.filestore.files);
         step("every file is there", hashes, files)?;
-        let neutral = make_new(&cluster.server, DATABASE).await;
+        let neutral = match &loader {
+            Some(loader) => make_new(loader, DATABASE).await,
+            None => Ok(()),
+        };
+        if let Some(loader) = loader {
+            loader.remove(&cluster.server, DATABASE, control).await;
+        }
         step("it is neutralized", "new identity; mail, jobs and integrations are off".to_owned(), neutral)
     }
 
@@ -146,7 +163,7 @@ impl Drill {
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         command.env("COFFERDAM_DATABASE", DATABASE).env("COFFERDAM_FILESTORE", cluster.path().join("filestore"));
         command.env("PGHOST", &cluster.server.host).env("PGPORT", cluster.server.port.to_string());
-        command.env("PGUSER", &cluster.server.user).env("PGDATABASE", DATABASE);
+        command.env("PGUSER", OWNER).env("PGDATABASE", DATABASE);
         let limit: Duration = self.request.check_limit.0;
         checks.push(match tokio::time::timeout(limit, command.output()).await {
             Ok(Ok(output)) => {
@@ -183,14 +200,14 @@ impl Drill {
 
 /// Looks through every B-tree index and every table; how many indexes. None: the extension is not there.
 pub(crate) async fn amcheck(server: &Server, database: &str) -> Result<Option<i64>, Error> {
-    let client = server.connect(database).await?;
+    let client = server.connect_to_tenant(database).await?;
     let failed = |e: &tokio_postgres::Error| server.failed(database, e);
     let available = "SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'";
     if client.query_one(available, &[]).await.map_err(|e| failed(&e))?.get::<_, i64>(0) == 0 {
         return Ok(None);
     }
     let prepare = "CREATE SCHEMA cofferdam_amcheck; CREATE EXTENSION IF NOT EXISTS amcheck SCHEMA cofferdam_amcheck; \
-                   SET search_path TO cofferdam_amcheck, public";
+                   SET search_path TO pg_catalog, cofferdam_amcheck";
     client.batch_execute(prepare).await.map_err(|e| failed(&e))?;
     let indexes = "SELECT count(bt_index_parent_check(c.oid::regclass, true)::text) FROM pg_index i \
                    JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam \

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -11,8 +11,9 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::paths;
+use crate::program::Running;
 use crate::repository::Entry;
-use crate::server::{Server, literal, quoted};
+use crate::server::{Found, Server, hold_table, literal, quoted};
 use crate::{Control, Error};
 
 /// Rows by `schema.table`, in the snapshot.
@@ -29,7 +30,7 @@ pub(super) struct Streamed {
 /// it, and parts are stored side by side. Nothing but a few parts is ever in memory, and nothing on disk. Dropped, the
 /// program is stopped.
 pub(super) struct Dump {
-    child: Option<Child>,
+    child: Option<Running>,
     stdout: ChildStdout,
     stderr: File,
     hash: Sha256,
@@ -112,7 +113,7 @@ impl Dump {
         let Some(stdout) = child.stdout.take() else { return Err(failed("it has no output".to_owned())) };
         let done = Arc::new(Mutex::new(None));
         let dump = Self {
-            child: Some(child),
+            child: Some(Running::new(child, &control)),
             stdout,
             stderr,
             hash: Sha256::new(),
@@ -129,7 +130,7 @@ impl Dump {
 
     /// The end of the stream: good only if the program says so.
     fn finish(&mut self) -> io::Result<()> {
-        let Some(mut child) = self.child.take() else { return Ok(()) };
+        let Some(child) = self.child.take() else { return Ok(()) };
         let status = child.wait()?;
         if !status.success() {
             return Err(io::Error::other(format!("pg_dump: {}", last_words(&mut self.stderr, status))));
@@ -192,15 +193,6 @@ impl Iterator for Dump {
     }
 }
 
-impl Drop for Dump {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 /// What a program printed last before it failed, without what stands in the statement it names.
 pub(crate) fn last_words(stderr: &mut File, status: std::process::ExitStatus) -> String {
     let mut text = String::new();
@@ -236,7 +228,7 @@ pub(crate) async fn count_rows(
     snapshot: Option<&str>,
     imported: &CancellationToken,
 ) -> Result<RowCounts, Error> {
-    let client = server.connect(database).await?;
+    let client = server.connect_to_tenant(database).await?;
     let failed = |e: &tokio_postgres::Error| server.failed(database, e);
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(|e| failed(&e))?;
     if let Some(snapshot) = snapshot {
@@ -258,8 +250,16 @@ pub(crate) async fn count_rows(
     let mut counts = RowCounts::new();
     for row in tables {
         let (schema, table): (String, String) = (row.get(0), row.get(1));
-        let query = format!("SELECT count(*) FROM ONLY {}.{}", quoted(&schema), quoted(&table));
+        let name = format!("{}.{}", quoted(&schema), quoted(&table));
+        // Rolled back, so that no table is held for longer than it is counted.
+        client.batch_execute("SAVEPOINT one").await.map_err(|e| failed(&e))?;
+        if hold_table(&client, &name, &[]).await.map_err(|e| failed(&e))? != Found::Plain {
+            let reason = format!("{schema}.{table} has become something else than a table");
+            return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
+        }
+        let query = format!("SELECT count(*) FROM ONLY {name}");
         let count: i64 = client.query_one(&query, &[]).await.map_err(|e| failed(&e))?.get(0);
+        client.batch_execute("ROLLBACK TO one; RELEASE one").await.map_err(|e| failed(&e))?;
         counts.insert(format!("{schema}.{table}"), u64::try_from(count).unwrap_or(0));
     }
     Ok(counts)

@@ -13,8 +13,8 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use crate::model::{DatabaseLocale, FenceLimits};
-use crate::server::Server;
+use crate::model::{DatabaseLocale, Extension, FenceLimits};
+use crate::server::{Found, Server, extensions_of, hold_table, literal, locale_of};
 use crate::{Control, Error, Event};
 
 /// The lock that keeps the collector from deleting, or the reason why there is none.
@@ -37,10 +37,8 @@ pub(super) struct Snapshot {
     pub(super) server_major: u32,
     /// Bytes of the database.
     pub(super) database_bytes: u64,
-    /// Whether there is a table of attachments at all.
-    pub(super) has_attachments: bool,
-    pub(super) uuid: Option<String>,
     pub(super) locale: DatabaseLocale,
+    pub(super) extensions: Vec<Extension>,
 }
 
 /// How it went with the fence.
@@ -63,7 +61,7 @@ const WATCH: Duration = Duration::from_millis(250);
 impl Fence {
     /// Raises the fence. That it cannot be had is no error: the backup is then verified instead.
     pub(super) async fn raise(server: &Server, database: &str, limits: &FenceLimits) -> Result<Self, Error> {
-        let client = server.connect(database).await?;
+        let client = server.connect_to_tenant(database).await?;
         let failed = |e: &tokio_postgres::Error| server.failed(database, e);
         client.batch_execute(&format!("BEGIN; {ALIVE}; {RAISE}")).await.map_err(|e| failed(&e))?;
         let mut unfenced = (!limits.enabled).then(|| "the policy wants none".to_owned());
@@ -132,7 +130,7 @@ impl Fence {
 impl Snapshot {
     /// Takes a snapshot. What it shows is protected when the fence is up already.
     pub(super) async fn take(server: &Server, database: &str) -> Result<Self, Error> {
-        let client = server.connect(database).await?;
+        let client = server.connect_to_tenant(database).await?;
         let failed = |e: &tokio_postgres::Error| server.failed(database, e);
         let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {ALIVE}");
         client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
@@ -141,23 +139,14 @@ impl Snapshot {
                 "SELECT pg_export_snapshot(), extract(epoch FROM clock_timestamp())::float8, \
                  current_setting('server_version'), current_setting('server_version_num')::int, \
                  pg_database_size(current_database()), \
-                 (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text, \
-                 (SELECT count(*) > 0 FROM pg_class WHERE oid = to_regclass('public.ir_attachment') AND relkind IN ('r', 'p')), \
-                 (SELECT count(*) > 0 FROM pg_class WHERE oid = to_regclass('public.ir_config_parameter') \
-                  AND relkind IN ('r', 'p')), \
-                 pg_encoding_to_char(encoding), datcollate, datctype \
-                 FROM pg_database WHERE datname = current_database()",
+                 (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text",
                 &[],
             )
             .await
             .map_err(|e| failed(&e))?;
         let seconds: f64 = row.get(1);
-        let uuid = if row.get::<_, bool>(7) {
-            let query = "SELECT value::text FROM public.ir_config_parameter WHERE key = 'database.uuid'";
-            client.query_opt(query, &[]).await.map_err(|e| failed(&e))?.and_then(|row| row.get(0))
-        } else {
-            None
-        };
+        let locale = locale_of(&client).await.map_err(|e| failed(&e))?;
+        let extensions = extensions_of(&client).await.map_err(|e| failed(&e))?;
         Ok(Self {
             id: row.get(0),
             taken_at: Timestamp::from_microsecond((seconds * 1e6) as i64).unwrap_or(Timestamp::UNIX_EPOCH),
@@ -165,29 +154,53 @@ impl Snapshot {
             server_version: row.get(2),
             server_major: u32::try_from(row.get::<_, i32>(3) / 10_000).unwrap_or(0),
             database_bytes: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
-            has_attachments: row.get(6),
-            uuid,
-            locale: DatabaseLocale { encoding: row.get(8), collate: row.get(9), ctype: row.get(10) },
+            locale,
+            extensions,
             client,
         })
     }
 
-    /// The files that the snapshot refers to.
-    pub(super) async fn attachments(&self, server: &Server, database: &str) -> Result<Vec<Attachment>, Error> {
-        if !self.has_attachments {
-            return Ok(Vec::new());
-        }
-        let query = "SELECT store_fname, max(checksum), max(file_size)::int8 FROM public.ir_attachment \
-                     WHERE store_fname <> '' GROUP BY store_fname";
-        let rows = self.client.query(query, &[]).await.map_err(|e| server.failed(database, &e))?;
-        Ok(rows
-            .into_iter()
-            .map(|row| Attachment {
-                store_fname: row.get(0),
-                checksum: row.get(1),
-                size: row.get::<_, Option<i64>>(2).and_then(|size| u64::try_from(size).ok()),
-            })
-            .collect())
+    /// What the snapshot says of the tenant: the identity of its database, and the files that it refers to.
+    ///
+    /// In a transaction of its own, which ends at once: whoever held the table while others wait for it, and while `pg_dump`
+    /// waits behind those, would wait for itself.
+    pub(super) async fn read(&self, server: &Server, database: &str) -> Result<Tenancy, Error> {
+        let client = server.connect_to_tenant(database).await?;
+        let failed = |e: &tokio_postgres::Error| server.failed(database, e);
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {ALIVE}; SET TRANSACTION SNAPSHOT {}",
+            literal(&self.id)
+        );
+        client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
+        let parameters = hold_table(&client, "public.ir_config_parameter", &["key", "value"]).await;
+        let uuid = if parameters.map_err(|e| failed(&e))? == Found::Plain {
+            let query = "SELECT value FROM public.ir_config_parameter WHERE key = 'database.uuid' LIMIT 1";
+            client.query_opt(query, &[]).await.map_err(|e| failed(&e))?.and_then(|row| row.get(0))
+        } else {
+            None
+        };
+        let columns = ["store_fname", "checksum", "file_size"];
+        let attachments = match hold_table(&client, "public.ir_attachment", &columns).await.map_err(|e| failed(&e))? {
+            Found::Plain => {
+                let query = "SELECT store_fname, max(checksum), max(file_size)::int8 FROM public.ir_attachment \
+                             WHERE store_fname <> '' GROUP BY store_fname";
+                let rows = client.query(query, &[]).await.map_err(|e| failed(&e))?;
+                rows.iter().map(Attachment::of).collect()
+            }
+            Found::Nothing => Vec::new(),
+            // Which files there are cannot be known then, and a set without them would look whole.
+            Found::Odd => {
+                let reason =
+                    "ir_attachment is not a table with the columns store_fname, checksum and file_size of plain types";
+                return Err(Error::Database {
+                    server: server.name(),
+                    database: database.to_owned(),
+                    reason: reason.to_owned(),
+                });
+            }
+        };
+        let _ = client.batch_execute("ROLLBACK").await;
+        Ok(Tenancy { uuid, attachments })
     }
 
     /// Holds the snapshot until everybody who needs it has it.
@@ -207,10 +220,23 @@ impl Snapshot {
     }
 }
 
+/// What a snapshot says of the tenant.
+pub(super) struct Tenancy {
+    pub(super) uuid: Option<String>,
+    pub(super) attachments: Vec<Attachment>,
+}
+
 /// A file that the database refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Attachment {
     pub(super) store_fname: String,
     pub(super) checksum: Option<String>,
     pub(super) size: Option<u64>,
+}
+
+impl Attachment {
+    fn of(row: &tokio_postgres::Row) -> Self {
+        let size: Option<i64> = row.get(2);
+        Self { store_fname: row.get(0), checksum: row.get(1), size: size.and_then(|size| u64::try_from(size).ok()) }
+    }
 }

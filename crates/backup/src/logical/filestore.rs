@@ -124,9 +124,7 @@ impl Files {
         copied: CancellationToken,
     ) -> Self {
         findings.with(|f| f.summary.remote = manifest.remote.len() as u64);
-        // A filestore that is not there at all has every file missing.
-        let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-        Self { manifest, next: 0, root, findings, control, copied: Some(Arc::new(Copied(copied))) }
+        Self { manifest, next: 0, root: root.to_owned(), findings, control, copied: Some(Arc::new(Copied(copied))) }
     }
 }
 
@@ -143,7 +141,7 @@ impl Iterator for Files {
             self.next += 1;
             let opened = open_below(&self.root, &wanted.name).and_then(|file| {
                 let metadata = file.metadata()?;
-                if metadata.is_file() { Ok((file, metadata)) } else { Err(io::Error::other("not a file")) }
+                Ok((file, metadata))
             });
             let (file, metadata) = match opened {
                 Ok(opened) => opened,
@@ -179,16 +177,41 @@ impl Iterator for Files {
     }
 }
 
-/// Opens a file below a directory, whose own path has no links, without following one out of it.
+/// Opens a file below a directory without following a link out of it.
 fn open_below(root: &Path, name: &str) -> io::Result<File> {
     if !stays_below(name) {
         return Err(io::Error::other("its name leads out of the filestore"));
     }
-    let real = root.join(name).canonicalize()?;
-    if !real.starts_with(root) {
-        return Err(io::Error::other("a link leads out of the filestore"));
-    }
-    File::open(real)
+    open_beneath(root, name).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::XDEV.raw_os_error() => {
+            io::Error::other("a link leads out of the filestore")
+        }
+        _ => error,
+    })
+}
+
+/// Opens what a name below a directory leads to, if that is a file, and never waits: the tenant may have put a pipe there.
+/// The kernel follows links, as far as they stay below.
+pub(crate) fn open_beneath(root: &Path, name: &str) -> io::Result<File> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+    let how = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let directory = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let opened = match rustix::fs::openat2(&directory, name, how, Mode::empty(), inside) {
+        // Before Linux 5.6, and where it is filtered out.
+        Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+            let real = root.join(name).canonicalize()?;
+            if !real.starts_with(root.canonicalize()?) {
+                return Err(rustix::io::Errno::XDEV.into());
+            }
+            rustix::fs::open(&real, how | OFlags::NOFOLLOW, Mode::empty())
+        }
+        // The kernel could not look without being disturbed.
+        Err(rustix::io::Errno::AGAIN) => rustix::fs::openat2(&directory, name, how, Mode::empty(), inside),
+        other => other,
+    };
+    let file = File::from(opened?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("not a file")) }
 }
 
 /// A file whose bytes are compared with its name as they pass.
@@ -257,6 +280,9 @@ mod tests {
         std::fs::create_dir_all(root.join("ab")).unwrap();
         std::os::unix::fs::symlink(outside.path().join("secret"), root.join("ab/link")).unwrap();
         std::os::unix::fs::symlink(outside.path(), root.join("dir")).unwrap();
+        let pipe = root.join("ab/pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(open_below(&root, "ab/pipe").unwrap_err().to_string().contains("not a file"), "and nobody waits");
         for name in ["../secret", "ab/../../secret", "/etc/passwd", "ab/link", "dir/secret", ""] {
             assert!(open_below(&root, name).is_err(), "{name}");
         }

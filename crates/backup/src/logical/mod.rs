@@ -20,8 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use dump::RowCounts;
 pub(crate) use dump::{count_rows, last_words};
-pub(crate) use filestore::stays_below;
 pub use filestore::{Manifest, ManifestFile};
+pub(crate) use filestore::{open_beneath, stays_below};
 
 use crate::model::{
     BackupPolicy, BackupSet, Consistency, DatabaseArtifact, DumpFormat, EngineKind, FilestoreSummary, LockAttestation,
@@ -31,7 +31,7 @@ use crate::repository::{Entry, Repository, RepositoryKey, Store};
 use crate::server::Server;
 use crate::{Control, Error};
 use dump::{Dump, dump_version};
-use fence::{Fence, FenceReport, Snapshot};
+use fence::{Fence, FenceReport, Snapshot, Tenancy};
 use filestore::{Files, SharedFindings};
 
 /// What is to be backed up, and where to.
@@ -115,6 +115,7 @@ impl Backup {
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
+        let Tenancy { uuid, attachments } = snapshot.read(&self.server, &database).await?;
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
             let (server, major) = (dump_server.clone(), snapshot.server_major);
@@ -137,14 +138,15 @@ impl Backup {
                 let _ = rows_in.send(counted);
             });
         }
-        let manifest = Arc::new(Manifest::of(snapshot.attachments(&self.server, &database).await?));
+        let manifest = Arc::new(Manifest::of(attachments));
         let findings = SharedFindings::default();
         let rows: Arc<std::sync::Mutex<RowCounts>> = Arc::default();
         let files =
             Files::new(Arc::clone(&manifest), &self.filestore, findings.clone(), control.clone(), copied.clone());
         let entries = entries(files, &manifest, dump, rows_out, &rows, taken_at)?;
         let (lsn, locale, database_bytes) = (snapshot.lsn.clone(), snapshot.locale.clone(), snapshot.database_bytes);
-        let (uuid, server_version) = (snapshot.uuid.clone(), snapshot.server_version.clone());
+        let extensions = snapshot.extensions.clone();
+        let server_version = snapshot.server_version.clone();
         let archive = {
             let repository = Arc::clone(repository);
             blocking(move || {
@@ -202,6 +204,7 @@ impl Backup {
                 uuid,
                 database_bytes,
                 locale,
+                extensions,
                 tables: rows.len() as u64,
                 rows: rows.values().sum(),
             },
@@ -225,7 +228,7 @@ impl Backup {
 /// The files that a database refers to now.
 pub(crate) async fn manifest_of(server: &Server, database: &str) -> Result<Manifest, Error> {
     let snapshot = Snapshot::take(server, database).await?;
-    Ok(Manifest::of(snapshot.attachments(server, database).await?))
+    Ok(Manifest::of(snapshot.read(server, database).await?.attachments))
 }
 
 /// A set that is stored and that nobody sees yet.

@@ -98,6 +98,9 @@ pub struct DatabaseArtifact {
     pub database_bytes: u64,
     /// Its encoding, collation and character classes, which a copy must have too.
     pub locale: DatabaseLocale,
+    /// Its extensions, in the order in which they were created.
+    #[serde(default)]
+    pub extensions: Vec<Extension>,
     /// Tables counted in the snapshot, for drills.
     pub tables: u64,
     /// Their rows together.
@@ -113,6 +116,37 @@ pub struct DatabaseLocale {
     pub collate: String,
     /// `LC_CTYPE`.
     pub ctype: String,
+    /// Who compares texts.
+    #[serde(default)]
+    pub provider: LocaleProvider,
+    /// The provider's name of the locale, where it is not libc.
+    #[serde(default)]
+    pub locale: Option<String>,
+    /// Rules of ICU's on top of the locale.
+    #[serde(default)]
+    pub icu_rules: Option<String>,
+}
+
+/// Whose rules of comparison a database follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LocaleProvider {
+    /// The operating system's.
+    #[default]
+    Libc,
+    /// ICU's, from PostgreSQL 15 on.
+    Icu,
+    /// PostgreSQL's own, from 17 on.
+    Builtin,
+}
+
+/// An extension of a database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Extension {
+    /// Its name.
+    pub name: String,
+    /// The schema of its objects.
+    pub schema: String,
 }
 
 /// The filestore's part of a set. The whole list is in the repository, as `manifest.json`.

@@ -23,7 +23,8 @@ impl Due {
 /// More missed runs than this are not counted one by one.
 const MOST_MISSED: u32 = 1_000;
 
-/// When a tenant's next run is, after the one that began at `last` (or, if there never was one, since `watched`).
+/// When a tenant's next run is, after the one that began at `last` (or, if there never was one, since `watched`, when
+/// somebody began to look at the schedule).
 ///
 /// Jitter is a share of the schedule's, the same for a name each time: runs keep their distance. Several missed runs
 /// are made up for by one, and only if the schedule says so.
@@ -36,7 +37,7 @@ pub fn due(
 ) -> Result<Due, ScheduleError> {
     let jitter = jitter(schedule, tenant);
     // A run that came late by its jitter still was the run of its time.
-    let mut at = schedule.next(last.map_or(watched, |last| last.max(watched_floor(last, jitter))))? + jitter;
+    let mut at = schedule.next(last.map_or(watched, |last| last - jitter))? + jitter;
     let mut missed = 0;
     while at <= now && missed < MOST_MISSED {
         let following = schedule.next(at - jitter)? + jitter;
@@ -46,8 +47,9 @@ pub fn due(
         missed += 1;
         at = following;
     }
-    // What is left at or before `now` is the newest run that should have begun.
-    if at <= now && !schedule.catch_up && now.duration_since(at) > GRACE {
+    // What is left at or before `now` is the newest run that should have begun. Where somebody has watched, it is not
+    // missed but waits for others.
+    if at <= now && !schedule.catch_up && at < watched && now.duration_since(at) > GRACE {
         missed += 1;
         at = schedule.next(now - jitter)? + jitter;
     }
@@ -56,10 +58,6 @@ pub fn due(
 
 /// A run that is late by less than this was not missed: schedulers look only now and then.
 const GRACE: SignedDuration = SignedDuration::from_secs(300);
-
-fn watched_floor(last: Timestamp, jitter: SignedDuration) -> Timestamp {
-    last - jitter
-}
 
 /// The tenant's part of the jitter: the first bytes of its name's SHA-256 as a fraction.
 fn jitter(schedule: &Schedule, tenant: &str) -> SignedDuration {
@@ -131,8 +129,27 @@ mod tests {
     fn without_catching_up_the_next_run_is_the_next_night() {
         let schedule = Schedule { catch_up: false, ..nightly() };
         let last = at("2026-11-20T01:00:05Z");
-        let due = due(&schedule, "acme", Some(last), last, at("2026-11-24T10:00:00Z")).unwrap();
-        assert_eq!(due, Due { at: at("2026-11-25T01:00:00Z"), missed: 4 });
+        let now = at("2026-11-24T10:00:00Z");
+        let missed = due(&schedule, "acme", Some(last), now, now).unwrap();
+        assert_eq!(missed, Due { at: at("2026-11-25T01:00:00Z"), missed: 4 });
+        // Whoever has been there since before it was due only waits for a place.
+        let late = due(&schedule, "acme", Some(last), at("2026-11-24T00:30:00Z"), now).unwrap();
+        assert_eq!(late, Due { at: at("2026-11-24T01:00:00Z"), missed: 3 });
+    }
+
+    #[test]
+    fn jitter_that_is_longer_than_the_period_skips_no_run() {
+        let hourly =
+            Schedule { cron: "0 * * * *".into(), jitter: HumanDuration(Duration::from_secs(3 * 3_600)), ..nightly() };
+        for tenant in ["acme", "beta", "core", "delta"] {
+            let mut last =
+                due(&hourly, tenant, None, at("2026-11-20T12:00:00Z"), at("2026-11-20T12:00:00Z")).unwrap().at;
+            for _ in 0..10 {
+                let next = due(&hourly, tenant, Some(last), last, last).unwrap();
+                assert_eq!((next.at - last).total(jiff::Unit::Second).unwrap(), 3_600.0, "{tenant}");
+                last = next.at;
+            }
+        }
     }
 
     #[test]

@@ -23,14 +23,23 @@ pub(super) struct Bridge {
     written: AtomicU64,
     /// Names written since the bridge was made: what has to be locked.
     names: Mutex<Vec<String>>,
+    /// The only key that is shown, if not all are: the library takes the first that a password opens, and it may be one of
+    /// a repository that was never finished.
+    key: Option<Id>,
     /// The first failure to write: the library only logs some of them.
     failure: Mutex<Option<StoreError>>,
 }
 
 impl Bridge {
     pub(super) fn new(store: Arc<dyn Store>) -> Arc<Self> {
+        Self::with_key(store, None)
+    }
+
+    /// A bridge on which there is one key only.
+    pub(super) fn with_key(store: Arc<dyn Store>, key: Option<Id>) -> Arc<Self> {
         Arc::new(Self {
             store,
+            key,
             sealed: AtomicBool::new(false),
             written: AtomicU64::new(0),
             names: Mutex::default(),
@@ -61,18 +70,29 @@ impl Bridge {
 
     fn write(&self, name: String, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let size: usize = parts.iter().map(Bytes::len).sum();
-        self.store.write(&name, parts)?;
+        if name == CONFIG {
+            // It belongs to one key: whoever comes second must not replace it.
+            let content: Vec<u8> = parts.concat();
+            if !self.store.write_new(&name, content.into())? {
+                let reason = "somebody else has just made a repository here".to_owned();
+                return Err(StoreError::Failed { store: self.store.location(), action: "write", name, reason });
+            }
+        } else {
+            self.store.write(&name, parts)?;
+        }
         self.written.fetch_add(size as u64, Ordering::Relaxed);
         self.names.lock().unwrap_or_else(PoisonError::into_inner).push(name);
         Ok(())
     }
 }
 
+const CONFIG: &str = "config";
+
 /// The name of a file of a repository, as restic lays it out.
 pub(super) fn object_name(kind: FileType, id: &Id) -> String {
     let hex = id.to_hex();
     match kind {
-        FileType::Config => "config".to_owned(),
+        FileType::Config => CONFIG.to_owned(),
         FileType::Pack => format!("data/{}/{}", hex.get(..2).unwrap_or_default(), hex.as_str()),
         _ => format!("{}/{}", kind.dirname(), hex.as_str()),
     }
@@ -94,7 +114,7 @@ impl ReadBackend for Link {
 
     fn list_with_size(&self, kind: FileType) -> RusticResult<Vec<(Id, u32)>> {
         let prefix = match kind {
-            FileType::Config => "config".to_owned(),
+            FileType::Config => CONFIG.to_owned(),
             _ => format!("{}/", kind.dirname()),
         };
         let objects = self.0.store.list(&prefix).map_err(Self::failed)?;
@@ -102,12 +122,14 @@ impl ReadBackend for Link {
         for object in objects {
             let size = u32::try_from(object.size).unwrap_or(u32::MAX);
             if kind == FileType::Config {
-                if object.name == "config" {
+                if object.name == CONFIG {
                     found.push((Id::default(), size));
                 }
             } else if let Some(id) = object.name.rsplit('/').next().and_then(|name| name.parse().ok()) {
                 // Anything else that lies there is not part of the repository.
-                found.push((id, size));
+                if kind != FileType::Key || self.0.key.is_none_or(|key| key == id) {
+                    found.push((id, size));
+                }
             }
         }
         Ok(found)

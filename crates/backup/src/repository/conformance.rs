@@ -51,6 +51,17 @@ pub fn check(store: &dyn Store) -> Result<(), String> {
         other => return fail("the last write is read", &other),
     }
 
+    for (content, written) in [("first", true), ("second", false)] {
+        match store.write_new("conformance/new", Bytes::from(content)) {
+            Ok(done) if done == written => {}
+            other => return fail("what is there already is not written anew", &other),
+        }
+    }
+    match store.read("conformance/new") {
+        Ok(bytes) if bytes == "first" => {}
+        other => return fail("what was there first stays", &other),
+    }
+
     // More than any store takes in one piece without being told to.
     let large: Vec<Bytes> = (0..20_u8).map(|i| Bytes::from(vec![i; 1 << 20])).collect();
     store.write("conformance/large", large.clone()).map_err(text)?;
@@ -63,7 +74,7 @@ pub fn check(store: &dyn Store) -> Result<(), String> {
         return fail("a part of a large object is these bytes", &middle);
     }
 
-    for name in ["conformance/large", "conformance/a/b", "conformance/a.c"] {
+    for name in ["conformance/new", "conformance/large", "conformance/a/b", "conformance/a.c"] {
         store.remove(name).map_err(text)?;
         store.remove(name).map_err(text)?;
     }

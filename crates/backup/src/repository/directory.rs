@@ -41,17 +41,26 @@ impl Directory {
         StoreError::Failed { store, action, name: name.to_owned(), reason: error.to_string() }
     }
 
-    /// Written beside, forced to disk, renamed: what a name leads to is always whole.
-    fn put(&self, path: &Path, parts: &[Bytes]) -> io::Result<()> {
+    /// Written beside, forced to disk, renamed: what a name leads to is always whole. Whether it was written: with `new`,
+    /// what is there already stays.
+    fn put(&self, path: &Path, parts: &[Bytes], new: bool) -> io::Result<bool> {
         let parent = path.parent().unwrap_or(&self.root);
-        fs::create_dir_all(parent)?;
+        make_directories(parent)?;
         let mut file = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(parent)?;
         for part in parts {
             file.write_all(part)?;
         }
         file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        File::open(parent)?.sync_all()
+        if new {
+            match file.persist_noclobber(path) {
+                Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+                other => other.map(drop).map_err(|e| e.error)?,
+            }
+        } else {
+            file.persist(path).map_err(|e| e.error)?;
+        }
+        File::open(parent)?.sync_all()?;
+        Ok(true)
     }
 
     fn walk(&self, directory: &Path, found: &mut Vec<Object>) -> io::Result<()> {
@@ -88,6 +97,14 @@ impl Store for Directory {
     fn list(&self, prefix: &str) -> Result<Vec<Object>, StoreError> {
         let mut found = Vec::new();
         let start = prefix.rsplit_once('/').map_or_else(|| self.root.clone(), |(dir, _)| self.root.join(dir));
+        // A whole name is looked at and not looked for.
+        if !prefix.is_empty() && !prefix.ends_with('/') {
+            let path = self.path(prefix)?;
+            if fs::symlink_metadata(&path).is_ok_and(|data| data.is_file()) && prefix == "config" {
+                let size = fs::metadata(&path).map_err(|e| self.failed("list", prefix, e))?.len();
+                return Ok(vec![Object { name: prefix.to_owned(), size }]);
+            }
+        }
         self.walk(&start, &mut found).map_err(|e| self.failed("list", prefix, e))?;
         found.retain(|object| object.name.starts_with(prefix));
         Ok(found)
@@ -112,7 +129,12 @@ impl Store for Directory {
 
     fn write(&self, name: &str, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let path = self.path(name)?;
-        self.put(&path, &parts).map_err(|e| self.failed("write", name, e))
+        self.put(&path, &parts, false).map(drop).map_err(|e| self.failed("write", name, e))
+    }
+
+    fn write_new(&self, name: &str, content: Bytes) -> Result<bool, StoreError> {
+        let path = self.path(name)?;
+        self.put(&path, &[content], true).map_err(|e| self.failed("write", name, e))
     }
 
     fn remove(&self, name: &str) -> Result<(), StoreError> {
@@ -121,6 +143,22 @@ impl Store for Directory {
             _ => Ok(()),
         }
     }
+}
+
+/// Makes a directory and those above it; each is there after the machine has stopped, too.
+fn make_directories(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
+    if let Some(above) = above {
+        make_directories(above)?;
+    }
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    above.map_or(Ok(()), |above| File::open(above)?.sync_all())
 }
 
 #[cfg(test)]

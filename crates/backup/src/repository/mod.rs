@@ -107,13 +107,28 @@ impl std::fmt::Debug for Repository {
 impl Repository {
     /// Opens the repository that is in a store.
     pub fn open(tenant: Slug, store: Arc<dyn Store>, key: &RepositoryKey) -> Result<Self, RepositoryError> {
-        let bridge = Bridge::new(Arc::clone(&store));
+        let mut bridge = Bridge::new(Arc::clone(&store));
         let credentials = Credentials::password(key.expose());
         let closed = Self::closed(&bridge, &store)?;
         if closed.config_id().map_err(|e| broken(&store, &e))?.is_none() {
             return Err(RepositoryError::Absent { location: store.location() });
         }
-        let open = closed.open(&credentials).map_err(|error| {
+        let opened = match closed.open(&credentials) {
+            Err(error) if !error.is_incorrect_password() => {
+                // Two who make a repository at the same time, or one who dies over it, leave a key to nothing.
+                let mut found = Err(error);
+                for id in key_ids(&store)? {
+                    let alone = Bridge::with_key(Arc::clone(&store), Some(id));
+                    if let Ok(open) = Self::closed(&alone, &store)?.open(&credentials) {
+                        (bridge, found) = (alone, Ok(open));
+                        break;
+                    }
+                }
+                found
+            }
+            other => other,
+        };
+        let open = opened.map_err(|error| {
             if error.is_incorrect_password() {
                 RepositoryError::WrongKey { location: store.location(), tenant: tenant.to_string() }
             } else {
@@ -132,11 +147,27 @@ impl Repository {
         let bridge = Bridge::new(Arc::clone(&store));
         // Keys and configuration are locked with the first backup like everything else.
         let options = KeyOptions::default().hostname("cofferdam".to_owned()).with_created(true);
-        let open = Self::closed(&bridge, &store)?
+        let made = Self::closed(&bridge, &store)?
             .init(&Credentials::password(key.expose()), &options, &ConfigOptions::default().set_version(2_u32))
-            .map_err(|e| broken(&store, &e))?;
-        drop(open);
-        Self::open(tenant, store, key)
+            .map(drop)
+            .map_err(|e| broken(&store, &e));
+        let opened = match Self::open(tenant, Arc::clone(&store), key) {
+            // Nobody else has made it either.
+            Err(RepositoryError::Absent { location }) => {
+                return made.and(Err(RepositoryError::Absent { location }));
+            }
+            other => other?,
+        };
+        if made.is_err() {
+            // Somebody else was faster. A key that opens nothing only slows opening down; where it is locked already, it stays.
+            let used = opened.key_id().map(|id| format!("keys/{id}"));
+            for name in
+                bridge.take_names().iter().filter(|name| name.starts_with("keys/") && used.as_ref() != Some(name))
+            {
+                let _ = store.remove(name);
+            }
+        }
+        Ok(opened)
     }
 
     fn closed(bridge: &Arc<Bridge>, store: &Arc<dyn Store>) -> Result<rustic_core::Repository<()>, RepositoryError> {
@@ -228,6 +259,12 @@ impl Repository {
     fn broken(&self, error: &RusticError) -> RepositoryError {
         self.bridge.take_failure().map_or_else(|| broken(&self.store, error), RepositoryError::Store)
     }
+}
+
+/// The keys that lie in a store, whatever they open.
+fn key_ids(store: &Arc<dyn Store>) -> Result<Vec<rustic_core::Id>, RepositoryError> {
+    let objects = store.list("keys/")?;
+    Ok(objects.iter().filter_map(|object| object.name.rsplit('/').next()?.parse().ok()).collect())
 }
 
 /// What a snapshot's description says, if it is one of ours.

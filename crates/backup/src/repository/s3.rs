@@ -150,7 +150,8 @@ impl S3 {
         Some(ObjectLock { mode, until: Timestamp::now() + period + period / SLACK })
     }
 
-    async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
+    /// Whether it was written: with `new`, what is there already stays.
+    async fn put(&self, name: &str, body: Bytes, new: bool) -> Result<bool, StoreError> {
         let lock = self.new_lock(name);
         // The default checksum goes along: AWS refuses a lock without one.
         self.client
@@ -159,11 +160,16 @@ impl S3 {
             .key(self.key(name))
             .set_object_lock_mode(lock.map(|lock| put_mode(lock.mode)))
             .set_object_lock_retain_until_date(lock.map(|lock| date(lock.until)))
+            .set_if_none_match(new.then(|| "*".to_owned()))
             .body(ByteStream::from(body))
             .send()
             .await
-            .map_err(|e| self.failed("write", name, &e))?;
-        Ok(())
+            .map(|_| true)
+            .or_else(|e| {
+                let there = matches!(e.code(), Some("PreconditionFailed" | "ConditionalRequestConflict"))
+                    || e.raw_response().is_some_and(|r| r.status().as_u16() == 412);
+                if new && there { Ok(false) } else { Err(self.failed("write", name, &e)) }
+            })
     }
 
     async fn put_in_parts(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
@@ -296,8 +302,17 @@ impl Store for S3 {
             Err(parts) => Bytes::from(parts.concat()),
         };
         self.wait(async {
-            if body.len() > WHOLE { self.put_in_parts(name, body).await } else { self.put(name, body).await }
+            if body.len() > WHOLE {
+                self.put_in_parts(name, body).await
+            } else {
+                self.put(name, body, false).await.map(drop)
+            }
         })
+    }
+
+    /// With `If-None-Match`. A store that does not know it writes in any case.
+    fn write_new(&self, name: &str, content: Bytes) -> Result<bool, StoreError> {
+        self.wait(self.put(name, content, true))
     }
 
     fn remove(&self, name: &str) -> Result<(), StoreError> {

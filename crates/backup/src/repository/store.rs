@@ -84,6 +84,10 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Writes an object, or replaces it. Where [`Store::locks`] holds, it is locked with the same request.
     fn write(&self, name: &str, parts: Vec<Bytes>) -> Result<(), StoreError>;
 
+    /// Writes an object unless there is one of its name, and says whether it has. Of several who try at the same time one
+    /// succeeds.
+    fn write_new(&self, name: &str, content: Bytes) -> Result<bool, StoreError>;
+
     /// Removes an object.
     fn remove(&self, name: &str) -> Result<(), StoreError>;
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use sha1::{Digest, Sha1};
 
-use crate::logical::{Manifest, blocking, paths, stays_below};
+use crate::logical::{Manifest, blocking, open_beneath, paths, stays_below};
 use crate::model::BackupSet;
 use crate::repository::{Reader, Repository};
 use crate::{Control, Error};
@@ -32,7 +32,7 @@ pub(super) async fn fresh(
                 reader.extract(paths::FILESTORE, &target)?;
             }
             let manifest = manifest(&reader)?;
-            compare(&manifest, &set, &target, &control)?;
+            compare(&reader, &manifest, &set, &target, &control)?;
             hand_over(&target)
         };
         let filled = fill();
@@ -64,7 +64,7 @@ pub(super) async fn add(
         let there: HashSet<&str> = manifest
             .files
             .iter()
-            .filter(|file| stays_below(&file.name) && is_whole(&target.join(&file.name), file.sha1.as_deref()))
+            .filter(|file| is_whole(&target, &file.name, file.sha1.as_deref()))
             .map(|file| file.name.as_str())
             .collect();
         if there.len() < manifest.files.len() && reader.has(paths::FILESTORE) {
@@ -87,7 +87,7 @@ pub(super) async fn add(
                 place().map_err(|e| Error::files(&to, &e))?;
             }
         }
-        compare(&manifest, &set, &target, &control)
+        compare(&reader, &manifest, &set, &target, &control)
     })
     .await
 }
@@ -107,15 +107,16 @@ pub(super) async fn find(
         let mut missing = Vec::new();
         for file in &manifest.files {
             super::stopped(&control)?;
-            let (there, wanted) = (live.join(&file.name), target.join(&file.name));
+            let wanted = target.join(&file.name);
             if !stays_below(&file.name) {
                 missing.push(file);
-            } else if is_whole(&wanted, file.sha1.as_deref()) {
-            } else if live != target && is_whole(&there, file.sha1.as_deref()) {
+            } else if is_whole(&target, &file.name, file.sha1.as_deref()) {
+            } else if live != target && is_whole(&live, &file.name, file.sha1.as_deref()) {
                 without_links(&target, &file.name)?;
                 let copy = || {
                     fs::create_dir_all(wanted.parent().unwrap_or(&target))?;
-                    fs::copy(&there, &wanted).map(drop)
+                    let mut from = open_beneath(&live, &file.name)?;
+                    io::copy(&mut from, &mut File::create(&wanted)?).map(drop)
                 };
                 copy().map_err(|e| Error::files(&wanted, &e))?;
             } else {
@@ -157,7 +158,7 @@ fn fetch(reader: &Reader<'_>, path: &str, to: &Path) -> Result<bool, Error> {
     let mut file = tempfile::Builder::new().prefix(".restore-").tempfile_in(parent).map_err(failed)?;
     reader.file(path, &mut file)?;
     let name = to.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if !is_whole(file.path(), Some(name)) {
+    if !hash_of(&mut File::open(file.path()).map_err(failed)?).is_ok_and(|found| found == name) {
         return Ok(false);
     }
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o640);
@@ -207,17 +208,32 @@ pub(crate) fn manifest(reader: &Reader<'_>) -> Result<Manifest, Error> {
         .map_err(|e| Error::Mismatch { what: paths::MANIFEST.to_owned(), reason: e.to_string() })
 }
 
-/// Every file that the database refers to is there and is what its hash says; or as many are not as the set admits.
-fn compare(manifest: &Manifest, set: &BackupSet, target: &Path, control: &Control) -> Result<(), Error> {
+/// Every file that the database refers to is there and is what its hash says, but for those that the set admits to lack or
+/// to have otherwise.
+fn compare(
+    reader: &Reader<'_>,
+    manifest: &Manifest,
+    set: &BackupSet,
+    target: &Path,
+    control: &Control,
+) -> Result<(), Error> {
     let mut wrong = Vec::new();
+    let mut damaged = 0;
     for file in &manifest.files {
         super::stopped(control)?;
-        if !stays_below(&file.name) || !is_whole(&target.join(&file.name), file.sha1.as_deref()) {
+        if is_whole(target, &file.name, file.sha1.as_deref()) {
+            continue;
+        }
+        let saved = stays_below(&file.name) && reader.has(&format!("{}/{}", paths::FILESTORE, file.name));
+        if saved {
+            damaged += 1;
+        }
+        // Not saved: it was missing then, and the set says so.
+        if saved && damaged > set.filestore.damaged || !saved && set.filestore.missing == 0 {
             wrong.push(file.name.as_str());
         }
     }
-    let admitted = set.filestore.missing + set.filestore.damaged;
-    if wrong.len() as u64 <= admitted {
+    if wrong.is_empty() {
         return Ok(());
     }
     let names = wrong.iter().take(5).copied().collect::<Vec<_>>().join(", ");
@@ -225,20 +241,23 @@ fn compare(manifest: &Manifest, set: &BackupSet, target: &Path, control: &Contro
     Err(Error::Mismatch { what: target.display().to_string(), reason })
 }
 
-fn is_whole(path: &Path, sha1: Option<&str>) -> bool {
-    let Some(sha1) = sha1 else { return path.is_file() };
-    let hash = || -> io::Result<String> {
-        let mut file = File::open(path)?;
-        let mut hash = Sha1::new();
-        let mut buffer = vec![0; 128 << 10];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(hex::encode(hash.finalize())),
-                n => hash.update(&buffer[..n]),
-            }
+fn is_whole(root: &Path, name: &str, sha1: Option<&str>) -> bool {
+    if !stays_below(name) {
+        return false;
+    }
+    let Ok(mut file) = open_beneath(root, name) else { return false };
+    sha1.is_none_or(|sha1| hash_of(&mut file).is_ok_and(|found| found == sha1))
+}
+
+fn hash_of(file: &mut File) -> io::Result<String> {
+    let mut hash = Sha1::new();
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex::encode(hash.finalize())),
+            n => hash.update(&buffer[..n]),
         }
-    };
-    hash().is_ok_and(|found| found == sha1)
+    }
 }
 
 /// The tenant may have put links into its filestore: nothing is written through one.

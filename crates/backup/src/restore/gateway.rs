@@ -36,8 +36,22 @@ impl GatewayConsole {
         }
     }
 
+    /// Lets everything go on. Tried again for a while: nobody must be left waiting for a connection that broke.
     pub(super) async fn resume(&self, database: &str) -> Result<(), Error> {
-        self.say(&format!("RESUME {}", console_name(database)?)).await
+        let command = format!("RESUME {}", console_name(database)?);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match self.say(&command).await {
+                Ok(()) => return Ok(()),
+                Err(error) if tries >= TRIES => {
+                    let advice =
+                        format!("transactions of {database} wait until somebody says `{command}` on the console");
+                    return Err(Error::Refused(format!("{error}; {advice}")));
+                }
+                Err(_) => tokio::time::sleep(AGAIN).await,
+            }
+        }
     }
 
     async fn say(&self, command: &str) -> Result<(), Error> {
@@ -46,6 +60,10 @@ impl GatewayConsole {
         Ok(())
     }
 }
+
+/// How often the gateway is told that it goes on, and how long between.
+const TRIES: u32 = 20;
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The console takes words, not statements: a name with anything else in it could be another command.
 fn console_name(database: &str) -> Result<&str, Error> {

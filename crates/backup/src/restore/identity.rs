@@ -6,18 +6,21 @@
 
 use tokio_postgres::Client;
 
+use super::loader::Loader;
 use crate::Error;
-use crate::server::{Server, literal};
+use crate::server::literal;
 
 /// Makes a copy somebody else: new `database.uuid` and secret, its own address, and unless told otherwise, neutralized.
+///
+/// As the copy's owner: what the tenant has hung on its tables runs along.
 pub(super) async fn make_new(
-    server: &Server,
+    loader: &Loader,
     database: &str,
     base_url: Option<&str>,
     keep_integrations: bool,
 ) -> Result<(), Error> {
-    let client = server.connect(database).await?;
-    let failed = |e: &tokio_postgres::Error| server.failed(database, e);
+    let client = loader.connect(database).await?;
+    let failed = |e: &tokio_postgres::Error| loader.server.failed(database, e);
     let present = Columns::read(&client).await.map_err(|e| failed(&e))?;
     if !present.has("ir_config_parameter", "value") {
         // Not Odoo's: there is nothing that it would be known by.

@@ -1,93 +1,187 @@
 //! A dump into a database that nobody else can reach, and whether everything arrived.
 
-use std::io::{self, Write};
-use std::process::{ChildStdin, Command, Stdio};
+use std::io::{self, Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
+use super::loader::Loader;
 use crate::logical::{RowCounts, blocking, count_rows, last_words, paths};
-use crate::model::{BackupSet, DatabaseLocale};
+use crate::model::{BackupSet, DatabaseLocale, Extension, LocaleProvider};
+use crate::program::Running;
 use crate::repository::Repository;
 use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 
-/// Loads a set's dump into an empty database.
+/// Loads a set's dump into an empty database, as its future owner.
 pub(super) async fn database(
-    server: &Server,
+    loader: &Loader,
     name: &str,
-    owner: Option<&str>,
     keep_grants: bool,
     repository: &Arc<Repository>,
     set: &BackupSet,
     control: &Control,
 ) -> Result<(), Error> {
-    let mut command = pg_restore(server, name, owner, keep_grants);
+    let (list, load) = (pg_restore(&loader.server), load_command(loader, name, keep_grants));
     let (repository, set, control) = (Arc::clone(repository), set.clone(), control.clone());
     blocking(move || {
-        let failed = |reason: String| Error::Program { program: "pg_restore".to_owned(), reason };
-        let mut stderr = tempfile::tempfile().map_err(|e| failed(e.to_string()))?;
-        let written = stderr.try_clone().map_err(|e| failed(e.to_string()))?;
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(written);
-        let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
-        let Some(stdin) = child.stdin.take() else { return Err(failed("it has no input".to_owned())) };
-        let fed = feed(&repository, &set, stdin, &control);
-        if matches!(fed, Err(Error::Cancelled)) {
-            let _ = child.kill();
-        }
-        let status = child.wait().map_err(|e| failed(e.to_string()))?;
-        if control.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        // Why the program stopped reading is in what it printed; that its input broke then follows from it.
-        if !status.success() {
-            let words = last_words(&mut stderr, status);
-            return match fed {
-                Err(error) if !matches!(error, Error::Program { .. }) => Err(error),
-                _ => Err(failed(words)),
-            };
-        }
-        fed
+        let contents = contents(list, &control, |sink| {
+            let quiet = Control::default();
+            feed(&repository, &set, sink, &quiet)
+        })?;
+        let chosen = chosen(&contents, &set.artifact.extensions)?;
+        run(load, &chosen, &control, |stdin| feed(&repository, &set, stdin, &control))
     })
     .await
 }
 
+/// Loads what somebody else dumps, as it comes.
+pub(super) fn stream(
+    loader: &Loader,
+    name: &str,
+    keep_grants: bool,
+    extensions: Vec<Extension>,
+    control: &Control,
+) -> impl FnOnce(&mut dyn Read) -> Result<(), Error> + Send + 'static {
+    let (list, load) = (pg_restore(&loader.server), load_command(loader, name, keep_grants));
+    let control = control.clone();
+    move |dump| {
+        // Its beginning is read twice: the table of contents is there.
+        let mut beginning = Vec::new();
+        let contents = contents(list, &control, |sink| {
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let read = dump.read(&mut buffer).map_err(|e| broken("pg_dump", &e))?;
+                beginning.extend_from_slice(&buffer[..read]);
+                if read == 0 || sink.write_all(&buffer[..read]).is_err() {
+                    return Ok(());
+                }
+            }
+        })?;
+        let chosen = chosen(&contents, &extensions)?;
+        run(load, &chosen, &control, |stdin| {
+            let mut sink = Counted { inner: stdin, control: control.clone(), broken: None, written: 0 };
+            let copied = io::copy(&mut beginning.as_slice().chain(dump), &mut sink);
+            copied.map(drop).map_err(|e| broken("pg_restore", &e))
+        })
+    }
+}
+
+fn broken(program: &str, error: &io::Error) -> Error {
+    Error::Program { program: program.to_owned(), reason: error.to_string() }
+}
+
+/// What a dump says is in it: its table of contents, which comes first.
+fn contents(
+    mut command: Command,
+    control: &Control,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<String, Error> {
+    let failed = |e: io::Error| broken("pg_restore", &e);
+    let (mut stdout, mut stderr) = (tempfile::tempfile().map_err(failed)?, tempfile::tempfile().map_err(failed)?);
+    command.arg("--list").stdin(Stdio::piped());
+    command.stdout(stdout.try_clone().map_err(failed)?).stderr(stderr.try_clone().map_err(failed)?);
+    let mut child = command.spawn().map_err(failed)?;
+    let stdin = child.stdin.take();
+    let running = Running::new(child, control);
+    // It stops reading where the contents end, which breaks what feeds it; but that it could not be fed at all is told.
+    let fed = stdin.map_or(Ok(()), |mut stdin| fill(&mut stdin));
+    let status = running.wait().map_err(failed)?;
+    super::stopped(control)?;
+    if !status.success() {
+        fed?;
+        let reason = last_words(&mut stderr, status);
+        return Err(Error::Program { program: "pg_restore".to_owned(), reason });
+    }
+    let mut text = String::new();
+    io::Seek::rewind(&mut stdout).and_then(|()| stdout.read_to_string(&mut text)).map_err(failed)?;
+    Ok(text)
+}
+
+/// The contents without what only an administrator may create and [`create_for`] has created.
+fn chosen(contents: &str, extensions: &[Extension]) -> Result<tempfile::NamedTempFile, Error> {
+    let failed = |e: io::Error| broken("pg_restore", &e);
+    let made_already = |line: &str| {
+        let Some(entry) = line.split_once("; ").and_then(|(_, rest)| rest.splitn(3, ' ').nth(2)) else { return false };
+        entry.starts_with("EXTENSION - ")
+            || entry.starts_with("COMMENT - EXTENSION ")
+            || extensions.iter().any(|extension| {
+                extension.schema != "public"
+                    && entry.strip_prefix("SCHEMA - ").is_some_and(|rest| {
+                        rest.strip_prefix(&extension.schema).is_some_and(|rest| rest.starts_with(' '))
+                    })
+            })
+    };
+    let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
+    for line in contents.lines().filter(|line| !line.starts_with(';') && !made_already(line)) {
+        writeln!(file, "{line}").map_err(failed)?;
+    }
+    file.flush().map_err(failed)?;
+    Ok(file)
+}
+
+/// Runs the loading program on what it is fed.
+fn run(
+    mut command: Command,
+    chosen: &tempfile::NamedTempFile,
+    control: &Control,
+    feed: impl FnOnce(&mut ChildStdin) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let failed = |e: io::Error| broken("pg_restore", &e);
+    let mut stderr = tempfile::tempfile().map_err(failed)?;
+    command.arg("--use-list").arg(chosen.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(stderr.try_clone().map_err(failed)?);
+    let mut child: Child = command.spawn().map_err(failed)?;
+    let stdin = child.stdin.take();
+    let running = Running::new(child, control);
+    let fed = stdin.map_or(Ok(()), |mut stdin| feed(&mut stdin));
+    let status = running.wait().map_err(failed)?;
+    super::stopped(control)?;
+    // Why the program stopped reading is in what it printed; that its input broke then follows from it.
+    if !status.success() {
+        return match fed {
+            Err(error) if !matches!(error, Error::Program { .. }) => Err(error),
+            _ => Err(Error::Program { program: "pg_restore".to_owned(), reason: last_words(&mut stderr, status) }),
+        };
+    }
+    fed
+}
+
 /// The parts of a dump, one after the other.
-fn feed(repository: &Repository, set: &BackupSet, stdin: ChildStdin, control: &Control) -> Result<(), Error> {
+fn feed(repository: &Repository, set: &BackupSet, stdin: &mut dyn Write, control: &Control) -> Result<(), Error> {
     let reader = repository.reader(&set.id)?;
-    let mut sink = Counted { inner: stdin, control: control.clone(), broken: None };
+    let mut sink = Counted { inner: stdin, control: control.clone(), broken: None, written: 0 };
     let mut part = 0;
-    let mut bytes = 0;
-    while bytes < set.artifact.bytes {
-        let before = control.moved();
+    while sink.written < set.artifact.bytes {
         let path = format!("{}/{part:08}", paths::DUMP);
         let read = reader.file(&path, &mut sink);
         if control.is_cancelled() {
             return Err(Error::Cancelled);
         }
         if let Some(error) = sink.broken.take() {
-            return Err(Error::Program { program: "pg_restore".to_owned(), reason: error.to_string() });
+            return Err(broken("pg_restore", &error));
         }
         read?;
-        bytes += control.moved() - before;
         part += 1;
     }
-    if bytes != set.artifact.bytes {
-        let reason = format!("{bytes} bytes were read and {} were saved", set.artifact.bytes);
+    if sink.written != set.artifact.bytes {
+        let reason = format!("{} bytes were read and {} were saved", sink.written, set.artifact.bytes);
         return Err(Error::Mismatch { what: paths::DUMP.to_owned(), reason });
     }
     Ok(())
 }
 
 /// A program's input that counts, stops when it shall, and remembers why it broke.
-struct Counted {
-    inner: ChildStdin,
+struct Counted<W> {
+    inner: W,
     control: Control,
+    written: u64,
     broken: Option<io::Error>,
 }
 
-impl Write for Counted {
+impl<W: Write> Write for Counted<W> {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         if self.control.is_cancelled() {
             return Err(io::Error::other("stopped"));
@@ -95,6 +189,7 @@ impl Write for Counted {
         match self.inner.write(buffer) {
             Ok(written) => {
                 self.control.add(written as u64);
+                self.written += written as u64;
                 Ok(written)
             }
             Err(error) => {
@@ -109,47 +204,69 @@ impl Write for Counted {
     }
 }
 
-/// Creates a database that only its creator can connect to, for things that will belong to somebody. `made` says whether
-/// it was created, also when what follows fails.
+/// Creates a database that only its creator can connect to, for things that will belong to somebody, with the extensions
+/// that they need: many only an administrator may create. `made` says whether it was created, also when what follows
+/// fails.
 pub(super) async fn create_for(
     server: &Server,
     name: &str,
     locale: &DatabaseLocale,
-    owner: Option<&str>,
+    extensions: &[Extension],
+    owner: &str,
     made: &AtomicBool,
 ) -> Result<(), Error> {
     let client = server.connect(&server.maintenance).await?;
-    let create = format!(
+    let mut create = format!(
         "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
         quoted(name),
         literal(&locale.encoding),
         literal(&locale.collate),
         literal(&locale.ctype)
     );
+    let word = match locale.provider {
+        LocaleProvider::Libc => None,
+        LocaleProvider::Icu => Some("ICU_LOCALE"),
+        LocaleProvider::Builtin => Some("BUILTIN_LOCALE"),
+    };
+    if let (Some(word), Some(of_provider)) = (word, &locale.locale) {
+        let provider = word.trim_end_matches("_LOCALE");
+        create.push_str(&format!(" LOCALE_PROVIDER {provider} {word} {}", literal(of_provider)));
+        if let Some(rules) = &locale.icu_rules {
+            create.push_str(&format!(" ICU_RULES {}", literal(rules)));
+        }
+    }
     client.batch_execute(&create).await.map_err(|e| server.failed(name, &e))?;
     made.store(true, Ordering::SeqCst);
     let close = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", quoted(name));
     client.batch_execute(&close).await.map_err(|e| server.failed(name, &e))?;
-    if let Some(owner) = owner.filter(|owner| *owner != server.user) {
-        // So that what is restored belongs to whom it shall belong, while the database is not yet theirs.
-        let client = server.connect(name).await?;
-        let grant = format!(
-            "GRANT CREATE, CONNECT, TEMPORARY ON DATABASE {} TO {1}; ALTER SCHEMA public OWNER TO {1}",
-            quoted(name),
-            quoted(owner)
-        );
-        client.batch_execute(&grant).await.map_err(|e| server.failed(name, &e))?;
+    // So that what is restored belongs to whom it shall belong, while the database is not yet theirs.
+    let client = server.connect(name).await?;
+    let mut prepare = format!(
+        "GRANT CREATE, CONNECT, TEMPORARY ON DATABASE {} TO {1}; ALTER SCHEMA public OWNER TO {1}",
+        quoted(name),
+        quoted(owner)
+    );
+    for extension in extensions {
+        let schema = quoted(&extension.schema);
+        if extension.schema != "public" && extension.schema != "pg_catalog" {
+            prepare.push_str(&format!("; CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {}", quoted(owner)));
+        }
+        prepare.push_str(&format!("; CREATE EXTENSION IF NOT EXISTS {} SCHEMA {schema}", quoted(&extension.name)));
     }
-    Ok(())
+    client.batch_execute(&prepare).await.map_err(|e| server.failed(name, &e))
 }
 
-/// `pg_restore` into a database, as its future owner.
-pub(super) fn pg_restore(server: &Server, name: &str, owner: Option<&str>, keep_grants: bool) -> Command {
-    let mut command = server.program("pg_restore", name);
-    command.args(["--no-owner", "--exit-on-error", "--no-password", "--dbname"]).arg(name);
-    if let Some(owner) = owner.filter(|owner| *owner != server.user) {
-        command.arg(format!("--role={owner}"));
-    }
+fn pg_restore(server: &Server) -> Command {
+    server.program("pg_restore", &server.maintenance)
+}
+
+/// `pg_restore` into a database, for its future owner.
+fn load_command(loader: &Loader, name: &str, keep_grants: bool) -> Command {
+    let mut command = loader.server.program("pg_restore", name);
+    // Not in a word of its own: a name with `=` in it would be taken for more than a name.
+    let database = name.replace('\\', "\\\\").replace('\'', "\\'");
+    command.args(["--no-owner", "--exit-on-error", "--no-password"]).arg(format!("--dbname=dbname='{database}'"));
+    command.arg(format!("--role={}", loader.owner));
     if !keep_grants {
         // Who may read a copy is not who may read the original; some of them may not even be here.
         command.arg("--no-privileges");
@@ -198,7 +315,26 @@ pub(crate) async fn saved_rows(repository: &Arc<Repository>, set: &BackupSet) ->
     .await
 }
 
-#[allow(clippy::disallowed_methods)] // in a thread that may wait, for a program that signals nothing
-pub(super) fn pause() {
-    std::thread::sleep(std::time::Duration::from_millis(20));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_are_left_out_of_the_contents_because_they_are_there_already() {
+        let contents = "\
+;
+; Archive created at 2026-11-27 08:15:30 UTC
+2; 3079 16385 EXTENSION - pg_trgm 
+4201; 0 0 COMMENT - EXTENSION pg_trgm 
+7; 2615 16500 SCHEMA - extensions acme
+8; 2615 16501 SCHEMA - extensions_of_ours acme
+215; 1259 16401 TABLE public res_partner acme
+4210; 0 0 COMMENT public TABLE res_partner acme
+";
+        let extensions = [Extension { name: "pg_trgm".into(), schema: "extensions".into() }];
+        let chosen = chosen(contents, &extensions).unwrap();
+        let text = std::fs::read_to_string(chosen.path()).unwrap();
+        let left: Vec<&str> = text.lines().map(|line| line.split(';').next().unwrap()).collect();
+        assert_eq!(left, ["8", "215", "4210"]);
+    }
 }

@@ -8,7 +8,9 @@ mod files;
 mod gateway;
 mod identity;
 mod load;
+mod loader;
 mod point;
+mod settings;
 mod swap;
 
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ use std::time::Instant;
 use cofferdam_tenant::Slug;
 
 pub use gateway::GatewayConsole;
+pub(crate) use loader::Loader;
 pub use swap::Previous;
 
 use crate::logical::blocking;
@@ -26,6 +29,7 @@ use crate::model::{BackupSet, FilestoreSummary, RestoreMode, RestorePlan, Restor
 use crate::repository::{Repository, RepositoryKey, Store};
 use crate::server::{Server, quoted};
 use crate::{Control, Error};
+use settings::Access;
 
 /// Where a tenant is restored from and to.
 #[derive(Debug, Clone)]
@@ -36,7 +40,7 @@ pub struct Restore {
     pub server: Server,
     /// The tenant's database, which a swap replaces.
     pub database: String,
-    /// The role that shall own what is restored; the connecting one if there is none.
+    /// The role that shall own what is restored; the owner of the tenant's database if there is none.
     pub owner: Option<String>,
     /// The directory of filestores, `<data_dir>/filestore`: each database has one below it.
     pub filestores: PathBuf,
@@ -101,20 +105,27 @@ impl Restore {
     ) -> Result<(Option<String>, Option<u64>), Error> {
         control.phase("loading the database", Some(set.artifact.bytes));
         let in_place = matches!(mode, RestoreMode::InPlaceSwap);
-        let owner = self.owner_of(in_place).await?;
-        load::create_for(&self.server, &plan.staging, &set.artifact.locale, owner.as_deref(), made).await?;
-        load::database(&self.server, &plan.staging, owner.as_deref(), in_place, repository, set, control).await?;
-        control.phase("comparing rows", None);
-        load::compare_rows(&self.server, &plan.staging, repository, set).await?;
-        stopped(control)?;
-        self.identify(&plan.staging, mode).await?;
+        let owner = self.owner().await?;
+        let artifact = &set.artifact;
+        load::create_for(&self.server, &plan.staging, &artifact.locale, &artifact.extensions, &owner, made).await?;
+        let loader = Loader::create(&self.server, &plan.staging, &owner).await?;
+        let loaded = async {
+            load::database(&loader, &plan.staging, in_place, repository, set, control).await?;
+            control.phase("comparing rows", None);
+            load::compare_rows(&self.server, &plan.staging, repository, set).await?;
+            stopped(control)?;
+            self.identify(&loader, &plan.staging, mode).await
+        };
+        let loaded = loaded.await;
+        loader.remove(&self.server, &plan.staging, control).await;
+        loaded?;
         let target = self.filestores.join(&plan.database);
         control.phase("writing files", Some(set.filestore.bytes));
         if in_place {
             return self.swap(repository, set, plan, &target, control).await;
         }
         files::fresh(repository, set, &target, control).await?;
-        let renamed = self.put_in_place(plan, owner.as_deref()).await;
+        let renamed = self.put_in_place(plan, &owner).await;
         if renamed.is_err() {
             let _ = tokio::fs::remove_dir_all(&target).await;
         }
@@ -122,13 +133,13 @@ impl Restore {
     }
 
     /// A copy becomes somebody else; what goes in place stays who it is.
-    async fn identify(&self, staging: &str, mode: &RestoreMode) -> Result<(), Error> {
+    async fn identify(&self, loader: &Loader, staging: &str, mode: &RestoreMode) -> Result<(), Error> {
         match mode {
-            RestoreMode::Scratch => identity::make_new(&self.server, staging, None, false).await,
+            RestoreMode::Scratch => identity::make_new(loader, staging, None, false).await,
             RestoreMode::NewTenant { base_url, keep_integrations, .. } => {
-                identity::make_new(&self.server, staging, base_url.as_deref(), *keep_integrations).await
+                identity::make_new(loader, staging, base_url.as_deref(), *keep_integrations).await
             }
-            RestoreMode::InPlaceSwap => Ok(()),
+            RestoreMode::InPlaceSwap => self.outdate_caches(loader, &self.database, staging).await,
         }
     }
 
@@ -142,18 +153,16 @@ impl Restore {
     }
 
     /// From its hidden name to the one that is asked for. Until here nothing could have connected by it.
-    async fn put_in_place(&self, plan: &RestorePlan, owner: Option<&str>) -> Result<(), Error> {
+    async fn put_in_place(&self, plan: &RestorePlan, owner: &str) -> Result<(), Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| self.server.failed(&plan.staging, e);
+        let access = Access::of(&client, &self.database).await.map_err(|e| failed(&e))?;
         let (staging, database) = (quoted(&plan.staging), quoted(&plan.database));
-        let mut statements = String::new();
-        if let Some(owner) = owner {
-            statements.push_str(&format!("ALTER DATABASE {staging} OWNER TO {}; ", quoted(owner)));
-        }
-        statements.push_str(&format!(
-            "GRANT CONNECT, TEMPORARY ON DATABASE {staging} TO PUBLIC; ALTER DATABASE {staging} RENAME TO {database}"
-        ));
-        client.batch_execute(&format!("BEGIN; {statements}; COMMIT")).await.map_err(|e| failed(&e))
+        let give = access.grant(&plan.staging);
+        let owner = quoted(owner);
+        let statements =
+            format!("ALTER DATABASE {staging} OWNER TO {owner}; {give}ALTER DATABASE {staging} RENAME TO {database}");
+        client.batch_execute(&format!("BEGIN; {LOCKS}; {statements}; COMMIT")).await.map_err(|e| failed(&e))
     }
 
     /// Which database it will be in the end, and through which; refused where something is in the way.
@@ -171,6 +180,7 @@ impl Restore {
                 return Err(Error::Refused(format!("{problem}: expected 1 to {LONGEST_NAME} bytes without `/`")));
             }
         }
+        self.owner().await?;
         let target = self.filestores.join(&database);
         let existing = self.databases(&[&database, &staging]).await?;
         if existing.contains(&staging) {
@@ -238,17 +248,6 @@ impl Restore {
         })
     }
 
-    /// Who shall own the restored database: whoever was asked for, or whoever owns what it replaces.
-    async fn owner_of(&self, in_place: bool) -> Result<Option<String>, Error> {
-        if self.owner.is_some() || !in_place {
-            return Ok(self.owner.clone());
-        }
-        let client = self.server.connect(&self.server.maintenance).await?;
-        let query = "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $1";
-        let row = client.query_opt(query, &[&self.database]).await;
-        Ok(row.map_err(|e| self.server.failed(&self.database, &e))?.map(|row| row.get(0)))
-    }
-
     async fn databases(&self, names: &[&str]) -> Result<Vec<String>, Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         let query = "SELECT datname::text FROM pg_database WHERE datname = ANY($1)";
@@ -281,17 +280,22 @@ impl Restore {
     }
 }
 
-/// Loads a set into a new database and compares its rows; for a drill, in a server of its own.
+/// Loads a set into a new database and compares its rows; for a drill, in a server of its own, which has a role `owner`.
 pub(crate) async fn load_checked(
     server: &Server,
     database: &str,
+    owner: &str,
     repository: &Arc<Repository>,
     set: &BackupSet,
     control: &Control,
-) -> Result<(), Error> {
-    load::create_for(server, database, &set.artifact.locale, None, &AtomicBool::new(false)).await?;
-    load::database(server, database, None, false, repository, set, control).await?;
-    load::compare_rows(server, database, repository, set).await
+) -> Result<Loader, Error> {
+    let made = AtomicBool::new(false);
+    let artifact = &set.artifact;
+    load::create_for(server, database, &artifact.locale, &artifact.extensions, owner, &made).await?;
+    let loader = Loader::create(server, database, owner).await?;
+    load::database(&loader, database, false, repository, set, control).await?;
+    load::compare_rows(server, database, repository, set).await?;
+    Ok(loader)
 }
 
 pub(crate) async fn fresh_files(
@@ -303,9 +307,12 @@ pub(crate) async fn fresh_files(
     files::fresh(repository, set, target, control).await
 }
 
-pub(crate) async fn make_new(server: &Server, database: &str) -> Result<(), Error> {
-    identity::make_new(server, database, None, false).await
+pub(crate) async fn make_new(loader: &Loader, database: &str) -> Result<(), Error> {
+    identity::make_new(loader, database, None, false).await
 }
+
+/// Nobody waits for a catalog's lock for longer than this while others wait for us.
+pub(crate) const LOCKS: &str = "SET LOCAL lock_timeout = '5s'";
 
 /// PostgreSQL cuts longer names.
 const LONGEST_NAME: usize = 63;

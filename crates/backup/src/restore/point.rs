@@ -3,6 +3,7 @@
 //! The files of that instant are found wherever they still are: names are hashes, so that a file of the live filestore or
 //! of any backup set is the file, whenever it was saved.
 
+use std::io::Read;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,11 +11,13 @@ use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
+use super::loader::Loader;
 use super::{Restore, files, load, stopped};
 use crate::logical::{Manifest, blocking, count_rows, last_words, manifest_of};
-use crate::model::{DatabaseLocale, RestoreMode, RestorePlan, Restored, SetId};
+use crate::model::{RestoreMode, RestorePlan, Restored, SetId};
 use crate::physical::{Recovered, Recovery};
-use crate::server::Server;
+use crate::program::Running;
+use crate::server::{Server, extensions_of, locale_of};
 use crate::{Control, Error};
 
 impl Restore {
@@ -63,16 +66,27 @@ impl Restore {
     ) -> Result<(u64, Option<String>, Option<u64>), Error> {
         control.phase("loading the database", None);
         let in_place = matches!(mode, RestoreMode::InPlaceSwap);
-        let owner = self.owner_of(in_place).await?;
+        let owner = self.owner().await?;
         let (from, database) = (recovered.server().clone(), recovery.database.clone());
-        let locale = locale_of(&from, &database).await?;
-        load::create_for(&self.server, &plan.staging, &locale, owner.as_deref(), made).await?;
-        let restore = load::pg_restore(&self.server, &plan.staging, owner.as_deref(), in_place);
-        pipe(&from, &database, restore, control).await?;
-        let counted = count_rows(&from, &database, None, &CancellationToken::new()).await?;
-        load::compare(&self.server, &plan.staging, &counted).await?;
-        stopped(control)?;
-        self.identify(&plan.staging, mode).await?;
+        let (locale, extensions) = {
+            let client = from.connect_to_tenant(&database).await?;
+            let failed = |e: &tokio_postgres::Error| from.failed(&database, e);
+            let locale = locale_of(&client).await.map_err(|e| failed(&e))?;
+            (locale, extensions_of(&client).await.map_err(|e| failed(&e))?)
+        };
+        load::create_for(&self.server, &plan.staging, &locale, &extensions, &owner, made).await?;
+        let loader = Loader::create(&self.server, &plan.staging, &owner).await?;
+        let loaded = async {
+            let load = load::stream(&loader, &plan.staging, in_place, extensions, control);
+            pipe(&from, &database, load, control).await?;
+            let counted = count_rows(&from, &database, None, &CancellationToken::new()).await?;
+            load::compare(&self.server, &plan.staging, &counted).await?;
+            stopped(control)?;
+            self.identify(&loader, &plan.staging, mode).await
+        };
+        let loaded = loaded.await;
+        loader.remove(&self.server, &plan.staging, control).await;
+        loaded?;
         control.phase("finding files", None);
         let manifest: Arc<Manifest> = Arc::new(manifest_of(&from, &database).await?);
         let number = manifest.files.len() as u64;
@@ -80,13 +94,14 @@ impl Restore {
         let live = self.filestores.join(&self.database);
         self.find_files(&manifest, &live, &target, control).await?;
         if !in_place {
-            self.put_in_place(plan, owner.as_deref()).await?;
+            self.put_in_place(plan, &owner).await?;
             return Ok((number, None, None));
         }
         let previous = self.free_name().await?;
         self.keep_files(&target, &previous).await?;
         control.phase("changing places", None);
-        let paused = self.change_places(&plan.database, &previous, &plan.staging).await?;
+        let paused = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await?;
+        self.keep_late_files(&target, &previous, control).await;
         if let Err(error) = self.find_files(&manifest, &live, &target, control).await {
             control.warn(format!("the database is in place, but not every file could be looked for again: {error}"));
         }
@@ -118,54 +133,34 @@ impl Restore {
     }
 }
 
-async fn locale_of(server: &Server, database: &str) -> Result<DatabaseLocale, Error> {
-    let client = server.connect(database).await?;
-    let query = "SELECT pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text FROM pg_database \
-                 WHERE datname = current_database()";
-    let row = client.query_one(query, &[]).await.map_err(|e| server.failed(database, &e))?;
-    Ok(DatabaseLocale { encoding: row.get(0), collate: row.get(1), ctype: row.get(2) })
-}
-
-/// `pg_dump` of one server into `pg_restore` of another.
+/// `pg_dump` of one server into what loads it.
 async fn pipe(
     from: &Server,
     database: &str,
-    mut restore: std::process::Command,
+    load: impl FnOnce(&mut dyn Read) -> Result<(), Error> + Send + 'static,
     control: &Control,
 ) -> Result<(), Error> {
     let mut dump = from.program("pg_dump", database);
     dump.args(["--format=custom", "--compress=0", "--no-password"]);
     let control = control.clone();
     blocking(move || {
-        let failed = |program: &str, reason: String| Error::Program { program: program.to_owned(), reason };
-        let broken = |e: std::io::Error| failed("pg_dump", e.to_string());
-        let (mut said_dump, mut said_restore) =
-            (tempfile::tempfile().map_err(broken)?, tempfile::tempfile().map_err(broken)?);
-        dump.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(said_dump.try_clone().map_err(broken)?);
-        let mut dumping = dump.spawn().map_err(broken)?;
-        let Some(stream) = dumping.stdout.take() else { return Err(failed("pg_dump", "it has no output".to_owned())) };
-        restore.stdin(stream).stdout(Stdio::null()).stderr(said_restore.try_clone().map_err(broken)?);
-        let mut restoring = restore.spawn().map_err(|e| failed("pg_restore", e.to_string()))?;
-        drop(restore);
-        let status = loop {
-            if control.is_cancelled() {
-                let _ = (dumping.kill(), restoring.kill());
-                let _ = (dumping.wait(), restoring.wait());
-                return Err(Error::Cancelled);
-            }
-            if let Some(status) = restoring.try_wait().map_err(broken)? {
-                break status;
-            }
-            load::pause();
+        let broken = |e: std::io::Error| Error::Program { program: "pg_dump".to_owned(), reason: e.to_string() };
+        let mut said = tempfile::tempfile().map_err(broken)?;
+        dump.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(said.try_clone().map_err(broken)?);
+        let mut child = dump.spawn().map_err(broken)?;
+        let stdout = child.stdout.take();
+        let running = Running::new(child, &control);
+        let loaded = match stdout {
+            Some(mut stdout) => load(&mut stdout),
+            None => Err(broken(std::io::Error::other("it has no output"))),
         };
-        let dumped = dumping.wait().map_err(broken)?;
-        if !status.success() {
-            return Err(failed("pg_restore", last_words(&mut said_restore, status)));
+        stopped(&control)?;
+        loaded?;
+        let status = running.wait().map_err(broken)?;
+        if status.success() {
+            return Ok(());
         }
-        if !dumped.success() {
-            return Err(failed("pg_dump", last_words(&mut said_dump, dumped)));
-        }
-        Ok(())
+        Err(Error::Program { program: "pg_dump".to_owned(), reason: last_words(&mut said, status) })
     })
     .await
 }

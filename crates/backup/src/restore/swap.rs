@@ -8,7 +8,9 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use super::{LONGEST_NAME, Restore, files, stopped};
+use super::loader::Loader;
+use super::settings::{self, Access};
+use super::{LOCKS, LONGEST_NAME, Restore, files, stopped};
 use crate::logical::blocking;
 use crate::model::{BackupSet, RestorePlan, Restored};
 use crate::repository::Repository;
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How often is tried to rename while somebody keeps connecting.
 const TRIES: u32 = 50;
 const BEFORE: &str = "__before_";
+/// How far a cache's number goes ahead: further than it can be counted until the databases have changed places.
+const AHEAD: i64 = 1_000;
 
 /// A database that a swap has left for a way back.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -44,7 +48,10 @@ impl Restore {
         self.keep_files(target, &previous).await?;
         stopped(control)?;
         control.phase("changing places", None);
-        let paused = self.change_places(&plan.database, &previous, &plan.staging).await?;
+        let owner = self.owner().await?;
+        let paused = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await?;
+        // Files of transactions that ended between the two belong to what was replaced.
+        self.keep_late_files(target, &previous, control).await;
         // A collector may have run between the writing of a file and the change: what it took is written again.
         // The change has happened: whatever fails now is no reason to call it undone.
         if let Err(error) = files::add(repository, set, target, &Control::default()).await {
@@ -73,7 +80,26 @@ impl Restore {
         }
         let replaced = self.free_name().await?;
         self.keep_files(&target, &replaced).await?;
-        let paused = self.change_places(&self.database, &replaced, previous).await?;
+        let owner = self.open_quietly(previous).await?;
+        let changed = async {
+            let loader = Loader::create(&self.server, previous, &owner).await?;
+            let outdated = self.outdate_caches(&loader, &self.database, previous).await;
+            loader.remove(&self.server, previous, control).await;
+            outdated?;
+            self.change_places(&self.database, &replaced, previous, &owner, false, control).await
+        };
+        let changed = changed.await;
+        let paused = match changed {
+            Ok(paused) => paused,
+            Err(error) => {
+                // As it was: closed, and its owner's.
+                if let Err(left) = self.close_again(previous, &owner).await {
+                    control.warn(format!("{previous} stays open: {left}"));
+                }
+                return Err(error);
+            }
+        };
+        self.keep_late_files(&target, &replaced, control).await;
         let _ = tokio::fs::remove_dir_all(&kept).await;
         Ok(Restored {
             set: crate::model::SetId::default(),
@@ -128,17 +154,42 @@ impl Restore {
         blocking(move || files::link_tree(&from, &to).map_err(|e| Error::files(&to, &e))).await
     }
 
-    /// `current` becomes `away`, `next` becomes `current`, at one instant. Transactions wait meanwhile, where there is a
-    /// gateway; without one everybody is disconnected.
-    pub(super) async fn change_places(&self, current: &str, away: &str, next: &str) -> Result<Option<Duration>, Error> {
+    pub(super) async fn keep_late_files(&self, target: &Path, previous: &str, control: &Control) {
+        if let Err(error) = self.keep_files(target, previous).await {
+            control.warn(format!("{previous} may lack the files of its last moments: {error}"));
+        }
+    }
+
+    /// `current` becomes `away`, `next` becomes `current` and `owner`'s, at one instant. Transactions wait meanwhile, where
+    /// there is a gateway; without one everybody is disconnected. With `inherit`, who may connect, how often and with which
+    /// settings goes over to what comes in.
+    pub(super) async fn change_places(
+        &self,
+        current: &str,
+        away: &str,
+        next: &str,
+        owner: &str,
+        inherit: bool,
+        control: &Control,
+    ) -> Result<Option<Duration>, Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
-        self.open(&client, next).await?;
-        self.outdate_caches(current, next).await?;
+        let mut give = format!("ALTER DATABASE {} OWNER TO {}; ", quoted(next), quoted(owner));
+        if inherit {
+            let failed = |e: &tokio_postgres::Error| self.server.failed(current, e);
+            let access = Access::of(&client, current).await.map_err(|e| failed(&e))?;
+            give.push_str(&access.grant(next));
+            for statement in settings::of(&client, current, next).await.map_err(|e| failed(&e))? {
+                // Not worth a failure: what it is may be more than we may set.
+                if let Err(error) = client.batch_execute(&statement).await {
+                    control.warn(format!("a setting of {current} is not taken over: {}", failed(&error)));
+                }
+            }
+        }
         let started = Instant::now();
         if let Some(gateway) = &self.gateway {
             gateway.pause(current, PATIENCE).await?;
         }
-        let renamed = self.rename(&client, current, away, next).await;
+        let renamed = self.rename(&client, current, away, next, &give).await;
         if let Some(gateway) = &self.gateway {
             // Whatever came of it: nobody is left waiting.
             let resumed = gateway.resume(current).await;
@@ -149,20 +200,35 @@ impl Restore {
         renamed.map(|()| None)
     }
 
-    /// The database that comes in gets the owner of the one that goes, and is open as new databases are.
-    async fn open(&self, client: &Client, next: &str) -> Result<(), Error> {
-        let failed = |e: &tokio_postgres::Error| self.server.failed(next, e);
-        let mut statements = format!(
-            "ALTER DATABASE {0} WITH ALLOW_CONNECTIONS true; GRANT CONNECT, TEMPORARY ON DATABASE {0} TO PUBLIC",
-            quoted(next)
+    /// Lets us into a database that a swap has closed, and nobody else: Odoo's workers look at every database of their
+    /// role's that is open, and would run its jobs. Its owner.
+    async fn open_quietly(&self, database: &str) -> Result<String, Error> {
+        let client = self.server.connect(&self.server.maintenance).await?;
+        let failed = |e: &tokio_postgres::Error| self.server.failed(database, e);
+        let query = "SELECT r.rolname::text FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba \
+                     WHERE d.datname = $1";
+        let owner: String = client.query_one(query, &[&database]).await.map_err(|e| failed(&e))?.get(0);
+        let open = format!(
+            "BEGIN; ALTER DATABASE {0} OWNER TO CURRENT_USER; ALTER DATABASE {0} WITH ALLOW_CONNECTIONS true; COMMIT",
+            quoted(database)
         );
-        if let Some(owner) = self.owner_of(true).await? {
-            statements.push_str(&format!("; ALTER DATABASE {} OWNER TO {}", quoted(next), quoted(&owner)));
-        }
-        client.batch_execute(&statements).await.map_err(|e| failed(&e))
+        client.batch_execute(&open).await.map_err(|e| failed(&e))?;
+        Ok(owner)
     }
 
-    async fn rename(&self, client: &Client, current: &str, away: &str, next: &str) -> Result<(), Error> {
+    async fn close_again(&self, database: &str, owner: &str) -> Result<(), Error> {
+        let client = self.server.connect(&self.server.maintenance).await?;
+        let close = format!(
+            "BEGIN; ALTER DATABASE {0} WITH ALLOW_CONNECTIONS false; ALTER DATABASE {0} OWNER TO {1}; COMMIT",
+            quoted(database),
+            quoted(owner)
+        );
+        client.batch_execute(&close).await.map_err(|e| self.server.failed(database, &e))
+    }
+
+    /// Everything in one transaction: there is no instant at which Odoo's workers, who visit every database that is their
+    /// role's and open, would find the old one beside the new.
+    async fn rename(&self, client: &Client, current: &str, away: &str, next: &str, give: &str) -> Result<(), Error> {
         let failed = |e: &tokio_postgres::Error| self.server.failed(current, e);
         let leave = format!(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({}, {}) AND pid <> pg_backend_pid()",
@@ -170,48 +236,46 @@ impl Restore {
             literal(next)
         );
         let swap = format!(
-            "BEGIN; ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {2} RENAME TO {0}; COMMIT",
+            "BEGIN; {LOCKS}; {give}ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {1} WITH ALLOW_CONNECTIONS false; \
+             ALTER DATABASE {2} RENAME TO {0}; COMMIT",
             quoted(current),
             quoted(away),
             quoted(next)
         );
         let mut tries = 0;
         loop {
-            client.batch_execute(&leave).await.map_err(|e| failed(&e))?;
+            // Who may not be sent away by us may be gone by themselves; if not, the server says that they are there.
+            let left = client.batch_execute(&leave).await.err();
             match client.batch_execute(&swap).await {
                 Ok(()) => break,
                 Err(error) => {
                     let _ = client.batch_execute("ROLLBACK").await;
                     tries += 1;
                     if error.code() != Some(&SqlState::OBJECT_IN_USE) || tries >= TRIES {
-                        return Err(failed(&error));
+                        return Err(failed(&left.unwrap_or(error)));
                     }
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
-        }
-        // Odoo's cron workers visit every database that they can connect to: not this one.
-        let close = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", quoted(away));
-        if let Err(error) = client.batch_execute(&close).await {
-            tracing::warn!(database = away, error = %failed(&error), "what was replaced can still be connected to");
         }
         Ok(())
     }
 
     /// Odoo's workers compare numbers in the database with those they remember, to see whether what they have cached is
     /// still true. The database that comes in must have numbers that nobody has seen.
-    async fn outdate_caches(&self, current: &str, next: &str) -> Result<(), Error> {
-        let (now, then) = (self.server.connect(current).await?, self.server.connect(next).await?);
+    pub(super) async fn outdate_caches(&self, loader: &Loader, current: &str, next: &str) -> Result<(), Error> {
+        let (now, then) = (self.server.connect_to_tenant(current).await?, loader.connect(next).await?);
         let failed = |e: &tokio_postgres::Error| self.server.failed(next, e);
         // To 18 sequences, from 19 on tables with a serial id.
         let query = "SELECT quote_ident(schemaname) || '.' || quote_ident(sequencename), coalesce(last_value, 0) \
-                     FROM pg_sequences WHERE sequencename LIKE 'base\\_%\\_signaling%' \
-                     OR sequencename LIKE 'orm\\_signaling\\_%\\_id\\_seq'";
+                     FROM pg_catalog.pg_sequences WHERE schemaname = 'public' \
+                     AND (sequencename LIKE 'base\\_%\\_signaling%' \
+                     OR sequencename LIKE 'orm\\_signaling\\_%\\_id\\_seq')";
         let seen = now.query(query, &[]).await.map_err(|e| failed(&e))?;
         for row in then.query(query, &[]).await.map_err(|e| failed(&e))? {
             let (sequence, value): (String, i64) = (row.get(0), row.get(1));
             let old = seen.iter().find(|r| r.get::<_, String>(0) == sequence).map_or(0, |r| r.get::<_, i64>(1));
-            let set = format!("SELECT setval({}, {})", literal(&sequence), value.max(old) + 1);
+            let set = format!("SELECT setval({}, {})", literal(&sequence), value.max(old).saturating_add(AHEAD));
             then.batch_execute(&set).await.map_err(|e| failed(&e))?;
             if let Some(table) = sequence.strip_suffix("_id_seq") {
                 let insert = format!("INSERT INTO {table} DEFAULT VALUES");

@@ -55,14 +55,16 @@ INSERT INTO mail_mail (state) VALUES ('outgoing'), ('sent');
 ";
 
 impl Estate {
-    /// Creates the database, with as many partners and ten times as many ledger lines, and an empty filestore.
+    /// Creates the database and the role `<database>_owner` for it, with as many partners and ten times as many ledger lines, and an empty filestore.
     pub async fn create(
         cluster: &Cluster,
         database: &str,
         filestores: &Path,
         partners: u32,
     ) -> Result<Self, TestkitError> {
-        cluster.create_database(database, SUPERUSER.0).await?;
+        let owner = format!("{database}_owner");
+        cluster.create_role(&owner, "odoo").await?;
+        cluster.create_database(database, &owner).await?;
         Self::furnish(cluster, database, filestores, partners).await
     }
 
@@ -77,7 +79,9 @@ impl Estate {
         fs::create_dir_all(filestore.join("checklist")).map_err(failed("filestore"))?;
         let estate = Self { port: cluster.port(), database: database.to_owned(), filestore };
         let client = estate.connect().await?;
-        client.batch_execute(TABLES).await?;
+        let owner = "SELECT quote_ident(pg_get_userbyid(datdba)) FROM pg_database WHERE datname = current_database()";
+        let owner: String = client.query_one(owner, &[]).await?.get(0);
+        client.batch_execute(&format!("SET ROLE {owner}; {TABLES}")).await?;
         client
             .batch_execute(&format!(
                 "INSERT INTO res_partner (name, note) SELECT 'Partner ' || i, md5(i::text) FROM generate_series(1, {partners}) i;
