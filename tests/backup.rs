@@ -518,6 +518,165 @@ fn a_swap_brings_the_old_state_back_and_a_revert_the_new_one() {
     });
 }
 
+/// What a tenant has put into its database comes along with it: triggers, checks, indexed expressions. Whoever loads
+/// them must be nobody.
+#[test]
+fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.attach(2, 0).await;
+        let owner = house.cluster.connect("acme_owner", "odoo", "acme").await.unwrap();
+        owner
+            .batch_execute(
+                r#"CREATE SEQUENCE ran; CREATE SEQUENCE ran_as_superuser;
+                CREATE FUNCTION intrude() RETURNS boolean LANGUAGE plpgsql AS $$
+                DECLARE attempt text;
+                BEGIN
+                  PERFORM nextval('public.ran');
+                  FOREACH attempt IN ARRAY ARRAY['RESET ROLE', 'RESET SESSION AUTHORIZATION', 'SET ROLE postgres',
+                      'CREATE ROLE intruder SUPERUSER LOGIN', 'ALTER ROLE acme_owner SUPERUSER'] LOOP
+                    BEGIN EXECUTE attempt; EXCEPTION WHEN OTHERS THEN NULL; END;
+                  END LOOP;
+                  IF (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+                    PERFORM nextval('public.ran_as_superuser');
+                  END IF;
+                  RETURN true;
+                END $$;
+                CREATE FUNCTION intrude_too() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN PERFORM public.intrude(); RETURN coalesce(NEW, OLD); END $$;
+                CREATE FUNCTION harmless(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+                BEGIN PERFORM public.intrude(); RETURN $1; END $$;
+                CREATE TABLE trap (id int CHECK (public.intrude()));
+                INSERT INTO trap VALUES (1);
+                CREATE INDEX ON trap (harmless(id));
+                CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON ir_config_parameter
+                    FOR EACH ROW EXECUTE FUNCTION intrude_too();
+                ALTER TABLE ir_config_parameter ENABLE ALWAYS TRIGGER trap"#,
+            )
+            .await
+            .unwrap();
+        let set = house.save().await;
+        let swapped = house
+            .restore()
+            .run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default())
+            .await
+            .unwrap();
+        let scratch = house.scratch(&set).await;
+        for database in [&swapped.database, &scratch.database] {
+            let client = house.cluster.admin(database).await.unwrap();
+            let query = "SELECT (SELECT is_called FROM ran), (SELECT is_called FROM ran_as_superuser)";
+            let row = client.query_one(query, &[]).await.unwrap();
+            assert!(row.get::<_, bool>(0), "it did run in {database}");
+            assert!(!row.get::<_, bool>(1), "and found a superuser to be in {database}");
+        }
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        let query = "SELECT count(*) FROM pg_roles WHERE rolname = 'intruder' OR rolname LIKE 'cofferdam_load_%' \
+                     OR (rolname = 'acme_owner' AND rolsuper)";
+        assert_eq!(admin.query_one(query, &[]).await.unwrap().get::<_, i64>(0), 0, "nobody has become anything");
+
+        // Whoever would own what is restored must be a role of the tenant's.
+        for (owner, expected) in [(SUPERUSER.0, "who may do everything"), ("nobody_here", "there is no role")] {
+            let restore = Restore { owner: Some(owner.into()), ..house.restore() };
+            let error = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        // Reading a table must not run anything either: what only looks like one is refused.
+        owner
+            .batch_execute(
+                "DROP TABLE trap; ALTER TABLE ir_attachment RENAME TO hidden;
+                 CREATE VIEW ir_attachment AS SELECT h.* FROM hidden h WHERE intrude()",
+            )
+            .await
+            .unwrap_err();
+        let owner = house.cluster.connect("acme_owner", "odoo", "acme").await.unwrap();
+        owner
+            .batch_execute(
+                "ALTER TABLE ir_attachment RENAME TO hidden;
+                 CREATE VIEW ir_attachment AS SELECT h.* FROM hidden h WHERE intrude();
+                 SELECT setval('ran_as_superuser', 1, false)",
+            )
+            .await
+            .unwrap();
+        let error = house.backup().run(&Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("ir_attachment is not a table"), "{error}");
+        let query = "SELECT is_called FROM ran_as_superuser";
+        assert!(!owner.query_one(query, &[]).await.unwrap().get::<_, bool>(0), "the view was not looked into");
+    });
+}
+
+#[test]
+fn a_swap_takes_over_who_may_connect_and_with_which_settings() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.cluster.create_role("reporting", "secret").await.unwrap();
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        admin
+            .batch_execute(
+                "REVOKE ALL ON DATABASE acme FROM PUBLIC; GRANT CONNECT ON DATABASE acme TO reporting;
+                 ALTER DATABASE acme CONNECTION LIMIT 20; ALTER DATABASE acme SET statement_timeout = '7min';
+                 ALTER DATABASE acme SET search_path = \"$user\", public, \"a, b\";
+                 ALTER ROLE reporting IN DATABASE acme SET work_mem = '9MB'",
+            )
+            .await
+            .unwrap();
+        let about = async || {
+            let query = "SELECT array(SELECT unnest(datacl)::text ORDER BY 1), datconnlimit, datallowconn, \
+                         pg_get_userbyid(datdba)::text, (SELECT array_agg(setrole::regrole::text || setconfig::text ORDER BY setrole) \
+                         FROM pg_db_role_setting s WHERE s.setdatabase = d.oid) FROM pg_database d WHERE datname = 'acme'";
+            let row = admin.query_one(query, &[]).await.unwrap();
+            let rights: Vec<String> = row.get(0);
+            let settings: Vec<String> = row.get(4);
+            (rights, row.get::<_, i32>(1), row.get::<_, bool>(2), row.get::<_, String>(3), settings)
+        };
+        let before = about().await;
+        house.save().await;
+        let restore = house.restore();
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        assert_eq!(about().await, before);
+        house.cluster.connect("reporting", "secret", "acme").await.unwrap();
+
+        // A way back that cannot be gone leaves everything as it was: here nobody can let transactions wait.
+        let previous = swapped.previous.unwrap();
+        let nobody = Some(GatewayConsole::new(house.server(), "postgres"));
+        let without = Restore { gateway: nobody, ..house.restore() };
+        without.revert(&previous, &Control::default()).await.unwrap_err();
+        let query = "SELECT datallowconn, pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $1";
+        let row = admin.query_one(query, &[&previous]).await.unwrap();
+        assert_eq!((row.get::<_, bool>(0), row.get::<_, String>(1)), (false, "acme_owner".to_owned()));
+        assert_eq!(about().await, before);
+        restore.revert(&previous, &Control::default()).await.unwrap();
+        assert_eq!(about().await, before);
+        let scratch = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap();
+        let copy = house.cluster.connect("acme_owner", "odoo", &scratch.database).await.unwrap();
+        copy.batch_execute("SELECT 1").await.unwrap();
+    });
+}
+
+#[test]
+fn of_several_who_make_a_repository_at_once_one_does_and_all_can_use_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = |path: &Path| {
+        let store = Arc::new(Directory::new(path));
+        let (slug, key) = (Slug::parse("acme").unwrap(), RepositoryKey::new(KEY).unwrap());
+        Repository::open_or_create(slug, store, &key).map(drop)
+    };
+    let path = directory.path().join("raced");
+    std::thread::scope(|scope| {
+        let racers: Vec<_> = (0..4).map(|_| scope.spawn(|| open(&path))).collect();
+        for racer in racers {
+            racer.join().unwrap().unwrap();
+        }
+    });
+    // A key that somebody has left who died before there was a repository opens nothing and is in nobody's way.
+    let other = directory.path().join("other");
+    open(&other).unwrap();
+    for key in std::fs::read_dir(other.join("keys")).unwrap().flatten() {
+        std::fs::copy(key.path(), path.join("keys").join(key.file_name())).unwrap();
+    }
+    open(&path).unwrap();
+    assert!(std::fs::read_dir(path.join("keys")).unwrap().count() >= 2);
+}
+
 /// "Every request sees old or new, none fails; revert the same."
 #[test]
 fn a_swap_through_the_gateway_under_load_fails_nobody() {

@@ -1,9 +1,10 @@
-//! All tenants' backups by their schedules, a few at a time.
+//! All tenants' backups and drills by their schedules, a few at a time.
 //!
 //! What has been done is read from the repositories, not remembered: a runner that was down, or that runs on another
 //! machine now, sees what was missed and makes up for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +12,13 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::config::{Setup, TenantSetup};
+use crate::config::{DrillSetup, Setup, TenantSetup};
+use crate::drill::{SignedReport, newest_report, write_report};
 use crate::logical::blocking;
-use crate::model::BackupSet;
-use crate::plan::{due, logical_window, retention};
+use crate::model::{BackupSet, ChangeCounter, LockAttestation};
+use crate::plan::{RecoverabilityWindow, due, prune_is_due, retention};
 use crate::repository::{Pruned, Repository, RepositoryError};
+use crate::server::{Server, changes_of};
 use crate::{Control, Error};
 
 /// What a runner tells.
@@ -36,7 +39,14 @@ pub enum Told {
         /// Sets that the retention policy has let go.
         forgotten: usize,
     },
-    /// A backup, or what comes after it, has failed. It is tried again.
+    /// A drill is over, whatever it has found.
+    Drilled {
+        /// Its report.
+        report: Box<SignedReport>,
+        /// Where it was written.
+        path: PathBuf,
+    },
+    /// A backup or a drill could not be made. It is tried again.
     Failed {
         /// Whose.
         tenant: String,
@@ -45,7 +55,7 @@ pub enum Told {
     },
 }
 
-/// Runs backups by their schedules until it is cancelled.
+/// Runs backups and drills by their schedules until it is cancelled.
 #[derive(Debug, Clone)]
 pub struct Runner {
     setup: Arc<Setup>,
@@ -54,6 +64,8 @@ pub struct Runner {
 
 /// How often schedules are looked at.
 const TICK: Duration = Duration::from_secs(5);
+/// How often servers are asked whether anything has changed since the last backup.
+const ASK: SignedDuration = SignedDuration::from_secs(60);
 /// How long a repository may take to say what is in it.
 const LOOK: Duration = Duration::from_secs(60);
 /// After a failure the next try is this much later, and twice as much after each further one, up to an hour.
@@ -61,9 +73,12 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 const LONGEST: SignedDuration = SignedDuration::from_hours(1);
 /// What is freed is removed by a prune at least this much later: no backup takes longer.
 pub const PRUNE_GRACE: SignedDuration = SignedDuration::from_hours(23);
-/// A repository is pruned after every so many backups.
-const PRUNE_EVERY: u64 = 7;
+/// A backup or a drill that takes longer is stopped.
+const LONGEST_RUN: Duration = Duration::from_secs(22 * 3_600);
+/// Drills that run at a time: each has a server of its own.
+const DRILLS: usize = 1;
 
+/// What a runner knows of a tenant.
 #[derive(Debug, Default)]
 struct State {
     /// When the newest run began, as its set says.
@@ -72,12 +87,30 @@ struct State {
     running: bool,
     failures: u32,
     not_before: Option<Timestamp>,
-    runs: u64,
+    /// The newest complete set: when, and how often the database had been written to then.
+    saved: Option<(Timestamp, Option<ChangeCounter>)>,
+    changes: Option<ChangeCounter>,
+    last_drill: Option<Timestamp>,
+    drill_not_before: Option<Timestamp>,
 }
 
-struct Finished {
-    tenant: String,
-    outcome: Result<(BackupSet, usize), Error>,
+impl State {
+    fn learn(&mut self, sets: &[BackupSet]) {
+        (self.last, self.known) = (sets.last().map(|set| set.taken_at), true);
+        let complete = sets.iter().rev().find(|set| set.consistency.is_complete());
+        self.saved = complete.map(|set| (set.taken_at, set.artifact.changes));
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    Backup,
+    Drill,
+}
+
+enum Outcome {
+    Saved(Result<(Vec<BackupSet>, usize), Error>),
+    Drilled(Result<(SignedReport, PathBuf), Error>),
 }
 
 impl Runner {
@@ -94,70 +127,88 @@ impl Runner {
     pub async fn run(&self, once: bool, mut told: impl FnMut(Told)) {
         let began = Timestamp::now();
         let room = Arc::new(Semaphore::new(self.setup.config.concurrency.max(1) as usize));
+        let drills = Arc::new(Semaphore::new(DRILLS));
         let mut states: BTreeMap<String, State> = BTreeMap::new();
-        let mut tasks: JoinSet<Finished> = JoinSet::new();
+        let mut tasks: JoinSet<Outcome> = JoinSet::new();
+        let mut jobs: HashMap<tokio::task::Id, (String, Job)> = HashMap::new();
+        let mut asked: Option<Timestamp> = None;
         loop {
             let mut waiting = Vec::new();
             for setup in &self.setup.tenants {
                 let name = setup.tenant.to_string();
                 let state = states.entry(name.clone()).or_default();
                 let now = Timestamp::now();
-                if state.running || state.not_before.is_some_and(|at| now < at) {
+                if state.running {
                     continue;
                 }
-                if !state.known {
-                    // A store that does not answer must not hold up the others.
-                    let found = tokio::time::timeout(LOOK, newest(setup)).await;
-                    let found = found.unwrap_or_else(|_| {
-                        let reason = format!("no answer within {} s", LOOK.as_secs());
-                        Err(RepositoryError::Broken { location: name.clone(), reason }.into())
-                    });
-                    match found {
-                        Ok(last) => (state.last, state.known) = (last, true),
+                if !state.known && state.not_before.is_none_or(|at| now >= at) {
+                    match self.look(setup, state).await {
+                        Ok(()) => {}
                         Err(error) => {
-                            fail(state, now);
-                            if once {
-                                state.not_before = Some(Timestamp::MAX);
-                            }
-                            told(Told::Failed { tenant: name, error });
-                            continue;
+                            fail(state, now, once);
+                            told(Told::Failed { tenant: name.clone(), error });
                         }
                     }
                 }
+                if !state.known {
+                    continue;
+                }
                 // A tenant that has no backup at all does not wait for the night to get its first.
-                let due = match state.last {
-                    None => Ok(crate::plan::Due { at: Timestamp::UNIX_EPOCH, missed: 0 }),
-                    Some(_) => due(&setup.policy.schedule, &name, state.last, began, now),
+                let backup = match state.last {
+                    None => Some(crate::plan::Due { at: Timestamp::UNIX_EPOCH, missed: 0 }),
+                    Some(_) => due(&setup.policy.schedule, &name, state.last, began, now).ok(),
                 };
-                if let Some(due) = due.ok().filter(|due| due.is_due(now)) {
-                    waiting.push((due, setup));
+                if let Some(due) = backup.filter(|due| due.is_due(now))
+                    && state.not_before.is_none_or(|at| now >= at)
+                {
+                    waiting.push((due, Job::Backup, setup));
+                } else if let Some(due) = self.drill_due(&name, state, began, now) {
+                    waiting.push((due, Job::Drill, setup));
                 }
             }
             // Who has been due for longest goes first: nobody is passed over for its name.
-            waiting.sort_by_key(|(due, _)| due.at);
-            for (due, setup) in waiting {
-                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { break };
+            waiting.sort_by_key(|(due, _, _)| due.at);
+            for (due, job, setup) in waiting {
+                let places = if job == Job::Backup { &room } else { &drills };
+                let Ok(place) = Arc::clone(places).try_acquire_owned() else { continue };
                 let name = setup.tenant.to_string();
                 let state = states.entry(name.clone()).or_default();
                 state.running = true;
-                told(Told::Begun { tenant: name.clone(), missed: due.missed });
-                metrics::counter!("cofferdam_backup_missed_runs_total", "tenant" => name.clone())
-                    .increment(u64::from(due.missed));
-                let prune = state.runs % PRUNE_EVERY == PRUNE_EVERY - 1;
                 let (setup, control) = (setup.clone(), self.control.child());
-                let keep = self.setup.config.keep_previous.0;
-                tasks.spawn(async move {
-                    let outcome = one(&setup, &control, prune, keep).await;
-                    drop(place);
-                    Finished { tenant: name, outcome }
-                });
+                let handle = match job {
+                    Job::Backup => {
+                        told(Told::Begun { tenant: name.clone(), missed: due.missed });
+                        metrics::counter!("cofferdam_backup_missed_runs_total", "tenant" => name.clone())
+                            .increment(u64::from(due.missed));
+                        let keep = self.setup.config.keep_previous.0;
+                        tasks.spawn(async move {
+                            let outcome = within(&control, one(&setup, &control, keep)).await;
+                            drop(place);
+                            Outcome::Saved(outcome)
+                        })
+                    }
+                    Job::Drill => {
+                        let drills = self.setup.drills.clone();
+                        tasks.spawn(async move {
+                            let outcome = within(&control, drill(&setup, drills.as_ref(), &control)).await;
+                            drop(place);
+                            Outcome::Drilled(outcome)
+                        })
+                    }
+                };
+                jobs.insert(handle.id(), (name, job));
             }
-            observe(&states);
+            let now = Timestamp::now();
+            if asked.is_none_or(|at| now.duration_since(at) >= ASK) {
+                asked = Some(now);
+                self.ask(&mut states).await;
+            }
+            observe(&self.setup.tenants, &states);
             if once && tasks.is_empty() {
                 return;
             }
             let finished = tokio::select! {
-                Some(finished) = tasks.join_next() => finished,
+                Some(finished) = tasks.join_next_with_id() => finished,
                 () = tokio::time::sleep(TICK), if !once => continue,
                 () = self.control.cancelled() => {
                     // What runs sees the same line and ends by itself.
@@ -165,51 +216,179 @@ impl Runner {
                     return;
                 }
             };
-            let Ok(Finished { tenant, outcome }) = finished else { continue };
+            let (id, outcome) = match finished {
+                Ok((id, outcome)) => (id, Ok(outcome)),
+                Err(error) => (error.id(), Err(Error::panicked(&error))),
+            };
+            let Some((tenant, job)) = jobs.remove(&id) else { continue };
             let state = states.entry(tenant.clone()).or_default();
             state.running = false;
+            let now = Timestamp::now();
             match outcome {
-                Ok((set, forgotten)) => {
-                    (state.last, state.failures, state.not_before) = (Some(set.taken_at), 0, None);
-                    state.runs += 1;
-                    told(Told::Done { set: Box::new(set), forgotten });
+                Ok(Outcome::Saved(Ok((sets, forgotten)))) => {
+                    state.learn(&sets);
+                    (state.failures, state.not_before) = (0, None);
+                    if let Some(set) = sets.into_iter().next_back() {
+                        told(Told::Done { set: Box::new(set), forgotten });
+                    }
                 }
-                Err(error) => {
-                    fail(state, Timestamp::now());
-                    if once {
-                        // Its turn is over.
-                        state.not_before = Some(Timestamp::MAX);
+                Ok(Outcome::Drilled(Ok((signed, path)))) => {
+                    (state.last_drill, state.drill_not_before) = (Some(signed.report.started_at), None);
+                    told(Told::Drilled { report: Box::new(signed), path });
+                }
+                Ok(Outcome::Saved(Err(error)) | Outcome::Drilled(Err(error))) | Err(error) => {
+                    if job == Job::Backup {
+                        fail(state, now, once);
+                    } else {
+                        let again = if once { Timestamp::MAX } else { now + LONGEST };
+                        state.drill_not_before = Some(again);
                     }
                     told(Told::Failed { tenant, error });
                 }
             }
         }
     }
-}
 
-fn observe(states: &BTreeMap<String, State>) {
-    let now = Timestamp::now();
-    for (tenant, state) in states {
-        if let Some(last) = state.last {
-            let age = now.duration_since(last).as_secs_f64();
-            metrics::gauge!("cofferdam_backup_age_seconds", "tenant" => tenant.clone()).set(age);
+    /// What a tenant's repository and reports say.
+    async fn look(&self, setup: &TenantSetup, state: &mut State) -> Result<(), Error> {
+        // A store that does not answer must not hold up the others.
+        let found = tokio::time::timeout(LOOK, sets(setup)).await.unwrap_or_else(|_| {
+            let (location, reason) = (setup.tenant.to_string(), format!("no answer within {} s", LOOK.as_secs()));
+            Err(RepositoryError::Broken { location, reason }.into())
+        });
+        let sets = match found {
+            Ok(sets) => sets,
+            Err(Error::Repository(RepositoryError::Absent { .. })) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        state.learn(&sets);
+        if let Some(drills) = &self.setup.drills {
+            let (directory, tenant) = (drills.reports.clone(), setup.tenant.clone());
+            let newest = blocking(move || Ok(newest_report(&directory, tenant.as_str()))).await?;
+            if let Some(signed) = newest {
+                told_of_drill(&signed.report);
+                state.last_drill = Some(signed.report.started_at);
+            }
         }
-        metrics::gauge!("cofferdam_backup_failures", "tenant" => tenant.clone()).set(f64::from(state.failures));
+        Ok(())
+    }
+
+    /// A drill needs a backup, and a schedule.
+    fn drill_due(&self, tenant: &str, state: &State, began: Timestamp, now: Timestamp) -> Option<crate::plan::Due> {
+        let schedule = self.setup.drills.as_ref()?.schedule.as_ref()?;
+        if state.saved.is_none() || state.drill_not_before.is_some_and(|at| now < at) {
+            return None;
+        }
+        due(schedule, tenant, state.last_drill, began, now).ok().filter(|due| due.is_due(now))
+    }
+
+    /// Asks each server once, for all of its tenants. What cannot be asked counts as changed.
+    async fn ask(&self, states: &mut BTreeMap<String, State>) {
+        let mut servers: Vec<(&Server, Vec<&TenantSetup>)> = Vec::new();
+        for setup in &self.setup.tenants {
+            let server = setup.server();
+            let same = |known: &&mut (&Server, Vec<_>)| {
+                (&known.0.host, known.0.port, &known.0.user) == (&server.host, server.port, &server.user)
+            };
+            match servers.iter_mut().find(same) {
+                Some((_, tenants)) => tenants.push(setup),
+                None => servers.push((server, vec![setup])),
+            }
+        }
+        for (server, tenants) in servers {
+            let names: Vec<&str> = tenants.iter().map(|setup| setup.database.as_str()).collect();
+            let counted = async {
+                let client = server.connect(&server.maintenance).await?;
+                changes_of(&client, &names).await.map_err(|e| server.failed(&server.maintenance, &e))
+            };
+            let mut counted = counted.await.unwrap_or_default();
+            for setup in tenants {
+                if let Some(state) = states.get_mut(setup.tenant.as_str()) {
+                    state.changes = counted.remove(&setup.database);
+                }
+            }
+        }
     }
 }
 
-fn fail(state: &mut State, now: Timestamp) {
+/// Ends what takes longer than anything may.
+async fn within<T>(control: &Control, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(LONGEST_RUN, work).await.unwrap_or_else(|_| {
+        control.cancel();
+        Err(Error::Refused(format!("stopped after {} hours", LONGEST_RUN.as_secs() / 3_600)))
+    })
+}
+
+/// How much of a tenant would be lost now: nothing, if nothing was written since its newest complete set; `None`:
+/// everything, because there is no set.
+pub fn loss(
+    saved: Option<(Timestamp, Option<ChangeCounter>)>,
+    changes: Option<ChangeCounter>,
+    now: Timestamp,
+) -> Option<SignedDuration> {
+    let (at, counted) = saved?;
+    let unchanged = counted.is_some() && counted == changes;
+    let window = RecoverabilityWindow { points: vec![at], ..RecoverabilityWindow::default() };
+    window.loss(now, unchanged.then_some(at))
+}
+
+/// How much of a tenant would be lost now, by its sets, oldest first, and by what its server says has changed since.
+pub async fn loss_now(setup: &TenantSetup, sets: &[BackupSet], now: Timestamp) -> Option<SignedDuration> {
+    let complete = sets.iter().rev().find(|set| set.consistency.is_complete())?;
+    let server = setup.server();
+    let counted = async {
+        let client = server.connect(&server.maintenance).await.ok()?;
+        changes_of(&client, &[&setup.database]).await.ok()?.remove(&setup.database)
+    };
+    loss(Some((complete.taken_at, complete.artifact.changes)), counted.await, now)
+}
+
+fn observe(tenants: &[TenantSetup], states: &BTreeMap<String, State>) {
+    let now = Timestamp::now();
+    for setup in tenants {
+        let Some(state) = states.get(setup.tenant.as_str()).filter(|state| state.known) else { continue };
+        let tenant = setup.tenant.to_string();
+        let gauge = |name: &'static str, value: f64| metrics::gauge!(name, "tenant" => tenant.clone()).set(value);
+        if let Some(last) = state.last {
+            gauge("cofferdam_backup_age_seconds", now.duration_since(last).as_secs_f64());
+        }
+        gauge("cofferdam_backup_failures", f64::from(state.failures));
+        let loss = loss(state.saved, state.changes, now).map_or(f64::INFINITY, |loss| loss.as_secs_f64());
+        gauge("cofferdam_backup_rpo_seconds", loss);
+        gauge("cofferdam_backup_rpo_objective_seconds", setup.policy.objective.rpo.0.as_secs_f64());
+        if let Some(drilled) = state.last_drill {
+            gauge("cofferdam_drill_age_seconds", now.duration_since(drilled).as_secs_f64());
+        }
+    }
+}
+
+fn fail(state: &mut State, now: Timestamp, once: bool) {
     let wait = AGAIN * 2_i32.pow(state.failures.min(10));
     state.failures += 1;
-    state.not_before = Some(now + wait.min(LONGEST));
+    // Whoever runs once has had its turn.
+    state.not_before = Some(if once { Timestamp::MAX } else { now + wait.min(LONGEST) });
 }
 
-async fn newest(setup: &TenantSetup) -> Result<Option<Timestamp>, Error> {
-    match sets(setup).await {
-        Ok(sets) => Ok(sets.last().map(|set| set.taken_at)),
-        Err(Error::Repository(RepositoryError::Absent { .. })) => Ok(None),
-        Err(error) => Err(error),
-    }
+/// A drill, and its report.
+async fn drill(
+    setup: &TenantSetup,
+    drills: Option<&DrillSetup>,
+    control: &Control,
+) -> Result<(SignedReport, PathBuf), Error> {
+    let Some(drills) = drills.cloned() else { return Err(Error::Refused("no drills are configured".to_owned())) };
+    let report = setup.drill(&drills.check_command).await?.run(control).await?;
+    told_of_drill(&report);
+    let signed = SignedReport::new(report, drills.key.as_deref());
+    let (written, directory) = (signed.clone(), drills.reports);
+    let path = blocking(move || write_report(&directory, &written)).await?;
+    Ok((signed, path))
+}
+
+fn told_of_drill(report: &crate::model::DrillReport) {
+    let tenant = report.tenant.to_string();
+    let gauge = |name: &'static str, value: f64| metrics::gauge!(name, "tenant" => tenant.clone()).set(value);
+    gauge("cofferdam_drill_passed", f64::from(u8::from(report.passed)));
+    gauge("cofferdam_drill_rto_seconds", report.rto_ms as f64 / 1_000.0);
 }
 
 /// A tenant's sets, oldest first.
@@ -229,8 +408,8 @@ pub async fn open(setup: &TenantSetup) -> Result<Arc<Repository>, Error> {
     .await
 }
 
-/// One backup and what comes after it.
-async fn one(setup: &TenantSetup, control: &Control, prune: bool, keep: Duration) -> Result<(BackupSet, usize), Error> {
+/// One backup and what comes after it: every set that there is then, oldest first, and how many were forgotten.
+async fn one(setup: &TenantSetup, control: &Control, keep: Duration) -> Result<(Vec<BackupSet>, usize), Error> {
     let set = setup.backup().await?.run(control).await?;
     let tenant = setup.tenant.to_string();
     let gauge = |name: &'static str, value: f64| metrics::gauge!(name, "tenant" => tenant.clone()).set(value);
@@ -238,23 +417,31 @@ async fn one(setup: &TenantSetup, control: &Control, prune: bool, keep: Duration
     gauge("cofferdam_backup_bytes", set.stored.total_bytes as f64);
     gauge("cofferdam_backup_stored_bytes", set.stored.stored_bytes as f64);
     gauge("cofferdam_backup_complete", f64::from(u8::from(set.consistency.is_complete())));
-    let forgotten = forget_expired(setup, false).await?.len();
-    if prune {
-        let repository = open(setup).await?;
-        blocking(move || Ok(repository.prune(PRUNE_GRACE)?)).await?;
-    }
-    let sets = sets(setup).await?;
-    let rpo = SignedDuration::try_from(setup.policy.objective.rpo.0).unwrap_or(SignedDuration::MAX);
-    let now = Timestamp::now();
-    let loss = logical_window(&sets, rpo, now).loss(now, None);
-    gauge("cofferdam_backup_rpo_seconds", loss.map_or(f64::INFINITY, |loss| loss.as_secs_f64()));
+    gauge("cofferdam_backup_locked", f64::from(u8::from(matches!(set.lock, LockAttestation::Locked { .. }))));
     // The backup is there: what cannot be tidied up is no reason to make it again.
-    if let Ok(restore) = setup.restore().await
-        && let Err(error) = restore.drop_previous(keep, now).await
-    {
-        tracing::warn!(tenant, %error, "what swaps have left could not be removed");
+    let forgotten = match tidy(setup, &set, keep).await {
+        Ok(forgotten) => forgotten,
+        Err(error) => {
+            control.warn(format!("the backup is there, but what is old was not tidied up: {error}"));
+            tracing::warn!(tenant, %error, "what is old was not tidied up");
+            0
+        }
+    };
+    Ok((sets(setup).await.unwrap_or_else(|_| vec![set]), forgotten))
+}
+
+/// Lets go what the policy lets go, frees its room now and then, and drops what swaps have left for long enough.
+async fn tidy(setup: &TenantSetup, set: &BackupSet, keep: Duration) -> Result<usize, Error> {
+    let before = sets(setup).await?.into_iter().rev().find(|other| other.id != set.id).map(|other| other.taken_at);
+    let forgotten = forget_expired(setup, false).await?.len();
+    if prune_is_due(setup.tenant.as_str(), before, set.taken_at) {
+        prune(setup, PRUNE_GRACE).await?;
     }
-    Ok((set, forgotten))
+    // Not every tenant can be restored in place.
+    if let Ok(restore) = setup.restore().await {
+        restore.drop_previous(keep, Timestamp::now()).await?;
+    }
+    Ok(forgotten)
 }
 
 /// Forgets the sets that a tenant's retention policy lets go, or with `dry` only says which.

@@ -35,6 +35,7 @@ pub(crate) fn set(number: usize, taken_at: Timestamp, consistency: Consistency) 
                 icu_rules: None,
             },
             extensions: Vec::new(),
+            changes: None,
             tables: 0,
             rows: 0,
         },

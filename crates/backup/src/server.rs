@@ -7,7 +7,7 @@ use cofferdam_tenant::Secret;
 use tokio_postgres::{Client, NoTls};
 
 use crate::Error;
-use crate::model::{DatabaseLocale, Extension, LocaleProvider};
+use crate::model::{ChangeCounter, DatabaseLocale, Extension, LocaleProvider};
 
 /// Where a server is and who we are there.
 ///
@@ -165,6 +165,22 @@ pub(crate) async fn extensions_of(client: &Client) -> Result<Vec<Extension>, tok
                  JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql' ORDER BY e.oid";
     let rows = client.query(query, &[]).await?;
     Ok(rows.iter().map(|row| Extension { name: row.get(0), schema: row.get(1) }).collect())
+}
+
+/// How often databases have been written to, by name.
+pub(crate) async fn changes_of(
+    client: &Client,
+    databases: &[&str],
+) -> Result<std::collections::HashMap<String, ChangeCounter>, tokio_postgres::Error> {
+    let query = "SELECT datname::text, tup_inserted + tup_updated + tup_deleted, extract(epoch FROM stats_reset)::float8 \
+                 FROM pg_catalog.pg_stat_database WHERE datname = ANY($1)";
+    let rows = client.query(query, &[&databases]).await?;
+    let counter = |row: &tokio_postgres::Row| {
+        let since: Option<f64> = row.get(2);
+        let since = since.and_then(|s| jiff::Timestamp::from_microsecond((s * 1e6) as i64).ok());
+        ChangeCounter { rows: u64::try_from(row.get::<_, i64>(1)).unwrap_or(0), since }
+    };
+    Ok(rows.iter().map(|row| (row.get(0), counter(row))).collect())
 }
 
 /// A name in double quotes, for a statement.

@@ -182,7 +182,7 @@ pub struct DrillConfig {
     /// A program that is started when the restored database is up; a drill passes only when it ends with 0.
     #[serde(default)]
     pub check_command: Vec<String>,
-    /// When drills are to be run. Checked, and not followed yet.
+    /// When `cofferdam backup run` runs a drill of each tenant; never if left out.
     pub schedule: Option<Schedule>,
 }
 

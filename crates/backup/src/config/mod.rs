@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use cofferdam_tenant::yaml::Node;
-use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, Secret, Secrets, Slug, Source};
+use cofferdam_tenant::{Catalog, HumanDuration, Diagnostic, Diagnostics, Secret, Secrets, Slug, Source};
 use serde_json::Value;
 
 pub use file::{
@@ -17,7 +17,8 @@ pub use file::{
 
 use crate::Error;
 use crate::logical::Backup;
-use crate::model::{BackupPolicy, Schedule};
+use crate::drill::{Drill, ReportKey};
+use crate::model::{BackupPolicy, RestoreDrill, RestorePoint, Schedule};
 use crate::physical::{PgBackRest, Recovery};
 use crate::repository::{Directory, KeySource, S3, S3Options, Store, StoreError};
 use crate::restore::{GatewayConsole, Restore};
@@ -57,6 +58,21 @@ pub struct Setup {
     pub config: BackupConfig,
     /// Every tenant, by name.
     pub tenants: Vec<TenantSetup>,
+    /// Drills, where they are configured.
+    pub drills: Option<DrillSetup>,
+}
+
+/// How drills are run, and where their reports go.
+#[derive(Debug, Clone)]
+pub struct DrillSetup {
+    /// The directory of reports.
+    pub reports: PathBuf,
+    /// The key that signs them.
+    pub key: Option<Arc<ReportKey>>,
+    /// A program that has to end well before a drill passes.
+    pub check_command: Vec<String>,
+    /// When drills are due.
+    pub schedule: Option<Schedule>,
 }
 
 /// The JSON Schema of `backup.yaml`.
@@ -81,7 +97,8 @@ impl Setup {
         };
         let mut reader = Reader { source, node: &node, secrets, faults };
         let tenants = reader.tenants(&config, catalog);
-        if reader.faults.is_empty() { Ok(Self { config, tenants }) } else { Err(reader.sorted()) }
+        let drills = config.drills.as_ref().and_then(|drills| reader.drills(drills));
+        if reader.faults.is_empty() { Ok(Self { config, tenants, drills }) } else { Err(reader.sorted()) }
     }
 
     /// A tenant by name.
@@ -140,6 +157,28 @@ impl TenantSetup {
         })
     }
 
+    /// A drill of its newest backup. Fetches the key.
+    pub async fn drill(&self, check_command: &[String]) -> Result<Drill, Error> {
+        Ok(Drill {
+            request: RestoreDrill {
+                tenant: self.tenant.clone(),
+                point: RestorePoint::Latest,
+                check_command: check_command.to_vec(),
+                check_limit: HumanDuration(CHECK),
+            },
+            objective: self.policy.objective,
+            store: self.store().map_err(crate::repository::RepositoryError::from)?,
+            key: self.fetch_key().await?,
+            programs: self.server.programs.clone(),
+            place: None,
+        })
+    }
+
+    /// The server of its database.
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// A recovery of its database to an instant; none where the server has no physical backups.
     pub fn recovery(&self, at: jiff::Timestamp) -> Option<Recovery> {
         let physical = self.physical.as_ref()?;
@@ -164,6 +203,9 @@ impl TenantSetup {
         crate::logical::blocking(move || Ok(source.key(&tenant)?)).await
     }
 }
+
+/// How long an application's own check may take.
+const CHECK: std::time::Duration = std::time::Duration::from_secs(600);
 
 struct Reader<'a> {
     source: &'a Source,
@@ -195,11 +237,16 @@ impl Reader<'_> {
             self.fault(&["concurrency"], "0", "at least 1");
         }
         self.schedule(&["policy", "schedule"], &config.policy.schedule);
-        if let Some(schedule) = config.drills.as_ref().and_then(|d| d.schedule.as_ref()) {
-            self.schedule(&["drills", "schedule"], schedule);
-        }
         let store = self.repository(&config.repository);
         let key = self.key(&config.repository.key);
+        if matches!(store, Some(StoreSetup::Directory(_))) {
+            let own = config.tenants.iter().filter(|(_, tenant)| tenant.immutability.is_some());
+            let own = own.map(|(name, _)| vec!["tenants", name.as_str(), "immutability"]);
+            let all = config.policy.immutability.map(|_| vec!["policy", "immutability"]);
+            for path in own.chain(all).collect::<Vec<_>>() {
+                self.fault(&path, "locks, in a directory", "a bucket as the repository: files in a directory cannot be locked");
+            }
+        }
         let servers: BTreeMap<String, Servers> = config
             .servers
             .iter()
@@ -216,11 +263,22 @@ impl Reader<'_> {
             self.fault(&["tenants"], "no tenant", "a tenant, here or in `catalog`");
         }
         let (Some(store), Some(key)) = (store, key) else { return Vec::new() };
-        let mut setups = Vec::new();
+        if wanted.len() > 1 && !key.is_of_a_tenant() {
+            let expected = "`{tenant}` in it: with a key of its own, a tenant's backups can be destroyed and nobody else's";
+            self.fault(&["repository", "key"], "one key for all tenants", expected);
+        }
+        let mut setups: Vec<TenantSetup> = Vec::new();
         for (name, tenant) in wanted {
-            if let Some(setup) = self.tenant(config, &name, tenant, &servers, &store, &key) {
-                setups.push(setup);
+            let Some(setup) = self.tenant(config, &name, tenant, &servers, &store, &key) else { continue };
+            let same = |other: &&TenantSetup| {
+                other.database == setup.database
+                    && (&other.server.host, other.server.port) == (&setup.server.host, setup.server.port)
+            };
+            if let Some(other) = setups.iter().find(same) {
+                let found = format!("database {}, which is {}'s too", setup.database, other.tenant);
+                self.fault(&["tenants", &name], found, "a database of its own");
             }
+            setups.push(setup);
         }
         setups
     }
@@ -286,6 +344,31 @@ impl Reader<'_> {
                 }
             },
             key: key.clone(),
+        })
+    }
+
+    fn drills(&mut self, config: &DrillConfig) -> Option<DrillSetup> {
+        if let Some(schedule) = &config.schedule {
+            self.schedule(&["drills", "schedule"], schedule);
+        }
+        let key = match &config.signing_key_file {
+            None => None,
+            Some(file) => {
+                let field = ["drills", "signing_key_file"];
+                let text = self.file(&field, file)?;
+                let Ok(key) = ReportKey::from_hex(&text) else {
+                    let found = format!("`{}`, which is something else", file.display());
+                    self.fault(&field, found, "a file with 64 hexadecimal digits");
+                    return None;
+                };
+                Some(Arc::new(key))
+            }
+        };
+        Some(DrillSetup {
+            reports: self.path(&config.reports),
+            key,
+            check_command: config.check_command.clone(),
+            schedule: config.schedule.clone(),
         })
     }
 
@@ -466,6 +549,23 @@ tenants:
         assert_eq!(beta.filestore, Path::new("/var/lib/odoo/filestore/beta_prod"));
         assert!(matches!(&beta.store, StoreSetup::Directory(p) if p == Path::new("/etc/cofferdam/repositories/beta")));
         assert_eq!(beta.key, KeySource::File("/etc/cofferdam/keys/{tenant}.key".into()));
+    }
+
+    #[test]
+    fn what_would_have_no_effect_or_a_bad_one_is_refused() {
+        let wrong = GOOD.replace("keys/{tenant}.key", "keys/all.key").replace("acme: {}", "acme: { database: beta_prod }");
+        let wrong = wrong.replace("policy: {", "policy: { immutability: { period: 30d },");
+        let wrong = format!("{wrong}drills: {{ reports: r, signing_key_file: k, schedule: {{ cron: 'no' }} }}\n");
+        let text = read(&wrong).unwrap_err().to_string();
+        for expected in [
+            "repository.key: found one key for all tenants, expected `{tenant}` in it",
+            "tenants.beta: found database beta_prod, which is acme's too, expected a database of its own",
+            "policy.immutability: found locks, in a directory, expected a bucket",
+            "drills.signing_key_file: found `k`",
+            "drills.schedule.cron: found `no`",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
     }
 
     #[test]

@@ -246,3 +246,20 @@ pub fn write_report(directory: &Path, signed: &SignedReport) -> Result<PathBuf, 
     std::fs::write(&page, signed.html()).map_err(|e| Error::files(&page, &e))?;
     Ok(path)
 }
+
+/// The newest report on a tenant in a directory, if there is one that can be read.
+pub fn newest_report(directory: &Path, tenant: &str) -> Option<SignedReport> {
+    let prefix = format!("{tenant}-");
+    let mut names: Vec<String> = std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            let stamp = name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".json"));
+            stamp.is_some_and(|stamp| jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", stamp).is_ok())
+        })
+        .collect();
+    names.sort();
+    names.iter().rev().find_map(|name| serde_json::from_slice(&std::fs::read(directory.join(name)).ok()?).ok())
+}

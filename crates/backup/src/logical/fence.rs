@@ -13,8 +13,8 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use crate::model::{DatabaseLocale, Extension, FenceLimits};
-use crate::server::{Found, Server, extensions_of, hold_table, literal, locale_of};
+use crate::model::{ChangeCounter, DatabaseLocale, Extension, FenceLimits};
+use crate::server::{Found, Server, extensions_of, changes_of, hold_table, literal, locale_of};
 use crate::{Control, Error, Event};
 
 /// The lock that keeps the collector from deleting, or the reason why there is none.
@@ -37,6 +37,7 @@ pub(super) struct Snapshot {
     pub(super) server_major: u32,
     /// Bytes of the database.
     pub(super) database_bytes: u64,
+    pub(super) changes: Option<ChangeCounter>,
     pub(super) locale: DatabaseLocale,
     pub(super) extensions: Vec<Extension>,
 }
@@ -132,6 +133,8 @@ impl Snapshot {
     pub(super) async fn take(server: &Server, database: &str) -> Result<Self, Error> {
         let client = server.connect_to_tenant(database).await?;
         let failed = |e: &tokio_postgres::Error| server.failed(database, e);
+        // Before the snapshot: a change between the two counts as one that is not saved.
+        let changes = changes_of(&client, &[database]).await.map_err(|e| failed(&e))?.remove(database);
         let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {ALIVE}");
         client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
         let row = client
@@ -154,6 +157,7 @@ impl Snapshot {
             server_version: row.get(2),
             server_major: u32::try_from(row.get::<_, i32>(3) / 10_000).unwrap_or(0),
             database_bytes: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
+            changes,
             locale,
             extensions,
             client,

@@ -145,7 +145,7 @@ impl Backup {
             Files::new(Arc::clone(&manifest), &self.filestore, findings.clone(), control.clone(), copied.clone());
         let entries = entries(files, &manifest, dump, rows_out, &rows, taken_at)?;
         let (lsn, locale, database_bytes) = (snapshot.lsn.clone(), snapshot.locale.clone(), snapshot.database_bytes);
-        let extensions = snapshot.extensions.clone();
+        let (extensions, changes) = (snapshot.extensions.clone(), snapshot.changes);
         let server_version = snapshot.server_version.clone();
         let archive = {
             let repository = Arc::clone(repository);
@@ -205,6 +205,7 @@ impl Backup {
                 database_bytes,
                 locale,
                 extensions,
+                changes,
                 tables: rows.len() as u64,
                 rows: rows.values().sum(),
             },

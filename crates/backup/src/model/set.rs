@@ -101,6 +101,9 @@ pub struct DatabaseArtifact {
     /// Its extensions, in the order in which they were created.
     #[serde(default)]
     pub extensions: Vec<Extension>,
+    /// How often the database had been written to when it was saved, where the server tells.
+    #[serde(default)]
+    pub changes: Option<ChangeCounter>,
     /// Tables counted in the snapshot, for drills.
     pub tables: u64,
     /// Their rows together.
@@ -125,6 +128,15 @@ pub struct DatabaseLocale {
     /// Rules of ICU's on top of the locale.
     #[serde(default)]
     pub icu_rules: Option<String>,
+}
+
+/// A server's count of what is written to a database. As long as it stays the same, nothing has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangeCounter {
+    /// Rows inserted, updated and deleted.
+    pub rows: u64,
+    /// Since when they are counted; another time is another count.
+    pub since: Option<Timestamp>,
 }
 
 /// Whose rules of comparison a database follows.

@@ -59,11 +59,23 @@ pub fn due(
 /// A run that is late by less than this was not missed: schedulers look only now and then.
 const GRACE: SignedDuration = SignedDuration::from_secs(300);
 
-/// The tenant's part of the jitter: the first bytes of its name's SHA-256 as a fraction.
-fn jitter(schedule: &Schedule, tenant: &str) -> SignedDuration {
+/// Whether a repository is pruned after a backup at `now`, when the one before it was at `before`: with the first of each
+/// seven days. Tenants have different ones, so that not everybody prunes on the same day.
+pub fn prune_is_due(tenant: &str, before: Option<Timestamp>, now: Timestamp) -> bool {
+    let week = |at: Timestamp| (at.as_second().div_euclid(86_400) + (part(tenant) % 7).cast_signed()).div_euclid(7);
+    before.is_some_and(|before| week(before) != week(now))
+}
+
+/// The first bytes of the SHA-256 of a tenant's name.
+fn part(tenant: &str) -> u64 {
     use sha2::Digest;
     let digest = sha2::Sha256::digest(tenant.as_bytes());
-    let part = digest.iter().take(4).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte));
+    digest.iter().take(4).fold(0_u64, |sum, byte| (sum << 8) | u64::from(*byte))
+}
+
+/// The tenant's part of the jitter.
+fn jitter(schedule: &Schedule, tenant: &str) -> SignedDuration {
+    let part = part(tenant);
     let whole = schedule.jitter.0.as_millis() as u64;
     SignedDuration::from_millis((whole.saturating_mul(part) >> 32).cast_signed())
 }
@@ -146,7 +158,7 @@ mod tests {
                 due(&hourly, tenant, None, at("2026-11-20T12:00:00Z"), at("2026-11-20T12:00:00Z")).unwrap().at;
             for _ in 0..10 {
                 let next = due(&hourly, tenant, Some(last), last, last).unwrap();
-                assert_eq!((next.at - last).total(jiff::Unit::Second).unwrap(), 3_600.0, "{tenant}");
+                assert_eq!(next.at.duration_since(last), SignedDuration::from_hours(1), "{tenant}");
                 last = next.at;
             }
         }
@@ -163,6 +175,21 @@ mod tests {
         let first = due(&schedule, "acme", None, at("2026-11-20T12:00:00Z"), at("2026-11-20T12:00:00Z")).unwrap();
         let again = due(&schedule, "acme", Some(first.at), first.at, first.at).unwrap();
         assert!(again.at > first.at, "{first:?} {again:?}");
+    }
+
+    #[test]
+    fn a_repository_is_pruned_once_in_seven_days_whoever_runs_how_often() {
+        for period in [SignedDuration::from_hours(1), SignedDuration::from_hours(24), SignedDuration::from_hours(200)] {
+            let mut before = at("2026-01-01T02:00:00Z");
+            let (end, mut pruned, mut runs) = (at("2026-12-31T00:00:00Z"), 0, 0);
+            while before < end {
+                let now = before + period;
+                pruned += usize::from(prune_is_due("acme", Some(before), now));
+                (before, runs) = (now, runs + 1);
+            }
+            assert!(pruned == runs.min(52) || pruned == runs.min(53), "{period:?}: {pruned} of {runs}");
+        }
+        assert!(!prune_is_due("acme", None, at("2026-01-01T02:00:00Z")), "there is nothing to prune yet");
     }
 
     #[test]

@@ -6,6 +6,6 @@ mod due;
 mod retention;
 mod window;
 
-pub use due::{Due, due};
+pub use due::{Due, due, prune_is_due};
 pub use retention::{Kept, RetentionPlan, retention};
 pub use window::{Gap, Range, RecoverabilityWindow, logical_window};

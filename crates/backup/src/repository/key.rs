@@ -56,6 +56,16 @@ impl fmt::Debug for RepositoryKey {
 const SHORTEST: usize = 16;
 
 impl KeySource {
+    /// Whether each tenant has a key of its own.
+    pub(crate) fn is_of_a_tenant(&self) -> bool {
+        let has = |text: &str| text.contains("{tenant}");
+        match self {
+            Self::File(path) => has(&path.to_string_lossy()),
+            Self::Env(name) => has(name),
+            Self::Command(words) => words.iter().any(|word| has(word)),
+        }
+    }
+
     /// Fetches a tenant's key. Blocks: a command may take its time.
     pub fn key(&self, tenant: &str) -> Result<RepositoryKey, KeyError> {
         let fail = |source_name: String, reason: String| KeyError { tenant: tenant.to_owned(), source_name, reason };

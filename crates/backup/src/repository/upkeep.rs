@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::bridge::object_name;
 use super::{Repository, RepositoryError, StoreError};
-use crate::model::{LegalHold, SetId};
+use crate::model::{LegalHold, LockAttestation, SetId};
 
 /// How deep a verification looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,9 +131,21 @@ impl Repository {
         Ok(())
     }
 
-    /// Forgets sets. Their bytes go with the next [`Repository::prune`]. A set under a legal hold is refused.
+    /// Forgets sets. Their bytes go with the next [`Repository::prune`]. A set under a legal hold, or whose lock lasts, is
+    /// refused, and then none is forgotten.
     pub fn forget(&self, sets: &[SetId]) -> Result<(), RepositoryError> {
         let holds = self.holds()?;
+        let now = jiff::Timestamp::now();
+        let locked = self.sets()?.into_iter().filter(|set| sets.contains(&set.id)).find_map(|set| match set.lock {
+            LockAttestation::Locked { until, .. } if until > now => Some((set.id, until)),
+            _ => None,
+        });
+        if let Some((id, until)) = locked {
+            return Err(RepositoryError::Broken {
+                location: self.location(),
+                reason: format!("backup {} is locked until {until}", id.short()),
+            });
+        }
         if let Some((id, hold)) = sets.iter().find_map(|id| holds.get_key_value(id)) {
             return Err(RepositoryError::Broken {
                 location: self.location(),

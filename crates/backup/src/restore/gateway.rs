@@ -25,7 +25,7 @@ impl GatewayConsole {
         match paused {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                let _ = self.resume(database).await;
+                let _ = self.say(&format!("RESUME {}", console_name(database)?)).await;
                 Err(error)
             }
             Err(_) => {

@@ -209,7 +209,7 @@ impl Restore {
                      WHERE d.datname = $1";
         let owner: String = client.query_one(query, &[&database]).await.map_err(|e| failed(&e))?.get(0);
         let open = format!(
-            "BEGIN; ALTER DATABASE {0} OWNER TO CURRENT_USER; ALTER DATABASE {0} WITH ALLOW_CONNECTIONS true; COMMIT",
+            "BEGIN; {LOCKS}; ALTER DATABASE {0} OWNER TO CURRENT_USER; ALTER DATABASE {0} WITH ALLOW_CONNECTIONS true; COMMIT",
             quoted(database)
         );
         client.batch_execute(&open).await.map_err(|e| failed(&e))?;
@@ -219,7 +219,7 @@ impl Restore {
     async fn close_again(&self, database: &str, owner: &str) -> Result<(), Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         let close = format!(
-            "BEGIN; ALTER DATABASE {0} WITH ALLOW_CONNECTIONS false; ALTER DATABASE {0} OWNER TO {1}; COMMIT",
+            "BEGIN; {LOCKS}; ALTER DATABASE {0} WITH ALLOW_CONNECTIONS false; ALTER DATABASE {0} OWNER TO {1}; COMMIT",
             quoted(database),
             quoted(owner)
         );

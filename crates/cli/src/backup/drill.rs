@@ -2,13 +2,11 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use cofferdam::tenant::HumanDuration;
-use cofferdam_backup::config::{Setup, TenantSetup};
-use cofferdam_backup::drill::{Drill, ReportKey, SignedReport, write_report};
-use cofferdam_backup::model::{CheckState, RestoreDrill, RestorePoint};
+use cofferdam_backup::config::Setup;
+use cofferdam_backup::drill::{SignedReport, write_report};
+use cofferdam_backup::model::CheckState;
 use comfy_table::{Table, presets};
 
 use super::args::{DrillArgs, DrillCommand};
@@ -16,36 +14,37 @@ use super::progress::Shown;
 use super::{print_json, seconds, tenants};
 use crate::exit;
 
-/// How long an application's own check may take.
-const CHECK: Duration = Duration::from_secs(600);
-
 pub(super) async fn run(args: &DrillArgs, setup: Setup) -> anyhow::Result<ExitCode> {
     let DrillCommand::Run { tenants: names } = &args.command else { return Ok(ExitCode::SUCCESS) };
     let common = &args.common;
-    let base = common.config.parent().unwrap_or(Path::new("."));
-    let drills = setup.config.drills.as_ref();
-    let key = match drills.and_then(|d| d.signing_key_file.as_ref()) {
-        Some(file) => {
-            let path = base.join(file);
-            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            Some(ReportKey::from_hex(&text).with_context(|| path.display().to_string())?)
-        }
-        None => None,
-    };
+    let drills = setup.drills.as_ref();
     let mut passed = true;
     let mut all = Vec::new();
     for setup in tenants(&setup, names)? {
         let shown = Shown::new(setup.tenant.as_str(), common.quiet);
-        let report = drill_of(setup, drills.map(|d| d.check_command.clone()).unwrap_or_default()).await?;
-        let report = report.run(&shown.control).await.with_context(|| setup.tenant.to_string())?;
+        let drill = setup.drill(drills.map_or(&[], |d| &d.check_command)).await;
+        let report = match drill {
+            Ok(drill) => drill.run(&shown.control).await,
+            Err(error) => Err(error),
+        };
         drop(shown);
+        let report = match report {
+            Ok(report) => report,
+            Err(error @ cofferdam_backup::Error::Cancelled) => return Err(error.into()),
+            // One tenant's failure is not the next one's.
+            Err(error) => {
+                eprintln!("cofferdam: {}: {error}", setup.tenant);
+                passed = false;
+                continue;
+            }
+        };
         passed &= report.passed;
-        let signed = SignedReport::new(report, key.as_ref());
+        let signed = SignedReport::new(report, drills.and_then(|d| d.key.as_deref()));
         if !common.json {
             show(&signed);
         }
         if let Some(drills) = drills {
-            let path = write_report(&base.join(&drills.reports), &signed)?;
+            let path = write_report(&drills.reports, &signed)?;
             eprintln!("report: {}", path.display());
         }
         all.push(signed);
@@ -54,23 +53,6 @@ pub(super) async fn run(args: &DrillArgs, setup: Setup) -> anyhow::Result<ExitCo
         print_json(&all)?;
     }
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(exit::FAILED) })
-}
-
-async fn drill_of(setup: &TenantSetup, check_command: Vec<String>) -> anyhow::Result<Drill> {
-    let backup = setup.backup().await?;
-    Ok(Drill {
-        request: RestoreDrill {
-            tenant: setup.tenant.clone(),
-            point: RestorePoint::Latest,
-            check_command,
-            check_limit: HumanDuration(CHECK),
-        },
-        objective: setup.policy.objective,
-        store: backup.store,
-        key: backup.key,
-        programs: backup.server.programs,
-        place: None,
-    })
 }
 
 pub(super) fn report(file: &Path, public_key: Option<&str>, json: bool) -> anyhow::Result<ExitCode> {

@@ -96,7 +96,7 @@ async fn now(common: &Common, setup: &Setup, names: &[String]) -> anyhow::Result
         drop(shown);
         match outcome {
             Ok(set) => {
-                failed |= !set.consistency.is_complete() || matches!(set.lock, LockAttestation::NotLocked { .. });
+                failed |= !is_good(&set);
                 if !common.json {
                     println!("{}", line(&set));
                 }
@@ -117,6 +117,11 @@ async fn now(common: &Common, setup: &Setup, names: &[String]) -> anyhow::Result
         print_json(&sets)?;
     }
     Ok(if failed { ExitCode::from(exit::FAILED) } else { ExitCode::SUCCESS })
+}
+
+/// Everything is in it, and it is locked where that was asked for.
+fn is_good(set: &BackupSet) -> bool {
+    set.consistency.is_complete() && !matches!(set.lock, LockAttestation::NotLocked { .. })
 }
 
 fn line(set: &BackupSet) -> String {
@@ -145,7 +150,12 @@ async fn by_schedule(setup: Setup, once: bool, textfile: Option<&Path>) -> anyho
     let stop = control.clone();
     tokio::spawn(async move {
         if stop_signal().await.is_ok() {
+            eprintln!("stopping; once more to end at once");
             stop.cancel();
+        }
+        if stop_signal().await.is_ok() {
+            // The work had its chance. What it leaves behind looks like nothing.
+            std::process::abort();
         }
     });
     if let Some(path) = textfile {
@@ -172,11 +182,17 @@ async fn by_schedule(setup: Setup, once: bool, textfile: Option<&Path>) -> anyho
                 println!("{tenant}: begun; {missed} scheduled runs before it were missed");
             }
             Told::Done { set, forgotten } => {
+                failed |= !is_good(&set);
                 println!(
                     "{}{}",
                     line(&set),
                     if forgotten > 0 { format!("; {forgotten} older forgotten") } else { String::new() }
                 );
+            }
+            Told::Drilled { report, path } => {
+                failed |= !report.report.passed;
+                let verdict = if report.report.passed { "passed" } else { "FAILED" };
+                println!("{}: drill {verdict}: {}", report.report.tenant, path.display());
             }
             Told::Failed { tenant, error } => {
                 failed = true;
@@ -244,7 +260,7 @@ async fn overview(common: &Common, setup: &Setup) -> anyhow::Result<ExitCode> {
             Err(error) => (Vec::new(), Some(error.to_string())),
         };
         let newest = sets.iter().rev().find(|set| set.consistency.is_complete()).map(|set| set.taken_at);
-        let loss = newest.map(|at| now.duration_since(at).as_secs());
+        let loss = runner::loss_now(setup, &sets, now).await.map(|loss| loss.as_secs());
         let rpo = setup.policy.objective.rpo;
         let met = loss.is_some_and(|loss| u64::try_from(loss).unwrap_or(0) <= rpo.0.as_secs());
         let last = sets.last().map(|set| set.taken_at);
