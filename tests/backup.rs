@@ -12,7 +12,7 @@ use cofferdam_backup::model::{
     BackupPolicy, BackupSet, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode,
     RestorePoint, Restored, SetId,
 };
-use cofferdam_backup::physical::{BackupKind, PgBackRest, Recovery};
+use cofferdam_backup::physical::{BackupKind, PgBackRest, PhysicalEngine, Recovery};
 use cofferdam_backup::repository::{Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store};
 use cofferdam_backup::restore::{GatewayConsole, Restore};
 use cofferdam_backup::{Control, Error, Server};
@@ -528,7 +528,7 @@ fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
         let owner = house.cluster.connect("acme_owner", "odoo", "acme").await.unwrap();
         owner
             .batch_execute(
-                r#"CREATE SEQUENCE ran; CREATE SEQUENCE ran_as_superuser;
+                r"CREATE SEQUENCE ran; CREATE SEQUENCE ran_as_superuser;
                 CREATE FUNCTION intrude() RETURNS boolean LANGUAGE plpgsql AS $$
                 DECLARE attempt text;
                 BEGIN
@@ -551,16 +551,13 @@ fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
                 CREATE INDEX ON trap (harmless(id));
                 CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON ir_config_parameter
                     FOR EACH ROW EXECUTE FUNCTION intrude_too();
-                ALTER TABLE ir_config_parameter ENABLE ALWAYS TRIGGER trap"#,
+                ALTER TABLE ir_config_parameter ENABLE ALWAYS TRIGGER trap",
             )
             .await
             .unwrap();
         let set = house.save().await;
-        let swapped = house
-            .restore()
-            .run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default())
-            .await
-            .unwrap();
+        let swapped =
+            house.restore().run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
         let scratch = house.scratch(&set).await;
         for database in [&swapped.database, &scratch.database] {
             let client = house.cluster.admin(database).await.unwrap();
@@ -577,7 +574,8 @@ fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
         // Whoever would own what is restored must be a role of the tenant's.
         for (owner, expected) in [(SUPERUSER.0, "who may do everything"), ("nobody_here", "there is no role")] {
             let restore = Restore { owner: Some(owner.into()), ..house.restore() };
-            let error = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
+            let error =
+                restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
         // Reading a table must not run anything either: what only looks like one is refused.
@@ -961,7 +959,7 @@ fn one_tenant_goes_back_to_a_second_before_a_mistake_and_its_neighbours_notice_n
             gateway: None,
         };
         let recovery = |at| Recovery {
-            stanza: stanza.clone(),
+            engine: Arc::new(stanza.clone()),
             database: "beta".into(),
             at,
             programs: Some(binaries().unwrap()),

@@ -115,7 +115,8 @@ impl Drop for Process {
 
 /// What kind of work a client's transactions are, as far as its application name tells.
 pub(crate) fn class_of(application_name: &str) -> Class {
-    const BACKGROUND: [&str; 6] = ["pg_dump", "pg_restore", "pg_basebackup", "pgbackrest", "barman", "odoo-cron"];
+    const BACKGROUND: [&str; 7] =
+        ["cofferdam-backup", "pg_dump", "pg_restore", "pg_basebackup", "pgbackrest", "barman", "odoo-cron"];
     const ADMIN: [&str; 4] = ["psql", "pgadmin", "dbeaver", "cofferdam"];
     let name = application_name.to_ascii_lowercase();
     let is_one = |names: &[&str]| names.iter().any(|n| name.starts_with(n));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use cofferdam_tenant::yaml::Node;
-use cofferdam_tenant::{Catalog, HumanDuration, Diagnostic, Diagnostics, Secret, Secrets, Slug, Source};
+use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, HumanDuration, Secret, Secrets, Slug, Source};
 use serde_json::Value;
 
 pub use file::{
@@ -16,8 +16,8 @@ pub use file::{
 };
 
 use crate::Error;
-use crate::logical::Backup;
 use crate::drill::{Drill, ReportKey};
+use crate::logical::Backup;
 use crate::model::{BackupPolicy, RestoreDrill, RestorePoint, Schedule};
 use crate::physical::{PgBackRest, Recovery};
 use crate::repository::{Directory, KeySource, S3, S3Options, Store, StoreError};
@@ -183,14 +183,14 @@ impl TenantSetup {
     pub fn recovery(&self, at: jiff::Timestamp) -> Option<Recovery> {
         let physical = self.physical.as_ref()?;
         Some(Recovery {
-            stanza: PgBackRest {
+            engine: Arc::new(PgBackRest {
                 program: physical.program.clone(),
                 stanza: physical.stanza.clone(),
                 repository: physical.repository.clone(),
                 cluster: Vec::new(),
                 backup_options: Vec::new(),
                 locks: std::env::temp_dir(),
-            },
+            }),
             database: self.database.clone(),
             at,
             programs: self.server.programs.clone(),
@@ -244,7 +244,11 @@ impl Reader<'_> {
             let own = own.map(|(name, _)| vec!["tenants", name.as_str(), "immutability"]);
             let all = config.policy.immutability.map(|_| vec!["policy", "immutability"]);
             for path in own.chain(all).collect::<Vec<_>>() {
-                self.fault(&path, "locks, in a directory", "a bucket as the repository: files in a directory cannot be locked");
+                self.fault(
+                    &path,
+                    "locks, in a directory",
+                    "a bucket as the repository: files in a directory cannot be locked",
+                );
             }
         }
         let servers: BTreeMap<String, Servers> = config
@@ -264,7 +268,8 @@ impl Reader<'_> {
         }
         let (Some(store), Some(key)) = (store, key) else { return Vec::new() };
         if wanted.len() > 1 && !key.is_of_a_tenant() {
-            let expected = "`{tenant}` in it: with a key of its own, a tenant's backups can be destroyed and nobody else's";
+            let expected =
+                "`{tenant}` in it: with a key of its own, a tenant's backups can be destroyed and nobody else's";
             self.fault(&["repository", "key"], "one key for all tenants", expected);
         }
         let mut setups: Vec<TenantSetup> = Vec::new();
@@ -553,7 +558,8 @@ tenants:
 
     #[test]
     fn what_would_have_no_effect_or_a_bad_one_is_refused() {
-        let wrong = GOOD.replace("keys/{tenant}.key", "keys/all.key").replace("acme: {}", "acme: { database: beta_prod }");
+        let wrong =
+            GOOD.replace("keys/{tenant}.key", "keys/all.key").replace("acme: {}", "acme: { database: beta_prod }");
         let wrong = wrong.replace("policy: {", "policy: { immutability: { period: 30d },");
         let wrong = format!("{wrong}drills: {{ reports: r, signing_key_file: k, schedule: {{ cron: 'no' }} }}\n");
         let text = read(&wrong).unwrap_err().to_string();

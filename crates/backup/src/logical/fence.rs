@@ -14,7 +14,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::{ChangeCounter, DatabaseLocale, Extension, FenceLimits};
-use crate::server::{Found, Server, extensions_of, changes_of, hold_table, literal, locale_of};
+use crate::server::{Found, Server, changes_of, extensions_of, hold_table, literal, locale_of};
 use crate::{Control, Error, Event};
 
 /// The lock that keeps the collector from deleting, or the reason why there is none.

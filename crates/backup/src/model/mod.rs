@@ -13,6 +13,6 @@ pub use policy::{
 };
 pub use restore::{RestoreMode, RestorePlan, RestorePoint, RestoreRequest, Restored};
 pub use set::{
-    BackupSet, ChangeCounter, Consistency, DatabaseArtifact, DatabaseLocale, DumpFormat, EngineKind, Extension, FilestoreSummary,
-    LegalHold, LocaleProvider, LockAttestation, Phases, SetId, Stored,
+    BackupSet, ChangeCounter, Consistency, DatabaseArtifact, DatabaseLocale, DumpFormat, EngineKind, Extension,
+    FilestoreSummary, LegalHold, LocaleProvider, LockAttestation, Phases, SetId, Stored,
 };

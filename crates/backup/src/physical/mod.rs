@@ -9,6 +9,6 @@ mod pgbackrest;
 mod recovery;
 mod wal;
 
-pub use pgbackrest::{BackupKind, PgBackRest, PhysicalBackup, Stanza};
+pub use pgbackrest::{BackupKind, PgBackRest, PhysicalBackup, PhysicalEngine, RecoveryPlace, Stanza};
 pub use recovery::{Recovered, Recovery};
 pub use wal::{Archive, Coverage, Uncovered};

@@ -4,7 +4,7 @@
 //! else's. Several of its commands succeed when there is nothing; what they print is what counts.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use jiff::Timestamp;
@@ -13,7 +13,38 @@ use serde::{Deserialize, Serialize};
 use super::wal::Archive;
 use crate::Error;
 use crate::plan::RecoverabilityWindow;
-use crate::scratch::{Place, unprivileged_command};
+use crate::scratch::unprivileged_command;
+
+/// What makes backups of a whole cluster and its log, and gives one database's files back. Everything blocks.
+///
+/// Restored files belong to the account that PostgreSQL's private servers run as: `postgres`, or `nobody`, when the
+/// caller is root.
+pub trait PhysicalEngine: std::fmt::Debug + Send + Sync {
+    /// Makes a backup of the whole cluster.
+    fn backup(&self, kind: BackupKind) -> Result<(), Error>;
+
+    /// What there is: backups and archived log. May read a long list.
+    fn stanza(&self) -> Result<Stanza, Error>;
+
+    /// Restores one database's files, and those that no server runs without, and leaves a configuration with which a server
+    /// that is started there replays the log up to an instant and is then open.
+    fn restore(&self, into: &RecoveryPlace<'_>, label: &str, database: &str, at: Timestamp) -> Result<(), Error>;
+
+    /// What can be recovered of the cluster, and so of every tenant on it.
+    fn window(&self) -> Result<RecoverabilityWindow, Error> {
+        let stanza = self.stanza()?;
+        Ok(stanza.archive.window(&stanza.backups))
+    }
+}
+
+/// Where files are restored to.
+#[derive(Debug, Clone, Copy)]
+pub struct RecoveryPlace<'a> {
+    /// A private directory, for whatever else is needed.
+    pub root: &'a Path,
+    /// The data directory, below it. Not there yet.
+    pub data: &'a Path,
+}
 
 /// How much a backup copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,9 +155,10 @@ impl PgBackRest {
     pub fn create_stanza(&self) -> Result<(), Error> {
         self.run(true, &["stanza-create"]).map(drop)
     }
+}
 
-    /// Makes a backup of the whole cluster. Blocks for as long as that takes.
-    pub fn backup(&self, kind: BackupKind) -> Result<(), Error> {
+impl PhysicalEngine for PgBackRest {
+    fn backup(&self, kind: BackupKind) -> Result<(), Error> {
         let kind = match kind {
             BackupKind::Full => "--type=full",
             BackupKind::Differential => "--type=diff",
@@ -138,8 +170,7 @@ impl PgBackRest {
         self.run(true, &arguments).map(drop)
     }
 
-    /// What there is. Reads the list of the whole archived log.
-    pub fn stanza(&self) -> Result<Stanza, Error> {
+    fn stanza(&self) -> Result<Stanza, Error> {
         let text = self.run(false, &["--output=json", "info"])?;
         let stanzas: Vec<Info> = self.parse(&text)?;
         let Some(info) = stanzas.into_iter().next().filter(|info| info.status.code != 1) else {
@@ -173,28 +204,19 @@ impl PgBackRest {
         Ok(Stanza { backups: backups.collect(), archive: Archive::new(segments) })
     }
 
-    /// What can be recovered of the cluster, and so of every tenant on it.
-    pub fn window(&self) -> Result<RecoverabilityWindow, Error> {
-        let stanza = self.stanza()?;
-        Ok(stanza.archive.window(&stanza.backups))
-    }
-
-    /// Restores one database's files, and those that no server runs without, into a place; the log is read when the
-    /// server starts.
-    pub(super) fn restore(&self, place: &Place, label: &str, database: &str, at: Timestamp) -> Result<(), Error> {
-        let data = place.data();
-        let data = data.display();
+    fn restore(&self, into: &RecoveryPlace<'_>, label: &str, database: &str, at: Timestamp) -> Result<(), Error> {
+        let (data, locks) = (into.data.display(), into.root.join("locks").display().to_string());
         // What the program writes for itself would lack half of what it was told.
         let mut fetch =
             vec![self.program.display().to_string(), "--no-config".into(), format!("--stanza={}", self.stanza)];
         fetch.extend(self.repository.iter().cloned());
         fetch.push(format!("--pg1-path={data}"));
-        fetch.push(format!("--lock-path={}", place.path().join("locks").display()));
+        fetch.push(format!("--lock-path={locks}"));
         fetch.extend(["--log-level-file=off", "--log-level-console=off", "archive-get"].map(str::to_owned));
         let fetch = fetch.iter().map(|word| shell(word)).collect::<Vec<_>>().join(" ");
         let target = at.strftime("%Y-%m-%d %H:%M:%S.%6f+00");
         let mut command = self.command()?;
-        command.arg(format!("--lock-path={}", place.path().join("locks").display()));
+        command.arg(format!("--lock-path={locks}"));
         command.args([format!("--pg1-path={data}"), format!("--set={label}"), format!("--db-include={database}")]);
         command.args(["--type=time", "--target-action=promote", "--archive-mode=off"]);
         command.arg(format!("--target={target}"));
@@ -202,7 +224,9 @@ impl PgBackRest {
         command.arg("restore");
         self.finish(command).map(drop)
     }
+}
 
+impl PgBackRest {
     fn command(&self) -> Result<Command, Error> {
         // As the account that PostgreSQL runs as: what it writes must be readable to it.
         let mut command = unprivileged_command(&self.program)?;

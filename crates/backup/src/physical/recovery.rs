@@ -4,11 +4,12 @@
 //! server finds references to pages that are not there, and would stop. It is told to go on, and every such reference is
 //! looked at afterwards: one to the wanted database, or to what all share, means that the result cannot be trusted.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::pgbackrest::PgBackRest;
+use super::pgbackrest::{PhysicalEngine, RecoveryPlace};
 use crate::drill::amcheck;
 use crate::logical::blocking;
 use crate::scratch::{Place, ScratchCluster};
@@ -19,7 +20,7 @@ use crate::{Control, Error};
 #[derive(Debug, Clone)]
 pub struct Recovery {
     /// The cluster's backups.
-    pub stanza: PgBackRest,
+    pub engine: Arc<dyn PhysicalEngine>,
     /// The database.
     pub database: String,
     /// The instant: nothing that was committed later is in the result.
@@ -63,9 +64,9 @@ impl Recovery {
     pub async fn run(&self, control: &Control) -> Result<Recovered, Error> {
         control.phase("looking at the archived log", None);
         let (programs, place) = (self.programs.clone(), self.place.clone());
-        let stanza = self.stanza.clone();
+        let engine = Arc::clone(&self.engine);
         let (place, found) = blocking(move || {
-            let found = stanza.stanza()?;
+            let found = engine.stanza()?;
             Ok((Place::new(programs.as_deref(), place.as_deref())?, found))
         })
         .await?;
@@ -75,9 +76,9 @@ impl Recovery {
             .map_err(|e| Error::Refused(format!("{e}; nothing was changed")))?;
         let label = coverage.backup.label;
         control.phase("restoring the cluster's files", None);
-        let (stanza, database, at, set) = (self.stanza.clone(), self.database.clone(), self.at, label.clone());
+        let (engine, database, at, set) = (Arc::clone(&self.engine), self.database.clone(), self.at, label.clone());
         let cluster = blocking(move || {
-            stanza.restore(&place, &set, &database, at)?;
+            engine.restore(&RecoveryPlace { root: place.path(), data: &place.data() }, &set, &database, at)?;
             let hba = place.path().join("hba.conf");
             let config = place.path().join("scratch.conf");
             for (path, text) in [(&hba, "local all all trust\n"), (&config, "")] {
