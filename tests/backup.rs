@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cofferdam_backup::interchange::{Identity, Import, export};
 use cofferdam_backup::logical::Backup;
 use cofferdam_backup::model::{
     BackupPolicy, BackupSet, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode,
@@ -673,6 +674,95 @@ fn of_several_who_make_a_repository_at_once_one_does_and_all_can_use_it() {
     }
     open(&path).unwrap();
     assert!(std::fs::read_dir(path.join("keys")).unwrap().count() >= 2);
+}
+
+/// "Odoo's zip format in and out." `reference`, Health and upgrades: "`dump.sql` + `manifest.json` + `filestore/ab/<sha1>`".
+#[test]
+fn an_estate_leaves_as_odoos_zip_file_and_comes_back_from_one() {
+    runtime().block_on(async {
+        let house = House::new(50).await;
+        let client = house.estate.connect().await.unwrap();
+        client
+            .batch_execute(
+                "CREATE TABLE ir_module_module (id serial, name text, latest_version text, state text);
+                 INSERT INTO ir_module_module (name, latest_version, state) VALUES ('base', '17.0.1.3', 'installed'),
+                 ('sale', '17.0.1.0', 'installed'), ('crm', NULL, 'uninstalled');
+                 CREATE EXTENSION pg_trgm; COMMENT ON TABLE res_partner IS 'it''s; ours';
+                 INSERT INTO res_partner (name, note) VALUES (E'tab\\there', E'line\\nline \\\\. end;');
+                 CREATE FUNCTION twice(i int) RETURNS int BEGIN ATOMIC SELECT i * 2; END",
+            )
+            .await
+            .unwrap();
+        house.attach(6, 0).await;
+        house.save().await;
+        let before = exact(&client).await;
+        let file = house.directory.path().join("acme.zip");
+        let repository = Arc::new(house.repository());
+        let exported =
+            export(&repository, &RestorePoint::Latest, &house.server(), &file, &Control::default()).await.unwrap();
+        assert_eq!(exported.files, 6);
+        let error = export(&repository, &RestorePoint::Latest, &house.server(), &file, &Control::default()).await;
+        assert!(error.unwrap_err().to_string().contains("is there already"));
+        // As Python, in which Odoo is written, sees it.
+        let script = "import json,sys,zipfile; z=zipfile.ZipFile(sys.argv[1]); assert z.testzip() is None; \
+                      m=json.loads(z.read('manifest.json')); print(m['odoo_dump'], m['major_version'], m['version_info'], \
+                      sorted(m['modules']), len([n for n in z.namelist() if n.startswith('filestore/')]))";
+        let output = Command::new("python3").args(["-c", script]).arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.trim(), "1 17.0 [17, 0] ['base', 'sale'] 6", "{}", String::from_utf8_lossy(&output.stderr));
+
+        let import = |database: &str, identity| Import {
+            restore: Restore { database: database.into(), owner: Some("acme_owner".into()), ..house.restore() },
+            file: file.clone(),
+            identity,
+        };
+        let error = import("acme", Identity::Moved).run(&Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("database acme is there already"), "{error}");
+        let moved = import("moved", Identity::Moved).run(&Control::default()).await.unwrap();
+        assert_eq!(moved.files, 6);
+        let there = house.cluster.connect("acme_owner", "odoo", "moved").await.unwrap();
+        assert_eq!(exact(&there).await, before);
+        let query = "SELECT twice(21), obj_description('res_partner'::regclass), \
+                     (SELECT note FROM res_partner WHERE name LIKE E'tab\\t%')";
+        let row = there.query_one(query, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i32>(0), row.get::<_, String>(1).as_str()), (42, "it's; ours"));
+        assert_eq!(row.get::<_, String>(2), "line\nline \\. end;");
+        let uuid = "SELECT value FROM ir_config_parameter WHERE key = 'database.uuid'";
+        let original: String = client.query_one(uuid, &[]).await.unwrap().get(0);
+        assert_eq!(there.query_one(uuid, &[]).await.unwrap().get::<_, String>(0), original);
+        let identity = Identity::Copied { base_url: Some("https://copy.example.com".into()), keep_integrations: false };
+        import("copied", identity).run(&Control::default()).await.unwrap();
+        let copy = house.cluster.connect("acme_owner", "odoo", "copied").await.unwrap();
+        assert_ne!(copy.query_one(uuid, &[]).await.unwrap().get::<_, String>(0), original);
+        let active = "SELECT count(*) FROM ir_mail_server WHERE active AND smtp_host <> 'invalid'";
+        assert_eq!(copy.query_one(active, &[]).await.unwrap().get::<_, i64>(0), 0);
+
+        // A file from somebody else is nobody's program and nobody's path.
+        let hostile = house.directory.path().join("hostile.zip");
+        for (sql, name, expected) in [
+            ("SELECT 1;\n\\! touch /tmp/cofferdam-was-here\n", "filestore/aa/x", "is a command for psql"),
+            ("CREATE ROLE intruder SUPERUSER;\n", "filestore/aa/x", "superuser"),
+            ("COPY (SELECT 1) TO PROGRAM 'touch /tmp/cofferdam-was-here';\n", "filestore/aa/x", "denied"),
+            ("RESET ROLE; CREATE DATABASE intruder;\n", "filestore/aa/x", "CREATE DATABASE cannot run"),
+            ("SELECT 'unfinished\n", "filestore/aa/x", "ends inside a statement"),
+        ] {
+            let script = "import sys,zipfile; z=zipfile.ZipFile(sys.argv[1],'w'); \
+                          z.writestr('dump.sql', sys.argv[2]); z.writestr(sys.argv[3], 'x')";
+            let made = Command::new("python3").args(["-c", script]).arg(&hostile).args([sql, name]).status().unwrap();
+            assert!(made.success());
+            let import = Import { file: hostile.clone(), ..import("bad", Identity::Moved) };
+            let error = import.run(&Control::default()).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{sql}: {error}");
+        }
+        let script = "import sys,zipfile; z=zipfile.ZipFile(sys.argv[1],'w'); z.writestr('dump.sql', 'SELECT 1;\\n'); \
+                      z.writestr('filestore/../../escaped', 'x'); z.writestr('filestore/ab/good', 'x')";
+        assert!(Command::new("python3").args(["-c", script]).arg(&hostile).status().unwrap().success());
+        let import = Import { file: hostile, ..import("bad", Identity::Moved) };
+        assert_eq!(import.run(&Control::default()).await.unwrap().files, 1);
+        assert!(!house.directory.path().join("escaped").exists());
+        assert!(!Path::new("/tmp/cofferdam-was-here").exists());
+        assert_eq!(databases(&house).await, ["acme", "bad", "copied", "moved"]);
+    });
 }
 
 /// "Every request sees old or new, none fails; revert the same."

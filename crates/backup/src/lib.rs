@@ -54,7 +54,7 @@
 //! # Parts
 //!
 //! [`model`] is what everything is made of, as data with a JSON Schema; [`plan`] decides without doing; [`repository`] is
-//! where sets lie; [`logical`] and [`physical`] are the engines; [`restore`] and [`drill`] bring back and try; [`runner`]
+//! where sets lie; [`logical`] and [`physical`] are the engines; [`restore`] and [`drill`] bring back and try; [`interchange`] is Odoo's own format; [`runner`]
 //! does it by schedule; [`config`] reads `backup.yaml`. Nothing here prints, and nothing is global.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -63,6 +63,7 @@ pub mod config;
 pub mod drill;
 mod error;
 mod events;
+pub mod interchange;
 pub mod logical;
 pub mod model;
 pub mod physical;

@@ -175,7 +175,7 @@ impl TenantSetup {
     }
 
     /// The server of its database.
-    pub(crate) fn server(&self) -> &Server {
+    pub fn server(&self) -> &Server {
         &self.server
     }
 

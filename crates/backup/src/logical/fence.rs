@@ -6,6 +6,7 @@
 //! long. The transaction ends with the connection, and the connection with the process: no fence outlives its backup.
 //! (`reference`: Backup, "Filestore fence".)
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -203,8 +204,18 @@ impl Snapshot {
                 });
             }
         };
+        let columns = ["name", "latest_version", "state"];
+        let modules = hold_table(&client, "public.ir_module_module", &columns).await.map_err(|e| failed(&e))?;
+        let modules = if modules == Found::Plain {
+            let query = "SELECT name, latest_version FROM public.ir_module_module \
+                         WHERE state = 'installed' AND name IS NOT NULL AND latest_version IS NOT NULL";
+            let rows = client.query(query, &[]).await.map_err(|e| failed(&e))?;
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+        } else {
+            BTreeMap::new()
+        };
         let _ = client.batch_execute("ROLLBACK").await;
-        Ok(Tenancy { uuid, attachments })
+        Ok(Tenancy { uuid, attachments, modules })
     }
 
     /// Holds the snapshot until everybody who needs it has it.
@@ -228,6 +239,7 @@ impl Snapshot {
 pub(super) struct Tenancy {
     pub(super) uuid: Option<String>,
     pub(super) attachments: Vec<Attachment>,
+    pub(super) modules: BTreeMap<String, String>,
 }
 
 /// A file that the database refers to.

@@ -1,5 +1,6 @@
 //! The filestore's part of a backup: which files, whether they are there, whether they are what their names say.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -24,6 +25,9 @@ pub struct Manifest {
     pub files: Vec<ManifestFile>,
     /// Attachments that lie in an object store of Odoo's own: their locations.
     pub remote: Vec<String>,
+    /// Odoo's installed modules and their versions.
+    #[serde(default)]
+    pub modules: BTreeMap<String, String>,
 }
 
 /// A file of the filestore.
@@ -69,7 +73,7 @@ impl SharedFindings {
 impl Manifest {
     /// What a snapshot refers to, sorted as the repository wants it.
     pub(super) fn of(attachments: Vec<Attachment>) -> Self {
-        let mut manifest = Self { version: 1, files: Vec::new(), remote: Vec::new() };
+        let mut manifest = Self { version: 1, files: Vec::new(), remote: Vec::new(), modules: BTreeMap::new() };
         for Attachment { store_fname, checksum, size } in attachments {
             if store_fname.contains("://") {
                 manifest.remote.push(store_fname);

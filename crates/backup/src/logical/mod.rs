@@ -115,7 +115,7 @@ impl Backup {
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
-        let Tenancy { uuid, attachments } = snapshot.read(&self.server, &database).await?;
+        let Tenancy { uuid, attachments, modules } = snapshot.read(&self.server, &database).await?;
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
             let (server, major) = (dump_server.clone(), snapshot.server_major);
@@ -138,7 +138,7 @@ impl Backup {
                 let _ = rows_in.send(counted);
             });
         }
-        let manifest = Arc::new(Manifest::of(attachments));
+        let manifest = Arc::new(Manifest { modules, ..Manifest::of(attachments) });
         let findings = SharedFindings::default();
         let rows: Arc<std::sync::Mutex<RowCounts>> = Arc::default();
         let files =

@@ -274,7 +274,7 @@ fn without_links(target: &Path, name: &str) -> Result<(), Error> {
 }
 
 /// Restored files belong to whom the directory of filestores belongs, where we may say so.
-fn hand_over(tree: &Path) -> Result<(), Error> {
+pub(crate) fn hand_over(tree: &Path) -> Result<(), Error> {
     fn walk(path: &Path, like: &Path) -> io::Result<()> {
         copy_owner(like, path)?;
         if fs::symlink_metadata(path)?.is_dir() {

@@ -11,7 +11,7 @@ use super::loader::Loader;
 use crate::logical::{RowCounts, blocking, count_rows, last_words, paths};
 use crate::model::{BackupSet, DatabaseLocale, Extension, LocaleProvider};
 use crate::program::Running;
-use crate::repository::Repository;
+use crate::repository::{Reader, Repository};
 use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 
@@ -27,12 +27,13 @@ pub(super) async fn database(
     let (list, load) = (pg_restore(&loader.server), load_command(loader, name, keep_grants));
     let (repository, set, control) = (Arc::clone(repository), set.clone(), control.clone());
     blocking(move || {
+        let reader = repository.reader(&set.id)?;
         let contents = contents(list, &control, |sink| {
             let quiet = Control::default();
-            feed(&repository, &set, sink, &quiet)
+            feed(&reader, &set, sink, &quiet)
         })?;
         let chosen = chosen(&contents, &set.artifact.extensions)?;
-        run(load, &chosen, &control, |stdin| feed(&repository, &set, stdin, &control))
+        run(load, &chosen, &control, |stdin| feed(&reader, &set, stdin, &control))
     })
     .await
 }
@@ -150,8 +151,12 @@ fn run(
 }
 
 /// The parts of a dump, one after the other.
-fn feed(repository: &Repository, set: &BackupSet, stdin: &mut dyn Write, control: &Control) -> Result<(), Error> {
-    let reader = repository.reader(&set.id)?;
+pub(crate) fn feed(
+    reader: &Reader<'_>,
+    set: &BackupSet,
+    stdin: &mut dyn Write,
+    control: &Control,
+) -> Result<(), Error> {
     let mut sink = Counted { inner: stdin, control: control.clone(), broken: None, written: 0 };
     let mut part = 0;
     while sink.written < set.artifact.bytes {

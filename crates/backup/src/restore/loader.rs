@@ -90,7 +90,7 @@ impl Restore {
     ///
     /// Refused where that is the restoring role itself or a superuser: what the tenant has written would then run with
     /// all that role may, and where it is Odoo's role too, Odoo's workers would find the half-loaded database and run its jobs.
-    pub(super) async fn owner(&self) -> Result<String, Error> {
+    pub(crate) async fn owner(&self) -> Result<String, Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| self.server.failed(&self.database, e);
         let query = "SELECT r.rolname::text, r.rolsuper FROM pg_catalog.pg_roles r \

@@ -20,12 +20,16 @@ use std::time::Instant;
 
 use cofferdam_tenant::Slug;
 
+pub(crate) use files::{hand_over, manifest};
 pub use gateway::GatewayConsole;
+pub(crate) use load::feed;
 pub(crate) use loader::Loader;
 pub use swap::Previous;
 
 use crate::logical::blocking;
-use crate::model::{BackupSet, FilestoreSummary, RestoreMode, RestorePlan, RestorePoint, Restored};
+use crate::model::{
+    BackupSet, DatabaseLocale, Extension, FilestoreSummary, RestoreMode, RestorePlan, RestorePoint, Restored,
+};
 use crate::repository::{Repository, RepositoryKey, Store};
 use crate::server::{Server, quoted};
 use crate::{Control, Error};
@@ -143,8 +147,29 @@ impl Restore {
         }
     }
 
+    pub(crate) async fn make_copy(
+        &self,
+        loader: &Loader,
+        staging: &str,
+        base_url: Option<&str>,
+        keep_integrations: bool,
+    ) -> Result<(), Error> {
+        identity::make_new(loader, staging, base_url, keep_integrations).await
+    }
+
+    pub(crate) async fn create_for(
+        &self,
+        staging: &str,
+        locale: &DatabaseLocale,
+        extensions: &[Extension],
+        owner: &str,
+        made: &AtomicBool,
+    ) -> Result<(), Error> {
+        load::create_for(&self.server, staging, locale, extensions, owner, made).await
+    }
+
     /// Removes a half-loaded database, if it was this restore that has made it: another may be loading under the name.
-    async fn clear(&self, staging: &str, made: &AtomicBool, control: &Control) {
+    pub(crate) async fn clear(&self, staging: &str, made: &AtomicBool, control: &Control) {
         if made.load(Ordering::SeqCst)
             && let Err(left) = self.drop_database(staging).await
         {
@@ -153,7 +178,7 @@ impl Restore {
     }
 
     /// From its hidden name to the one that is asked for. Until here nothing could have connected by it.
-    async fn put_in_place(&self, plan: &RestorePlan, owner: &str) -> Result<(), Error> {
+    pub(crate) async fn put_in_place(&self, plan: &RestorePlan, owner: &str) -> Result<(), Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| self.server.failed(&plan.staging, e);
         let access = Access::of(&client, &self.database).await.map_err(|e| failed(&e))?;
@@ -166,7 +191,7 @@ impl Restore {
     }
 
     /// Which database it will be in the end, and through which; refused where something is in the way.
-    async fn plan_names(&self, short: &str, mode: &RestoreMode) -> Result<RestorePlan, Error> {
+    pub(crate) async fn plan_names(&self, short: &str, mode: &RestoreMode) -> Result<RestorePlan, Error> {
         let database = match mode {
             RestoreMode::Scratch => format!("{}__scratch_{short}", self.database),
             RestoreMode::NewTenant { database, .. } => database.clone(),

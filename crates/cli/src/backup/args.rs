@@ -100,6 +100,15 @@ pub(crate) enum BackupCommand {
         /// Its id or the beginning of it.
         set: String,
     },
+    /// Write a backup in Odoo's own zip format, for leaving.
+    Export {
+        /// Whose.
+        tenant: String,
+        /// The file to write.
+        file: PathBuf,
+        #[command(flatten)]
+        point: Point,
+    },
     /// Check the configuration and print every error in it.
     Check,
 }
@@ -181,6 +190,22 @@ pub(crate) enum RestoreCommand {
         /// Do it without asking.
         #[arg(long)]
         yes: bool,
+    },
+    /// Make a backup in Odoo's own zip format, from anywhere, the tenant's database and filestore.
+    Import {
+        /// Whose it becomes: a tenant in the configuration, with an `owner`, whose database is not there yet.
+        tenant: String,
+        /// The file.
+        file: PathBuf,
+        /// It is a copy: a new identity, neutralized. Otherwise it has moved here, and everything goes on.
+        #[arg(long)]
+        copy: bool,
+        /// `web.base.url` of the copy.
+        #[arg(long, requires = "copy")]
+        base_url: Option<String>,
+        /// Leave the copy's mail servers, jobs and integrations on.
+        #[arg(long, requires = "copy")]
+        keep_integrations: bool,
     },
     /// Put back what a swap has replaced.
     Revert {

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cofferdam_backup::Control;
 use cofferdam_backup::config::{Setup, TenantSetup};
 use cofferdam_backup::model::{BackupSet, LegalHold, LockAttestation};
 use cofferdam_backup::repository::Depth;
 use cofferdam_backup::runner::{self, Runner, Told};
+use cofferdam_backup::{Control, interchange};
 use comfy_table::{CellAlignment, Table, presets};
 use jiff::Timestamp;
 
@@ -75,6 +75,21 @@ pub(super) async fn run(args: &BackupArgs, setup: Setup) -> anyhow::Result<ExitC
             let id = set.id.clone();
             tokio::task::spawn_blocking(move || repository.release(&id)).await??;
             println!("{}: backup {} is not held any more", setup.tenant, set.id.short());
+            Ok(ExitCode::SUCCESS)
+        }
+        BackupCommand::Export { tenant: name, file, point } => {
+            let setup = tenant(&setup, name)?;
+            let repository = runner::open(setup).await?;
+            let shown = Shown::new(name, common.quiet);
+            let point = super::restore::point_of(point);
+            let exported = interchange::export(&repository, &point, setup.server(), file, &shown.control).await?;
+            drop(shown);
+            if common.json {
+                print_json(&exported)?;
+            } else {
+                let (path, bytes) = (exported.path.display(), size(exported.bytes));
+                println!("{name}: {path} has backup {} and {} files, {bytes}", exported.set.id.short(), exported.files);
+            }
             Ok(ExitCode::SUCCESS)
         }
         BackupCommand::Check => {

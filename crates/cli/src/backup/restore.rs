@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use cofferdam_backup::config::Setup;
+use cofferdam_backup::interchange::{Identity, Import};
 use cofferdam_backup::model::{RestoreMode, RestorePlan, RestorePoint, Restored, SetId};
 
 use super::args::{Common, Point, RestoreArgs, RestoreCommand};
@@ -53,6 +54,18 @@ pub(super) async fn run(args: &RestoreArgs, setup: Setup) -> anyhow::Result<Exit
             drop(shown);
             told(common, name, &restored)
         }
+        RestoreCommand::Import { tenant: name, file, copy, base_url, keep_integrations } => {
+            let identity = if *copy {
+                Identity::Copied { base_url: base_url.clone(), keep_integrations: *keep_integrations }
+            } else {
+                Identity::Moved
+            };
+            let import = Import { restore: tenant(&setup, name)?.restore().await?, file: file.clone(), identity };
+            let shown = Shown::new(name, common.quiet);
+            let restored = import.run(&shown.control).await?;
+            drop(shown);
+            told(common, name, &restored)
+        }
         RestoreCommand::Revert { tenant: name, previous, yes } => {
             let restore = tenant(&setup, name)?.restore().await?;
             let previous = if let Some(previous) = previous {
@@ -94,7 +107,7 @@ async fn carry_out(
     told(common, name, &restored)
 }
 
-fn point_of(point: &Point) -> RestorePoint {
+pub(super) fn point_of(point: &Point) -> RestorePoint {
     match (&point.set, point.at) {
         (Some(id), _) => RestorePoint::Set { id: SetId(id.clone()) },
         (None, Some(at)) => RestorePoint::Time { at },
