@@ -742,8 +742,8 @@ fn an_estate_leaves_as_odoos_zip_file_and_comes_back_from_one() {
         for (sql, name, expected) in [
             ("SELECT 1;\n\\! touch /tmp/cofferdam-was-here\n", "filestore/aa/x", "is a command for psql"),
             ("CREATE ROLE intruder SUPERUSER;\n", "filestore/aa/x", "superuser"),
-            ("COPY (SELECT 1) TO PROGRAM 'touch /tmp/cofferdam-was-here';\n", "filestore/aa/x", "denied"),
-            ("RESET ROLE; CREATE DATABASE intruder;\n", "filestore/aa/x", "CREATE DATABASE cannot run"),
+            ("COPY (SELECT 1) TO PROGRAM 'touch /tmp/cofferdam-was-here';\n", "filestore/aa/x", "external program"),
+            ("RESET ROLE; CREATE DATABASE intruder;\n", "filestore/aa/x", "CREATE DATABASE"),
             ("SELECT 'unfinished\n", "filestore/aa/x", "ends inside a statement"),
         ] {
             let script = "import sys,zipfile; z=zipfile.ZipFile(sys.argv[1],'w'); \

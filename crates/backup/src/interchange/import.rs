@@ -182,7 +182,7 @@ impl Import {
         while let Some(piece) = receive.recv().await {
             match piece {
                 Piece::Statement(text) => {
-                    found.extend(extension(&text).filter(|e| EXTENSIONS.contains(&e.name.as_str())))
+                    found.extend(extension(&text).filter(|e| EXTENSIONS.contains(&e.name.as_str())));
                 }
                 // They come before the first row.
                 Piece::Copy(_) => break,
@@ -225,7 +225,7 @@ impl Import {
                 stopped(control)?;
                 match piece {
                     Piece::Statement(text) => {
-                        statement(&client, &text, &made, control).await.map_err(|e| failed(&e))?
+                        statement(&client, &text, &made, control).await.map_err(|e| failed(&e))?;
                     }
                     Piece::Copy(text) => {
                         let sink = client.copy_in(&text).await.map_err(|e| failed(&e))?;
