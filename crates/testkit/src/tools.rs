@@ -1,6 +1,6 @@
 //! Client programs that tests run against the gateway.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
@@ -81,4 +81,14 @@ pub async fn python_with(module: &str) -> Result<PathBuf, TestkitError> {
         what: format!("a Python with the module {module}"),
         hint: format!("install it (Debian: `apt-get install python3-{module}`)"),
     })
+}
+
+/// A program that `make test` has installed below `target/tools`, or one that is on the path.
+pub fn installed(name: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let installed = target.join("tools/bin").join(name);
+    let on_path = std::env::var_os("PATH")
+        .and_then(|path| std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.exists()));
+    Some(installed).filter(|path| path.exists()).or(on_path)
 }
