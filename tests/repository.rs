@@ -51,10 +51,11 @@ fn dependencies_run_one_way() {
         ("postgres", &["fairness", "tenant", "tls"]),
         ("admin", &[]),
         ("backup", &["tenant"]),
+        ("health", &["tenant"]),
         ("cofferdam", &["admin", "http", "postgres", "fairness", "tenant"]),
         ("testkit", &[]),
         ("bench", &["fairness", "testkit"]),
-        ("cli", &["backup", "bench", "cofferdam", "testkit"]),
+        ("cli", &["backup", "bench", "cofferdam", "health", "testkit"]),
     ]
     .into();
     for (name, uses) in dependencies() {

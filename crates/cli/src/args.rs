@@ -45,6 +45,7 @@ pub(crate) enum Command {
     Restore(crate::backup::args::RestoreArgs),
     /// Try whether backups can be restored, and how fast.
     Drill(crate::backup::args::DrillArgs),
+    Health(crate::health::HealthArgs),
     /// Print the JSON Schema of a configuration file, for editors.
     Schema {
         /// Which file.
@@ -348,4 +349,6 @@ pub(crate) enum SchemaKind {
     Tenant,
     /// `backup.yaml`.
     Backup,
+    /// `health.yaml`.
+    Health,
 }

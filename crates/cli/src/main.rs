@@ -6,6 +6,7 @@ mod backup;
 mod bench;
 mod check;
 mod demo;
+mod health;
 mod serve;
 mod top;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Backup(args) => backup::backup(&args),
         Command::Restore(args) => backup::restore(&args),
         Command::Drill(args) => backup::drill(&args),
+        Command::Health(args) => health::run(&args),
         Command::Schema { kind } => schema(kind),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "cofferdam", &mut std::io::stdout());
@@ -52,6 +54,7 @@ fn schema(kind: SchemaKind) -> anyhow::Result<ExitCode> {
         SchemaKind::Gateway => cofferdam::tenant::gateway_schema(),
         SchemaKind::Tenant => cofferdam::tenant::tenant_schema(),
         SchemaKind::Backup => cofferdam_backup::config::backup_schema(),
+        SchemaKind::Health => cofferdam_health::config::health_schema(),
     };
     println!("{}", serde_json::to_string_pretty(schema)?);
     Ok(ExitCode::SUCCESS)

@@ -9,6 +9,7 @@ mod directory;
 pub mod load;
 pub mod odoo;
 pub mod postgres;
+pub mod redis;
 pub mod s3;
 pub mod tools;
 

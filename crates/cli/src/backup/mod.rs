@@ -6,6 +6,8 @@ mod keep;
 mod progress;
 mod restore;
 
+pub(crate) use progress::stop_signal;
+
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;

@@ -94,7 +94,7 @@ impl Drop for Shown {
 }
 
 /// Ctrl-C or SIGTERM.
-pub(super) async fn stop_signal() -> std::io::Result<()> {
+pub(crate) async fn stop_signal() -> std::io::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted,

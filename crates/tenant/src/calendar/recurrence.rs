@@ -197,7 +197,7 @@ impl Recurrence {
         if self.positions.is_empty() {
             return days;
         }
-        let length = days.len() as i32;
+        let length = i32::try_from(days.len()).unwrap_or(0);
         let mut chosen: Vec<Date> = self
             .positions
             .iter()

@@ -1,0 +1,126 @@
+//! `cofferdam health` as an operator uses it.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use cofferdam_testkit::postgres::{Cluster, SUPERUSER};
+use tempfile::TempDir;
+
+struct House {
+    cluster: Cluster,
+    directory: TempDir,
+}
+
+impl House {
+    async fn new() -> Self {
+        let cluster = Cluster::start().unwrap();
+        for name in ["acme", "beta"] {
+            cluster.create_database(name, SUPERUSER.0).await.unwrap();
+            let client = cluster.admin(name).await.unwrap();
+            let tables = "CREATE TABLE ir_module_module (id serial, name text, state text); \
+                          INSERT INTO ir_module_module (name, state) VALUES ('base', 'installed')";
+            client.batch_execute(tables).await.unwrap();
+        }
+        let house = Self { cluster, directory: tempfile::tempdir().unwrap() };
+        house.write("password", SUPERUSER.1);
+        house.write(
+            "health.yaml",
+            &format!(
+                "interval: 1s\nclusters:\n  main: {{ host: 127.0.0.1, port: {}, user: {}, password_file: password }}\n\
+                 tenants:\n  acme: {{ calendar: de }}\n  beta: {{}}\n\
+                 calendars: {{ de: {{ time_zone: Europe/Berlin, holidays: {{ country: DE }}, events: [{{ name: close, \
+                 kind: month_end_close, business_days: -3, effects: {{ latency: 2.0 }} }}] }} }}\n\
+                 services: {{ payroll: {{ title: Payroll, tenants: [acme] }} }}\nnotices: {{ after: 0s }}\n",
+                house.cluster.port(),
+                SUPERUSER.0
+            ),
+        );
+        house
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path().join(name), text).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cofferdam"));
+        command.args(arguments).arg("--config").arg(self.path().join("health.yaml")).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> (Output, String) {
+        let output = self.command(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output, text)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_checks_asks_why_watches_and_writes_rules() {
+    let mut house = House::new().await;
+    let (output, text) = house.run(&["health", "check"]);
+    assert!(output.status.success() && text.contains("✓ pass") && text.contains("Payroll"), "{text}");
+    assert!(text.contains("18 of 18 checks pass"), "{text}");
+    let (_, text) = house.run(&["health", "explain", "acme"]);
+    assert_eq!(text.trim(), "acme is well: 5 checks pass");
+
+    let textfile = house.path().join("health.prom");
+    let mut watch = house.command(&["health", "watch", "--textfile", textfile.to_str().unwrap()]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "watching 2 tenants");
+    let admin = house.cluster.admin("postgres").await.unwrap();
+    // Not before it was once seen to be well.
+    for _ in 0..200 {
+        let text = std::fs::read_to_string(&textfile).unwrap_or_default();
+        if text.contains(
+            "cofferdam_health_status{kind=\"tenant\",subject=\"acme\",aspect=\"database\",topic=\"latency\"} 0",
+        ) {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    admin.batch_execute("DROP DATABASE acme WITH (FORCE)").await.unwrap();
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains("TROUBLE [Page] tenant acme: database: database acme does not answer"), "{line}");
+    let metrics = std::fs::read_to_string(&textfile).unwrap();
+    for expected in [
+        "cofferdam_health_cause{kind=\"tenant\",subject=\"acme\",aspect=\"database\",topic=\"availability\"} 1",
+        "cofferdam_health_service_status{service=\"payroll\"} 3",
+        "business_calendar_latency_factor{tenant=\"acme\"} ",
+        "cofferdam_health_looks_total{tenant=\"beta\",result=\"good\"} ",
+    ] {
+        assert!(metrics.contains(expected), "{expected}\n{metrics}");
+    }
+    let (output, text) = house.run(&["health", "explain", "acme"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("most likely because of tenant acme: database") && text.contains("→"), "{text}");
+    house.cluster.kill();
+    // What was the tenant's own trouble is now a consequence, and is not told as over.
+    let line = lines.next().unwrap().unwrap();
+    assert!(line.contains("TROUBLE [Page] cluster main: reachable: it does not answer"), "{line}");
+    Command::new("kill").arg(watch.id().to_string()).status().unwrap();
+    assert!(watch.wait().unwrap().success());
+    let (output, text) = house.run(&["health", "check", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(answer["checks"]["tenant beta: database"]["status"], "fail");
+    assert_eq!(answer["checks"]["tenant beta: database"]["because_of"]["aspect"], "reachable");
+
+    let directory = house.path().join("rules");
+    let (output, text) = house.run(&["health", "rules", "--directory", directory.to_str().unwrap()]);
+    assert!(output.status.success() && text.lines().count() == 4, "{text}");
+    let dashboard = std::fs::read(directory.join("cofferdam-services.json")).unwrap();
+    assert!(serde_json::from_slice::<serde_json::Value>(&dashboard).unwrap()["panels"].is_array());
+
+    house.write("health.yaml", "tenants: { acme: { cluster: nowhere } }\nintervall: 3s\n");
+    let (output, text) = house.run(&["health", "check"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text.contains("health.yaml:2") && text.contains("intervall"), "{text}");
+}

@@ -1,0 +1,468 @@
+//! `health.yaml`: what is looked at, and whom it is told.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use cofferdam_tenant::calendar::{Calendar, CalendarConfig};
+use cofferdam_tenant::yaml::Node;
+use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, HumanDuration, Secret, Secrets, Source};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::engine::{Engine, EngineOptions, Hysteresis};
+use crate::model::{CheckId, Subject};
+use crate::probe::{BackupsProbe, CertificateProbe, ClusterProbe, Database, HttpProbe, Probe, RedisProbe, TenantProbe};
+use crate::service::ServiceConfig;
+use crate::watcher::Watcher;
+
+/// The file.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HealthFile {
+    /// The gateway's `cofferdam.yaml`: its tenants with a database are looked at too, on the cluster that is named like theirs.
+    pub catalog: Option<PathBuf>,
+    /// How often everything is looked at.
+    #[serde(default = "half_a_minute")]
+    pub interval: HumanDuration,
+    /// How many looks there are at a time.
+    #[serde(default = "eight")]
+    pub concurrency: u32,
+    /// Clusters of PostgreSQL, by name.
+    #[serde(default)]
+    pub clusters: BTreeMap<String, ClusterFile>,
+    /// Redis servers, by name.
+    #[serde(default)]
+    pub redis: BTreeMap<String, RedisFile>,
+    /// Tenants, by name.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, TenantFile>,
+    /// The file that `cofferdam backup run --textfile` writes.
+    pub backups: Option<PathBuf>,
+    /// Business calendars, by name.
+    #[serde(default)]
+    pub calendars: BTreeMap<String, CalendarConfig>,
+    /// Business services, by name.
+    #[serde(default)]
+    pub services: BTreeMap<String, ServiceConfig>,
+    /// Which part of looks must be good over thirty days, in per cent.
+    #[serde(default = "three_nines")]
+    pub availability: f64,
+    /// Where notices go.
+    #[serde(default)]
+    pub notices: NoticesFile,
+}
+
+/// A cluster.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterFile {
+    /// Its name, address, or the directory of its socket.
+    pub host: String,
+    /// Its port.
+    #[serde(default = "postgres_port")]
+    pub port: u16,
+    /// The role, which needs `pg_monitor`.
+    pub user: String,
+    /// The file with the role's password.
+    pub password_file: Option<PathBuf>,
+    /// The environment variable with the role's password.
+    pub password_env: Option<String>,
+    /// A database that is always there.
+    #[serde(default = "maintenance")]
+    pub maintenance: String,
+}
+
+/// A Redis server.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RedisFile {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    #[serde(default = "redis_port")]
+    pub port: u16,
+    /// The file with its password.
+    pub password_file: Option<PathBuf>,
+}
+
+/// A tenant.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantFile {
+    /// Its database; by default it is named like the tenant. Looked at where it has a cluster.
+    pub database: Option<String>,
+    /// The cluster of its database; may be left out when there is only one.
+    pub cluster: Option<String>,
+    /// A page of its, such as `https://acme.example.com/web/login`.
+    pub page: Option<String>,
+    /// The address at which the page is fetched, where that is not the host's own.
+    pub connect: Option<SocketAddr>,
+    /// What the page must say.
+    pub expect: Option<String>,
+    /// The Redis server with its sessions.
+    pub redis: Option<String>,
+    /// Its business calendar.
+    pub calendar: Option<String>,
+    /// Which part of looks must be good over thirty days, in per cent.
+    pub availability: Option<f64>,
+}
+
+/// Where notices go.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NoticesFile {
+    /// An address that each notice is posted to, as JSON.
+    pub webhook: Option<String>,
+    /// Alertmanager, such as `http://127.0.0.1:9093`.
+    pub alertmanager: Option<String>,
+    /// What goes on is told again after so long.
+    pub repeat: Option<HumanDuration>,
+    /// A trouble is told when it has lasted for so long; two intervals at least.
+    pub after: Option<HumanDuration>,
+}
+
+/// Everything that the file says, understood and checked.
+pub struct Setup {
+    /// The file as it is written.
+    pub file: HealthFile,
+    /// Calendars, by tenant.
+    pub calendars: BTreeMap<String, Calendar>,
+    /// Objectives, as parts of one, by tenant.
+    pub objectives: BTreeMap<String, f64>,
+    probes: Vec<Arc<dyn Probe>>,
+    /// What a tenant cannot be well without.
+    needs: Vec<(Subject, CheckId)>,
+}
+
+impl std::fmt::Debug for Setup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Setup").field("probes", &self.probes.len()).finish_non_exhaustive()
+    }
+}
+
+/// The JSON Schema of `health.yaml`.
+pub fn health_schema() -> &'static Value {
+    static SCHEMA: OnceLock<Value> = OnceLock::new();
+    SCHEMA.get_or_init(|| schemars::schema_for!(HealthFile).to_value())
+}
+
+impl Setup {
+    /// The path of the gateway's configuration that a file refers to, if it does. For whoever loads both.
+    pub fn catalog_of(source: &Source) -> Option<PathBuf> {
+        let node = Node::parse(&source.path, &source.text).ok()?;
+        node.decode::<HealthFile>(&source.path, health_schema(), &mut Vec::new())?.catalog
+    }
+
+    /// Reads a configuration. Every error is found, not only the first.
+    pub fn read(source: &Source, catalog: Option<&Catalog>, secrets: &dyn Secrets) -> Result<Self, Diagnostics> {
+        let node = Node::parse(&source.path, &source.text).map_err(|d| Diagnostics(vec![d]))?;
+        let mut faults = Vec::new();
+        let Some(file) = node.decode::<HealthFile>(&source.path, health_schema(), &mut faults) else {
+            return Err(Diagnostics(faults));
+        };
+        let mut reader = Reader { source, node: &node, secrets, faults };
+        let setup = reader.setup(file, catalog);
+        if reader.faults.is_empty() { Ok(setup) } else { Err(reader.sorted()) }
+    }
+
+    /// A watcher that looks at everything. With `at_once`, one look is believed: for somebody who asks once.
+    pub fn watcher(&self, at_once: bool) -> Watcher {
+        let hysteresis = if at_once { Hysteresis { worse_after: 1, better_after: 1 } } else { Hysteresis::default() };
+        let stale_after = self.file.interval.0 * 5;
+        let mut engine = Engine::new(EngineOptions { hysteresis, stale_after, ..EngineOptions::default() });
+        for (subject, check) in &self.needs {
+            engine.subject_needs(subject.clone(), check.clone());
+        }
+        Watcher::new(self.probes.clone(), engine, self.file.concurrency as usize)
+    }
+}
+
+struct Reader<'a> {
+    source: &'a Source,
+    node: &'a Node,
+    secrets: &'a dyn Secrets,
+    faults: Vec<Diagnostic>,
+}
+
+impl Reader<'_> {
+    fn fault(&mut self, path: &[&str], found: impl Into<String>, expected: impl Into<String>) {
+        let at = self.node.locate(path);
+        let mut fault = Diagnostic::file_level(&self.source.path, found, expected);
+        (fault.line, fault.column, fault.field) = (at.line, at.column, path.join("."));
+        self.faults.push(fault);
+    }
+
+    fn sorted(&mut self) -> Diagnostics {
+        let mut faults = std::mem::take(&mut self.faults);
+        faults.sort_by_key(|fault| (fault.line, fault.column));
+        Diagnostics(faults)
+    }
+
+    /// Relative paths count from the file.
+    fn path(&self, path: &Path) -> PathBuf {
+        self.source.path.parent().unwrap_or(Path::new(".")).join(path)
+    }
+
+    fn setup(&mut self, file: HealthFile, catalog: Option<&Catalog>) -> Setup {
+        let interval = file.interval.0;
+        if interval < Duration::from_secs(1) {
+            self.fault(&["interval"], file.interval.to_string(), "at least `1s`");
+        }
+        if file.concurrency == 0 {
+            self.fault(&["concurrency"], "0", "at least 1");
+        }
+        self.part(&["availability"], file.availability);
+        let mut probes: Vec<Arc<dyn Probe>> = Vec::new();
+        let mut needs = Vec::new();
+        let mut clusters = BTreeMap::new();
+        for (name, cluster) in &file.clusters {
+            let Some(server) = self.cluster(name, cluster) else { continue };
+            probes.push(Arc::new(ClusterProbe::new(name, &server, crate::probe::ClusterLimits::default(), interval)));
+            clusters.insert(name.clone(), server);
+        }
+        for (name, redis) in &file.redis {
+            let password = match &redis.password_file {
+                Some(path) => match self.file(&["redis", name, "password_file"], path) {
+                    Some(text) => Some(Secret::new(text)),
+                    None => continue,
+                },
+                None => None,
+            };
+            match RedisProbe::new(name, &redis.host, redis.port, password.as_ref(), interval) {
+                Ok(probe) => probes.push(Arc::new(probe)),
+                Err(error) => self.fault(&["redis", name], error, "the address of a Redis server"),
+            }
+        }
+        let known = self.calendars(&file);
+        let mut tenants = file.tenants.clone();
+        for tenant in catalog.into_iter().flat_map(Catalog::tenants) {
+            let (Some(database), Some(cluster)) = (&tenant.database, &tenant.cluster) else { continue };
+            let entry = tenants.entry(tenant.slug.to_string()).or_default();
+            entry.database.get_or_insert_with(|| database.to_string());
+            entry.cluster.get_or_insert_with(|| cluster.name.to_string());
+        }
+        let (mut calendars, mut objectives) = (BTreeMap::new(), BTreeMap::new());
+        for (name, tenant) in &tenants {
+            self.tenant(name, tenant, &file, &clusters, &mut probes, &mut needs);
+            let objective = tenant.availability.unwrap_or(file.availability);
+            if tenant.availability.is_some() {
+                self.part(&["tenants", name, "availability"], objective);
+            }
+            objectives.insert(name.clone(), objective / 100.0);
+            if let Some(calendar) = &tenant.calendar {
+                if let Some(calendar) = known.get(calendar) {
+                    calendars.insert(name.clone(), calendar.clone());
+                } else if !file.calendars.contains_key(calendar) {
+                    let expected = format!("one of {}", names(file.calendars.keys()));
+                    self.fault(&["tenants", name, "calendar"], format!("`{calendar}`"), expected);
+                }
+            }
+        }
+        if let Some(path) = &file.backups {
+            probes.push(Arc::new(BackupsProbe {
+                file: self.path(path),
+                tenants: tenants.keys().cloned().collect(),
+                stale_after: Duration::from_secs(120),
+                drill_age: (40.0 * 86_400.0, 100.0 * 86_400.0),
+                interval,
+            }));
+        }
+        for (name, service) in &file.services {
+            for tenant in service.tenants.iter().filter(|tenant| !tenants.contains_key(*tenant)) {
+                let expected = format!("one of {}", names(tenants.keys()));
+                self.fault(&["services", name, "tenants"], format!("`{tenant}`"), expected);
+            }
+        }
+        if probes.is_empty() && self.faults.is_empty() {
+            self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");
+        }
+        Setup { file, calendars, objectives, probes, needs }
+    }
+
+    fn calendars(&mut self, file: &HealthFile) -> BTreeMap<String, Calendar> {
+        let mut known = BTreeMap::new();
+        for (name, config) in &file.calendars {
+            match Calendar::new(config) {
+                Ok(calendar) => drop(known.insert(name.clone(), calendar)),
+                Err(errors) => {
+                    for error in errors {
+                        let field: Vec<&str> = error.field.iter().map(String::as_str).collect();
+                        self.fault(&[&["calendars", name.as_str()], &field[..]].concat(), error.found, error.expected);
+                    }
+                }
+            }
+        }
+        known
+    }
+
+    fn tenant(
+        &mut self,
+        name: &str,
+        tenant: &TenantFile,
+        file: &HealthFile,
+        clusters: &BTreeMap<String, Database>,
+        probes: &mut Vec<Arc<dyn Probe>>,
+        needs: &mut Vec<(Subject, CheckId)>,
+    ) {
+        let (interval, subject) = (file.interval.0, Subject::Tenant(name.to_owned()));
+        let only = if file.clusters.len() == 1 { file.clusters.keys().next().cloned() } else { None };
+        if let Some(cluster) = tenant.cluster.clone().or(only) {
+            match clusters.get(&cluster) {
+                Some(server) => {
+                    let database = tenant.database.clone().unwrap_or_else(|| name.to_owned());
+                    let database = Database { database, ..server.clone() };
+                    let limits = crate::probe::TenantLimits::default();
+                    probes.push(Arc::new(TenantProbe { tenant: name.to_owned(), database, limits, interval }));
+                    needs.push((subject.clone(), ClusterProbe::reachable(&cluster)));
+                }
+                None if file.clusters.contains_key(&cluster) => {}
+                None => {
+                    let expected = format!("one of {}", names(file.clusters.keys()));
+                    self.fault(&["tenants", name, "cluster"], format!("`{cluster}`"), expected);
+                }
+            }
+        } else if tenant.database.is_some() {
+            let expected = format!("one of {}", names(file.clusters.keys()));
+            self.fault(&["tenants", name], "no `cluster`", expected);
+        }
+        if let Some(url) = &tenant.page {
+            match HttpProbe::new(name, url, tenant.connect, tenant.expect.clone(), (2.0, 10.0), interval) {
+                Ok(probe) => probes.push(Arc::new(probe)),
+                Err(error) => {
+                    self.fault(&["tenants", name, "page"], format!("`{url}`: {error}"), "an address of a page");
+                }
+            }
+            if let Some((host, port)) = of_https(url) {
+                let connect = tenant.connect.map_or_else(|| format!("{host}:{port}"), |at| at.to_string());
+                let interval = interval.max(Duration::from_secs(300));
+                let tenant = name.to_owned();
+                probes.push(Arc::new(CertificateProbe { tenant, host, connect, limits: (21.0, 7.0), interval }));
+            }
+        }
+        if let Some(redis) = &tenant.redis {
+            if file.redis.contains_key(redis) {
+                needs.push((subject, CheckId::shared(&format!("redis {redis}"), "reachable")));
+            } else {
+                let expected = format!("one of {}", names(file.redis.keys()));
+                self.fault(&["tenants", name, "redis"], format!("`{redis}`"), expected);
+            }
+        }
+    }
+
+    fn cluster(&mut self, name: &str, config: &ClusterFile) -> Option<Database> {
+        let at = ["clusters", name];
+        let password = match (&config.password_file, &config.password_env) {
+            (Some(file), None) => Some(Secret::new(self.file(&[at[0], at[1], "password_file"], file)?)),
+            (None, Some(variable)) => {
+                let Some(value) = self.secrets.env(variable) else {
+                    let found = format!("`{variable}`, which is not set");
+                    self.fault(&[at[0], at[1], "password_env"], found, "an environment variable with a password");
+                    return None;
+                };
+                Some(Secret::new(value))
+            }
+            (None, None) => None,
+            (Some(_), Some(_)) => {
+                self.fault(&at, "both", "one of `password_file` and `password_env`");
+                return None;
+            }
+        };
+        Some(Database {
+            host: config.host.clone(),
+            port: config.port,
+            user: config.user.clone(),
+            password,
+            database: config.maintenance.clone(),
+        })
+    }
+
+    fn file(&mut self, field: &[&str], path: &Path) -> Option<String> {
+        match self.secrets.file(path) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                self.fault(field, format!("`{}`: {error}", path.display()), "a file that can be read");
+                None
+            }
+        }
+    }
+
+    fn part(&mut self, path: &[&str], per_cent: f64) {
+        if !(50.0..100.0).contains(&per_cent) {
+            self.fault(path, per_cent.to_string(), "per cent from 50 to below 100");
+        }
+    }
+}
+
+fn of_https(url: &str) -> Option<(String, u16)> {
+    let url = reqwest::Url::parse(url).ok()?;
+    (url.scheme() == "https").then(|| Some((url.host_str()?.to_owned(), url.port_or_known_default()?)))?
+}
+
+fn names<'a>(known: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<String> = known.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "none: there is none in the file".to_owned() } else { names.join(", ") }
+}
+
+fn half_a_minute() -> HumanDuration {
+    HumanDuration(Duration::from_secs(30))
+}
+
+fn eight() -> u32 {
+    8
+}
+
+fn three_nines() -> f64 {
+    99.9
+}
+
+fn postgres_port() -> u16 {
+    5432
+}
+
+fn redis_port() -> u16 {
+    6379
+}
+
+fn maintenance() -> String {
+    "postgres".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cofferdam_tenant::NoSecrets;
+
+    #[test]
+    fn every_error_is_told_with_its_place() {
+        let wrong = "
+interval: 10ms
+clusters: { main: { host: a, user: odoo }, other: { host: b, user: odoo, password_env: NOPE } }
+tenants:
+  acme: { database: acme }
+  beta: { cluster: mian, calendar: xmas, redis: r }
+  core: { page: not-a-page, availability: 120 }
+calendars: { de: { time_zone: Mars/Olympus, events: [{ name: a, kind: payroll, business_days: 0 }] } }
+services: { payroll: { title: Payroll, tenants: [nobody] } }
+";
+        let error = Setup::read(&Source::new("/etc/health.yaml", wrong), None, &NoSecrets).unwrap_err().to_string();
+        for expected in [
+            "health.yaml:2:11: interval: found 10ms, expected at least `1s`",
+            "clusters.other.password_env: found `NOPE`, which is not set",
+            "tenants.acme: found no `cluster`, expected one of `main`, `other`",
+            "tenants.beta.cluster: found `mian`",
+            "tenants.beta.calendar: found `xmas`, expected one of `de`",
+            "tenants.beta.redis: found `r`, expected one of none",
+            "tenants.core.page: found `not-a-page`",
+            "tenants.core.availability: found 120",
+            "calendars.de.time_zone: found `Mars/Olympus`",
+            "calendars.de.events.0.business_days: found 0",
+            "services.payroll.tenants: found `nobody`, expected one of `acme`, `beta`, `core`",
+        ] {
+            assert!(error.contains(expected), "{expected}\n{error}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! From observations to a picture: what is really so, what is only a consequence of something else, and since when.
+//!
+//! Pure: the time comes with the observations. Memory is bounded by the number of checks and by the history that each keeps.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Serialize;
+
+use crate::model::{CheckId, Observation, Status, Subject, Topic};
+
+/// How much it takes to believe a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hysteresis {
+    /// So many looks in a row must be worse before it is worse.
+    pub worse_after: u32,
+    /// So many must be better before it is better.
+    pub better_after: u32,
+}
+
+impl Default for Hysteresis {
+    fn default() -> Self {
+        Self { worse_after: 2, better_after: 2 }
+    }
+}
+
+/// How an engine judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// How much it takes to believe a change.
+    pub hysteresis: Hysteresis,
+    /// An observation that is older than this says nothing any more.
+    pub stale_after: Duration,
+    /// Changes of status that each check remembers.
+    pub history: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { hysteresis: Hysteresis::default(), stale_after: Duration::from_secs(150), history: 32 }
+    }
+}
+
+/// A change of a check's status.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// When it was believed.
+    pub at: Timestamp,
+    /// From.
+    pub from: Status,
+    /// To.
+    pub to: Status,
+    /// What was seen then.
+    pub text: String,
+}
+
+#[derive(Debug)]
+struct Check {
+    status: Status,
+    since: Timestamp,
+    latest: Observation,
+    /// What the last looks have seen, if not what is believed, and how often in a row.
+    doubt: Option<(Status, u32)>,
+    history: VecDeque<Change>,
+}
+
+/// A check as it is now.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CheckState {
+    /// Which.
+    pub check: CheckId,
+    /// How it is.
+    pub status: Status,
+    /// Since when.
+    pub since: Timestamp,
+    /// What kind of trouble it is.
+    pub topic: Topic,
+    /// What was seen last.
+    pub observation: Observation,
+    /// The check that explains this one: nothing needs to be done here but there.
+    pub because_of: Option<CheckId>,
+}
+
+impl CheckState {
+    /// Whether it is in trouble, and not for another's sake.
+    pub fn is_cause(&self) -> bool {
+        self.status != Status::Pass && self.because_of.is_none()
+    }
+}
+
+/// Everything as it is now.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Picture {
+    /// Every check, by name.
+    pub checks: BTreeMap<String, CheckState>,
+}
+
+impl Picture {
+    /// The checks of a subject.
+    pub fn of(&self, subject: &Subject) -> impl Iterator<Item = &CheckState> {
+        self.checks.values().filter(move |state| state.check.subject == *subject)
+    }
+
+    /// The worst of a subject's checks. Unknown if there is none.
+    pub fn status_of(&self, subject: &Subject) -> Status {
+        self.of(subject).map(|state| state.status).max().unwrap_or(Status::Unknown)
+    }
+
+    /// What really is in trouble: the worst and longest first.
+    pub fn causes(&self) -> Vec<&CheckState> {
+        let mut causes: Vec<&CheckState> = self.checks.values().filter(|state| state.is_cause()).collect();
+        causes.sort_by(|a, b| b.status.cmp(&a.status).then(a.since.cmp(&b.since)).then(a.check.cmp(&b.check)));
+        causes
+    }
+
+    /// What is in trouble only because of a check.
+    pub fn consequences(&self, cause: &CheckId) -> Vec<&CheckState> {
+        self.checks.values().filter(|state| state.because_of.as_ref() == Some(cause)).collect()
+    }
+}
+
+/// Gathers observations.
+#[derive(Debug, Default)]
+pub struct Engine {
+    options: EngineOptions,
+    checks: BTreeMap<CheckId, Check>,
+    /// What cannot be well where the other is not.
+    needs: BTreeMap<CheckId, BTreeSet<CheckId>>,
+    needs_of_subject: BTreeMap<Subject, BTreeSet<CheckId>>,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet.
+    pub fn new(options: EngineOptions) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// One check cannot be well where another is not.
+    pub fn needs(&mut self, check: CheckId, other: CheckId) {
+        self.needs.entry(check).or_default().insert(other);
+    }
+
+    /// None of a subject's checks can be well where a check is not.
+    pub fn subject_needs(&mut self, subject: Subject, other: CheckId) {
+        self.needs_of_subject.entry(subject).or_default().insert(other);
+    }
+
+    /// Takes an observation in.
+    pub fn observe(&mut self, observation: Observation) {
+        let Hysteresis { worse_after, better_after } = self.options.hysteresis;
+        let Some(check) = self.checks.get_mut(&observation.check) else {
+            let (status, since) = (observation.status, observation.at);
+            let check = Check { status, since, latest: observation.clone(), doubt: None, history: VecDeque::new() };
+            self.checks.insert(observation.check, check);
+            return;
+        };
+        if observation.at < check.latest.at {
+            return;
+        }
+        let seen = observation.status;
+        if seen == check.status {
+            check.doubt = None;
+        } else {
+            // Of several looks that differ in how bad it is, the mildest counts.
+            let worse = seen > check.status;
+            let (so_far, times) = match check.doubt {
+                Some((other, times)) if (other > check.status) == worse => {
+                    (if worse { other.min(seen) } else { other.max(seen) }, times + 1)
+                }
+                _ => (seen, 1),
+            };
+            if times >= if worse { worse_after } else { better_after } {
+                if self.options.history > 0 {
+                    if check.history.len() >= self.options.history {
+                        check.history.pop_front();
+                    }
+                    let (at, from, text) = (observation.at, check.status, observation.text.clone());
+                    check.history.push_back(Change { at, from, to: so_far, text });
+                }
+                (check.status, check.since, check.doubt) = (so_far, observation.at, None);
+            } else {
+                check.doubt = Some((so_far, times));
+            }
+        }
+        check.latest = observation;
+    }
+
+    /// Forgets checks that nobody makes any more.
+    pub fn retain(&mut self, keep: impl Fn(&CheckId) -> bool) {
+        self.checks.retain(|check, _| keep(check));
+    }
+
+    /// What a check has been, oldest first.
+    pub fn history(&self, check: &CheckId) -> Vec<Change> {
+        self.checks.get(check).map(|check| check.history.iter().cloned().collect()).unwrap_or_default()
+    }
+
+    /// How everything is at an instant.
+    pub fn picture(&self, now: Timestamp) -> Picture {
+        let stale = SignedDuration::try_from(self.options.stale_after).unwrap_or(SignedDuration::MAX);
+        let status_of = |check: &Check| {
+            if now.duration_since(check.latest.at) > stale { Status::Unknown } else { check.status }
+        };
+        let checks = self.checks.iter().map(|(id, check)| {
+            let status = status_of(check);
+            let state = CheckState {
+                check: id.clone(),
+                status,
+                since: check.since,
+                topic: check.latest.topic,
+                observation: check.latest.clone(),
+                because_of: (status != Status::Pass).then(|| self.cause(id, &status_of)).flatten(),
+            };
+            (id.to_string(), state)
+        });
+        Picture { checks: checks.collect() }
+    }
+
+    /// The check farthest down of those that a check needs and that fail. Of several that need each other, the first by
+    /// name stands for all.
+    fn cause(&self, check: &CheckId, status_of: &dyn Fn(&Check) -> Status) -> Option<CheckId> {
+        // A failure that was seen and is not believed yet explains others already: who needs it is not told of first.
+        let fails = |c: &Check| status_of(c) == Status::Fail || c.latest.status == Status::Fail;
+        let failing = |other: &&CheckId| self.checks.get(*other).is_some_and(fails);
+        let mut seen = vec![check.clone()];
+        loop {
+            let at = seen.last()?;
+            let own = self.needs.get(at).into_iter().flatten();
+            let subject = self.needs_of_subject.get(&at.subject).into_iter().flatten();
+            let Some(next) = own.chain(subject).find(failing) else { break };
+            if let Some(begin) = seen.iter().position(|one| one == next) {
+                let first = seen[begin..].iter().min()?.clone();
+                return (first != *check).then_some(first);
+            }
+            seen.push(next.clone());
+        }
+        (seen.len() > 1).then(|| seen.pop()).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + seconds).unwrap()
+    }
+
+    fn look(check: &CheckId, status: Status, seconds: i64) -> Observation {
+        Observation::pass(check.clone(), Topic::Availability, at(seconds), status.as_str()).with(status)
+    }
+
+    #[test]
+    fn one_bad_look_is_no_trouble_and_two_are() {
+        let mut engine = Engine::new(EngineOptions::default());
+        let check = CheckId::tenant("acme", "database");
+        let status = |engine: &Engine, s| engine.picture(at(s)).checks["tenant acme: database"].status;
+        engine.observe(look(&check, Status::Pass, 0));
+        engine.observe(look(&check, Status::Fail, 10));
+        assert_eq!(status(&engine, 10), Status::Pass);
+        engine.observe(look(&check, Status::Pass, 20));
+        engine.observe(look(&check, Status::Fail, 30));
+        assert_eq!(status(&engine, 30), Status::Pass, "in a row, that is");
+        engine.observe(look(&check, Status::Warn, 40));
+        assert_eq!(status(&engine, 40), Status::Warn, "of a failure and a warning, the warning is believed");
+        engine.observe(look(&check, Status::Pass, 50));
+        engine.observe(look(&check, Status::Pass, 60));
+        assert_eq!(status(&engine, 60), Status::Pass);
+        let history: Vec<_> = engine.history(&check).iter().map(|c| (c.from, c.to)).collect();
+        assert_eq!(history, [(Status::Pass, Status::Warn), (Status::Warn, Status::Pass)]);
+    }
+
+    #[test]
+    fn what_nobody_looks_at_any_more_is_unknown() {
+        let mut engine = Engine::new(EngineOptions::default());
+        let check = CheckId::tenant("acme", "database");
+        engine.observe(look(&check, Status::Pass, 0));
+        assert_eq!(engine.picture(at(150)).status_of(&check.subject), Status::Pass);
+        assert_eq!(engine.picture(at(151)).status_of(&check.subject), Status::Unknown);
+        engine.retain(|_| false);
+        assert!(engine.picture(at(0)).checks.is_empty());
+    }
+
+    #[test]
+    fn when_a_server_is_down_there_is_one_cause_and_everybody_elses_trouble_follows_from_it() {
+        let options =
+            EngineOptions { hysteresis: Hysteresis { worse_after: 1, better_after: 1 }, ..Default::default() };
+        let mut engine = Engine::new(options);
+        let (cluster, disk) = (CheckId::shared("cluster main", "reachable"), CheckId::shared("host db1", "disk"));
+        engine.needs(cluster.clone(), disk.clone());
+        for n in 0..200 {
+            let check = CheckId::tenant(&format!("t{n}"), "database");
+            engine.subject_needs(check.subject.clone(), cluster.clone());
+            engine.observe(look(&check, if n < 199 { Status::Fail } else { Status::Pass }, 0));
+        }
+        engine.observe(look(&cluster, Status::Pass, 0));
+        assert_eq!(engine.picture(at(0)).causes().len(), 199, "the server is well: each has trouble of its own");
+        engine.observe(look(&cluster, Status::Fail, 1));
+        let picture = engine.picture(at(1));
+        assert_eq!(picture.causes().iter().map(|c| &c.check).collect::<Vec<_>>(), [&cluster]);
+        assert_eq!(picture.consequences(&cluster).len(), 199);
+        engine.observe(look(&disk, Status::Fail, 2));
+        let picture = engine.picture(at(2));
+        assert_eq!(picture.causes()[0].check, disk, "the cause of the cause is the cause");
+        assert_eq!(picture.consequences(&disk).len(), 200);
+    }
+
+    #[test]
+    fn a_circle_of_needs_ends() {
+        let options =
+            EngineOptions { hysteresis: Hysteresis { worse_after: 1, better_after: 1 }, ..Default::default() };
+        let mut engine = Engine::new(options);
+        let (a, b) = (CheckId::shared("a", "x"), CheckId::shared("b", "x"));
+        engine.needs(a.clone(), b.clone());
+        engine.needs(b.clone(), a.clone());
+        engine.observe(look(&a, Status::Fail, 0));
+        engine.observe(look(&b, Status::Fail, 0));
+        let picture = engine.picture(at(0));
+        assert_eq!(picture.causes().iter().map(|c| &c.check).collect::<Vec<_>>(), [&a], "somebody is told");
+    }
+
+    proptest::proptest! {
+        /// However looks come, the history is bounded and each change is one.
+        #[test]
+        fn history_is_bounded_and_true(looks in proptest::collection::vec(0_u8..4, 0..300)) {
+            let mut engine = Engine::new(EngineOptions { history: 5, ..EngineOptions::default() });
+            let check = CheckId::tenant("acme", "database");
+            for (n, look_at) in (0..).zip(&looks) {
+                let status = [Status::Pass, Status::Warn, Status::Unknown, Status::Fail][*look_at as usize];
+                engine.observe(look(&check, status, n));
+            }
+            let history = engine.history(&check);
+            proptest::prop_assert!(history.len() <= 5);
+            proptest::prop_assert!(history.iter().all(|change| change.from != change.to));
+            proptest::prop_assert!(history.windows(2).all(|pair| pair[0].to == pair[1].from));
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! Looking at things, without ever becoming what one looks for.
+//!
+//! A [`Probe`] looks at one thing and says what it has found. It is given a deadline; it opens few connections and closes
+//! them; it never retries. Whoever runs it ([`crate::Watcher`]) spreads probes over their interval and bounds how many run.
+
+mod backups;
+mod certificate;
+pub mod conformance;
+mod http;
+mod odoo;
+mod postgres;
+mod redis;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+pub use backups::BackupsProbe;
+pub use certificate::CertificateProbe;
+pub(crate) use certificate::client_config;
+pub use http::HttpProbe;
+pub use odoo::{TenantLimits, TenantProbe};
+pub use postgres::{ClusterLimits, ClusterProbe, Database};
+pub use redis::RedisProbe;
+
+use crate::model::{CheckId, Observation, Status, Topic};
+
+/// Something that can be looked at.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    /// What it is called where probes are listed; unique.
+    fn name(&self) -> String;
+
+    /// Everything that it looks at, so that what it cannot say can be said for it: when it takes too long, all of this is
+    /// unknown or, where the probe says so, failing.
+    fn checks(&self) -> Vec<CheckId>;
+
+    /// The check that fails when there is no answer at all.
+    fn reachability(&self) -> CheckId;
+
+    /// How often it should be looked at.
+    fn interval(&self) -> Duration;
+
+    /// How long looking may take.
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
+    /// Looks once. `now` is what observations are dated with. Cancel-safe: whatever it has opened closes when the future is
+    /// dropped.
+    async fn look(&self, now: Timestamp) -> Vec<Observation>;
+}
+
+/// Looks within the probe's time. What has not been said by then is said here.
+pub async fn look(probe: &dyn Probe, now: Timestamp) -> Vec<Observation> {
+    let started = std::time::Instant::now();
+    let limit = probe.timeout();
+    let mut found = tokio::time::timeout(limit, probe.look(now)).await.unwrap_or_else(|_| {
+        let text = format!("no answer within {} s", limit.as_secs_f64());
+        vec![Observation::pass(probe.reachability(), Topic::Availability, now, text).with(Status::Fail)]
+    });
+    for check in probe.checks() {
+        if !found.iter().any(|observation| observation.check == check) {
+            let text = "it could not be looked at";
+            found.push(Observation::pass(check, Topic::Availability, now, text).with(Status::Unknown));
+        }
+    }
+    let took = started.elapsed();
+    for observation in found.iter_mut().filter(|observation| observation.took_ms == 0.0) {
+        observation.took_ms = took.as_secs_f64() * 1_000.0;
+    }
+    found
+}
+
+/// Seconds as people say them.
+pub(crate) fn seconds(value: f64) -> String {
+    match value {
+        v if v < 1.0 => format!("{:.0} ms", v * 1_000.0),
+        v if v < 120.0 => format!("{v:.0} s"),
+        v if v < 7_200.0 => format!("{:.0} min", v / 60.0),
+        v if v < 172_800.0 => format!("{:.0} h", v / 3_600.0),
+        v => format!("{:.0} days", v / 86_400.0),
+    }
+}
+
+/// Bytes as people say them.
+pub(crate) fn bytes(value: f64) -> String {
+    let mut amount = value;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if amount < 1_024.0 {
+            return format!("{amount:.0} {unit}");
+        }
+        amount /= 1_024.0;
+    }
+    format!("{amount:.1} TiB")
+}
+
+/// Below `warn` it passes, below `fail` it is a warning.
+pub(crate) fn graded(value: f64, warn: f64, fail: f64) -> Status {
+    if value >= fail {
+        Status::Fail
+    } else if value >= warn {
+        Status::Warn
+    } else {
+        Status::Pass
+    }
+}

@@ -1,0 +1,301 @@
+//! Rules for Prometheus, their unit tests, and dashboards for Grafana: written from what the metrics promise, so that what
+//! watches from outside judges as the own engine does.
+
+use std::fmt::Write;
+
+use serde_json::{Value, json};
+
+use crate::slo::{BURN_RULES, Urgency};
+
+/// What rules are written for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RuleOptions {
+    /// The part of looks that must be good, such as 0.999.
+    pub availability: f64,
+}
+
+/// Windows of burn rates, as Prometheus writes them, shortest first.
+const WINDOWS: [&str; 7] = ["5m", "30m", "1h", "2h", "6h", "1d", "3d"];
+
+/// Recording and alerting rules.
+pub fn prometheus(options: RuleOptions) -> String {
+    let mut text = String::from("# Written by `cofferdam health rules`.\ngroups:\n");
+    text.push_str("  - name: cofferdam-objectives\n    rules:\n");
+    for window in WINDOWS {
+        let _ = writeln!(
+            text,
+            "      - record: cofferdam:bad_looks:ratio_rate{window}\n        expr: >-\n          \
+             sum by (tenant) (rate(cofferdam_health_looks_total{{result=\"bad\"}}[{window}]))\n          \
+             / sum by (tenant) (rate(cofferdam_health_looks_total[{window}]))"
+        );
+    }
+    let allowed = 1.0 - options.availability;
+    for urgency in [Urgency::Page, Urgency::Ticket] {
+        let mut pairs = Vec::new();
+        for rule in BURN_RULES.iter().filter(|rule| rule.urgency == urgency) {
+            let (long, short) = (window(rule.long.as_secs()), window(rule.short.as_secs()));
+            let above = format!("{:.6}", rule.rate * allowed);
+            pairs.push(format!(
+                "(cofferdam:bad_looks:ratio_rate{long} > {above} and cofferdam:bad_looks:ratio_rate{short} > {above})"
+            ));
+        }
+        let (name, severity) = match urgency {
+            Urgency::Page => ("CofferdamBudgetBurnsFast", "page"),
+            Urgency::Ticket => ("CofferdamBudgetBurns", "ticket"),
+        };
+        // Not where the tenant's trouble follows from something that is shared: that is told once.
+        let own = "unless on (tenant) (label_replace(cofferdam_health_status{kind=\"tenant\"} > 0, \"tenant\", \"$1\", \
+                   \"subject\", \"(.*)\") unless on (subject, aspect, kind, topic) (cofferdam_health_cause == 1))";
+        alert(
+            &mut text,
+            name,
+            &format!("({}) {own}", pairs.join(" or ")),
+            "2m",
+            severity,
+            "never",
+            "{{ $labels.tenant }} spends its budget too fast",
+        );
+    }
+    alert(
+        &mut text,
+        "CofferdamBudgetExhausted",
+        "cofferdam_health_budget_left <= 0",
+        "5m",
+        "ticket",
+        "never",
+        "nothing is left of {{ $labels.tenant }}'s budget",
+    );
+    text.push_str("  - name: cofferdam-health\n    rules:\n");
+    alert(
+        &mut text,
+        "CofferdamFails",
+        "cofferdam_health_cause == 1 and cofferdam_health_status{topic!~\"latency|backlog\"} == 3",
+        "1m",
+        "page",
+        "never",
+        "{{ $labels.subject }}: {{ $labels.aspect }} fails",
+    );
+    alert(
+        &mut text,
+        "CofferdamWarns",
+        "cofferdam_health_cause == 1 and cofferdam_health_status{topic!~\"latency|backlog\"} > 0 \
+         and cofferdam_health_status < 3",
+        "15m",
+        "ticket",
+        "never",
+        "{{ $labels.subject }}: {{ $labels.aspect }} is not quite well",
+    );
+    // Thresholds move with the tenant's calendar; a tenant without one has a factor of one.
+    let factor = "on (subject) group_left () (label_replace(business_calendar_latency_factor, \"subject\", \"$1\", \
+                  \"tenant\", \"(.*)\") or on (subject) (max by (subject) (cofferdam_health_limit{kind=\"tenant\"}) * 0 + 1))";
+    alert(
+        &mut text,
+        "CofferdamSlow",
+        &format!(
+            "cofferdam_health_figure{{kind=\"tenant\"}} \
+             >= (cofferdam_health_limit{{kind=\"tenant\"}} * {factor}) \
+             and on (kind, subject, aspect) cofferdam_health_cause{{topic=~\"latency|backlog\"}} == 1"
+        ),
+        "5m",
+        "ticket",
+        "calendar",
+        "{{ $labels.subject }}: {{ $labels.figure }} is {{ $value | humanize }}",
+    );
+    text.push_str("  - name: cofferdam-backups\n    rules:\n");
+    alert(
+        &mut text,
+        "CofferdamRecoveryPointMissed",
+        "cofferdam_backup_rpo_seconds > on (tenant) cofferdam_backup_rpo_objective_seconds",
+        "5m",
+        "page",
+        "never",
+        "more of {{ $labels.tenant }} would be lost now than is allowed",
+    );
+    alert(
+        &mut text,
+        "CofferdamDrillFailed",
+        "cofferdam_drill_passed == 0",
+        "1m",
+        "page",
+        "never",
+        "a backup of {{ $labels.tenant }} could not be restored",
+    );
+    alert(
+        &mut text,
+        "CofferdamNobodyMakesBackups",
+        "absent(cofferdam_backup_rpo_seconds)",
+        "15m",
+        "page",
+        "never",
+        "nobody writes backups' metrics",
+    );
+    alert(
+        &mut text,
+        "CofferdamNobodyWatches",
+        "absent(cofferdam_health_status)",
+        "5m",
+        "page",
+        "never",
+        "nobody writes health's metrics",
+    );
+    text
+}
+
+fn alert(text: &mut String, name: &str, expr: &str, lasts: &str, severity: &str, muted: &str, summary: &str) {
+    let _ = writeln!(
+        text,
+        "      - alert: {name}\n        expr: >-\n          {expr}\n        for: {lasts}\n        labels:\n          \
+         severity: {severity}\n          muted_by: {muted}\n        annotations:\n          summary: {}",
+        json!(summary)
+    );
+}
+
+fn window(seconds: u64) -> &'static str {
+    match seconds {
+        300 => "5m",
+        1_800 => "30m",
+        3_600 => "1h",
+        7_200 => "2h",
+        21_600 => "6h",
+        86_400 => "1d",
+        _ => "3d",
+    }
+}
+
+/// Unit tests for the rules, which `promtool test rules` runs beside the file `rules`.
+pub fn promtool_tests(rules: &str) -> String {
+    let labels = r#"kind="tenant", subject="acme", aspect="page latency""#;
+    let slow = |factor: &str| {
+        format!(
+            "    input_series:\n      \
+             - {{ series: 'cofferdam_health_figure{{{labels}, figure=\"page_takes\"}}', values: '2x240' }}\n      \
+             - {{ series: 'cofferdam_health_limit{{{labels}, figure=\"page_takes\"}}', values: '1x240' }}\n      \
+             - {{ series: 'cofferdam_health_status{{{labels}, topic=\"latency\"}}', values: '3x240' }}\n      \
+             - {{ series: 'cofferdam_health_cause{{{labels}, topic=\"latency\"}}', values: '1x240' }}\n      \
+             - {{ series: 'business_calendar_latency_factor{{tenant=\"acme\"}}', values: '{factor}' }}\n      \
+             - {{ series: 'cofferdam_backup_rpo_seconds{{tenant=\"acme\"}}', values: '100000x240' }}\n      \
+             - {{ series: 'cofferdam_backup_rpo_objective_seconds{{tenant=\"acme\"}}', values: '86400x240' }}\n"
+        )
+    };
+    let is_slow = |at: &str| {
+        format!(
+            "      - eval_time: {at}\n        alertname: CofferdamSlow\n        exp_alerts:\n          - exp_labels: \
+             {{ severity: ticket, muted_by: calendar, {}, figure: page_takes }}\n            \
+             exp_annotations: {{ summary: 'acme: page_takes is 2' }}\n",
+            labels.replace('=', ": ")
+        )
+    };
+    let is_not_slow = |at: &str| format!("      - {{ eval_time: {at}, alertname: CofferdamSlow, exp_alerts: [] }}\n");
+    let rpo = |at: &str| {
+        format!(
+            "      - eval_time: {at}\n        alertname: CofferdamRecoveryPointMissed\n        exp_alerts:\n          - \
+             exp_labels: {{ severity: page, muted_by: never, tenant: acme }}\n            \
+             exp_annotations: {{ summary: 'more of acme would be lost now than is allowed' }}\n"
+        )
+    };
+    let cluster = r#"kind="shared", subject="cluster main", aspect="reachable", topic="availability""#;
+    let mut down = String::from("    input_series:\n");
+    let _ = writeln!(down, "      - {{ series: 'cofferdam_health_status{{{cluster}}}', values: '0 0 3x20' }}");
+    let _ = writeln!(down, "      - {{ series: 'cofferdam_health_cause{{{cluster}}}', values: '0 0 1x20' }}");
+    for n in 0..200 {
+        let labels = format!(r#"kind="tenant", subject="t{n}", aspect="database", topic="availability""#);
+        let _ = writeln!(down, "      - {{ series: 'cofferdam_health_status{{{labels}}}', values: '0 0 3x20' }}");
+        let _ = writeln!(down, "      - {{ series: 'cofferdam_health_cause{{{labels}}}', values: '0x22' }}");
+        let _ = writeln!(
+            down,
+            "      - {{ series: 'cofferdam_health_looks_total{{tenant=\"t{n}\", result=\"bad\"}}', values: '0 0 0+2x20' }}"
+        );
+        let _ = writeln!(
+            down,
+            "      - {{ series: 'cofferdam_health_looks_total{{tenant=\"t{n}\", result=\"good\"}}', values: '0 2 4x20' }}"
+        );
+    }
+    let one = format!(
+        "    alert_rule_test:\n      - eval_time: 10m\n        alertname: CofferdamFails\n        exp_alerts:\n          - \
+         exp_labels: {{ severity: page, muted_by: never, {} }}\n            \
+         exp_annotations: {{ summary: 'cluster main: reachable fails' }}\n      \
+         - {{ eval_time: 10m, alertname: CofferdamBudgetBurnsFast, exp_alerts: [] }}\n",
+        cluster.replace('=', ": ")
+    );
+    format!(
+        "# Written by `cofferdam health rules`.\nrule_files: [{rules}]\nevaluation_interval: 1m\ntests:\n  \
+         - name: in a normal week a slow page is told of, and so is what would be lost\n    interval: 1m\n{}\
+         \x20   alert_rule_test:\n{}{}{}  \
+         - name: while wages are paid a slow page is borne, five minutes later it is not, and what would be lost never is\n    \
+         interval: 1m\n{}    alert_rule_test:\n{}{}{}{}  \
+         - name: a shared server that is down is one alert\n    interval: 1m\n{down}{one}",
+        slow("1x240"),
+        is_not_slow("4m"),
+        is_slow("10m"),
+        rpo("10m"),
+        // Three times as long is allowed for two hours.
+        slow("3x120 1x120"),
+        is_not_slow("60m"),
+        rpo("60m"),
+        is_not_slow("124m"),
+        is_slow("127m"),
+    )
+}
+
+/// A dashboard of Grafana's for those who run the business: services and budgets.
+pub fn executive_dashboard() -> Value {
+    dashboard(
+        "Cofferdam: services",
+        "cofferdam-services",
+        &[
+            ("Business services", "stat", "max by (service) (cofferdam_health_service_status)", "{{service}}"),
+            ("What is left of budgets", "bargauge", "min by (tenant) (cofferdam_health_budget_left)", "{{tenant}}"),
+            ("Business events now", "table", "business_calendar_active == 1", "{{tenant}}: {{event}}"),
+            ("What would be lost now", "bargauge", "max by (tenant) (cofferdam_backup_rpo_seconds)", "{{tenant}}"),
+        ],
+    )
+}
+
+/// A dashboard for those who run the platform: causes, gates, pools, backups.
+pub fn platform_dashboard() -> Value {
+    dashboard(
+        "Cofferdam: platform",
+        "cofferdam-platform",
+        &[
+            ("What is really wrong", "table", "cofferdam_health_cause == 1", "{{subject}}: {{aspect}}"),
+            ("Checks that do not pass", "timeseries", "count by (aspect) (cofferdam_health_status > 0)", "{{aspect}}"),
+            ("Replicas behind", "timeseries", "cofferdam_health_figure{figure=\"replay_lag\"}", "{{subject}}"),
+            (
+                "Oldest transaction",
+                "timeseries",
+                "cofferdam_health_figure{figure=\"oldest_transaction\"}",
+                "{{subject}}",
+            ),
+            ("Connections used", "timeseries", "cofferdam_health_figure{figure=\"connections_used\"}", "{{subject}}"),
+            ("Jobs late", "timeseries", "cofferdam_health_figure{figure=\"latest_job_late_by\"}", "{{subject}}"),
+            ("Backups that failed", "timeseries", "cofferdam_backup_failures", "{{tenant}}"),
+            ("Age of the last drill", "bargauge", "cofferdam_drill_age_seconds", "{{tenant}}"),
+        ],
+    )
+}
+
+fn dashboard(title: &str, uid: &str, panels: &[(&str, &str, &str, &str)]) -> Value {
+    let panels: Vec<Value> = (0_u32..)
+        .zip(panels)
+        .map(|(n, (title, kind, expr, legend))| {
+            json!({
+                "id": n + 1,
+                "title": title,
+                "type": kind,
+                "datasource": { "type": "prometheus", "uid": "${datasource}" },
+                "gridPos": { "h": 8, "w": 12, "x": 12 * (n % 2), "y": 8 * (n / 2) },
+                "targets": [{ "refId": "A", "expr": expr, "legendFormat": legend, "instant": *kind != "timeseries" }],
+            })
+        })
+        .collect();
+    json!({
+        "title": title,
+        "uid": uid,
+        "schemaVersion": 39,
+        "editable": true,
+        "refresh": "30s",
+        "time": { "from": "now-6h", "to": "now" },
+        "templating": { "list": [{ "name": "datasource", "type": "datasource", "query": "prometheus" }] },
+        "panels": panels,
+    })
+}

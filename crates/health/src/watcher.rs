@@ -1,0 +1,203 @@
+//! Looking at everything, each at its time, a few at once.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Engine, Picture};
+use crate::model::Observation;
+use crate::probe::{Probe, look};
+
+/// Runs probes and gathers what they see.
+#[derive(Clone)]
+pub struct Watcher {
+    probes: Arc<Vec<Arc<dyn Probe>>>,
+    engine: Arc<Mutex<Engine>>,
+    concurrency: usize,
+}
+
+impl Watcher {
+    /// A watcher of probes. At most `concurrency` of them look at a time.
+    ///
+    /// What a probe cannot look at because nothing answers is a consequence of that.
+    pub fn new(probes: Vec<Arc<dyn Probe>>, mut engine: Engine, concurrency: usize) -> Self {
+        for probe in &probes {
+            let reachability = probe.reachability();
+            for check in probe.checks().into_iter().filter(|check| *check != reachability) {
+                engine.needs(check, reachability.clone());
+            }
+        }
+        Self { probes: Arc::new(probes), engine: Arc::new(Mutex::new(engine)), concurrency: concurrency.max(1) }
+    }
+
+    /// How everything is now.
+    pub fn picture(&self, now: Timestamp) -> Picture {
+        self.with_engine(|engine| engine.picture(now))
+    }
+
+    /// Asks the engine something.
+    pub fn with_engine<T>(&self, ask: impl FnOnce(&mut Engine) -> T) -> T {
+        ask(&mut self.engine.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks at everything once.
+    pub async fn look_once(&self) {
+        let room = Arc::new(Semaphore::new(self.concurrency));
+        let mut looks = JoinSet::new();
+        for probe in self.probes.iter() {
+            let (probe, room) = (Arc::clone(probe), Arc::clone(&room));
+            looks.spawn(async move {
+                let _place = room.acquire_owned().await;
+                look(probe.as_ref(), Timestamp::now()).await
+            });
+        }
+        while let Some(found) = looks.join_next().await {
+            // A probe that panics has seen nothing; what it looks at grows stale and is unknown then.
+            self.take(found.unwrap_or_default());
+        }
+    }
+
+    /// Looks at everything at its time until it is cancelled. Probes are spread over their interval by their names, so that
+    /// a thousand of them never look at the same moment.
+    ///
+    /// A probe that has not ended when its time comes again is not started twice.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let begun = Instant::now();
+        let mut times: BinaryHeap<Reverse<(Instant, usize)>> = self
+            .probes
+            .iter()
+            .enumerate()
+            .map(|(index, probe)| Reverse((begun + offset(&probe.name(), probe.interval()), index)))
+            .collect();
+        let room = Arc::new(Semaphore::new(self.concurrency));
+        let mut looks: JoinSet<(usize, Vec<Observation>)> = JoinSet::new();
+        loop {
+            let next = times.peek().map(|Reverse((at, _))| *at);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(found) = looks.join_next() => {
+                    // A probe that panics is not started again: what it looks at grows stale, and is unknown then.
+                    if let Ok((index, found)) = found {
+                        let probe = &self.probes[index];
+                        let interval = probe.interval().max(Duration::from_millis(100));
+                        // On its own beat, whatever it took.
+                        let late = (Instant::now() - begun).saturating_sub(offset(&probe.name(), interval));
+                        let beats = late.as_nanos() / interval.as_nanos() + 1;
+                        let beats = u32::try_from(beats).unwrap_or(u32::MAX);
+                        times.push(Reverse((begun + offset(&probe.name(), interval) + interval * beats, index)));
+                        self.take(found);
+                    }
+                }
+                () = tokio::time::sleep_until(next.unwrap_or(begun)), if next.is_some() => {
+                    if let Some(Reverse((_, index))) = times.pop() {
+                        let (probe, room) = (Arc::clone(&self.probes[index]), Arc::clone(&room));
+                        looks.spawn(async move {
+                            let _place = room.acquire_owned().await;
+                            (index, look(probe.as_ref(), Timestamp::now()).await)
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&self, found: Vec<Observation>) {
+        self.with_engine(|engine| {
+            for observation in found {
+                engine.observe(observation);
+            }
+        });
+    }
+}
+
+/// A probe's place in its interval.
+fn offset(name: &str, interval: Duration) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    interval.mul_f64(hasher.finish() as f64 / u64::MAX as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineOptions;
+    use crate::model::{CheckId, Status, Topic};
+    use async_trait::async_trait;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    struct Counting {
+        number: usize,
+        running: Arc<AtomicUsize>,
+        most: Arc<AtomicUsize>,
+        looks: Arc<AtomicUsize>,
+    }
+
+    #[async_trait]
+    impl Probe for Counting {
+        fn name(&self) -> String {
+            format!("probe {}", self.number)
+        }
+
+        fn checks(&self) -> Vec<CheckId> {
+            vec![self.reachability()]
+        }
+
+        fn reachability(&self) -> CheckId {
+            CheckId::tenant(&format!("t{}", self.number), "x")
+        }
+
+        fn interval(&self) -> Duration {
+            Duration::from_secs(10)
+        }
+
+        async fn look(&self, now: Timestamp) -> Vec<Observation> {
+            struct Leaves<'a>(&'a AtomicUsize);
+            impl Drop for Leaves<'_> {
+                fn drop(&mut self) {
+                    self.0.fetch_sub(1, Ordering::SeqCst);
+                }
+            }
+            let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+            let _leaves = Leaves(&self.running);
+            self.most.fetch_max(running, Ordering::SeqCst);
+            tokio::time::sleep(if self.number == 0 { Duration::from_secs(60) } else { Duration::from_millis(20) })
+                .await;
+            self.looks.fetch_add(1, Ordering::SeqCst);
+            vec![Observation::pass(self.reachability(), Topic::Availability, now, "well")]
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn looks_are_spread_and_few_at_a_time_and_who_hangs_is_told_of() {
+        let (running, most, looks) = (Arc::default(), Arc::default(), Arc::default());
+        let probes: Vec<Arc<dyn Probe>> = (0..200)
+            .map(|number| -> Arc<dyn Probe> {
+                let (running, most, looks) = (Arc::clone(&running), Arc::clone(&most), Arc::clone(&looks));
+                Arc::new(Counting { number, running, most, looks })
+            })
+            .collect();
+        let watcher = Watcher::new(probes, Engine::new(EngineOptions::default()), 8);
+        let stop = CancellationToken::new();
+        let running = watcher.clone();
+        let ends = stop.clone();
+        let task = tokio::spawn(async move { running.run(&ends).await });
+        tokio::time::sleep(Duration::from_secs(65)).await;
+        stop.cancel();
+        task.await.unwrap();
+        let looks = looks.load(Ordering::SeqCst);
+        assert!((199 * 5..=199 * 7).contains(&looks), "{looks}");
+        assert!(most.load(Ordering::SeqCst) <= 8, "{most:?}");
+        let picture = watcher.picture(Timestamp::now());
+        assert_eq!(picture.checks["tenant t0: x"].status, Status::Fail);
+        assert!(picture.checks["tenant t0: x"].observation.text.contains("no answer within 5 s"));
+        assert_eq!(picture.checks["tenant t1: x"].status, Status::Pass);
+    }
+}
