@@ -10,13 +10,16 @@
 //! | `GET /api/v1/status` | generation, last reload, its errors |
 //! | `GET /api/v1/tenants`, `GET /api/v1/tenants/{slug}` | tenants with their live usage |
 //! | `GET /api/v1/gates` | gates with their slots |
+//! | `GET /`, `GET /api/v1/health`, `GET /api/v1/tenants/{slug}/health`, `GET /api/v1/services` | health, where somebody watches it |
 //! | `POST /api/v1/reload` | reads the configuration again; 200, or 422 with every error |
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod health;
 mod metrics;
 mod view;
 
+pub use health::{HealthView, IsolationRow, serve_health};
 pub use view::{
     ClusterView, Fault, GateView, GatewayView, OdooServerView, PlaneUsage, ReloadFailed, ServerView, StatusView,
     TenantView, TotalsView,
@@ -32,6 +35,8 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::json;
 use subtle::ConstantTimeEq;
@@ -49,6 +54,10 @@ pub async fn serve(listener: TcpListener, view: Arc<dyn GatewayView>, stop: Canc
 
 fn router(view: View) -> Router {
     let guarded = Router::new()
+        .route("/", get(health::overview))
+        .route("/api/v1/health", get(health::all))
+        .route("/api/v1/tenants/{slug}/health", get(health::tenant))
+        .route("/api/v1/services", get(health::services))
         .route("/metrics", get(prometheus))
         .route("/api/v1/status", get(status))
         .route("/api/v1/tenants", get(tenants))
@@ -67,16 +76,21 @@ fn router(view: View) -> Router {
 }
 
 async fn authorize(State(view): State<View>, request: Request, next: Next) -> Response {
-    if let Some(token) = view.token() {
-        let given = request
-            .headers()
-            .get(header::AUTHORIZATION)
-            .and_then(|v| v.to_str().ok())
-            .and_then(|v| v.strip_prefix("Bearer "))
-            .unwrap_or_default();
-        if !bool::from(given.as_bytes().ct_eq(token.as_bytes())) {
+    authorize_by(State(Arc::new(view.token())), request, next).await
+}
+
+/// Lets in who has the token, if there is one: as a bearer, or as the password of a browser, whatever the name.
+pub(crate) async fn authorize_by(State(token): State<Arc<Option<String>>>, request: Request, next: Next) -> Response {
+    if let Some(token) = token.as_deref() {
+        let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let good = |given: &str| bool::from(given.as_bytes().ct_eq(token.as_bytes()));
+        let by_browser = given.strip_prefix("Basic ").and_then(|text| STANDARD.decode(text).ok());
+        let by_browser = by_browser.and_then(|text| String::from_utf8(text).ok());
+        let password = by_browser.as_deref().and_then(|text| text.split_once(':')).map(|(_, password)| password);
+        if !given.strip_prefix("Bearer ").is_some_and(good) && !password.is_some_and(good) {
             let mut refusal = problem(StatusCode::UNAUTHORIZED, "a bearer token is needed");
-            refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            let asks = if request.uri().path() == "/" { "Basic realm=\"health\"" } else { "Bearer" };
+            refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static(asks));
             return refusal;
         }
     }
@@ -92,7 +106,11 @@ async fn ready(State(view): State<View>) -> Response {
 }
 
 async fn prometheus(State(view): State<View>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::render(&*view)).into_response()
+    let mut text = metrics::render(&*view);
+    if let Some(health) = view.health() {
+        text.push_str(&health.metrics());
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }
 
 async fn status(State(view): State<View>) -> Json<StatusView> {

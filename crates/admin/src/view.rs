@@ -1,7 +1,11 @@
 //! What the admin surface needs to know of a gateway, and how it is shown.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+
+use crate::health::HealthView;
 
 /// A running gateway, as the admin surface sees it.
 #[async_trait]
@@ -27,6 +31,10 @@ pub trait GatewayView: Send + Sync + 'static {
     fn purge_cache(&self, tenant: Option<&str>, path: Option<&str>) -> bool;
     /// Counts of the whole gateway.
     fn totals(&self) -> TotalsView;
+    /// Who knows how everything is, if somebody watches.
+    fn health(&self) -> Option<Arc<dyn HealthView>> {
+        None
+    }
     /// Reads the configuration again.
     async fn reload(&self) -> Result<StatusView, ReloadFailed>;
 }

@@ -82,6 +82,9 @@ pub(crate) struct ServeArgs {
     /// A Unix socket for restarts without loss: the listening sockets are taken from the gateway that offers them there, and offered to the next.
     #[arg(long, env = "COFFERDAM_HANDOVER", value_name = "PATH")]
     pub(crate) handover: Option<PathBuf>,
+    /// Watch health too, as this file says, and show it on the admin listener: a page at `/`, `/api/v1/health`, metrics.
+    #[arg(long, env = "COFFERDAM_HEALTH_CONFIG", value_name = "PATH")]
+    pub(crate) health: Option<PathBuf>,
 }
 
 /// Check a configuration as a whole and print every error in it.

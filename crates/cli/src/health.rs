@@ -1,12 +1,15 @@
 //! `cofferdam health`.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
+use cofferdam::admin::{HealthView, IsolationRow};
 use cofferdam::tenant::{Catalog, Diagnostic, Diagnostics, Source};
 use cofferdam::{SystemSecrets, load_sources};
 use cofferdam_health::alert::{AlertOptions, Alerts, Notice, Phase};
@@ -14,11 +17,14 @@ use cofferdam_health::config::Setup;
 use cofferdam_health::engine::Picture;
 use cofferdam_health::metrics::{Sources, render};
 use cofferdam_health::model::{Status, Subject};
+use cofferdam_health::page::{Isolation, PageSources, page};
 use cofferdam_health::sink::Sinks;
 use cofferdam_health::slo::{Budget, Counts};
 use cofferdam_health::{Watcher, explain, rules, service};
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
+use serde_json::Value;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit;
@@ -49,6 +55,12 @@ enum HealthCommand {
         /// A file for Prometheus' textfile collector, written anew every few seconds.
         #[arg(long, value_name = "PATH")]
         textfile: Option<PathBuf>,
+        /// Where to serve a page for people, `/api/v1/health`, `/api/v1/tenants/{slug}/health`, `/api/v1/services` and `/metrics`.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
+        /// The environment variable with the token that whoever asks must have; needed to listen beyond loopback.
+        #[arg(long, value_name = "VARIABLE", requires = "listen")]
+        token_env: Option<String>,
     },
     /// Say in words why a tenant is unwell: the likely cause first.
     Explain {
@@ -85,7 +97,13 @@ pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         match &args.command {
             HealthCommand::Check { all } => check(&setup, *all, args.json).await,
-            HealthCommand::Watch { textfile } => watch(&setup, textfile.as_deref()).await,
+            HealthCommand::Watch { textfile, listen, token_env } => {
+                let token = match token_env {
+                    Some(name) => Some(std::env::var(name).map_err(|_| anyhow!("{name} is not set"))?),
+                    None => None,
+                };
+                watch(setup, textfile.as_deref(), *listen, token).await
+            }
             HealthCommand::Explain { tenant } => tell_why(&setup, tenant).await,
             HealthCommand::Rules { .. } => Ok(ExitCode::SUCCESS),
         }
@@ -185,48 +203,84 @@ async fn tell_why(setup: &Setup, tenant: &str) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::from(exit::FAILED) } else { ExitCode::SUCCESS })
 }
 
-async fn watch(setup: &Setup, textfile: Option<&Path>) -> anyhow::Result<ExitCode> {
-    let watcher = setup.watcher(false);
+async fn watch(
+    setup: Setup,
+    textfile: Option<&Path>,
+    listen: Option<SocketAddr>,
+    token: Option<String>,
+) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
-    let looking = tokio::spawn({
-        let (watcher, stop) = (watcher.clone(), stop.clone());
-        async move { watcher.run(&stop).await }
-    });
-    let notices = &setup.file.notices;
-    let mut sinks = Sinks::new(notices.webhook.as_deref(), notices.alertmanager.as_deref())
-        .map_err(|error| anyhow!("notices cannot be sent: {error}"))?;
-    let defaults = AlertOptions::default();
-    let mut told = Told {
-        alerts: Alerts::new(AlertOptions {
-            // Sooner, a cause may not have been seen yet, and its consequences would be told instead.
-            after: notices.after.map_or(defaults.after, |after| after.0).max(setup.file.interval.0 * 2),
-            repeat: notices.repeat.map_or(defaults.repeat, |repeat| repeat.0),
-            ..defaults
-        }),
-        counts: BTreeMap::new(),
-        looks: BTreeMap::new(),
-        counted: Timestamp::now(),
-    };
     println!("watching {} tenants", setup.objectives.len());
+    let observer = Observer::start(setup, &stop)?;
+    let serving = match listen {
+        Some(address) => {
+            if !address.ip().is_loopback() && token.is_none() {
+                return Err(anyhow!("to listen beyond loopback a token is needed: say --token-env"));
+            }
+            let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
+            println!("listening on http://{}/", listener.local_addr()?);
+            let view: Arc<dyn HealthView> = Arc::clone(&observer) as _;
+            Some(tokio::spawn(cofferdam::admin::serve_health(listener, view, token, stop.clone())))
+        }
+        None => None,
+    };
+    // Listened for all the time: a signal that comes while something is sent counts too.
+    let mut stopping = std::pin::pin!(crate::backup::stop_signal());
     loop {
         tokio::select! {
             () = tokio::time::sleep(STEP) => {}
-            signal = crate::backup::stop_signal() => {
+            signal = &mut stopping => {
                 signal?;
                 stop.cancel();
-                looking.await?;
+                if let Some(serving) = serving {
+                    serving.await??;
+                }
                 return Ok(ExitCode::SUCCESS);
             }
         }
-        let notices = told.step(setup, &watcher, textfile).await?;
-        for notice in &notices {
+        for notice in observer.step().await {
             let word = if notice.phase == Phase::Firing { "TROUBLE" } else { "over" };
             println!("{} {word} [{:?}] {}", Timestamp::now().strftime("%H:%M:%S"), notice.urgency, notice.summary);
         }
-        for problem in sinks.send(&notices).await {
-            eprintln!("cofferdam: a notice was not sent yet: {problem}");
+        if let Some(path) = textfile {
+            // Whole or not at all: the collector may read at any time.
+            let beside = path.with_extension("unfinished");
+            tokio::fs::write(&beside, observer.metrics()).await.with_context(|| beside.display().to_string())?;
+            tokio::fs::rename(&beside, path).await.with_context(|| path.display().to_string())?;
         }
     }
+}
+
+/// Watches beside a gateway, whose admin surface shows what is seen. Ends with `stop`.
+pub(crate) fn beside_gateway(
+    path: &Path,
+    stop: &CancellationToken,
+) -> Result<anyhow::Result<Arc<dyn HealthView>>, Diagnostics> {
+    let setup = read(path)?;
+    Ok(Observer::start(setup, stop).map(|observer| {
+        let (stepping, stop) = (Arc::clone(&observer), stop.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(STEP) => {}
+                }
+                for notice in stepping.step().await {
+                    let (summary, phase, urgency) = (&notice.summary, notice.phase, notice.urgency);
+                    tracing::warn!(key = notice.key, ?phase, ?urgency, "{summary}");
+                }
+            }
+        });
+        observer as Arc<dyn HealthView>
+    }))
+}
+
+/// Looks, remembers, tells.
+struct Observer {
+    setup: Setup,
+    watcher: Watcher,
+    told: Mutex<Told>,
+    sinks: tokio::sync::Mutex<Sinks>,
 }
 
 /// What a watch remembers.
@@ -234,46 +288,126 @@ struct Told {
     alerts: Alerts,
     counts: BTreeMap<String, Counts>,
     looks: BTreeMap<String, (u64, u64)>,
+    budgets: BTreeMap<String, Budget>,
     counted: Timestamp,
 }
 
-impl Told {
-    async fn step(&mut self, setup: &Setup, watcher: &Watcher, textfile: Option<&Path>) -> anyhow::Result<Vec<Notice>> {
+impl Observer {
+    fn start(setup: Setup, stop: &CancellationToken) -> anyhow::Result<Arc<Self>> {
+        let watcher = setup.watcher(false);
+        let notices = &setup.file.notices;
+        let sinks = Sinks::new(notices.webhook.as_deref(), notices.alertmanager.as_deref())
+            .map_err(|error| anyhow!("notices cannot be sent: {error}"))?;
+        let defaults = AlertOptions::default();
+        let options = AlertOptions {
+            // Sooner, a cause may not have been seen yet, and its consequences would be told instead.
+            after: notices.after.map_or(defaults.after, |after| after.0).max(setup.file.interval.0 * 2),
+            repeat: notices.repeat.map_or(defaults.repeat, |repeat| repeat.0),
+            ..defaults
+        };
+        let told = Told {
+            alerts: Alerts::new(options),
+            counts: BTreeMap::new(),
+            looks: BTreeMap::new(),
+            budgets: BTreeMap::new(),
+            counted: Timestamp::now(),
+        };
+        let (looking, stop) = (watcher.clone(), stop.clone());
+        tokio::spawn(async move { looking.run(&stop).await });
+        Ok(Arc::new(Self { setup, watcher, told: Mutex::new(told), sinks: tokio::sync::Mutex::new(sinks) }))
+    }
+
+    /// Counts, decides who is told what, and sends it.
+    async fn step(&self) -> Vec<Notice> {
+        let notices = self.decide();
+        for problem in self.sinks.lock().await.send(&notices).await {
+            tracing::warn!("a notice was not sent yet: {problem}");
+            eprintln!("cofferdam: a notice was not sent yet: {problem}");
+        }
+        notices
+    }
+
+    fn decide(&self) -> Vec<Notice> {
         let now = Timestamp::now();
-        let picture = watcher.picture(now);
+        let picture = self.watcher.picture(now);
+        let told = &mut *self.told();
         // Each interval counts once: could the tenant be worked with?
-        if now.duration_since(self.counted).unsigned_abs() >= setup.file.interval.0 {
-            self.counted = now;
-            for tenant in setup.objectives.keys() {
+        if now.duration_since(told.counted).unsigned_abs() >= self.setup.file.interval.0 {
+            told.counted = now;
+            for tenant in self.setup.objectives.keys() {
                 let subject = Subject::Tenant(tenant.clone());
                 let mut asked = picture.of(&subject).filter(|s| matches!(s.check.aspect.as_str(), "database" | "page"));
                 let Some(first) = asked.next() else { continue };
                 let good = first.status != Status::Fail && asked.all(|state| state.status != Status::Fail);
-                self.counts.entry(tenant.clone()).or_default().add(now, good);
-                let looks = self.looks.entry(tenant.clone()).or_default();
+                told.counts.entry(tenant.clone()).or_default().add(now, good);
+                let looks = told.looks.entry(tenant.clone()).or_default();
                 if good { looks.0 += 1 } else { looks.1 += 1 }
             }
         }
         let budget = |(tenant, counts): (&String, &Counts)| {
-            let objective = setup.objectives.get(tenant).copied()?;
+            let objective = self.setup.objectives.get(tenant).copied()?;
             Some((tenant.clone(), Budget::of(counts, objective, now)))
         };
-        let budgets: BTreeMap<String, Budget> = self.counts.iter().filter_map(budget).collect();
-        if let Some(path) = textfile {
-            let services = service::states(&setup.file.services, &picture);
-            let sources = Sources {
-                picture: &picture,
-                services: &services,
-                budgets: &budgets,
-                looks: &self.looks,
-                calendars: &setup.calendars,
-            };
-            // Whole or not at all: the collector may read at any time.
-            let beside = path.with_extension("unfinished");
-            tokio::fs::write(&beside, render(&sources, now)).await.with_context(|| beside.display().to_string())?;
-            tokio::fs::rename(&beside, path).await.with_context(|| path.display().to_string())?;
-        }
-        Ok(self.alerts.step(now, &picture, &budgets, &setup.calendars))
+        told.budgets = told.counts.iter().filter_map(budget).collect();
+        told.alerts.step(now, &picture, &told.budgets, &self.setup.calendars)
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn picture(&self) -> (Picture, Vec<service::ServiceState>) {
+        let picture = self.watcher.picture(Timestamp::now());
+        let services = service::states(&self.setup.file.services, &picture);
+        (picture, services)
+    }
+}
+
+impl HealthView for Observer {
+    fn health(&self) -> Value {
+        service::health_json("everything that is looked at", self.picture().0.checks.values())
+    }
+
+    fn tenant_health(&self, slug: &str) -> Option<Value> {
+        self.setup.objectives.get(slug)?;
+        let (picture, _) = self.picture();
+        Some(service::health_json(slug, picture.of(&Subject::Tenant(slug.to_owned()))))
+    }
+
+    fn services(&self) -> Value {
+        serde_json::json!({ "services": self.picture().1 })
+    }
+
+    fn metrics(&self) -> String {
+        let (picture, services) = self.picture();
+        let told = self.told();
+        let sources = Sources {
+            picture: &picture,
+            services: &services,
+            budgets: &told.budgets,
+            looks: &told.looks,
+            calendars: &self.setup.calendars,
+        };
+        render(&sources, Timestamp::now())
+    }
+
+    fn page(&self, isolation: &[IsolationRow]) -> String {
+        let (picture, services) = self.picture();
+        let rows: Vec<Isolation> = isolation
+            .iter()
+            .map(|row| Isolation {
+                tenant: row.tenant.clone(),
+                running: row.running,
+                waiting: row.waiting,
+                mean_wait: row.mean_wait,
+                work: row.work,
+                rejected: row.rejected,
+                warnings: row.warnings.clone(),
+            })
+            .collect();
+        let told = self.told();
+        let sources = PageSources { picture: &picture, services: &services, budgets: &told.budgets, isolation: &rows };
+        page(&sources, Timestamp::now())
     }
 }
 

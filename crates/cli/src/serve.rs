@@ -9,10 +9,11 @@ use cofferdam::handover::{Offer, Predecessor, Sockets};
 use cofferdam::{Gateway, Runtimes, StartError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{LogFormat, ServeArgs};
-use crate::{check, exit};
+use crate::{check, exit, health};
 
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     log(args)?;
@@ -39,7 +40,18 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let (predecessor, sockets) = inherit(args)?;
-    let builder = Gateway::builder().config_file(&args.config).runtimes(runtimes).watch(!args.no_watch);
+    let mut builder = Gateway::builder().config_file(&args.config).runtimes(runtimes).watch(!args.no_watch);
+    let watching = CancellationToken::new();
+    let _ends_with_us = watching.clone().drop_guard();
+    if let Some(path) = &args.health {
+        match health::beside_gateway(path, &watching) {
+            Ok(view) => builder = builder.health(view?),
+            Err(faults) => {
+                check::print(&faults);
+                return Ok(ExitCode::from(exit::CONFIG));
+            }
+        }
+    }
     let started = builder.inherit(sockets).start().await;
     let gateway = match started {
         Ok(gateway) => gateway,

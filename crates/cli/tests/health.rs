@@ -1,7 +1,7 @@
 //! `cofferdam health` as an operator uses it.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -61,6 +61,67 @@ impl House {
     }
 }
 
+fn get(address: &str, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// "`/api/v1/health` … a page on the admin listener."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_shows_health_and_who_waits_to_those_with_its_token() {
+    let house = House::new().await;
+    house.write(
+        "cofferdam.yaml",
+        "http: { listen: ['127.0.0.1:0'] }\nadmin: { listen: '127.0.0.1:0', token_file: token }\n\
+         pools: { odoo: { servers: [{ address: '127.0.0.1:1' }], slots: 4 } }\nplans: { standard: {} }\ntenants: tenants\n",
+    );
+    house.write("token", "a-token-of-this-test");
+    std::fs::create_dir(house.path().join("tenants")).unwrap();
+    house.write(
+        "tenants/acme.yaml",
+        "tenant: acme\nhosts: [acme.example.com]\nplacement: { pool: odoo }\nplan: standard\n",
+    );
+    let mut serve = Command::new(env!("CARGO_BIN_EXE_cofferdam"))
+        .args(["serve", "--log-format", "json", "--config"])
+        .arg(house.path().join("cofferdam.yaml"))
+        .arg("--health")
+        .arg(house.path().join("health.yaml"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(serve.stderr.take().unwrap()).lines();
+    let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains("\"admin\"")).unwrap();
+    let at = line.find("127.0.0.1:").unwrap();
+    let address = line[at..].split('"').next().unwrap().to_owned();
+    assert!(get(&address, "/").starts_with("HTTP/1.1 401") && get(&address, "/").contains("Basic realm"));
+    assert!(get(&address, "/api/v1/health").starts_with("HTTP/1.1 401"));
+    let allowed = |path: &str| {
+        let output = Command::new("curl")
+            .args(["-s", "-u", "me:a-token-of-this-test"])
+            .arg(format!("http://{address}{path}"))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for _ in 0..200 {
+        if allowed("/api/v1/tenants/acme/health").contains("\"status\":\"pass\"") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let page = allowed("/");
+    assert!(page.contains("Who works and who waits") && page.contains("✓ pass"), "{page}");
+    assert!(allowed("/metrics").contains("cofferdam_health_status{kind=\"tenant\",subject=\"acme\""));
+    Command::new("kill").arg(serve.id().to_string()).status().unwrap();
+    let last: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(serve.wait().unwrap().success(), "{last:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     let mut house = House::new().await;
@@ -71,10 +132,12 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     assert_eq!(text.trim(), "acme is well: 5 checks pass");
 
     let textfile = house.path().join("health.prom");
-    let mut watch = house.command(&["health", "watch", "--textfile", textfile.to_str().unwrap()]);
+    let mut watch = house.command(&["health", "watch", "--textfile", textfile.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
     let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "watching 2 tenants");
+    let listening = lines.next().unwrap().unwrap();
+    let address = listening.strip_prefix("listening on http://").unwrap().trim_end_matches('/').to_owned();
     let admin = house.cluster.admin("postgres").await.unwrap();
     // Not before it was once seen to be well.
     for _ in 0..200 {
@@ -98,6 +161,14 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     ] {
         assert!(metrics.contains(expected), "{expected}\n{metrics}");
     }
+    let page = get(&address, "/");
+    assert!(page.contains("content-security-policy: default-src 'none'") && page.contains("✗ fail"), "{page}");
+    assert!(page.contains("<h3>Payroll</h3>") && page.contains("What is really wrong"), "{page}");
+    let acme = get(&address, "/api/v1/tenants/acme/health");
+    assert!(acme.starts_with("HTTP/1.1 503") && acme.contains("application/health+json"), "{acme}");
+    assert!(get(&address, "/api/v1/tenants/beta/health").starts_with("HTTP/1.1 200"));
+    assert!(get(&address, "/api/v1/tenants/nobody/health").starts_with("HTTP/1.1 404"));
+    assert!(get(&address, "/api/v1/services").contains("\"status\":\"fail\""));
     let (output, text) = house.run(&["health", "explain", "acme"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("most likely because of tenant acme: database") && text.contains("→"), "{text}");

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cofferdam_admin::HealthView;
 use cofferdam_fairness::{Clock, MonotonicClock};
 use cofferdam_http::{HttpError, HttpPlane};
 use cofferdam_postgres::{PostgresError, PostgresPlane};
@@ -78,6 +79,7 @@ pub struct Builder {
     https_listeners: Vec<TcpListener>,
     postgres_listeners: Vec<TcpListener>,
     admin_listener: Option<TcpListener>,
+    health: Option<Arc<dyn HealthView>>,
     inherited: Sockets,
     runtimes: Runtimes,
     watch: bool,
@@ -131,6 +133,12 @@ impl Builder {
     /// Serves the admin surface on a socket of the caller's instead of the configured address.
     pub fn admin_listener(mut self, listener: TcpListener) -> Self {
         self.admin_listener = Some(listener);
+        self
+    }
+
+    /// Shows health on the admin surface: a page, `application/health+json`, metrics.
+    pub fn health(mut self, health: Arc<dyn HealthView>) -> Self {
+        self.health = Some(health);
         self
     }
 
@@ -220,7 +228,7 @@ impl Builder {
             inner.sockets().admin = admin.into_sockets();
             for socket in sockets {
                 let listener = tokio::net::TcpListener::from_std(socket).map_err(|e| cannot_listen(address, e))?;
-                let view = Arc::new(view::View(Arc::clone(&inner)));
+                let view = Arc::new(view::View(Arc::clone(&inner), self.health.clone()));
                 let stop = inner.admin_stopped.clone();
                 inner.tasks.spawn(async move {
                     if let Err(error) = cofferdam_admin::serve(listener, view, stop).await {

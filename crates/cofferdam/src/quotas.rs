@@ -23,7 +23,7 @@ pub(crate) async fn run(inner: Weak<Inner>) {
         tick.tick().await;
         let Some(inner) = inner.upgrade().filter(|i| !i.stopped.is_cancelled()) else { return };
         told.retain(|_, at| at.elapsed() < SILENCE);
-        for tenant in View(inner).tenants() {
+        for tenant in View(inner, None).tenants() {
             if !tenant.warnings.is_empty() && !told.contains_key(&tenant.tenant) {
                 tracing::warn!(tenant = %tenant.tenant, quotas = %tenant.warnings.join("; "), "quotas nearly used up");
                 told.insert(tenant.tenant, Instant::now());

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use cofferdam_admin::{
-    ClusterView, Fault, GateView, GatewayView, OdooServerView, PlaneUsage, ReloadFailed, ServerView, StatusView,
-    TenantView, TotalsView,
+    ClusterView, Fault, GateView, GatewayView, HealthView, OdooServerView, PlaneUsage, ReloadFailed, ServerView,
+    StatusView, TenantView, TotalsView,
 };
 use cofferdam_fairness::{GateSet, TenantUsage};
 use cofferdam_postgres::{CacheUsage, ServerUsage};
@@ -15,7 +15,7 @@ use cofferdam_tenant::{Diagnostic, Diagnostics, PlaneQuota, Tenant, TenantId};
 
 use crate::gateway::{Inner, ReloadError};
 
-pub(crate) struct View(pub(crate) Arc<Inner>);
+pub(crate) struct View(pub(crate) Arc<Inner>, pub(crate) Option<Arc<dyn HealthView>>);
 
 #[async_trait]
 impl GatewayView for View {
@@ -23,6 +23,10 @@ impl GatewayView for View {
         // The listener was opened on the strength of the first token: a reload may change it, never take it away.
         let current = self.0.catalog.load();
         current.admin_token.as_ref().or(self.0.first_admin_token.as_ref()).map(|t| t.expose().to_owned())
+    }
+
+    fn health(&self) -> Option<Arc<dyn HealthView>> {
+        self.1.clone()
     }
 
     fn is_ready(&self) -> bool {

@@ -63,6 +63,7 @@ pub mod engine;
 mod explain;
 pub mod metrics;
 pub mod model;
+pub mod page;
 pub mod probe;
 pub mod rules;
 pub mod service;
