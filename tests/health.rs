@@ -213,14 +213,14 @@ fn what_is_stuck_in_a_tenants_work_is_found_with_its_cause_and_text() {
                 "DELETE FROM mail_mail",
                 "mail",
                 Status::Fail,
-                "1 mails wait, the first for 5 h",
+                "a mail waits, the first for 5 h",
             ),
             (
                 "UPDATE ir_module_module SET state = 'to upgrade' WHERE name = 'sale'",
                 "UPDATE ir_module_module SET state = 'installed'",
                 "modules",
                 Status::Fail,
-                "1 modules wait to be changed (sale): until then no scheduled job runs",
+                "a module waits to be changed (sale): until then no scheduled job runs",
             ),
         ] {
             client.batch_execute(broken).await.unwrap();

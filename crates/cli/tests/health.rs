@@ -132,7 +132,8 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     assert_eq!(text.trim(), "acme is well: 5 checks pass");
 
     let textfile = house.path().join("health.prom");
-    let mut watch = house.command(&["health", "watch", "--textfile", textfile.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    let mut watch =
+        house.command(&["health", "watch", "--textfile", textfile.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
     let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "watching 2 tenants");

@@ -53,7 +53,7 @@ pub fn page(sources: &PageSources<'_>, now: Timestamp) -> String {
     let mut body = String::new();
     let _ = write!(
         body,
-        "<header><h1>{} <span>Health</span></h1><p>{} of {} checks pass · <time>{}</time></p></header>",
+        "<header class={worst}><h1>{} <span>Health</span></h1><p>{} of {} checks pass · <time>{}</time></p></header>",
         badge(worst),
         picture.checks.values().filter(|state| state.status == Status::Pass).count(),
         picture.checks.len(),
@@ -223,7 +223,7 @@ h1{font-size:1.5rem;margin:0;display:flex;gap:.6rem;align-items:baseline}h2{font
 header p{margin:.2rem 0;opacity:.75}ul,ol{list-style:none;padding:0;margin:0;display:grid;gap:.6rem}\
 .cards{grid-template-columns:repeat(auto-fill,minmax(16rem,1fr))}.grid{grid-template-columns:repeat(auto-fill,minmax(11rem,1fr))}\
 li{border:1px solid var(--line);border-left:.35rem solid var(--tone,var(--line));border-radius:.5rem;padding:.6rem .75rem;background:var(--card);overflow-wrap:anywhere}\
-.grid li{display:grid;gap:.1rem}li p{margin:.2rem 0}.lines li{padding:.35rem .75rem}\
+.grid li{display:grid;gap:.1rem;align-content:start}li p{margin:.2rem 0}.lines li{padding:.35rem .75rem}\
 .pass{--tone:var(--pass)}.warn{--tone:var(--warn)}.unknown{--tone:var(--unknown)}.fail{--tone:var(--fail)}\
 .badge{color:var(--tone);font-size:.85rem;white-space:nowrap;margin-right:.5rem}small{opacity:.75}.calm{opacity:.75}\
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%}th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid var(--line)}\

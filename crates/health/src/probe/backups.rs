@@ -116,7 +116,10 @@ impl Probe for BackupsProbe {
         };
         let (age, text) = match read.await {
             Ok(found) => found,
-            Err(error) => return vec![runner(Status::Fail, format!("{}: {error}", self.file.display()))],
+            Err(error) => {
+                let what = "what `cofferdam backup run --textfile` writes cannot be read";
+                return vec![runner(Status::Fail, format!("{what}: {}: {error}", self.file.display()))];
+            }
         };
         if age > self.stale_after {
             let text = format!(

@@ -115,7 +115,9 @@ impl TenantProbe {
             now,
             if waiting > 0.0 {
                 let names = names.join(", ");
-                format!("{waiting:.0} modules wait to be changed ({names}): until then no scheduled job runs")
+                let modules =
+                    if waiting > 1.0 { format!("{waiting:.0} modules wait") } else { "a module waits".to_owned() };
+                format!("{modules} to be changed ({names}): until then no scheduled job runs")
             } else {
                 format!("{installed:.0} modules are installed, and none waits")
             },
@@ -163,7 +165,7 @@ impl TenantProbe {
         let (warn, fail) = self.limits.cron;
         let mut status = graded(late, warn, fail);
         let mut text = if late >= warn {
-            format!("job `{job}` should have run {} ago; jobs do not run, or it has run since", seconds(late))
+            format!("job `{job}` should have run {} ago: nobody runs jobs, or it runs for as long", seconds(late))
         } else {
             "scheduled jobs run in time".to_owned()
         };
@@ -195,7 +197,8 @@ impl TenantProbe {
         let age = row.try_get::<_, Option<f64>>(1)?.unwrap_or(0.0);
         let (warn, fail) = self.limits.mail;
         let text = if waiting > 0.0 {
-            format!("{waiting:.0} mails wait, the first for {}; {failed:.0} have failed in a day", seconds(age))
+            let mails = if waiting > 1.0 { format!("{waiting:.0} mails wait") } else { "a mail waits".to_owned() };
+            format!("{mails}, the first for {}; {failed:.0} have failed in a day", seconds(age))
         } else {
             format!("no mail waits; {failed:.0} have failed in a day")
         };
