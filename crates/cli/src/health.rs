@@ -67,7 +67,7 @@ enum HealthCommand {
         /// Which.
         tenant: String,
     },
-    /// Write Prometheus' rules with their unit tests, and Grafana's dashboards.
+    /// Write Prometheus' rules with their unit tests, Alertmanager's time intervals, and Grafana's dashboards.
     Rules {
         /// The directory for the files.
         #[arg(long, value_name = "DIRECTORY", default_value = ".")]
@@ -417,6 +417,7 @@ fn write_rules(setup: &Setup, directory: &Path) -> anyhow::Result<ExitCode> {
     let files = [
         ("cofferdam.rules.yml", rules::prometheus(options)),
         ("cofferdam.rules.test.yml", rules::promtool_tests("cofferdam.rules.yml")),
+        ("cofferdam.time_intervals.yml", rules::alertmanager_intervals(&setup.named_calendars, Timestamp::now())),
         ("cofferdam-services.json", serde_json::to_string_pretty(&rules::executive_dashboard())?),
         ("cofferdam-platform.json", serde_json::to_string_pretty(&rules::platform_dashboard())?),
     ];

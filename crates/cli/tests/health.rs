@@ -187,7 +187,7 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
 
     let directory = house.path().join("rules");
     let (output, text) = house.run(&["health", "rules", "--directory", directory.to_str().unwrap()]);
-    assert!(output.status.success() && text.lines().count() == 4, "{text}");
+    assert!(output.status.success() && text.lines().count() == 5, "{text}");
     let dashboard = std::fs::read(directory.join("cofferdam-services.json")).unwrap();
     assert!(serde_json::from_slice::<serde_json::Value>(&dashboard).unwrap()["panels"].is_array());
 

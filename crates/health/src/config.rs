@@ -131,6 +131,8 @@ pub struct Setup {
     pub file: HealthFile,
     /// Calendars, by tenant.
     pub calendars: BTreeMap<String, Calendar>,
+    /// Calendars, by their own names.
+    pub named_calendars: BTreeMap<String, Calendar>,
     /// Objectives, as parts of one, by tenant.
     pub objectives: BTreeMap<String, f64>,
     probes: Vec<Arc<dyn Probe>>,
@@ -280,7 +282,7 @@ impl Reader<'_> {
         if probes.is_empty() && self.faults.is_empty() {
             self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");
         }
-        Setup { file, calendars, objectives, probes, needs }
+        Setup { file, calendars, named_calendars: known, objectives, probes, needs }
     }
 
     fn calendars(&mut self, file: &HealthFile) -> BTreeMap<String, Calendar> {

@@ -1,8 +1,12 @@
 //! Rules for Prometheus, their unit tests, and dashboards for Grafana: written from what the metrics promise, so that what
 //! watches from outside judges as the own engine does.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use cofferdam_tenant::calendar::Calendar;
+use jiff::civil::Time;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::slo::{BURN_RULES, Urgency};
@@ -298,4 +302,77 @@ fn dashboard(title: &str, uid: &str, panels: &[(&str, &str, &str, &str)]) -> Val
         "templating": { "list": [{ "name": "datasource", "type": "datasource", "query": "prometheus" }] },
         "panels": panels,
     })
+}
+
+/// Alertmanager's time intervals for the events of calendars in the next 90 days, by name of the calendar: rules such as
+/// "the last three business days" are beyond it, so that they are written out, and have to be written again in time.
+pub fn alertmanager_intervals(calendars: &BTreeMap<String, Calendar>, now: Timestamp) -> String {
+    let until = now.checked_add(SignedDuration::from_hours(90 * 24)).unwrap_or(now);
+    let mut text =
+        format!("# Written by `cofferdam health rules`; good until {}.\ntime_intervals:\n", until.strftime("%Y-%m-%d"));
+    for (name, calendar) in calendars {
+        let zone = calendar.zone.iana_name().unwrap_or("UTC");
+        for event in &calendar.events {
+            let _ = writeln!(text, "  - name: {}\n    time_intervals:", json!(format!("{name}: {}", event.name)));
+            let mut empty = true;
+            for occurrence in event.between(now, until, &calendar.business_days, &calendar.zone) {
+                let (from, to) = (
+                    occurrence.from.to_zoned(calendar.zone.clone()).datetime(),
+                    occurrence.until.to_zoned(calendar.zone.clone()).datetime(),
+                );
+                let mut day = from.date();
+                // An interval of Alertmanager's ends at midnight.
+                while day < to.date() || day == to.date() && to.time() > Time::midnight() {
+                    let start = if day == from.date() { from.time() } else { Time::midnight() };
+                    let end =
+                        if day == to.date() { to.time().strftime("%H:%M").to_string() } else { "24:00".to_owned() };
+                    let _ = writeln!(
+                        text,
+                        "      - {{ years: ['{}'], months: ['{}'], days_of_month: ['{}'], times: [{{ start_time: '{}', \
+                         end_time: '{end}' }}], location: '{zone}' }}",
+                        day.year(),
+                        day.month(),
+                        day.day(),
+                        start.strftime("%H:%M")
+                    );
+                    empty = false;
+                    let Ok(next) = day.tomorrow() else { break };
+                    day = next;
+                }
+            }
+            if empty {
+                // A name without a time would be an error, and one that is used and missing too: never.
+                let _ = writeln!(text, "      - {{ years: ['1970'] }}");
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_of_the_next_quarter_are_written_out_for_alertmanager() {
+        let config = serde_json::json!({
+            "time_zone": "Europe/Berlin", "holidays": { "country": "DE" },
+            "events": [
+                { "name": "close", "kind": "month_end_close", "business_days": -1, "from": "22:00", "until": "06:00" },
+                { "name": "tender", "kind": "tender", "days": ["2020-01-01"] },
+            ],
+        });
+        let calendar = Calendar::new(&serde_json::from_value(config).unwrap()).unwrap();
+        let calendars = BTreeMap::from([("de".to_owned(), calendar)]);
+        let text = alertmanager_intervals(&calendars, "2026-11-27T12:00:00Z".parse().unwrap());
+        assert!(text.contains("good until 2027-02-25"), "{text}");
+        for expected in [
+            "- name: \"de: close\"",
+            "{ years: ['2026'], months: ['11'], days_of_month: ['30'], times: [{ start_time: '22:00', end_time: '24:00' }], location: 'Europe/Berlin' }",
+            "{ years: ['2026'], months: ['12'], days_of_month: ['1'], times: [{ start_time: '00:00', end_time: '06:00' }], location: 'Europe/Berlin' }",
+            "{ years: ['1970'] }",
+        ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+    }
 }
