@@ -116,6 +116,18 @@ async fn a_gateway_shows_health_and_who_waits_to_those_with_its_token() {
     }
     let page = allowed("/");
     assert!(page.contains("Who works and who waits") && page.contains("✓ pass"), "{page}");
+    house.write("beside.yaml", &format!("gateways: {{ edge: {{ admin: 'http://{address}', token_file: token }} }}\n"));
+    let check = |file: &str| {
+        let mut check = Command::new(env!("CARGO_BIN_EXE_cofferdam"));
+        let output =
+            check.args(["health", "check", "--all", "--config"]).arg(house.path().join(file)).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = check("beside.yaml");
+    assert!(code == Some(0) && text.contains("nobody waits at 1 gates") && text.contains("welcomes traffic"), "{text}");
+    house.write("wrong.yaml", &format!("gateways: {{ edge: {{ admin: 'http://{address}' }} }}\n"));
+    let (code, text) = check("wrong.yaml");
+    assert!(code == Some(1) && text.contains("401"), "{text}");
     assert!(allowed("/metrics").contains("cofferdam_health_status{kind=\"tenant\",subject=\"acme\""));
     Command::new("kill").arg(serve.id().to_string()).status().unwrap();
     let last: Vec<String> = lines.map(Result::unwrap).collect();

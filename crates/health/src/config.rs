@@ -15,7 +15,9 @@ use serde_json::Value;
 
 use crate::engine::{Engine, EngineOptions, Hysteresis};
 use crate::model::{CheckId, Subject};
-use crate::probe::{BackupsProbe, CertificateProbe, ClusterProbe, Database, HttpProbe, Probe, RedisProbe, TenantProbe};
+use crate::probe::{
+    BackupsProbe, CertificateProbe, ClusterProbe, Database, GatewayProbe, HttpProbe, Probe, RedisProbe, TenantProbe,
+};
 use crate::service::ServiceConfig;
 use crate::watcher::Watcher;
 
@@ -37,6 +39,9 @@ pub struct HealthFile {
     /// Redis servers, by name.
     #[serde(default)]
     pub redis: BTreeMap<String, RedisFile>,
+    /// Gateways, by name.
+    #[serde(default)]
+    pub gateways: BTreeMap<String, GatewayFile>,
     /// Tenants, by name.
     #[serde(default)]
     pub tenants: BTreeMap<String, TenantFile>,
@@ -87,6 +92,16 @@ pub struct RedisFile {
     pub port: u16,
     /// The file with its password.
     pub password_file: Option<PathBuf>,
+}
+
+/// A gateway.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayFile {
+    /// Its admin listener, such as `http://127.0.0.1:9180`.
+    pub admin: String,
+    /// The file with its token.
+    pub token_file: Option<PathBuf>,
 }
 
 /// A tenant.
@@ -237,6 +252,22 @@ impl Reader<'_> {
             match RedisProbe::new(name, &redis.host, redis.port, password.as_ref(), interval) {
                 Ok(probe) => probes.push(Arc::new(probe)),
                 Err(error) => self.fault(&["redis", name], error, "the address of a Redis server"),
+            }
+        }
+        for (name, gateway) in &file.gateways {
+            let token = match &gateway.token_file {
+                Some(path) => match self.file(&["gateways", name, "token_file"], path) {
+                    Some(text) => Some(Secret::new(text)),
+                    None => continue,
+                },
+                None => None,
+            };
+            match GatewayProbe::new(name, &gateway.admin, token, interval) {
+                Ok(probe) => probes.push(Arc::new(probe)),
+                Err(error) => {
+                    let found = format!("`{}`: {error}", gateway.admin);
+                    self.fault(&["gateways", name, "admin"], found, "the address of an admin listener");
+                }
             }
         }
         let known = self.calendars(&file);

@@ -6,6 +6,7 @@
 mod backups;
 mod certificate;
 pub mod conformance;
+mod gateway;
 mod http;
 mod odoo;
 mod postgres;
@@ -19,6 +20,7 @@ use jiff::Timestamp;
 pub use backups::BackupsProbe;
 pub use certificate::CertificateProbe;
 pub(crate) use certificate::client_config;
+pub use gateway::GatewayProbe;
 pub use http::HttpProbe;
 pub use odoo::{TenantLimits, TenantProbe};
 pub use postgres::{ClusterLimits, ClusterProbe, Database};
