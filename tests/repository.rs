@@ -86,12 +86,15 @@ fn foreign_types_stay_inside_the_crate_that_wraps_them() {
         if !library || path.components().any(|c| c.as_os_str() == "tests") {
             continue;
         }
-        let wrappers: [(&str, &[&str]); 5] = [
+        let wrappers: [(&str, &[&str]); 8] = [
             ("pingora", &["crates/http"]),
             ("axum", &["crates/admin"]),
             ("rustic_core", &["crates/backup"]),
             ("aws_sdk_s3", &["crates/backup"]),
-            ("rustls", &["crates/postgres", "crates/http", "crates/tls"]),
+            ("redis", &["crates/health"]),
+            ("reqwest", &["crates/health"]),
+            ("deadpool_postgres", &["crates/health"]),
+            ("rustls", &["crates/postgres", "crates/http", "crates/tls", "crates/health"]),
         ];
         // Between the planes and not for anybody else.
         let internal = path.starts_with("crates/tls");
