@@ -246,6 +246,49 @@ fn what_is_stuck_in_a_tenants_work_is_found_with_its_cause_and_text() {
     });
 }
 
+/// What a tenant has put into its database is read by a role that sees more than the tenant does.
+#[test]
+fn looking_at_a_tenant_runs_nothing_that_the_tenant_has_written() {
+    runtime().block_on(async {
+        let cluster = Cluster::start().unwrap();
+        cluster.create_role("acme", "secret").await.unwrap();
+        cluster.create_database("acme", "acme").await.unwrap();
+        let owner = cluster.connect("acme", "secret", "acme").await.unwrap();
+        owner.batch_execute(TABLES).await.unwrap();
+        owner
+            .batch_execute(
+                "CREATE SEQUENCE ran;
+                 CREATE TYPE odd AS (t text);
+                 CREATE FUNCTION shown(odd) RETURNS text LANGUAGE sql VOLATILE AS 'SELECT nextval(''public.ran'')::text';
+                 CREATE FUNCTION as_json(odd) RETURNS json LANGUAGE sql VOLATILE AS 'SELECT to_json(nextval(''public.ran''))';
+                 CREATE CAST (odd AS text) WITH FUNCTION shown(odd) AS IMPLICIT;
+                 CREATE CAST (odd AS json) WITH FUNCTION as_json(odd);
+                 ALTER TABLE ir_cron ALTER cron_name TYPE odd USING ROW(cron_name)::odd;
+                 ALTER TABLE queue_job ALTER state TYPE odd USING ROW(state)::odd;
+                 INSERT INTO queue_job (state) VALUES (ROW('pending')::odd);
+                 ALTER TABLE mail_mail RENAME TO hidden;
+                 CREATE FUNCTION peek() RETURNS boolean LANGUAGE sql VOLATILE AS 'SELECT nextval(''public.ran'') > 0';
+                 CREATE VIEW mail_mail AS SELECT h.* FROM hidden h WHERE peek();
+                 ALTER DATABASE acme SET search_path = 'evil';
+                 ALTER DATABASE acme SET statement_timeout = 1",
+            )
+            .await
+            .unwrap();
+        let found = look(&probe_of(&cluster, "acme"), Timestamp::now()).await;
+        assert!(found.iter().all(|o| o.status == Status::Pass), "{found:#?}");
+        let admin = cluster.admin("acme").await.unwrap();
+        let ran: bool = admin.query_one("SELECT is_called FROM public.ran", &[]).await.unwrap().get(0);
+        assert!(!ran, "something of the tenant's ran as the role that looks");
+        let owner = cluster.connect("acme", "secret", "acme").await.unwrap();
+        let alter = "SET statement_timeout = 0; SET search_path = public; \
+                     ALTER TABLE ir_module_module ALTER state TYPE odd USING ROW(state)::odd";
+        owner.batch_execute(alter).await.unwrap();
+        let found = look(&probe_of(&cluster, "acme"), Timestamp::now()).await;
+        let database = found.iter().find(|o| o.check.aspect == "database").unwrap();
+        assert_eq!(database.status, Status::Fail, "{database:#?}");
+    });
+}
+
 #[test]
 fn a_cluster_tells_who_holds_it_up() {
     runtime().block_on(async {

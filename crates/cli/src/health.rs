@@ -77,6 +77,8 @@ enum HealthCommand {
 
 /// How often is told what has changed.
 const STEP: Duration = Duration::from_secs(2);
+/// How often Alertmanager hears what is still open.
+const REFRESH: Duration = Duration::from_secs(60);
 
 pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
     let setup = match read(&args.config) {
@@ -290,6 +292,8 @@ struct Told {
     looks: BTreeMap<String, (u64, u64)>,
     budgets: BTreeMap<String, Budget>,
     counted: Timestamp,
+    /// When Alertmanager was last told what is open.
+    refreshed: Timestamp,
 }
 
 impl Observer {
@@ -311,6 +315,7 @@ impl Observer {
             looks: BTreeMap::new(),
             budgets: BTreeMap::new(),
             counted: Timestamp::now(),
+            refreshed: Timestamp::now(),
         };
         let (looking, stop) = (watcher.clone(), stop.clone());
         tokio::spawn(async move { looking.run(&stop).await });
@@ -320,7 +325,21 @@ impl Observer {
     /// Counts, decides who is told what, and sends it.
     async fn step(&self) -> Vec<Notice> {
         let notices = self.decide();
-        for problem in self.sinks.lock().await.send(&notices).await {
+        let mut sinks = self.sinks.lock().await;
+        let mut problems = sinks.send(&notices).await;
+        let open: Option<Vec<Notice>> = {
+            let told = &mut *self.told();
+            let now = Timestamp::now();
+            let due = now.duration_since(told.refreshed).unsigned_abs() >= REFRESH;
+            due.then(|| {
+                told.refreshed = now;
+                told.alerts.open().into_iter().cloned().collect()
+            })
+        };
+        if let Some(open) = open {
+            problems.extend(sinks.refresh(&open.iter().collect::<Vec<_>>()).await);
+        }
+        for problem in problems {
             tracing::warn!("a notice was not sent yet: {problem}");
             eprintln!("cofferdam: a notice was not sent yet: {problem}");
         }

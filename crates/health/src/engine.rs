@@ -128,6 +128,8 @@ pub struct Engine {
     /// What cannot be well where the other is not.
     needs: BTreeMap<CheckId, BTreeSet<CheckId>>,
     needs_of_subject: BTreeMap<Subject, BTreeSet<CheckId>>,
+    /// How often checks are looked at that are looked at more rarely than others.
+    intervals: BTreeMap<CheckId, Duration>,
 }
 
 impl Engine {
@@ -146,6 +148,11 @@ impl Engine {
         self.needs_of_subject.entry(subject).or_default().insert(other);
     }
 
+    /// A check is looked at so often: what is older than five times that says nothing any more.
+    pub fn expect_every(&mut self, check: CheckId, interval: Duration) {
+        self.intervals.insert(check, interval);
+    }
+
     /// Takes an observation in.
     pub fn observe(&mut self, observation: Observation) {
         let Hysteresis { worse_after, better_after } = self.options.hysteresis;
@@ -155,7 +162,9 @@ impl Engine {
             self.checks.insert(observation.check, check);
             return;
         };
-        if observation.at < check.latest.at {
+        // Late ones are old news; but a clock that was set back is no reason to see nothing until it has caught up.
+        let back = check.latest.at.duration_since(observation.at);
+        if back > SignedDuration::ZERO && back < SignedDuration::from_secs(60) {
             return;
         }
         let seen = observation.status;
@@ -198,8 +207,9 @@ impl Engine {
 
     /// How everything is at an instant.
     pub fn picture(&self, now: Timestamp) -> Picture {
-        let stale = SignedDuration::try_from(self.options.stale_after).unwrap_or(SignedDuration::MAX);
         let status_of = |check: &Check| {
+            let own = self.intervals.get(&check.latest.check).map_or(Duration::ZERO, |interval| *interval * 5);
+            let stale = SignedDuration::try_from(self.options.stale_after.max(own)).unwrap_or(SignedDuration::MAX);
             if now.duration_since(check.latest.at) > stale { Status::Unknown } else { check.status }
         };
         let checks = self.checks.iter().map(|(id, check)| {
@@ -278,6 +288,17 @@ mod tests {
         engine.observe(look(&check, Status::Pass, 0));
         assert_eq!(engine.picture(at(150)).status_of(&check.subject), Status::Pass);
         assert_eq!(engine.picture(at(151)).status_of(&check.subject), Status::Unknown);
+        engine.expect_every(check.clone(), Duration::from_secs(300));
+        assert_eq!(
+            engine.picture(at(1_500)).status_of(&check.subject),
+            Status::Pass,
+            "this one is looked at more rarely"
+        );
+        assert_eq!(engine.picture(at(1_501)).status_of(&check.subject), Status::Unknown);
+        // A clock that is set back by an hour does not blind anybody.
+        engine.observe(look(&check, Status::Fail, -3_600));
+        engine.observe(look(&check, Status::Fail, -3_570));
+        assert_eq!(engine.picture(at(-3_570)).status_of(&check.subject), Status::Fail);
         engine.retain(|_| false);
         assert!(engine.picture(at(0)).checks.is_empty());
     }

@@ -50,6 +50,20 @@ impl Sinks {
         Ok(Self { client, sinks: webhook.into_iter().chain(alertmanager).collect() })
     }
 
+    /// Tells Alertmanager what is still open: what it has not heard of for five minutes is over for it. To be called every
+    /// minute.
+    pub async fn refresh(&self, open: &[&Notice]) -> Vec<String> {
+        let mut problems = Vec::new();
+        let body = Value::Array(open.iter().map(|notice| to_alertmanager(notice)).collect());
+        for sink in self.sinks.iter().filter(|sink| sink.kind == Kind::Alertmanager && !open.is_empty()) {
+            let sent = self.client.post(&sink.url).json(&body).send().await;
+            if let Err(error) = sent.and_then(reqwest::Response::error_for_status) {
+                problems.push(format!("{:?}: {}", sink.kind, error.without_url()));
+            }
+        }
+        problems
+    }
+
     /// Sends notices, and those that are still waiting. What went wrong, by sink; what was not sent then waits.
     pub async fn send(&mut self, notices: &[Notice]) -> Vec<String> {
         let mut problems = Vec::new();

@@ -1,7 +1,7 @@
 //! Looking at everything, each at its time, a few at once.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,6 +31,9 @@ impl Watcher {
     pub fn new(probes: Vec<Arc<dyn Probe>>, mut engine: Engine, concurrency: usize) -> Self {
         for probe in &probes {
             let reachability = probe.reachability();
+            for check in probe.checks() {
+                engine.expect_every(check, probe.interval());
+            }
             for check in probe.checks().into_iter().filter(|check| *check != reachability) {
                 engine.needs(check, reachability.clone());
             }
@@ -78,14 +81,16 @@ impl Watcher {
             .map(|(index, probe)| Reverse((begun + offset(&probe.name(), probe.interval()), index)))
             .collect();
         let room = Arc::new(Semaphore::new(self.concurrency));
-        let mut looks: JoinSet<(usize, Vec<Observation>)> = JoinSet::new();
+        let mut looks: JoinSet<Vec<Observation>> = JoinSet::new();
+        let mut running: HashMap<tokio::task::Id, usize> = HashMap::new();
         loop {
             let next = times.peek().map(|Reverse((at, _))| *at);
             tokio::select! {
                 () = stop.cancelled() => return,
-                Some(found) = looks.join_next() => {
-                    // A probe that panics is not started again: what it looks at grows stale, and is unknown then.
-                    if let Ok((index, found)) = found {
+                Some(found) = looks.join_next_with_id() => {
+                    // A probe that panics has seen nothing. What it looks at grows stale, and is unknown then.
+                    let (id, found) = found.unwrap_or_else(|error| (error.id(), Vec::new()));
+                    if let Some(index) = running.remove(&id) {
                         let probe = &self.probes[index];
                         let interval = probe.interval().max(Duration::from_millis(100));
                         // On its own beat, whatever it took.
@@ -99,10 +104,11 @@ impl Watcher {
                 () = tokio::time::sleep_until(next.unwrap_or(begun)), if next.is_some() => {
                     if let Some(Reverse((_, index))) = times.pop() {
                         let (probe, room) = (Arc::clone(&self.probes[index]), Arc::clone(&room));
-                        looks.spawn(async move {
+                        let handle = looks.spawn(async move {
                             let _place = room.acquire_owned().await;
-                            (index, look(probe.as_ref(), Timestamp::now()).await)
+                            look(probe.as_ref(), Timestamp::now()).await
                         });
+                        running.insert(handle.id(), index);
                     }
                 }
             }

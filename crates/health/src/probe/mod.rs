@@ -10,7 +10,7 @@ mod gateway;
 mod http;
 mod odoo;
 mod postgres;
-mod redis;
+mod store;
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub use gateway::GatewayProbe;
 pub use http::HttpProbe;
 pub use odoo::{TenantLimits, TenantProbe};
 pub use postgres::{ClusterLimits, ClusterProbe, Database};
-pub use redis::RedisProbe;
+pub use store::RedisProbe;
 
 use crate::model::{CheckId, Observation, Status, Topic};
 

@@ -35,7 +35,7 @@ impl Database {
         }
         config.application_name("cofferdam-health").connect_timeout(Duration::from_secs(5));
         // No look becomes the long transaction, or the lock, that it looks for.
-        config.options("-c statement_timeout=4000 -c lock_timeout=1000 -c search_path=pg_catalog -c default_transaction_read_only=on");
+        config.options("-c statement_timeout=4000 -c lock_timeout=1000 -c search_path=pg_catalog -c default_transaction_read_only=on -c row_security=off");
         config
     }
 
