@@ -75,8 +75,11 @@ enum HealthCommand {
     },
 }
 
-/// How often is told what has changed.
-const STEP: Duration = Duration::from_secs(2);
+/// How often is told what has changed: a tenth of the interval, within reason.
+fn step_of(setup: &Setup) -> Duration {
+    (setup.file.interval.0 / 10).clamp(Duration::from_millis(200), Duration::from_secs(5))
+}
+
 /// How often Alertmanager hears what is still open.
 const REFRESH: Duration = Duration::from_secs(60);
 
@@ -228,9 +231,12 @@ async fn watch(
     };
     // Listened for all the time: a signal that comes while something is sent counts too.
     let mut stopping = std::pin::pin!(crate::backup::stop_signal());
+    let step = step_of(&observer.setup);
+    // With a thousand tenants there are thousands of lines: not more often than anybody collects them.
+    let (every, mut written) = ((step * 3).max(Duration::from_millis(500)), None::<std::time::Instant>);
     loop {
         tokio::select! {
-            () = tokio::time::sleep(STEP) => {}
+            () = tokio::time::sleep(step) => {}
             signal = &mut stopping => {
                 signal?;
                 stop.cancel();
@@ -244,7 +250,10 @@ async fn watch(
             let word = if notice.phase == Phase::Firing { "TROUBLE" } else { "over" };
             println!("{} {word} [{:?}] {}", Timestamp::now().strftime("%H:%M:%S"), notice.urgency, notice.summary);
         }
-        if let Some(path) = textfile {
+        if let Some(path) = textfile
+            && written.is_none_or(|at| at.elapsed() >= every)
+        {
+            written = Some(std::time::Instant::now());
             // Whole or not at all: the collector may read at any time.
             let beside = path.with_extension("unfinished");
             tokio::fs::write(&beside, observer.metrics()).await.with_context(|| beside.display().to_string())?;
@@ -260,12 +269,12 @@ pub(crate) fn beside_gateway(
 ) -> Result<anyhow::Result<Arc<dyn HealthView>>, Diagnostics> {
     let setup = read(path)?;
     Ok(Observer::start(setup, stop).map(|observer| {
-        let (stepping, stop) = (Arc::clone(&observer), stop.clone());
+        let (stepping, stop, step) = (Arc::clone(&observer), stop.clone(), step_of(&observer.setup));
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(STEP) => {}
+                    () = tokio::time::sleep(step) => {}
                 }
                 for notice in stepping.step().await {
                     let (summary, phase, urgency) = (&notice.summary, notice.phase, notice.urgency);
