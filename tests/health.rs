@@ -14,10 +14,11 @@ use cofferdam_health::probe::{
     CertificateProbe, ClusterLimits, ClusterProbe, Database, HttpProbe, RedisProbe, TenantLimits, TenantProbe,
     conformance, look,
 };
+use cofferdam_health::sink::Sinks;
 use cofferdam_health::{Watcher, explain, rules};
 use cofferdam_tenant::{NoSecrets, Secret, Source};
 use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
-use cofferdam_testkit::postgres::{Cluster, SUPERUSER};
+use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER};
 use cofferdam_testkit::redis::Redis;
 use cofferdam_testkit::tools::installed;
 use jiff::Timestamp;
@@ -340,6 +341,31 @@ fn a_cluster_tells_who_holds_it_up() {
 }
 
 #[test]
+fn a_log_that_cannot_be_archived_is_found() {
+    runtime().block_on(async {
+        let settings =
+            vec!["archive_mode = on".into(), "archive_command = 'false'".into(), "wal_level = replica".into()];
+        let cluster = Cluster::start_with(&ClusterOptions { settings, ..ClusterOptions::default() }).unwrap();
+        let admin = cluster.admin("postgres").await.unwrap();
+        let limits = ClusterLimits::default();
+        let probe = ClusterProbe::new("main", &server(&cluster, "postgres"), limits, Duration::from_secs(30));
+        admin.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        admin.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        cofferdam_tests::eventually(async || {
+            let query = "SELECT last_failed_time IS NOT NULL FROM pg_stat_archiver";
+            admin.query_one(query, &[]).await.unwrap().get::<_, bool>(0)
+        })
+        .await;
+        let found = look(&probe, Timestamp::now()).await;
+        let archive = found.iter().find(|o| o.check.aspect == "archive").unwrap();
+        assert_eq!(archive.status, Status::Warn, "{archive:#?}");
+        assert_eq!(archive.topic, cofferdam_health::model::Topic::RecoveryPoint);
+        assert!(archive.text.contains("the log cannot be archived since"), "{}", archive.text);
+        assert!(archive.text.contains("failed last"), "{}", archive.text);
+    });
+}
+
+#[test]
 fn redis_that_throws_away_what_is_needed_is_found() {
     runtime().block_on(async {
         let Some(redis) = Redis::start(&["--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru"]).unwrap() else {
@@ -469,6 +495,79 @@ fn backups_that_are_missing_stale_or_cannot_be_restored_are_found() {
         std::fs::File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
         let found = look(&probe, Timestamp::now()).await;
         assert!(found[0].text.contains("no backups are made"), "{found:#?}");
+    });
+}
+
+/// "Sinks: webhook, Alertmanager API; deduplicated, …, resolved notices."
+#[test]
+fn notices_reach_a_webhook_and_alertmanager_and_wait_for_one_that_does_not_answer() {
+    runtime().block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (send, mut posts) = tokio::sync::mpsc::unbounded_channel::<(String, serde_json::Value)>();
+        let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let is_broken = Arc::clone(&broken);
+        tokio::spawn(async move {
+            use tokio::io::{AsyncReadExt, AsyncWriteExt};
+            loop {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                let (send, is_broken) = (send.clone(), Arc::clone(&is_broken));
+                tokio::spawn(async move {
+                    let mut text = String::new();
+                    let mut buffer = vec![0; 64 << 10];
+                    let (head, body) = loop {
+                        let read = tcp.read(&mut buffer).await.unwrap();
+                        text.push_str(&String::from_utf8_lossy(&buffer[..read]));
+                        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                        let length = head.to_ascii_lowercase();
+                        let length = length.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+                        if body.len() >= length.parse::<usize>().unwrap() {
+                            break (head.to_owned(), body.to_owned());
+                        }
+                    };
+                    let path = head.split(' ').nth(1).unwrap().to_owned();
+                    let bad = is_broken.load(std::sync::atomic::Ordering::SeqCst);
+                    let status = if bad { "500 Internal Server Error" } else { "200 OK" };
+                    if !bad {
+                        send.send((path, serde_json::from_str(&body).unwrap())).unwrap();
+                    }
+                    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    tcp.write_all(answer.as_bytes()).await.unwrap();
+                });
+            }
+        });
+        let webhook = format!("http://{address}/hook?token=secret");
+        let mut sinks = Sinks::new(Some(&webhook), Some(&format!("http://{address}/"))).unwrap();
+        let check = cofferdam_health::model::CheckId::tenant("acme", "database");
+        let notice = |phase| cofferdam_health::alert::Notice {
+            key: check.to_string(),
+            phase,
+            urgency: cofferdam_health::slo::Urgency::Page,
+            check: check.clone(),
+            topic: cofferdam_health::model::Topic::Availability,
+            summary: "it is gone".into(),
+            since: Timestamp::UNIX_EPOCH,
+            consequences: 4,
+        };
+        let problems = sinks.send(&[notice(Phase::Firing)]).await;
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems.iter().all(|problem| problem.contains("500") && !problem.contains("secret")), "{problems:?}");
+        broken.store(false, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(sinks.send(&[notice(Phase::Resolved)]).await, Vec::<String>::new());
+        let (path, body) = posts.recv().await.unwrap();
+        assert_eq!(path, "/hook?token=secret");
+        let phases: Vec<_> = body["notices"].as_array().unwrap().iter().map(|n| n["phase"].as_str().unwrap()).collect();
+        assert_eq!(phases, ["firing", "resolved"], "what could not be sent waited, in its order");
+        let (path, body) = posts.recv().await.unwrap();
+        assert_eq!(path, "/api/v2/alerts");
+        assert_eq!(body[0]["labels"]["tenant"], "acme");
+        assert!(body[0].get("endsAt").is_none() && body[1].get("endsAt").is_some(), "{body}");
+        assert_eq!(body[0]["labels"], body[1]["labels"], "Alertmanager knows an alert by its labels");
+        // Nothing to say: nothing is sent. What is open is said to Alertmanager again.
+        assert_eq!(sinks.send(&[]).await, Vec::<String>::new());
+        assert_eq!(sinks.refresh(&[&notice(Phase::Firing)]).await, Vec::<String>::new());
+        assert_eq!(posts.recv().await.unwrap().0, "/api/v2/alerts");
+        assert!(posts.try_recv().is_err());
     });
 }
 
