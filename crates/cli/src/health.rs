@@ -256,8 +256,14 @@ async fn watch(
             written = Some(std::time::Instant::now());
             // Whole or not at all: the collector may read at any time.
             let beside = path.with_extension("unfinished");
-            tokio::fs::write(&beside, observer.metrics()).await.with_context(|| beside.display().to_string())?;
-            tokio::fs::rename(&beside, path).await.with_context(|| path.display().to_string())?;
+            let write = async {
+                tokio::fs::write(&beside, observer.metrics()).await?;
+                tokio::fs::rename(&beside, path).await
+            };
+            // A full disk is no reason to stop watching.
+            if let Err(error) = write.await {
+                eprintln!("cofferdam: {}: {error}", path.display());
+            }
         }
     }
 }

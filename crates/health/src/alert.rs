@@ -129,10 +129,14 @@ impl Alerts {
         calendars: &dyn Calendars,
     ) -> Vec<Notice> {
         let mut wanted: BTreeMap<String, Notice> = BTreeMap::new();
+        // When what explained a trouble is over, there is patience with what it leaves behind.
+        for state in picture.checks.values().filter(|state| state.because_of.is_some()) {
+            self.borne.insert(state.check.to_string(), now);
+        }
         for state in picture.causes() {
             let key = state.check.to_string();
             let effects = calendars.effects(&state.check.subject, now);
-            if eased(&state.observation, state.topic, &effects) {
+            if state.status != Status::Unknown && eased(&state.observation, state.topic, &effects) {
                 self.borne.insert(key, now);
                 continue;
             }
@@ -152,7 +156,9 @@ impl Alerts {
         let over: Vec<String> = self.open.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         for key in over {
             // A trouble that has become another's consequence is not over, and it is not told of either.
-            let folded = picture.checks.get(&key).is_some_and(|state| state.because_of.is_some());
+            // The same holds for one that is borne from now on.
+            let folded = picture.checks.get(&key).is_some_and(|state| state.status != Status::Pass)
+                && self.borne.get(&key) == Some(&now);
             if let Some(Open { notice, .. }) = self.open.remove(&key)
                 && !folded
             {
@@ -233,7 +239,9 @@ impl Alerts {
 /// A budget that burns, or that is gone. Not told where the tenant's own trouble follows from another's.
 fn of_budget(tenant: &str, budget: &Budget, picture: &Picture, now: Timestamp) -> Option<Notice> {
     let subject = Subject::Tenant(tenant.to_owned());
-    let consequence = picture.of(&subject).any(|state| state.because_of.is_some());
+    let another = |state: &CheckState| state.because_of.as_ref().is_some_and(|cause| cause.subject != subject);
+    let consequence =
+        picture.of(&subject).any(|state| matches!(state.check.aspect.as_str(), "database" | "page") && another(state));
     let (urgency, summary) = match budget.burning {
         Some((rate, urgency)) if !consequence => {
             let per_cent = 100.0 * budget.objective;
@@ -321,6 +329,31 @@ mod tests {
             told.iter().map(|n| (n.key.as_str(), n.phase)).collect::<Vec<_>>(),
             [("cluster main: reachable", Phase::Resolved)]
         );
+    }
+
+    /// The server is believed to be well before all of its tenants are: they look on beats of their own.
+    #[test]
+    fn when_a_shared_server_comes_back_its_tenants_are_given_time() {
+        let (mut engine, mut alerts) = (engine(), Alerts::new(AlertOptions::default()));
+        let (cluster, own) = (CheckId::shared("cluster main", "reachable"), CheckId::tenant("acme", "database"));
+        engine.subject_needs(own.subject.clone(), cluster.clone());
+        let start = at("2026-11-27T10:00:00Z");
+        let mut step = |seconds: i64, server: Status, tenant: Status| {
+            let now = start + SignedDuration::from_secs(seconds);
+            engine.observe(seen(&cluster, Topic::Availability, server, now));
+            engine.observe(seen(&own, Topic::Availability, tenant, now));
+            let told = alerts.step(now, &engine.picture(now), &BTreeMap::new(), &none());
+            told.iter().map(|notice| (notice.check.aspect.clone(), notice.phase)).collect::<Vec<_>>()
+        };
+        step(0, Status::Fail, Status::Fail);
+        assert_eq!(step(600, Status::Fail, Status::Fail), [("reachable".to_owned(), Phase::Firing)]);
+        assert_eq!(step(630, Status::Pass, Status::Fail), [("reachable".to_owned(), Phase::Resolved)]);
+        assert_eq!(step(650, Status::Pass, Status::Pass), []);
+        // But if it does not come back with its server, it is told of.
+        step(660, Status::Fail, Status::Fail);
+        step(715, Status::Fail, Status::Fail);
+        assert_eq!(step(720, Status::Pass, Status::Fail), []);
+        assert_eq!(step(785, Status::Pass, Status::Fail), [("database".to_owned(), Phase::Firing)]);
     }
 
     fn payroll() -> BTreeMap<String, Calendar> {

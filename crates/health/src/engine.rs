@@ -237,7 +237,11 @@ impl Engine {
         loop {
             let at = seen.last()?;
             let own = self.needs.get(at).into_iter().flatten();
-            let subject = self.needs_of_subject.get(&at.subject).into_iter().flatten();
+            // What would be lost, and what keeps others out, is nobody else's fault: only what such a check itself needs
+            // explains it.
+            let topic = self.checks.get(at).map(|c| c.latest.topic);
+            let apart = matches!(topic, Some(Topic::RecoveryPoint | Topic::Security));
+            let subject = self.needs_of_subject.get(&at.subject).filter(|_| !apart).into_iter().flatten();
             let Some(next) = own.chain(subject).find(failing) else { break };
             if let Some(begin) = seen.iter().position(|one| one == next) {
                 let first = seen[begin..].iter().min()?.clone();
@@ -325,6 +329,19 @@ mod tests {
         let picture = engine.picture(at(2));
         assert_eq!(picture.causes()[0].check, disk, "the cause of the cause is the cause");
         assert_eq!(picture.consequences(&disk).len(), 200);
+    }
+
+    #[test]
+    fn what_would_be_lost_is_not_explained_by_a_server_that_is_down() {
+        let options =
+            EngineOptions { hysteresis: Hysteresis { worse_after: 1, better_after: 1 }, ..Default::default() };
+        let mut engine = Engine::new(options);
+        let (cluster, backup) = (CheckId::shared("cluster main", "reachable"), CheckId::tenant("acme", "backup"));
+        engine.subject_needs(backup.subject.clone(), cluster.clone());
+        engine.observe(look(&cluster, Status::Fail, 0));
+        let missed = Observation { topic: Topic::RecoveryPoint, ..look(&backup, Status::Fail, 0) };
+        engine.observe(missed);
+        assert_eq!(engine.picture(at(0)).causes().len(), 2);
     }
 
     #[test]

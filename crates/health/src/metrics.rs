@@ -14,7 +14,8 @@ use crate::service::ServiceState;
 use crate::slo::Budget;
 
 /// Every metric: its name, its type, its labels, and what it says.
-pub const NAMES: [(&str, &str, &[&str], &str); 9] = [
+pub const NAMES: [(&str, &str, &[&str], &str); 10] = [
+    ("cofferdam_health_time_seconds", "gauge", &[], "When this was written, in seconds since 1970."),
     (
         "cofferdam_health_status",
         "gauge",
@@ -74,6 +75,7 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
         (name, labels, value)
     };
     let mut all: Vec<(&'static str, Vec<String>, f64)> = Vec::new();
+    all.push(add("cofferdam_health_time_seconds", Vec::new(), now.as_second() as f64));
     for state in picture.checks.values() {
         let (kind, subject) = match &state.check.subject {
             Subject::Tenant(name) => ("tenant", name.as_str()),
@@ -102,8 +104,9 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
         all.push(add("cofferdam_health_looks_total", vec![tenant, "bad"], *bad as f64));
     }
     for (tenant, calendar) in calendars {
+        let on = calendar.active(now);
         for event in &calendar.events {
-            let active = calendar.active(now).iter().any(|occurrence| occurrence.event.name == event.name);
+            let active = on.iter().any(|occurrence| occurrence.event.name == event.name);
             let labels = vec![tenant.as_str(), &event.name, event.kind.as_str()];
             all.push(add("business_calendar_active", labels, f64::from(u8::from(active))));
         }

@@ -48,7 +48,7 @@ pub fn prometheus(options: RuleOptions) -> String {
             Urgency::Ticket => ("CofferdamBudgetBurns", "ticket"),
         };
         // Not where the tenant's trouble follows from something that is shared: that is told once.
-        let own = "unless on (tenant) (label_replace(cofferdam_health_status{kind=\"tenant\"} > 0, \"tenant\", \"$1\", \
+        let own = "unless on (tenant) (label_replace(cofferdam_health_status{kind=\"tenant\",aspect=~\"database|page\"} > 0, \"tenant\", \"$1\", \
                    \"subject\", \"(.*)\") unless on (subject, aspect, kind, topic) (cofferdam_health_cause == 1))";
         alert(
             &mut text,
@@ -136,7 +136,7 @@ pub fn prometheus(options: RuleOptions) -> String {
     alert(
         &mut text,
         "CofferdamNobodyWatches",
-        "absent(cofferdam_health_status)",
+        "(time() - max(cofferdam_health_time_seconds) > 300) or absent(cofferdam_health_time_seconds)",
         "5m",
         "page",
         "never",

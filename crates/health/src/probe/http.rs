@@ -56,6 +56,12 @@ impl HttpProbe {
         Ok(Self { tenant, url, connect, expect, limits, interval, client })
     }
 
+    /// The address without what may be secret in it.
+    fn shown(&self) -> String {
+        let Ok(url) = reqwest::Url::parse(&self.url) else { return "the page".to_owned() };
+        format!("{}{}", url.host_str().unwrap_or_default(), url.path())
+    }
+
     async fn fetch(&self) -> Result<(u16, String), reqwest::Error> {
         let mut response = self.client.get(&self.url).send().await?;
         let status = response.status().as_u16();
@@ -101,6 +107,7 @@ impl Probe for HttpProbe {
         let (status, body) = match self.fetch().await {
             Ok(answer) => answer,
             Err(error) => {
+                let error = error.without_url();
                 let mut text = error.to_string();
                 let mut source = std::error::Error::source(&error);
                 while let Some(inner) = source {
@@ -113,7 +120,7 @@ impl Probe for HttpProbe {
         let took = started.elapsed().as_secs_f64();
         // To log in, Odoo may send a visitor elsewhere.
         if !(200..400).contains(&status) {
-            return vec![page(Status::Fail, format!("{} answers {status} instead of a page", self.url))];
+            return vec![page(Status::Fail, format!("{} answers {status} instead of a page", self.shown()))];
         }
         if let Some(expected) = self.expect.as_ref().filter(|expected| !body.contains(expected.as_str())) {
             return vec![page(Status::Fail, format!("the page does not say `{expected}`: it is another's, or broken"))];
@@ -121,7 +128,7 @@ impl Probe for HttpProbe {
         let (warn, fail) = self.limits;
         let speed = format!("the page takes {}, {} is expected", seconds(took), seconds(warn));
         vec![
-            page(Status::Pass, format!("{} answers {status}", self.url)),
+            page(Status::Pass, format!("{} answers {status}", self.shown())),
             Observation::pass(CheckId::tenant(&self.tenant, "page latency"), Topic::Latency, now, speed)
                 .with(graded(took, warn, fail))
                 .figure(Evidence::new("page_takes", took, "s").limited(fail)),

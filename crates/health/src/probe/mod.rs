@@ -68,12 +68,22 @@ pub async fn look(probe: &dyn Probe, now: Timestamp) -> Vec<Observation> {
             found.push(Observation::pass(check, Topic::Availability, now, text).with(Status::Unknown));
         }
     }
+    for observation in &mut found {
+        observation.text = one_line(&observation.text);
+    }
     let took = started.elapsed();
     for observation in found.iter_mut().filter(|observation| observation.took_ms == 0.0) {
         observation.took_ms = took.as_secs_f64() * 1_000.0;
     }
     found
 }
+
+/// What a tenant may have written is in it: no line of its own, and no more than anybody reads.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_TEXT).collect()
+}
+
+const LONGEST_TEXT: usize = 500;
 
 /// Seconds as people say them.
 pub(crate) fn seconds(value: f64) -> String {

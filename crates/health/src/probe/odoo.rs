@@ -58,7 +58,7 @@ impl TenantProbe {
         // define: they are held first, so that they stay what they are, and only ordinary tables and columns of PostgreSQL's
         // own plain types are read. Views, casts and output functions of the tenant's would run as us.
         let tables = "SELECT quote_ident(relname) FROM pg_class WHERE relnamespace = to_regnamespace('public') \
-                      AND relkind IN ('r', 'p') \
+                      AND relkind IN ('r', 'p') AND NOT relrowsecurity AND NOT relhassubclass \
                       AND relname IN ('ir_module_module', 'ir_cron', 'ir_cron_trigger', 'mail_mail', 'queue_job')";
         for row in client.query(tables, &[]).await? {
             let table: String = row.try_get(0)?;
@@ -277,10 +277,11 @@ impl Probe for TenantProbe {
 
     async fn look(&self, now: Timestamp) -> Vec<Observation> {
         let read = async {
-            let client = self.database.connect().await?;
+            let look = self.database.connect().await?;
+            let client = &look.client;
             // One snapshot for everything.
             client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-            self.read(&client, now).await
+            self.read(client, now).await
         };
         read.await.unwrap_or_else(|error| {
             let text = format!("database {} does not answer: {}", self.database.database, reason(&error));

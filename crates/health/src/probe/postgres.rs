@@ -7,6 +7,7 @@ use cofferdam_tenant::Secret;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use jiff::Timestamp;
 use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Probe, bytes, graded, seconds};
 use crate::model::{CheckId, Evidence, Observation, Status, Topic};
@@ -35,20 +36,26 @@ impl Database {
         }
         config.application_name("cofferdam-health").connect_timeout(Duration::from_secs(5));
         // No look becomes the long transaction, or the lock, that it looks for.
-        config.options("-c statement_timeout=4000 -c lock_timeout=1000 -c search_path=pg_catalog -c default_transaction_read_only=on -c row_security=off");
+        config.options("-c statement_timeout=4000 -c lock_timeout=1000 -c search_path=pg_catalog -c default_transaction_read_only=on -c row_security=off -c constraint_exclusion=off");
         config
     }
 
     /// A connection for one look. A thousand tenants' databases are looked at one after the other: keeping a connection
     /// to each would cost the server a thousand processes.
-    pub(super) async fn connect(&self) -> Result<Client, tokio_postgres::Error> {
+    pub(super) async fn connect(&self) -> Result<Look, tokio_postgres::Error> {
         let (client, connection) = self.config().connect(NoTls).await?;
-        tokio::spawn(async move {
+        let socket = AbortOnDropHandle::new(tokio::spawn(async move {
             // Whoever uses the client is told.
             let _ = connection.await;
-        });
-        Ok(client)
+        }));
+        Ok(Look { client, _socket: socket })
     }
+}
+
+/// A connection for one look. Its socket closes with it, whatever the server is still doing.
+pub(super) struct Look {
+    pub(super) client: Client,
+    _socket: AbortOnDropHandle<()>,
 }
 
 /// Why a server did not answer, in one line.
@@ -231,6 +238,9 @@ impl ClusterProbe {
     }
 }
 
+/// Sooner than a look ends, so that a connection that hangs is given up and not handed back.
+const ANSWER: Duration = Duration::from_secs(4);
+
 const ASPECTS: [&str; 8] =
     ["reachable", "connections", "transactions", "locks", "wraparound", "replication", "slots", "archive"];
 
@@ -296,16 +306,24 @@ impl Probe for ClusterProbe {
         self.interval
     }
 
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(10)
+    }
+
     async fn look(&self, now: Timestamp) -> Vec<Observation> {
         let started = Instant::now();
         let row = match self.pool.get().await {
             Ok(client) => {
-                let row = client.query_one(QUERY, &[]).await;
+                let row = tokio::time::timeout(ANSWER, client.query_one(QUERY, &[])).await;
+                let row = row.map_or_else(
+                    |_| Err(format!("no answer within {} s", ANSWER.as_secs())),
+                    |row| row.map_err(|e| reason(&e)),
+                );
                 if row.is_err() {
-                    // A connection that has failed once is not kept.
+                    // A connection that has failed once, or that nothing comes from, is not kept.
                     drop(deadpool_postgres::Object::take(client));
                 }
-                row.map_err(|e| reason(&e))
+                row
             }
             Err(deadpool_postgres::PoolError::Backend(error)) => Err(reason(&error)),
             Err(error) => Err(error.to_string()),

@@ -173,6 +173,13 @@ impl Event {
         let ends = if self.until <= self.from { day.tomorrow().ok()? } else { day };
         let from = zone.to_ambiguous_timestamp(begins.to_datetime(self.from)).compatible().ok()?;
         let until = zone.to_ambiguous_timestamp(ends.to_datetime(self.until)).later().ok()?;
+        // Of an event whose beginning is moved past the gap, the end may not be: it lasts as long as it was said to.
+        let until = if until <= from {
+            let lasts = ends.to_datetime(self.until).duration_since(begins.to_datetime(self.from));
+            from.checked_add(lasts).ok()?
+        } else {
+            until
+        };
         (from < until).then_some(Occurrence { event: self, from, until })
     }
 }

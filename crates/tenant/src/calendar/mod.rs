@@ -174,7 +174,14 @@ impl Calendar {
         let mut events = Vec::new();
         for (index, event) in config.events.iter().enumerate() {
             match understand(event) {
-                Ok(event) => events.push(event),
+                Ok(event) => {
+                    let same = |other: &&Event| (&other.name, other.kind) == (&event.name, event.kind);
+                    if events.iter().any(|other| same(&other)) {
+                        let found = format!("`{}`, which another event of this kind is called too", event.name);
+                        fault(&["events", &index.to_string(), "name"], found, "a name of its own");
+                    }
+                    events.push(event);
+                }
                 Err((field, found, expected)) => fault(&["events", &index.to_string(), field], found, &expected),
             }
         }
@@ -212,6 +219,9 @@ impl Calendar {
     }
 }
 
+/// Longer preparations are events of their own.
+const LONGEST_LEAD: u32 = 20;
+
 fn understand(event: &EventConfig) -> Result<Event, (&'static str, String, String)> {
     let wrong = |field, found: String, expected: &str| Err((field, found, expected.to_owned()));
     let given =
@@ -240,6 +250,9 @@ fn understand(event: &EventConfig) -> Result<Event, (&'static str, String, Strin
     } else {
         Days::Listed(event.days.clone().unwrap_or_default())
     };
+    if event.lead > LONGEST_LEAD {
+        return wrong("lead", event.lead.to_string(), "at most 20 business days");
+    }
     let Effects { latency, capacity, .. } = event.effects;
     if !(1.0..=100.0).contains(&latency) {
         return wrong("effects", format!("latency {latency}"), "a factor from 1 to 100");
@@ -251,7 +264,7 @@ fn understand(event: &EventConfig) -> Result<Event, (&'static str, String, Strin
         name: event.name.clone(),
         kind: event.kind,
         days,
-        lead: i32::try_from(event.lead).unwrap_or(i32::MAX).min(260),
+        lead: i32::try_from(event.lead).unwrap_or(0),
         from: event.from,
         until: event.until,
         effects: event.effects,
@@ -326,6 +339,10 @@ mod tests {
 
     #[test]
     fn an_event_over_midnight_and_one_with_preparations() {
+        let gap = r#"{ "name": "gap", "kind": "other", "days": ["2026-03-29"], "from": "02:30", "until": "03:15" }"#;
+        let in_gap = calendar(gap).unwrap();
+        let found = in_gap.between(at("2026-03-28T00:00:00Z"), at("2026-03-30T00:00:00Z"));
+        assert_eq!((found[0].from, found[0].until), (at("2026-03-29T01:30:00Z"), at("2026-03-29T02:15:00Z")));
         let events = r#"{ "name": "payroll", "kind": "payroll", "rule": "FREQ=MONTHLY;BYMONTHDAY=25", "start": "2026-01-25",
             "convention": "preceding", "lead": 2, "from": "22:00", "until": "06:00" }"#;
         let calendar = calendar(events).unwrap();

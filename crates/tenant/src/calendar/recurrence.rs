@@ -76,7 +76,11 @@ impl FromStr for Recurrence {
                     });
                 }
                 "INTERVAL" => {
-                    rule.interval = value.parse().ok().filter(|n| *n > 0).ok_or_else(|| wrong("a number from 1 on"))?;
+                    rule.interval = value
+                        .parse()
+                        .ok()
+                        .filter(|n| (1..=1_000).contains(n))
+                        .ok_or_else(|| wrong("a number from 1 to 1000"))?;
                 }
                 "COUNT" => {
                     let count = value.parse().ok().filter(|n| *n > 0).ok_or_else(|| wrong("a number from 1 on"))?;
@@ -344,6 +348,7 @@ mod tests {
             ("FREQ=WEEKLY;BYDAY=2TU", "without a number"),
             ("FREQ=DAILY;COUNT=2;UNTIL=20261231", "one of `COUNT` and `UNTIL`"),
             ("FREQ=DAILY;UNTIL=20261331", "a date such as 20261231"),
+            ("FREQ=DAILY;INTERVAL=4294967295", "a number from 1 to 1000"),
             ("FREQ=DAILY;EVERY=2", "a part of RFC 5545"),
             ("daily", "a name, `=` and a value"),
         ] {
