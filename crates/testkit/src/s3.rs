@@ -34,12 +34,14 @@ impl ObjectStore {
             let base = free_range()?;
             let port = base + 6;
             let mut command = Command::new(&program);
-            command.args(["-logtostderr=true", "mini", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]);
+            command.args(["-logtostderr=true", "server", "-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]);
             command.arg(format!("-dir={}", directory.path().display()));
-            for (name, offset) in [("master", 0), ("volume", 2), ("filer", 4), ("s3", 6), ("admin", 8)] {
+            for (name, offset) in [("master", 0), ("volume", 2), ("filer", 4), ("s3", 6)] {
                 command.arg(format!("-{name}.port={}", base + offset));
             }
-            command.args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false"]);
+            command.args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]);
+            // By default it refuses writes when less than a hundredth of the disk is free: after a build it may be.
+            command.args(["-volume.minFreeSpace=16MiB", "-volume.max=100", "-master.volumeSizeLimitMB=64"]);
             command.env("AWS_ACCESS_KEY_ID", CREDENTIALS.0).env("AWS_SECRET_ACCESS_KEY", CREDENTIALS.1);
             match Self::launch(command, port, "/status", directory) {
                 Err(_) if attempt < 4 => {}
@@ -91,12 +93,12 @@ impl Drop for ObjectStore {
     }
 }
 
-/// Ports `n`, `n + 2`, … `n + 8`, and those 10,000 above, on which nobody listens now.
+/// Ports `n`, `n + 2`, `n + 4`, `n + 6`, and those 10,000 above, on which nobody listens now.
 fn free_range() -> Result<u16, TestkitError> {
     for _ in 0..100 {
         let base = 20_000 + crate::postgres::free_port()? % 10_000;
         let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if (0..5).all(|n| free(base + 2 * n) && free(base + 2 * n + 10_000)) {
+        if (0..4).all(|n| free(base + 2 * n) && free(base + 2 * n + 10_000)) {
             return Ok(base);
         }
     }
