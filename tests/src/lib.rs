@@ -1,6 +1,7 @@
 //! What the tests of the whole share: a real PostgreSQL cluster with two tenants behind a gateway.
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod house;
 pub mod raw;
 
 use std::net::SocketAddr;

@@ -119,6 +119,18 @@ impl Control {
         self.stop.cancelled().await;
     }
 
+    /// Work that is dropped where it stands when somebody asks to stop: for what waits for others and leaves nothing.
+    pub(crate) async fn unless_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, crate::Error>>,
+    ) -> Result<T, crate::Error> {
+        tokio::select! {
+            biased;
+            () = self.cancelled() => Err(crate::Error::Cancelled),
+            outcome = work => outcome,
+        }
+    }
+
     pub(crate) fn add(&self, bytes: u64) {
         self.moved.fetch_add(bytes, Ordering::Relaxed);
         if let Some(pace) = &self.pace {

@@ -71,6 +71,7 @@ pub mod plan;
 mod program;
 pub mod repository;
 pub mod restore;
+mod rows;
 pub mod runner;
 #[cfg(test)]
 mod sample;

@@ -47,7 +47,16 @@ impl Server {
         format!("{}:{}", self.host, self.port)
     }
 
+    /// A connection on which no name means anything but PostgreSQL's own: settings of a database are its owner's to write,
+    /// and so are functions and operators in it.
     pub(crate) async fn connect(&self, database: &str) -> Result<Client, Error> {
+        let client = self.connect_plainly(database).await?;
+        client.batch_execute("SET search_path = pg_catalog").await.map_err(|e| self.failed(database, &e))?;
+        Ok(client)
+    }
+
+    /// A connection with the settings that its database gives it.
+    pub(crate) async fn connect_plainly(&self, database: &str) -> Result<Client, Error> {
         let mut config = tokio_postgres::Config::new();
         config.host(&self.host).port(self.port).user(&self.user).dbname(database);
         if let Some(password) = &self.password {
@@ -56,7 +65,11 @@ impl Server {
         // A host that dies without a word is noticed, so that nothing stays locked for its sake.
         config.application_name("cofferdam-backup").connect_timeout(CONNECT);
         config.keepalives_idle(Duration::from_secs(30));
-        let (client, connection) = config.connect(NoTls).await.map_err(|e| self.failed(database, &e))?;
+        let connecting = tokio::time::timeout(ANSWER, config.connect(NoTls)).await.map_err(|_| {
+            let reason = format!("no connection within {} s", ANSWER.as_secs());
+            Error::Database { server: self.name(), database: database.to_owned(), reason }
+        })?;
+        let (client, connection) = connecting.map_err(|e| self.failed(database, &e))?;
         tokio::spawn(async move {
             // Whoever uses the client is told.
             let _ = connection.await;
@@ -64,11 +77,12 @@ impl Server {
         Ok(client)
     }
 
-    /// A connection to a database whose contents a tenant has written: no name means anything but PostgreSQL's own, and
-    /// neither views nor policies of the tenant's are expanded. That keeps its functions from running as us.
+    /// A connection to a database whose contents a tenant has written: neither views nor policies of the tenant's are
+    /// expanded. A statement on a tenant's table still must not be planned here, because planning evaluates what stands in
+    /// the table's indexes: what is read is read with [`crate::rows`], or from PostgreSQL's own tables.
     pub(crate) async fn connect_to_tenant(&self, database: &str) -> Result<Client, Error> {
         let client = self.connect(database).await?;
-        let guard = "SET search_path = pg_catalog; SET row_security = off; \
+        let guard = "SET row_security = off; \
                      SELECT set_config(name, 'view, foreign-table', false) FROM pg_catalog.pg_settings \
                      WHERE name = 'restrict_nonsystem_relation_kind'";
         client.batch_execute(guard).await.map_err(|e| self.failed(database, &e))?;
@@ -103,38 +117,8 @@ impl Server {
 }
 
 const CONNECT: Duration = Duration::from_secs(20);
-
-/// Takes a table that a tenant has made, so that it stays what it is until the transaction ends, and looks whether it is
-/// one whose reading runs nothing of the tenant's: an ordinary table in which the named columns are there and of
-/// PostgreSQL's own plain types. The table's name must be safe to stand in a statement.
-pub(crate) async fn hold_table(client: &Client, table: &str, columns: &[&str]) -> Result<Found, tokio_postgres::Error> {
-    let kind = "SELECT relkind IN ('r', 'p') FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
-    match client.query_opt(kind, &[&table]).await? {
-        None => return Ok(Found::Nothing),
-        Some(row) if !row.get::<_, bool>(0) => return Ok(Found::Odd),
-        Some(_) => {}
-    }
-    client.batch_execute(&format!("LOCK TABLE {table} IN ACCESS SHARE MODE")).await?;
-    // Once more, now that nobody can put something else in its place.
-    let query = "SELECT c.relkind IN ('r', 'p') AND (\
-                     SELECT count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY($2) \
-                     AND NOT a.attisdropped AND a.atttypid IN (16, 20, 21, 23, 25, 1043, 1114, 1184)) \
-                     = cardinality($2::text[]) \
-                 FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)";
-    let plain = client.query_opt(query, &[&table, &columns]).await?.is_some_and(|row| row.get(0));
-    Ok(if plain { Found::Plain } else { Found::Odd })
-}
-
-/// What [`hold_table`] has found under a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// There is nothing of this name.
-    Nothing,
-    /// An ordinary table, which stays one until the transaction ends.
-    Plain,
-    /// Something whose reading could run what a tenant has written.
-    Odd,
-}
+/// With everything that is said until a connection can be used.
+const ANSWER: Duration = Duration::from_secs(40);
 
 /// What a database was created with.
 pub(crate) async fn locale_of(client: &Client) -> Result<DatabaseLocale, tokio_postgres::Error> {

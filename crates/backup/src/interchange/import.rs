@@ -8,15 +8,16 @@ use std::time::Instant;
 
 use futures_util::SinkExt;
 use jiff::Timestamp;
+use sha1::{Digest, Sha1};
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 use zip::ZipArchive;
 
 use super::broken;
 use super::sql::{Piece, Pieces};
-use crate::logical::{blocking, manifest_of, paths, stays_below};
+use crate::logical::{blocking, is_sha1, manifest_of, paths, stays_below};
 use crate::model::{DatabaseLocale, Extension, RestoreMode, Restored, SetId};
-use crate::restore::{Loader, Restore, stopped};
+use crate::restore::{Hashing, Loader, Restore, Tree, stopped};
 use crate::server::extensions_of;
 use crate::{Control, Error};
 
@@ -111,9 +112,9 @@ impl Import {
             if let Identity::Copied { base_url, keep_integrations } = &self.identity {
                 restore.make_copy(&loader, &plan.staging, base_url.as_deref(), *keep_integrations).await?;
             }
-            stopped(control)
+            Ok(())
         };
-        let loaded = loaded.await;
+        let loaded = control.unless_cancelled(loaded).await;
         loader.remove(&restore.server, &plan.staging, control).await;
         loaded?;
         control.phase("writing files", None);
@@ -213,7 +214,11 @@ impl Import {
     async fn load(&self, loader: &Loader, database: &str, control: &Control) -> Result<(), Error> {
         let client = loader.connect(database).await?;
         let failed = |e: &tokio_postgres::Error| loader.server.failed(database, e);
-        client.batch_execute("SET synchronous_commit = off").await.map_err(|e| failed(&e))?;
+        // An index of a large table takes as long as it takes; whoever asks to stop is heard.
+        client
+            .batch_execute("SET synchronous_commit = off; SET statement_timeout = 0")
+            .await
+            .map_err(|e| failed(&e))?;
         let made: Vec<String> =
             extensions_of(&client).await.map_err(|e| failed(&e))?.into_iter().map(|e| e.name).collect();
         let (send, mut receive) = mpsc::channel(16);
@@ -243,24 +248,28 @@ impl Import {
                     }
                 }
             }
-            Ok(())
+            Ok::<(), Error>(())
         };
-        let loaded: Result<(), Error> = loaded.await;
+        let loaded: Result<(), Error> = async {
+            loaded.await?;
+            // A dump in one transaction may leave its end to whoever loads it.
+            client.batch_execute("COMMIT").await.map_err(|e| failed(&e))
+        }
+        .await;
         drop(receive);
         let read = reading.await.map_err(|e| Error::panicked(&e))?;
         loaded?;
         read
     }
 
-    /// Writes the files, each below its two letters and with the hash that it is named after.
+    /// Writes the files, each below its two letters; those that are not what their names say are told.
     async fn files(&self, target: &Path, control: &Control) -> Result<u64, Error> {
         let (path, target, control) = (self.file.clone(), target.to_owned(), control.clone());
         blocking(move || {
-            fs::create_dir_all(target.parent().unwrap_or(&target)).map_err(|e| Error::files(&target, &e))?;
-            fs::create_dir(&target).map_err(|e| Error::files(&target, &e))?;
+            let tree = Tree::make(&target)?;
             let fill = || {
                 let mut zip = open(&path)?;
-                let mut written = 0;
+                let (mut written, mut damaged) = (0, 0);
                 for index in 0..zip.len() {
                     stopped(&control)?;
                     let mut entry = zip.by_index(index).map_err(|e| broken(&path, &e))?;
@@ -277,18 +286,33 @@ impl Import {
                         ));
                         continue;
                     }
-                    let to = target.join(&name);
+                    let failed = |reason| Error::files(&target.join(&name), &io::Error::other(reason));
+                    if tree.file(&name).is_ok() {
+                        return Err(failed("there are two entries of this name"));
+                    }
                     let size = entry.size();
-                    let mut copy = || -> io::Result<()> {
-                        fs::create_dir_all(to.parent().unwrap_or(&target))?;
-                        let mut file = File::create_new(&to)?;
+                    tree.put(&name, |file| {
+                        let mut file = Hashing { inner: file, hash: Sha1::new() };
                         // No more than it has said: what is said has been compared with the room that there is.
-                        let copied = io::copy(&mut (&mut entry).take(size.saturating_add(1)), &mut file)?;
+                        let copied = io::copy(&mut (&mut entry).take(size.saturating_add(1)), &mut file)
+                            .map_err(|e| Error::files(&path, &e))?;
                         control.add(copied);
-                        if copied > size { Err(io::Error::other("it has more bytes than it says")) } else { Ok(()) }
-                    };
-                    copy().map_err(|e| Error::files(&to, &e))?;
+                        if copied > size {
+                            return Err(failed("it has more bytes than it says"));
+                        }
+                        let last = name.rsplit('/').next().unwrap_or_default();
+                        if is_sha1(last) && last != hex::encode(file.hash.finalize()) {
+                            damaged += 1;
+                        }
+                        Ok(true)
+                    })?;
                     written += 1;
+                }
+                if damaged > 0 {
+                    control.warn(format!(
+                        "{}: {damaged} files are not what their names say, and were damaged when it was written",
+                        path.display()
+                    ));
                 }
                 crate::restore::hand_over(&target)?;
                 Ok(written)
@@ -320,7 +344,8 @@ fn read(path: &Path, send: &mpsc::Sender<Piece>, control: &Control) -> Result<()
     let entry = zip.by_name("dump.sql").map_err(|e| broken(path, &e))?;
     // No more than it has said, which was compared with the room that there is.
     let size = entry.size();
-    let mut pieces = Pieces::new(BufReader::with_capacity(256 << 10, entry.take(size)));
+    // One byte further than that, so that the end is reached, where the sum over all bytes is compared.
+    let mut pieces = Pieces::new(BufReader::with_capacity(256 << 10, entry.take(size.saturating_add(1))));
     loop {
         stopped(control)?;
         match pieces.next() {
@@ -352,7 +377,7 @@ async fn statement(
     if is("GRANT ") || is("REVOKE ") || is("COMMENT ON EXTENSION ") || is("ALTER DEFAULT PRIVILEGES ") {
         return Ok(());
     }
-    if is("ALTER ") && text.to_ascii_uppercase().contains(" OWNER TO ") {
+    if is("ALTER ") && gives_away(text) {
         return Ok(());
     }
     if let Some(extension) = extension(text)
@@ -371,6 +396,19 @@ async fn statement(
     }
 }
 
+/// `ALTER … OWNER TO somebody;`, and nothing else: the words may stand in a text too.
+fn gives_away(text: &str) -> bool {
+    let text = text.trim_end().trim_end_matches(';').trim_end();
+    let Some(at) = text.to_ascii_uppercase().rfind(" OWNER TO ") else { return false };
+    let owner = &text[at + " OWNER TO ".len()..];
+    let quoted = owner.len() > 2 && owner.starts_with('"') && owner.ends_with('"');
+    let inside = if quoted { owner[1..owner.len() - 1].replace("\"\"", "") } else { owner.to_owned() };
+    if quoted {
+        return !inside.contains('"');
+    }
+    !inside.is_empty() && inside.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '$'))
+}
+
 /// `CREATE EXTENSION IF NOT EXISTS name WITH SCHEMA schema;`
 fn extension(text: &str) -> Option<Extension> {
     let words: Vec<&str> = text.trim_end_matches(';').split_whitespace().collect();
@@ -387,6 +425,21 @@ fn extension(text: &str) -> Option<Extension> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_gives_something_away_is_left_out_for_it() {
+        for given in ["ALTER TABLE public.t OWNER TO odoo;", "ALTER TABLE t OWNER TO \"the \"\"one\"\"\";\n"] {
+            assert!(gives_away(given), "{given}");
+        }
+        for other in [
+            "ALTER TABLE t ADD CONSTRAINT c CHECK (a <> $$change owner to me$$);",
+            "ALTER TABLE t ADD CONSTRAINT c CHECK (a <> ' OWNER TO ');",
+            "ALTER TABLE t ALTER c SET DEFAULT ' OWNER TO x';",
+            "ALTER TABLE t ALTER c SET DEFAULT \"f\"(' OWNER TO \"x', \"y\");",
+        ] {
+            assert!(!gives_away(other), "{other}");
+        }
+    }
 
     #[test]
     fn extensions_are_known_by_what_creates_them() {

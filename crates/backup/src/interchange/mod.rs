@@ -26,6 +26,19 @@ use crate::restore::{manifest, stopped};
 use crate::server::Server;
 use crate::{Control, Error};
 
+/// The statements of a script without rows.
+pub(crate) fn statements(script: &[u8]) -> Result<Vec<String>, String> {
+    let mut pieces = sql::Pieces::new(script);
+    let mut found = Vec::new();
+    while let Some(piece) = pieces.next().map_err(|e| e.to_string())? {
+        match piece {
+            sql::Piece::Statement(text) => found.push(text),
+            other => return Err(format!("expected a statement, found {other:?}")),
+        }
+    }
+    Ok(found)
+}
+
 /// A file that was written.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Exported {

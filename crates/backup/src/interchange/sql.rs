@@ -3,7 +3,7 @@
 //! `psql` would do, and would also run whatever commands for itself stand in a file that comes from somewhere else. So the
 //! file is taken apart here, and the server sees the statements one by one.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 
 use bytes::Bytes;
 
@@ -29,6 +29,9 @@ pub(super) enum SqlError {
     /// Something that only `psql` would understand.
     #[error("line {line}: `{found}` is a command for psql; only dumps made without --create are taken")]
     Command { line: u64, found: String },
+    /// A line, or a statement of several, that nothing could be done with but fill the memory.
+    #[error("line {line}: it is longer than {} MiB", LONGEST >> 20)]
+    Long { line: u64 },
     /// It ends in the middle.
     #[error("line {line}: the dump ends inside {what} that began at line {began}")]
     Unfinished { line: u64, what: &'static str, began: u64 },
@@ -36,6 +39,8 @@ pub(super) enum SqlError {
 
 /// Rows are passed on in pieces of about this many bytes.
 const ROWS: usize = 64 << 10;
+/// PostgreSQL takes no row or statement that is longer.
+const LONGEST: usize = 1 << 30;
 
 /// Reads a dump piece by piece.
 pub(super) struct Pieces<R> {
@@ -60,8 +65,9 @@ impl<R: BufRead> Pieces<R> {
     fn read_line(&mut self, line: &mut Vec<u8>) -> Result<bool, SqlError> {
         line.clear();
         self.line += 1;
-        let read = self.input.read_until(b'\n', line).map_err(|error| SqlError::Read { line: self.line, error })?;
-        Ok(read > 0)
+        let mut limited = (&mut self.input).take(LONGEST as u64);
+        let read = limited.read_until(b'\n', line).map_err(|error| SqlError::Read { line: self.line, error })?;
+        if read == LONGEST { Err(SqlError::Long { line: self.line }) } else { Ok(read > 0) }
     }
 
     fn rows(&mut self, began: u64) -> Result<Piece, SqlError> {
@@ -110,6 +116,9 @@ impl<R: BufRead> Pieces<R> {
                 began = self.line;
             }
             text.extend_from_slice(&line);
+            if text.len() >= LONGEST {
+                return Err(SqlError::Long { line: self.line });
+            }
             if lexer.feed(&line) {
                 // More than one statement on a line is one piece: the server takes them apart.
                 let text = String::from_utf8_lossy(text.trim_ascii()).into_owned();
@@ -137,6 +146,7 @@ struct Lexer {
     /// Words at the beginning, to know a function.
     words: Vec<String>,
     word: String,
+    before: String,
     /// `BEGIN ATOMIC … END`, and `CASE … END` in it.
     depth: u32,
 }
@@ -202,11 +212,11 @@ impl Lexer {
                 State::Single(true) if c == b'\\' => at += 1,
                 State::Single(_) => {
                     if c == b'\'' {
-                        // Two of them are one inside: out and in again comes to the same.
-                        self.state = State::Plain;
+                        // Two of them are one inside.
                         if line.get(at + 1) == Some(&b'\'') {
-                            self.state = State::Single(false);
                             at += 1;
+                        } else {
+                            self.state = State::Plain;
                         }
                     }
                 }
@@ -248,12 +258,13 @@ impl Lexer {
             && self.words.iter().any(|w| w == "function" || w == "procedure");
         if function {
             match word.as_str() {
-                "begin" => self.depth += 1,
+                "atomic" if self.before == "begin" => self.depth += 1,
                 "case" if self.depth > 0 => self.depth += 1,
                 "end" => self.depth = self.depth.saturating_sub(1),
                 _ => {}
             }
         }
+        self.before.clone_from(&word);
         if self.words.len() < 4 {
             self.words.push(word);
         }
@@ -295,6 +306,8 @@ mod tests {
             "SELECT 'it''s;\n';",
             r"SELECT E'\';', 1;",
             r"SELECT 'C:\';",
+            r"SELECT E'it''s \';', 1;",
+            "CREATE FUNCTION f(begin int) RETURNS int LANGUAGE sql AS 'SELECT 1';",
             "SELECT \"a;\"\"b\" FROM t;",
             "CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $_$\nBEGIN\n  RETURN $1; -- ;\nEND;\n$_$;",
             "SELECT 1 /* ; /* nested ; */ ; */;",

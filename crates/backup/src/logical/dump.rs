@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::paths;
 use crate::program::Running;
 use crate::repository::Entry;
-use crate::server::{Found, Server, hold_table, literal, quoted};
+use crate::rows;
+use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 
 /// Rows by `schema.table`, in the snapshot.
@@ -230,7 +231,8 @@ pub(crate) async fn count_rows(
 ) -> Result<RowCounts, Error> {
     let client = server.connect_to_tenant(database).await?;
     let failed = |e: &tokio_postgres::Error| server.failed(database, e);
-    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(|e| failed(&e))?;
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '30s'";
+    client.batch_execute(begin).await.map_err(|e| failed(&e))?;
     if let Some(snapshot) = snapshot {
         let import = format!("SET TRANSACTION SNAPSHOT {}", literal(snapshot));
         client.batch_execute(&import).await.map_err(|e| failed(&e))?;
@@ -253,14 +255,12 @@ pub(crate) async fn count_rows(
         let name = format!("{}.{}", quoted(&schema), quoted(&table));
         // Rolled back, so that no table is held for longer than it is counted.
         client.batch_execute("SAVEPOINT one").await.map_err(|e| failed(&e))?;
-        if hold_table(&client, &name, &[]).await.map_err(|e| failed(&e))? != Found::Plain {
+        let rows::Read::Rows(count) = rows::count(&client, &name).await.map_err(|e| failed(&e))? else {
             let reason = format!("{schema}.{table} has become something else than a table");
             return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
-        }
-        let query = format!("SELECT count(*) FROM ONLY {name}");
-        let count: i64 = client.query_one(&query, &[]).await.map_err(|e| failed(&e))?.get(0);
+        };
         client.batch_execute("ROLLBACK TO one; RELEASE one").await.map_err(|e| failed(&e))?;
-        counts.insert(format!("{schema}.{table}"), u64::try_from(count).unwrap_or(0));
+        counts.insert(format!("{schema}.{table}"), count);
     }
     Ok(counts)
 }

@@ -15,7 +15,8 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::{ChangeCounter, DatabaseLocale, Extension, FenceLimits};
-use crate::server::{Found, Server, changes_of, extensions_of, hold_table, literal, locale_of};
+use crate::rows::{self, Read};
+use crate::server::{Server, changes_of, extensions_of, literal, locale_of};
 use crate::{Control, Error, Event};
 
 /// The lock that keeps the collector from deleting, or the reason why there is none.
@@ -54,9 +55,8 @@ pub(super) struct FenceReport {
 
 /// The fence is raised at once or not at all: waiting for it would make others wait behind us.
 const RAISE: &str = "SET LOCAL lock_timeout = '1s'";
-/// Should this process hang, the server ends its transactions.
-/// And what a tenant has put in front of its tables is not looked at.
-const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL search_path = pg_catalog";
+/// Should this process hang, the server ends its transactions; and nobody can hold us up by holding a table.
+const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '30s'";
 /// How often somebody looks who waits.
 const WATCH: Duration = Duration::from_millis(250);
 
@@ -177,45 +177,48 @@ impl Snapshot {
             literal(&self.id)
         );
         client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
-        let parameters = hold_table(&client, "public.ir_config_parameter", &["key", "value"]).await;
-        let uuid = if parameters.map_err(|e| failed(&e))? == Found::Plain {
-            let query = "SELECT value FROM public.ir_config_parameter WHERE key = 'database.uuid' LIMIT 1";
-            client.query_opt(query, &[]).await.map_err(|e| failed(&e))?.and_then(|row| row.get(0))
-        } else {
-            None
-        };
+        let mut uuid = None;
+        let parameters = rows::each(&client, "public.ir_config_parameter", &["key", "value"], |row| {
+            if let [Some(key), value] = row
+                && key == "database.uuid"
+            {
+                uuid.clone_from(value);
+            }
+        });
+        parameters.await.map_err(|e| failed(&e))?;
+        let mut files: BTreeMap<String, Attachment> = BTreeMap::new();
         let columns = ["store_fname", "checksum", "file_size"];
-        let attachments = match hold_table(&client, "public.ir_attachment", &columns).await.map_err(|e| failed(&e))? {
-            Found::Plain => {
-                let query = "SELECT store_fname, max(checksum), max(file_size)::int8 FROM public.ir_attachment \
-                             WHERE store_fname <> '' GROUP BY store_fname";
-                let rows = client.query(query, &[]).await.map_err(|e| failed(&e))?;
-                rows.iter().map(Attachment::of).collect()
+        let attachments = rows::each(&client, "public.ir_attachment", &columns, |row| {
+            let [Some(name), checksum, size] = row else { return };
+            if name.is_empty() {
+                return;
             }
-            Found::Nothing => Vec::new(),
-            // Which files there are cannot be known then, and a set without them would look whole.
-            Found::Odd => {
-                let reason =
-                    "ir_attachment is not a table with the columns store_fname, checksum and file_size of plain types";
-                return Err(Error::Database {
-                    server: server.name(),
-                    database: database.to_owned(),
-                    reason: reason.to_owned(),
-                });
+            let file = files.entry(name.clone()).or_insert_with(|| Attachment::named(name));
+            file.checksum = file.checksum.take().max(checksum.clone());
+            file.size = file.size.max(size.as_ref().and_then(|size| size.parse().ok()));
+        });
+        // Which files there are cannot be known then, and a set without them would look whole.
+        if attachments.await.map_err(|e| failed(&e))? == Read::Odd {
+            let reason =
+                "ir_attachment is not a table with the columns store_fname, checksum and file_size of plain types";
+            return Err(Error::Database {
+                server: server.name(),
+                database: database.to_owned(),
+                reason: reason.to_owned(),
+            });
+        }
+        let mut modules = BTreeMap::new();
+        let installed = rows::each(&client, "public.ir_module_module", &["name", "latest_version", "state"], |row| {
+            if let [Some(name), Some(version), Some(state)] = row
+                && state == "installed"
+            {
+                modules.insert(name.clone(), version.clone());
             }
-        };
-        let columns = ["name", "latest_version", "state"];
-        let modules = hold_table(&client, "public.ir_module_module", &columns).await.map_err(|e| failed(&e))?;
-        let modules = if modules == Found::Plain {
-            let query = "SELECT name, latest_version FROM public.ir_module_module \
-                         WHERE state = 'installed' AND name IS NOT NULL AND latest_version IS NOT NULL";
-            let rows = client.query(query, &[]).await.map_err(|e| failed(&e))?;
-            rows.iter().map(|row| (row.get(0), row.get(1))).collect()
-        } else {
-            BTreeMap::new()
-        };
+        });
+        installed.await.map_err(|e| failed(&e))?;
+        let undumped = undumped(&client).await.map_err(|e| failed(&e))?;
         let _ = client.batch_execute("ROLLBACK").await;
-        Ok(Tenancy { uuid, attachments, modules })
+        Ok(Tenancy { uuid, attachments: files.into_values().collect(), modules, undumped })
     }
 
     /// Holds the snapshot until everybody who needs it has it.
@@ -240,6 +243,18 @@ pub(super) struct Tenancy {
     pub(super) uuid: Option<String>,
     pub(super) attachments: Vec<Attachment>,
     pub(super) modules: BTreeMap<String, String>,
+    /// Tables that `pg_dump` leaves out.
+    pub(super) undumped: Vec<String>,
+}
+
+/// Ordinary tables that were made part of an extension: `pg_dump` saves their rows only where the extension asks for it.
+async fn undumped(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let query = "SELECT n.nspname || '.' || c.relname FROM pg_depend d JOIN pg_class c ON c.oid = d.objid \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_extension e ON e.oid = d.refobjid \
+                 WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass \
+                 AND d.deptype = 'e' AND c.relkind = 'r' AND c.relpersistence = 'p' \
+                 AND NOT c.oid = ANY(coalesce(e.extconfig, '{}')) ORDER BY 1";
+    Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 /// A file that the database refers to.
@@ -251,8 +266,7 @@ pub(super) struct Attachment {
 }
 
 impl Attachment {
-    fn of(row: &tokio_postgres::Row) -> Self {
-        let size: Option<i64> = row.get(2);
-        Self { store_fname: row.get(0), checksum: row.get(1), size: size.and_then(|size| u64::try_from(size).ok()) }
+    fn named(name: &str) -> Self {
+        Self { store_fname: name.to_owned(), checksum: None, size: None }
     }
 }

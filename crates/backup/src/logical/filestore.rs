@@ -94,7 +94,7 @@ pub(crate) fn stays_below(name: &str) -> bool {
     !name.is_empty() && !name.contains('\0') && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
-fn is_sha1(text: &str) -> bool {
+pub(crate) fn is_sha1(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
@@ -196,7 +196,7 @@ fn open_below(root: &Path, name: &str) -> io::Result<File> {
 
 /// Opens what a name below a directory leads to, if that is a file, and never waits: the tenant may have put a pipe there.
 /// The kernel follows links, as far as they stay below.
-pub(crate) fn open_beneath(root: &Path, name: &str) -> io::Result<File> {
+fn open_beneath(root: &Path, name: &str) -> io::Result<File> {
     use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
     let how = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let directory = rustix::fs::openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;

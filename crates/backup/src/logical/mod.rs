@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use dump::RowCounts;
 pub(crate) use dump::{count_rows, last_words};
 pub use filestore::{Manifest, ManifestFile};
-pub(crate) use filestore::{open_beneath, stays_below};
+pub(crate) use filestore::{is_sha1, stays_below};
 
 use crate::model::{
     BackupPolicy, BackupSet, Consistency, DatabaseArtifact, DumpFormat, EngineKind, FilestoreSummary, LockAttestation,
@@ -115,7 +115,7 @@ impl Backup {
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
-        let Tenancy { uuid, attachments, modules } = snapshot.read(&self.server, &database).await?;
+        let Tenancy { uuid, attachments, modules, undumped } = snapshot.read(&self.server, &database).await?;
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
             let (server, major) = (dump_server.clone(), snapshot.server_major);
@@ -183,7 +183,16 @@ impl Backup {
             (None, true) => Consistency::Fenced,
             (Some(_), true) => Consistency::Verified,
         };
-        let note = fence.lowered.as_ref().map(|reason| format!("no fence to the end: {reason}"));
+        let mut notes: Vec<String> =
+            fence.lowered.iter().map(|reason| format!("no fence to the end: {reason}")).collect();
+        if !undumped.is_empty() {
+            let names = undumped.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let left_out =
+                format!("the rows of {} tables of extensions are not saved, such as {names}", undumped.len());
+            control.warn(left_out.clone());
+            notes.push(left_out);
+        }
+        let note = (!notes.is_empty()).then(|| notes.join("; "));
         let retry = fence.lowered.is_some() && filestore.missing > 0;
         let set = BackupSet {
             id: crate::model::SetId::default(),

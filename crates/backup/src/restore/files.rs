@@ -1,15 +1,15 @@
 //! Files out of a set, each compared with the hash it must have.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
-use crate::logical::{Manifest, blocking, open_beneath, paths, stays_below};
+use super::tree::{Tree, hand_over};
+use crate::logical::{Manifest, ManifestFile, blocking, paths, stays_below};
 use crate::model::BackupSet;
 use crate::repository::{Reader, Repository};
 use crate::{Control, Error};
@@ -23,16 +23,15 @@ pub(super) async fn fresh(
 ) -> Result<(), Error> {
     let (repository, set, target, control) = (Arc::clone(repository), set.clone(), target.to_owned(), control.clone());
     blocking(move || {
-        fs::create_dir_all(target.parent().unwrap_or(&target)).map_err(|e| Error::files(&target, &e))?;
         // Made here or not at all: what is there already is somebody else's, and is never removed.
-        fs::create_dir(&target).map_err(|e| Error::files(&target, &e))?;
+        let tree = Tree::make(&target)?;
         let fill = || {
             let reader = repository.reader(&set.id)?;
             if reader.has(paths::FILESTORE) {
-                reader.extract(paths::FILESTORE, &target)?;
+                reader.extract(paths::FILESTORE, &tree.lasting_path())?;
             }
             let manifest = manifest(&reader)?;
-            compare(&reader, &manifest, &set, &target, &control)?;
+            compare(&reader, &manifest, &set, &tree, &control)?;
             hand_over(&target)
         };
         let filled = fill();
@@ -53,43 +52,54 @@ pub(super) async fn add(
 ) -> Result<(), Error> {
     let (repository, set, target, control) = (Arc::clone(repository), set.clone(), target.to_owned(), control.clone());
     blocking(move || {
-        fs::create_dir_all(&target).map_err(|e| Error::files(&target, &e))?;
+        let tree = Tree::open_or_make(&target)?;
         let reader = repository.reader(&set.id)?;
         let manifest = manifest(&reader)?;
-        // Into a directory of its own first: a file appears under its name only when it is whole.
-        let beside = tempfile::Builder::new()
-            .prefix(".restore-")
-            .tempdir_in(target.parent().unwrap_or(&target))
-            .map_err(|e| Error::files(&target, &e))?;
-        let there: HashSet<&str> = manifest
+        let wanted: Vec<&ManifestFile> = manifest
             .files
             .iter()
-            .filter(|file| is_whole(&target, &file.name, file.sha1.as_deref()))
-            .map(|file| file.name.as_str())
+            .filter(|file| stays_below(&file.name) && !tree.is_whole(&file.name, file.sha1.as_deref()))
             .collect();
-        if there.len() < manifest.files.len() && reader.has(paths::FILESTORE) {
-            reader.extract(paths::FILESTORE, beside.path())?;
-            hand_over(beside.path())?;
-            for file in manifest.files.iter().filter(|file| !there.contains(file.name.as_str())) {
+        if !wanted.is_empty() && reader.has(paths::FILESTORE) {
+            // Into a directory of its own first: a file appears under its name only when it is whole.
+            let above = target.parent().unwrap_or(&target);
+            sweep(above);
+            let beside =
+                tempfile::Builder::new().prefix(BESIDE).tempdir_in(above).map_err(|e| Error::files(&target, &e))?;
+            let Some(new) = Tree::open(beside.path())? else { return Err(gone(beside.path())) };
+            reader.extract(paths::FILESTORE, &new.lasting_path())?;
+            for file in wanted {
                 super::stopped(&control)?;
-                let (from, to) = (beside.path().join(&file.name), target.join(&file.name));
-                if !stays_below(&file.name) || !from.exists() {
-                    continue;
+                // What the set lacks is not there.
+                if new.file(&file.name).is_ok() {
+                    tree.take(&file.name, &new)?;
                 }
-                without_links(&target, &file.name)?;
-                let place = || -> io::Result<()> {
-                    if let Some(parent) = to.parent() {
-                        fs::create_dir_all(parent)?;
-                        copy_owner(&target, parent)?;
-                    }
-                    fs::rename(&from, &to)
-                };
-                place().map_err(|e| Error::files(&to, &e))?;
             }
         }
-        compare(&reader, &manifest, &set, &target, &control)
+        compare(&reader, &manifest, &set, &tree, &control)
     })
     .await
+}
+
+const BESIDE: &str = ".restore-";
+/// What is older was left by a restore that has died.
+const OLD: Duration = Duration::from_secs(2 * 24 * 3_600);
+
+/// Removes what restores that have died have left beside filestores.
+fn sweep(above: &Path) {
+    for entry in fs::read_dir(above).into_iter().flatten().flatten() {
+        let left = entry.file_name().to_str().is_some_and(|name| name.starts_with(BESIDE))
+            && entry.metadata().is_ok_and(|data| {
+                data.is_dir() && data.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > OLD))
+            });
+        if left {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn gone(path: &Path) -> Error {
+    Error::files(path, &io::ErrorKind::NotFound.into())
 }
 
 /// Brings together the files of a manifest in a directory: those that are there, those of the live filestore, and those
@@ -103,22 +113,23 @@ pub(super) async fn find(
 ) -> Result<Vec<String>, Error> {
     let (manifest, live, target, control) = (Arc::clone(manifest), live.to_owned(), target.to_owned(), control.clone());
     blocking(move || {
-        fs::create_dir_all(&target).map_err(|e| Error::files(&target, &e))?;
+        let tree = Tree::open_or_make(&target)?;
+        let live = if live == target { None } else { Tree::open(&live)? };
         let mut missing = Vec::new();
         for file in &manifest.files {
             super::stopped(&control)?;
-            let wanted = target.join(&file.name);
-            if !stays_below(&file.name) {
+            let (name, sha1) = (&file.name, file.sha1.as_deref());
+            if !stays_below(name) {
                 missing.push(file);
-            } else if is_whole(&target, &file.name, file.sha1.as_deref()) {
-            } else if live != target && is_whole(&live, &file.name, file.sha1.as_deref()) {
-                without_links(&target, &file.name)?;
-                let copy = || {
-                    fs::create_dir_all(wanted.parent().unwrap_or(&target))?;
-                    let mut from = open_beneath(&live, &file.name)?;
-                    io::copy(&mut from, &mut File::create(&wanted)?).map(drop)
-                };
-                copy().map_err(|e| Error::files(&wanted, &e))?;
+            } else if tree.is_whole(name, sha1) {
+            } else if let Some(mut from) = live.as_ref().and_then(|live| live.file(name).ok()) {
+                let copied = tree.put(name, |to| {
+                    let hash = copy_hashed(&mut from, to).map_err(|e| Error::files(&target.join(name), &e))?;
+                    Ok::<_, Error>(sha1.is_none_or(|sha1| sha1 == hash))
+                })?;
+                if !copied {
+                    missing.push(file);
+                }
             } else {
                 missing.push(file);
             }
@@ -133,60 +144,34 @@ pub(super) async fn find(
             let mut still = Vec::new();
             for file in missing {
                 super::stopped(&control)?;
-                let path = format!("{}/{}", paths::FILESTORE, file.name);
-                if stays_below(&file.name) {
-                    without_links(&target, &file.name)?;
+                if !fetch(&reader, file, &tree)? {
+                    still.push(file);
                 }
-                if stays_below(&file.name) && reader.has(&path) && fetch(&reader, &path, &target.join(&file.name))? {
-                    continue;
-                }
-                still.push(file);
             }
             missing = still;
         }
-        hand_over(&target)?;
         Ok(missing.into_iter().map(|file| file.name.clone()).collect())
     })
     .await
 }
 
-/// One file out of a set, under its name when it is whole and what its name says.
-fn fetch(reader: &Reader<'_>, path: &str, to: &Path) -> Result<bool, Error> {
-    let failed = |e: io::Error| Error::files(to, &e);
-    let parent = to.parent().unwrap_or(to);
-    fs::create_dir_all(parent).map_err(failed)?;
-    let mut file = tempfile::Builder::new().prefix(".restore-").tempfile_in(parent).map_err(failed)?;
-    reader.file(path, &mut file)?;
-    let name = to.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if !hash_of(&mut File::open(file.path()).map_err(failed)?).is_ok_and(|found| found == name) {
+/// One file out of a set, under its name when it is what its hash says.
+fn fetch(reader: &Reader<'_>, file: &ManifestFile, tree: &Tree) -> Result<bool, Error> {
+    let path = format!("{}/{}", paths::FILESTORE, file.name);
+    let Some(sha1) = file.sha1.as_deref().filter(|_| stays_below(&file.name) && reader.has(&path)) else {
         return Ok(false);
-    }
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o640);
-    fs::set_permissions(file.path(), permissions).map_err(failed)?;
-    file.persist(to).map_err(|e| failed(e.error))?;
-    Ok(true)
+    };
+    tree.put(&file.name, |to| {
+        let mut to = Hashing { inner: to, hash: Sha1::new() };
+        reader.file(&path, &mut to)?;
+        Ok(hex::encode(to.hash.finalize()) == sha1)
+    })
 }
 
-/// A second name for every file below a directory: a copy that takes no room and that a collector of the first does not
-/// reach.
-pub(super) fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
-    fs::create_dir_all(to)?;
-    copy_owner(from, to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        if kind.is_dir() {
-            link_tree(&source, &target)?;
-        } else if kind.is_file() {
-            match fs::hard_link(&source, &target) {
-                // Deleted while we looked, or there already.
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) => {}
-                other => other?,
-            }
-        }
-    }
-    Ok(())
+/// A second name in `to` for every file below `from`, if that is there.
+pub(super) fn link_tree(from: &Path, to: &Path) -> Result<(), Error> {
+    let Some(from) = Tree::open(from)? else { return Ok(()) };
+    Tree::open_or_make(to)?.link_all(&from)
 }
 
 pub(super) fn free_bytes(directory: &Path) -> Option<u64> {
@@ -214,14 +199,14 @@ fn compare(
     reader: &Reader<'_>,
     manifest: &Manifest,
     set: &BackupSet,
-    target: &Path,
+    tree: &Tree,
     control: &Control,
 ) -> Result<(), Error> {
     let mut wrong = Vec::new();
     let mut damaged = 0;
     for file in &manifest.files {
         super::stopped(control)?;
-        if is_whole(target, &file.name, file.sha1.as_deref()) {
+        if tree.is_whole(&file.name, file.sha1.as_deref()) {
             continue;
         }
         let saved = stays_below(&file.name) && reader.has(&format!("{}/{}", paths::FILESTORE, file.name));
@@ -238,18 +223,10 @@ fn compare(
     }
     let names = wrong.iter().take(5).copied().collect::<Vec<_>>().join(", ");
     let reason = format!("{} files are missing or differ, such as {names}", wrong.len());
-    Err(Error::Mismatch { what: target.display().to_string(), reason })
+    Err(Error::Mismatch { what: tree.path().display().to_string(), reason })
 }
 
-fn is_whole(root: &Path, name: &str, sha1: Option<&str>) -> bool {
-    if !stays_below(name) {
-        return false;
-    }
-    let Ok(mut file) = open_beneath(root, name) else { return false };
-    sha1.is_none_or(|sha1| hash_of(&mut file).is_ok_and(|found| found == sha1))
-}
-
-fn hash_of(file: &mut File) -> io::Result<String> {
+pub(super) fn hash_of(file: &mut File) -> io::Result<String> {
     let mut hash = Sha1::new();
     let mut buffer = vec![0; 128 << 10];
     loop {
@@ -260,41 +237,26 @@ fn hash_of(file: &mut File) -> io::Result<String> {
     }
 }
 
-/// The tenant may have put links into its filestore: nothing is written through one.
-fn without_links(target: &Path, name: &str) -> Result<(), Error> {
-    let mut path = target.to_owned();
-    for part in name.split('/') {
-        path.push(part);
-        if fs::symlink_metadata(&path).is_ok_and(|data| data.file_type().is_symlink()) {
-            let reason = "a link is in the way, where a restored file would be written through it";
-            return Err(Error::Files { path: path.display().to_string(), reason: reason.to_owned() });
-        }
-    }
-    Ok(())
+fn copy_hashed(from: &mut File, to: &mut File) -> io::Result<String> {
+    let mut to = Hashing { inner: to, hash: Sha1::new() };
+    io::copy(from, &mut to)?;
+    Ok(hex::encode(to.hash.finalize()))
 }
 
-/// Restored files belong to whom the directory of filestores belongs, where we may say so.
-pub(crate) fn hand_over(tree: &Path) -> Result<(), Error> {
-    fn walk(path: &Path, like: &Path) -> io::Result<()> {
-        copy_owner(like, path)?;
-        if fs::symlink_metadata(path)?.is_dir() {
-            for entry in fs::read_dir(path)? {
-                walk(&entry?.path(), like)?;
-            }
-        }
-        Ok(())
-    }
-    walk(tree, tree.parent().unwrap_or(tree)).map_err(|e| Error::files(tree, &e))
+/// What is written, hashed as it passes.
+pub(crate) struct Hashing<W> {
+    pub(crate) inner: W,
+    pub(crate) hash: Sha1,
 }
 
-fn copy_owner(from: &Path, to: &Path) -> io::Result<()> {
-    let (wanted, is) = (fs::metadata(from)?, fs::symlink_metadata(to)?);
-    if (wanted.uid(), wanted.gid()) == (is.uid(), is.gid()) {
-        return Ok(());
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(buffer)?;
+        self.hash.update(&buffer[..written]);
+        Ok(written)
     }
-    match std::os::unix::fs::lchown(to, Some(wanted.uid()), Some(wanted.gid())) {
-        // Only root may give files away; whoever else restores keeps them.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        other => other,
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }

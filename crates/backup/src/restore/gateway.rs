@@ -25,7 +25,8 @@ impl GatewayConsole {
         match paused {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {
-                let _ = self.say(&format!("RESUME {}", console_name(database)?)).await;
+                // It may have been said before the connection broke.
+                self.resume(database).await?;
                 Err(error)
             }
             Err(_) => {
@@ -42,7 +43,8 @@ impl GatewayConsole {
         let mut tries = 0;
         loop {
             tries += 1;
-            match self.say(&command).await {
+            let said = tokio::time::timeout(ANSWER, self.say(&command)).await;
+            match said.unwrap_or_else(|_| Err(Error::Refused("the gateway's console does not answer".to_owned()))) {
                 Ok(()) => return Ok(()),
                 Err(error) if tries >= TRIES => {
                     let advice =
@@ -55,7 +57,7 @@ impl GatewayConsole {
     }
 
     async fn say(&self, command: &str) -> Result<(), Error> {
-        let client = self.server.connect(&self.database).await?;
+        let client = self.server.connect_plainly(&self.database).await?;
         client.simple_query(command).await.map_err(|e| self.server.failed(&self.database, &e))?;
         Ok(())
     }
@@ -64,6 +66,8 @@ impl GatewayConsole {
 /// How often the gateway is told that it goes on, and how long between.
 const TRIES: u32 = 20;
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long the console may take to say that everything goes on.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The console takes words, not statements: a name with anything else in it could be another command.
 fn console_name(database: &str) -> Result<&str, Error> {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::sync::CancellationToken;
 
 use super::loader::Loader;
+use crate::interchange::statements;
 use crate::logical::{RowCounts, blocking, count_rows, last_words, paths};
 use crate::model::{BackupSet, DatabaseLocale, Extension, LocaleProvider};
 use crate::program::Running;
@@ -15,7 +16,8 @@ use crate::repository::{Reader, Repository};
 use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 
-/// Loads a set's dump into an empty database, as its future owner.
+/// Loads a set's dump into an empty database, as its future owner. With `keep_grants` those who might read the original may
+/// read this too; who may read a copy is another matter.
 pub(super) async fn database(
     loader: &Loader,
     name: &str,
@@ -24,34 +26,36 @@ pub(super) async fn database(
     set: &BackupSet,
     control: &Control,
 ) -> Result<(), Error> {
-    let (list, load) = (pg_restore(&loader.server), load_command(loader, name, keep_grants));
+    let (again, control_again) = (loader.clone(), control.clone());
+    let (loader, database) = (loader.clone(), name.to_owned());
     let (repository, set, control) = (Arc::clone(repository), set.clone(), control.clone());
-    blocking(move || {
+    let grants = blocking(move || {
         let reader = repository.reader(&set.id)?;
-        let contents = contents(list, &control, |sink| {
-            let quiet = Control::default();
-            feed(&reader, &set, sink, &quiet)
-        })?;
-        let chosen = chosen(&contents, &set.artifact.extensions)?;
-        run(load, &chosen, &control, |stdin| feed(&reader, &set, stdin, &control))
-    })
-    .await
+        let beginning = |sink: &mut dyn Write| feed(&reader, &set, sink, &Control::default());
+        let contents = contents(pg_restore(&loader.server), &control, beginning)?;
+        let chosen = Chosen::of(&contents, &set.artifact.extensions);
+        chosen.tell(&control);
+        let load = load_command(&loader, &database);
+        run(load, &chosen.load, &control, |stdin| feed(&reader, &set, stdin, &control))?;
+        if keep_grants { grants(pg_restore(&loader.server), &chosen.grants, &control, beginning) } else { Ok(None) }
+    });
+    grant(&again, name, grants.await?, &control_again).await
 }
 
-/// Loads what somebody else dumps, as it comes.
+/// Loads what somebody else dumps, as it comes. Results in the grants that are to be made afterwards, with [`grant`].
 pub(super) fn stream(
     loader: &Loader,
     name: &str,
     keep_grants: bool,
     extensions: Vec<Extension>,
     control: &Control,
-) -> impl FnOnce(&mut dyn Read) -> Result<(), Error> + Send + 'static {
-    let (list, load) = (pg_restore(&loader.server), load_command(loader, name, keep_grants));
+) -> impl FnOnce(&mut dyn Read) -> Result<Option<Grants>, Error> + Send + 'static {
+    let (server, load) = (loader.server.clone(), load_command(loader, name));
     let control = control.clone();
     move |dump| {
         // Its beginning is read twice: the table of contents is there.
         let mut beginning = Vec::new();
-        let contents = contents(list, &control, |sink| {
+        let contents = contents(pg_restore(&server), &control, |sink| {
             let mut buffer = vec![0; 64 << 10];
             loop {
                 let read = dump.read(&mut buffer).map_err(|e| broken("pg_dump", &e))?;
@@ -61,12 +65,15 @@ pub(super) fn stream(
                 }
             }
         })?;
-        let chosen = chosen(&contents, &extensions)?;
-        run(load, &chosen, &control, |stdin| {
+        let chosen = Chosen::of(&contents, &extensions);
+        chosen.tell(&control);
+        run(load, &chosen.load, &control, |stdin| {
             let mut sink = Counted { inner: stdin, control: control.clone(), broken: None, written: 0 };
             let copied = io::copy(&mut beginning.as_slice().chain(dump), &mut sink);
             copied.map(drop).map_err(|e| broken("pg_restore", &e))
-        })
+        })?;
+        let again = |sink: &mut dyn Write| sink.write_all(&beginning).map_err(|e| broken("pg_restore", &e));
+        if keep_grants { grants(pg_restore(&server), &chosen.grants, &control, again) } else { Ok(None) }
     }
 }
 
@@ -80,9 +87,19 @@ fn contents(
     control: &Control,
     fill: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
 ) -> Result<String, Error> {
+    command.arg("--list");
+    output(command, control, fill)
+}
+
+/// What `pg_restore` prints about a dump of which it needs no more than the table of contents.
+fn output(
+    mut command: Command,
+    control: &Control,
+    fill: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<String, Error> {
     let failed = |e: io::Error| broken("pg_restore", &e);
     let (mut stdout, mut stderr) = (tempfile::tempfile().map_err(failed)?, tempfile::tempfile().map_err(failed)?);
-    command.arg("--list").stdin(Stdio::piped());
+    command.stdin(Stdio::piped());
     command.stdout(stdout.try_clone().map_err(failed)?).stderr(stderr.try_clone().map_err(failed)?);
     let mut child = command.spawn().map_err(failed)?;
     let stdin = child.stdin.take();
@@ -101,38 +118,120 @@ fn contents(
     Ok(text)
 }
 
-/// The contents without what only an administrator may create and [`create_for`] has created.
-fn chosen(contents: &str, extensions: &[Extension]) -> Result<tempfile::NamedTempFile, Error> {
-    let failed = |e: io::Error| broken("pg_restore", &e);
-    let made_already = |line: &str| {
-        let Some(entry) = line.split_once("; ").and_then(|(_, rest)| rest.splitn(3, ' ').nth(2)) else { return false };
-        entry.starts_with("EXTENSION - ")
-            || entry.starts_with("COMMENT - EXTENSION ")
-            || extensions.iter().any(|extension| {
-                extension.schema != "public"
-                    && entry.strip_prefix("SCHEMA - ").is_some_and(|rest| {
-                        rest.strip_prefix(&extension.schema).is_some_and(|rest| rest.starts_with(' '))
-                    })
-            })
-    };
-    let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
-    for line in contents.lines().filter(|line| !line.starts_with(';') && !made_already(line)) {
-        writeln!(file, "{line}").map_err(failed)?;
+/// The entries of a table of contents, by what becomes of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Chosen {
+    /// What is loaded.
+    load: String,
+    /// Who may do what: loaded last, because some of it may be in the name of somebody who is not here.
+    grants: String,
+    /// What only an administrator could create, and nobody has.
+    left_out: Vec<String>,
+}
+
+impl Chosen {
+    fn of(contents: &str, extensions: &[Extension]) -> Self {
+        let mut chosen = Self::default();
+        for line in contents.lines().filter(|line| !line.starts_with(';')) {
+            // `4201; 0 0 COMMENT - EXTENSION pg_trgm `: two numbers, then what it is.
+            let entry = line.split_once("; ").and_then(|(_, rest)| rest.splitn(3, ' ').nth(2)).unwrap_or_default();
+            let is = |kind: &str| entry.strip_prefix(kind).is_some_and(|rest| rest.starts_with(' '));
+            // [`create_for`] has made the extensions, and the schemas that they are in.
+            let made_already = is("EXTENSION -")
+                || is("COMMENT - EXTENSION")
+                || extensions.iter().any(|e| e.schema != "public" && is(&format!("SCHEMA - {}", e.schema)));
+            let administrators = ["PUBLICATION", "SUBSCRIPTION", "EVENT TRIGGER", "FOREIGN DATA WRAPPER"];
+            if made_already {
+            } else if is("ACL") || is("DEFAULT ACL") {
+                chosen.grants.push_str(line);
+                chosen.grants.push('\n');
+            } else if administrators
+                .iter()
+                .any(|kind| is(kind) || is(&format!("{kind} TABLE")) || is(&format!("COMMENT - {kind}")))
+            {
+                // Its kind, its schema, its name.
+                let words: Vec<&str> = entry.split(' ').filter(|word| *word != "-").collect();
+                chosen.left_out.push(words[..words.len().saturating_sub(1).max(1)].join(" "));
+            } else {
+                chosen.load.push_str(line);
+                chosen.load.push('\n');
+            }
+        }
+        chosen
     }
-    file.flush().map_err(failed)?;
+
+    fn tell(&self, control: &Control) {
+        for entry in &self.left_out {
+            control.warn(format!("{entry} is not restored: only an administrator may create it"));
+        }
+    }
+}
+
+/// Statements about who may do what.
+pub(super) struct Grants(Vec<String>);
+
+/// The statements of some entries. Nothing but the table of contents is read for them.
+fn grants(
+    mut command: Command,
+    entries: &str,
+    control: &Control,
+    beginning: impl FnOnce(&mut dyn Write) -> Result<(), Error>,
+) -> Result<Option<Grants>, Error> {
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    let list = list(entries)?;
+    command.args(["--no-owner", "--file=-", "--use-list"]).arg(list.path());
+    let text = output(command, control, beginning)?;
+    let statements =
+        statements(text.as_bytes()).map_err(|reason| Error::Program { program: "pg_restore".to_owned(), reason })?;
+    Ok(Some(Grants(statements)))
+}
+
+/// Makes the grants, as the owner. One that cannot be made, because it is somebody else's or because whom it is for is not
+/// here, is told and left out.
+pub(super) async fn grant(
+    loader: &Loader,
+    database: &str,
+    grants: Option<Grants>,
+    control: &Control,
+) -> Result<(), Error> {
+    let Some(Grants(statements)) = grants else { return Ok(()) };
+    let client = loader.connect(database).await?;
+    let failed = |e: &tokio_postgres::Error| loader.server.failed(database, e);
+    for statement in statements {
+        // Nobody but an administrator may speak for others. That they may is granted by the owner instead.
+        let word = |prefix: &str| statement.get(..prefix.len()).is_some_and(|s| s.eq_ignore_ascii_case(prefix));
+        if word("SET SESSION AUTHORIZATION") || word("RESET SESSION AUTHORIZATION") {
+            continue;
+        }
+        match client.batch_execute(&statement).await {
+            Err(error) if client.is_closed() => return Err(failed(&error)),
+            Err(error) => control.warn(format!("a grant is not restored: {}", failed(&error))),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+fn list(entries: &str) -> Result<tempfile::NamedTempFile, Error> {
+    let failed = |e: io::Error| broken("pg_restore", &e);
+    let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
+    file.write_all(entries.as_bytes()).and_then(|()| file.flush()).map_err(failed)?;
     Ok(file)
 }
 
 /// Runs the loading program on what it is fed.
 fn run(
     mut command: Command,
-    chosen: &tempfile::NamedTempFile,
+    entries: &str,
     control: &Control,
     feed: impl FnOnce(&mut ChildStdin) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let failed = |e: io::Error| broken("pg_restore", &e);
     let mut stderr = tempfile::tempfile().map_err(failed)?;
-    command.arg("--use-list").arg(chosen.path());
+    let list = list(entries)?;
+    command.arg("--use-list").arg(list.path());
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(stderr.try_clone().map_err(failed)?);
     let mut child: Child = command.spawn().map_err(failed)?;
     let stdin = child.stdin.take();
@@ -244,10 +343,10 @@ pub(super) async fn create_for(
     made.store(true, Ordering::SeqCst);
     let close = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", quoted(name));
     client.batch_execute(&close).await.map_err(|e| server.failed(name, &e))?;
-    // So that what is restored belongs to whom it shall belong, while the database is not yet theirs.
+    // So that what is restored belongs to whom it shall belong, while the database is not yet theirs to connect to.
     let client = server.connect(name).await?;
     let mut prepare = format!(
-        "GRANT CREATE, CONNECT, TEMPORARY ON DATABASE {} TO {1}; ALTER SCHEMA public OWNER TO {1}",
+        "GRANT CREATE, TEMPORARY ON DATABASE {} TO {1}; ALTER SCHEMA public OWNER TO {1}",
         quoted(name),
         quoted(owner)
     );
@@ -266,16 +365,12 @@ fn pg_restore(server: &Server) -> Command {
 }
 
 /// `pg_restore` into a database, for its future owner.
-fn load_command(loader: &Loader, name: &str, keep_grants: bool) -> Command {
+fn load_command(loader: &Loader, name: &str) -> Command {
     let mut command = loader.server.program("pg_restore", name);
     // Not in a word of its own: a name with `=` in it would be taken for more than a name.
     let database = name.replace('\\', "\\\\").replace('\'', "\\'");
     command.args(["--no-owner", "--exit-on-error", "--no-password"]).arg(format!("--dbname=dbname='{database}'"));
     command.arg(format!("--role={}", loader.owner));
-    if !keep_grants {
-        // Who may read a copy is not who may read the original; some of them may not even be here.
-        command.arg("--no-privileges");
-    }
     command
 }
 
@@ -335,11 +430,15 @@ mod tests {
 8; 2615 16501 SCHEMA - extensions_of_ours acme
 215; 1259 16401 TABLE public res_partner acme
 4210; 0 0 COMMENT public TABLE res_partner acme
+4211; 6104 16402 PUBLICATION - everything postgres
+4212; 6106 16403 PUBLICATION TABLE public everything t postgres
+4214; 0 0 ACL public TABLE res_partner acme
 ";
         let extensions = [Extension { name: "pg_trgm".into(), schema: "extensions".into() }];
-        let chosen = chosen(contents, &extensions).unwrap();
-        let text = std::fs::read_to_string(chosen.path()).unwrap();
-        let left: Vec<&str> = text.lines().map(|line| line.split(';').next().unwrap()).collect();
+        let chosen = Chosen::of(contents, &extensions);
+        let left: Vec<&str> = chosen.load.lines().map(|line| line.split(';').next().unwrap()).collect();
         assert_eq!(left, ["8", "215", "4210"]);
+        assert_eq!(chosen.grants, "4214; 0 0 ACL public TABLE res_partner acme\n");
+        assert_eq!(chosen.left_out, ["PUBLICATION everything", "PUBLICATION TABLE public everything t"]);
     }
 }

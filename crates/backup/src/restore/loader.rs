@@ -1,9 +1,14 @@
-//! A role for an hour, that may do what one owner may and nothing else.
+//! A role for one restore, that may do what one owner may and nothing else.
 //!
 //! What is loaded was written by a tenant: tables bring their triggers, defaults and indexed expressions, and those run as
 //! whoever loads, or as whoever that one can become. So nothing is loaded by the role that restores, which may create
-//! databases and perhaps everything: a role is made that can become the owner and nobody else, and goes afterwards.
+//! databases and perhaps everything: a role is made that can become the owner and nobody else, and goes afterwards. Where
+//! the process dies in between, the role can log in for two more days, with a password that nobody knows; the next restore
+//! removes it.
 
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::Client;
 
 use super::Restore;
@@ -11,7 +16,7 @@ use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 
 /// The role, and the server as it sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Loader {
     /// The server, to be connected to as the role.
     pub(crate) server: Server,
@@ -21,22 +26,29 @@ pub(crate) struct Loader {
 
 /// What the roles are called.
 const PREFIX: &str = "cofferdam_load_";
+/// How long a role can log in. Each program and each connection of a restore logs in once, at its beginning.
+const VALID: SignedDuration = SignedDuration::from_hours(48);
+/// How long one statement of ours may take while it runs what a tenant has written.
+const STATEMENT: Duration = Duration::from_secs(600);
 
 impl Loader {
     /// Makes the role, for one database.
     pub(crate) async fn create(admin: &Server, database: &str, owner: &str) -> Result<Self, Error> {
         let client = admin.connect(&admin.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| admin.failed(database, e);
+        allowed(&client, admin, owner).await?;
+        sweep(&client).await.map_err(|e| failed(&e))?;
         let (name, password) = (format!("{PREFIX}{}", random(8)?), random(32)?);
         // The server never sees the password, neither in the statement nor in what it logs of it.
         let verifier = postgres_protocol::password::scram_sha_256(password.as_bytes());
         let create = format!(
-            "BEGIN; CREATE ROLE {0} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION INHERIT PASSWORD {1}; \
-             GRANT {2} TO {0}; GRANT CONNECT ON DATABASE {3} TO {0}; COMMIT",
+            "BEGIN; CREATE ROLE {0} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION INHERIT PASSWORD {1} \
+             VALID UNTIL {4}; GRANT {2} TO {0}; GRANT CONNECT ON DATABASE {3} TO {0}; COMMIT",
             quoted(&name),
             literal(&verifier),
             quoted(owner),
-            quoted(database)
+            quoted(database),
+            literal(&(Timestamp::now() + VALID).to_string())
         );
         client.batch_execute(&create).await.map_err(|e| {
             if e.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
@@ -56,7 +68,11 @@ impl Loader {
     /// A connection that works as the owner, in the owner's schema.
     pub(crate) async fn connect(&self, database: &str) -> Result<Client, Error> {
         let client = self.server.connect(database).await?;
-        let become_owner = format!("SET ROLE {}; SET search_path = public", quoted(&self.owner));
+        let become_owner = format!(
+            "SET ROLE {}; SET search_path = public; SET lock_timeout = '30s'; SET statement_timeout = {}",
+            quoted(&self.owner),
+            STATEMENT.as_millis()
+        );
         client.batch_execute(&become_owner).await.map_err(|e| self.server.failed(database, &e))?;
         Ok(client)
     }
@@ -66,21 +82,26 @@ impl Loader {
     pub(crate) async fn remove(self, admin: &Server, database: &str, control: &Control) {
         let name = quoted(&self.server.user);
         let work = async {
-            let client = admin.connect(database).await?;
+            // Whatever fails later, nobody logs in as it any more, and nobody who has is left.
+            let client = admin.connect(&admin.maintenance).await?;
+            let close = format!("ALTER ROLE {name} NOLOGIN");
+            client.batch_execute(&close).await.map_err(|e| admin.failed(database, &e))?;
             let leave = format!(
-                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE usename = {}",
+                "GRANT {name} TO CURRENT_USER; \
+                 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}",
                 literal(&self.server.user)
             );
+            client.batch_execute(&leave).await.map_err(|e| admin.failed(database, &e))?;
+            let client = admin.connect(database).await?;
             let drop = format!(
-                "{leave}; GRANT {name} TO CURRENT_USER; REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; \
-                 DROP ROLE {name}",
+                "SET lock_timeout = '30s'; REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; DROP ROLE {name}",
                 quoted(&self.owner)
             );
             client.batch_execute(&drop).await.map_err(|e| admin.failed(database, &e))
         };
         if let Err(error) = work.await {
-            control
-                .warn(format!("the role {} stays, which can log in as nobody knows whom: {error}", self.server.user));
+            let advice = "nobody knows its password; the next restore tries again to remove it";
+            control.warn(format!("the role {} stays: {error}; {advice}", self.server.user));
         }
     }
 }
@@ -93,29 +114,54 @@ impl Restore {
     pub(crate) async fn owner(&self) -> Result<String, Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| self.server.failed(&self.database, e);
-        let query = "SELECT r.rolname::text, r.rolsuper FROM pg_catalog.pg_roles r \
+        let query = "SELECT r.rolname::text FROM pg_catalog.pg_roles r \
                      WHERE CASE WHEN $1::text IS NULL \
                      THEN r.oid = (SELECT datdba FROM pg_catalog.pg_database WHERE datname = $2) ELSE r.rolname = $1 END";
         let row = client.query_opt(query, &[&self.owner, &self.database]).await.map_err(|e| failed(&e))?;
-        let refused = |found: String| {
-            let expected = "expected a role of the tenant's own, in `owner`";
-            Err(Error::Refused(format!("{}: {found}: {expected}; nothing was changed", self.tenant)))
-        };
         let Some(row) = row else {
-            return refused(match &self.owner {
+            let found = match &self.owner {
                 Some(owner) => format!("there is no role {owner} that could own what is restored"),
                 None => format!("there is no database {}, whose owner would own what is restored", self.database),
-            });
+            };
+            return Err(Error::Refused(format!("{}: {found}: {EXPECTED}; nothing was changed", self.tenant)));
         };
-        let (owner, superuser): (String, bool) = (row.get(0), row.get(1));
-        if superuser {
-            return refused(format!("what is restored would belong to {owner}, who may do everything"));
-        }
-        if owner == self.server.user {
-            return refused(format!("what is restored would belong to {owner}, who restores it"));
-        }
+        let owner: String = row.get(0);
+        allowed(&client, &self.server, &owner).await?;
         Ok(owner)
     }
+}
+
+const EXPECTED: &str = "expected a role of the tenant's own, in `owner`";
+
+/// Whether what a tenant has written may run as a role: not as one that may do more than own databases.
+async fn allowed(client: &Client, admin: &Server, owner: &str) -> Result<(), Error> {
+    let query = "SELECT r.rolsuper OR r.rolcreaterole OR r.rolreplication OR r.rolbypassrls \
+                     OR EXISTS (SELECT FROM pg_roles p WHERE p.rolname IN ('pg_execute_server_program', \
+                                'pg_write_server_files', 'pg_read_server_files', 'pg_read_all_data', \
+                                'pg_write_all_data') AND pg_has_role(r.oid, p.oid, 'MEMBER')), \
+                     pg_has_role(r.oid, (SELECT oid FROM pg_roles WHERE rolname = current_user), 'MEMBER') \
+                 FROM pg_roles r WHERE r.rolname = $1";
+    let row = client.query_opt(query, &[&owner]).await.map_err(|e| admin.failed(&admin.maintenance, &e))?;
+    let found = match row.map(|row| (row.get(0), row.get(1))) {
+        None => format!("there is no role {owner} that could own what is restored"),
+        Some((true, _)) => format!("what is restored would belong to {owner}, who may do more than own databases"),
+        Some((_, true)) => format!("what is restored would belong to {owner}, who restores it or can become who does"),
+        Some((false, false)) => return Ok(()),
+    };
+    Err(Error::Refused(format!("{}: {found}: {EXPECTED}; nothing was changed", admin.name())))
+}
+
+/// Removes the roles of restores whose processes have died. What cannot be removed is tried again the next time.
+async fn sweep(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let query = "SELECT quote_ident(rolname) FROM pg_roles \
+                 WHERE starts_with(rolname, $1) AND rolvaliduntil < now()";
+    for row in client.query(query, &[&PREFIX]).await? {
+        let name: String = row.get(0);
+        let _ = client.batch_execute(&format!("ALTER ROLE {name} NOLOGIN")).await;
+        let remove = format!("GRANT {name} TO CURRENT_USER; DROP OWNED BY {name}; DROP ROLE {name}");
+        let _ = client.batch_execute(&remove).await;
+    }
+    Ok(())
 }
 
 fn random(bytes: usize) -> Result<String, Error> {

@@ -12,6 +12,7 @@ mod loader;
 mod point;
 mod settings;
 mod swap;
+mod tree;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,11 +21,12 @@ use std::time::Instant;
 
 use cofferdam_tenant::Slug;
 
-pub(crate) use files::{hand_over, manifest};
+pub(crate) use files::{Hashing, manifest};
 pub use gateway::GatewayConsole;
 pub(crate) use load::feed;
 pub(crate) use loader::Loader;
 pub use swap::Previous;
+pub(crate) use tree::{Tree, hand_over};
 
 use crate::logical::blocking;
 use crate::model::{
@@ -117,10 +119,9 @@ impl Restore {
             load::database(&loader, &plan.staging, in_place, repository, set, control).await?;
             control.phase("comparing rows", None);
             load::compare_rows(&self.server, &plan.staging, repository, set).await?;
-            stopped(control)?;
             self.identify(&loader, &plan.staging, mode).await
         };
-        let loaded = loaded.await;
+        let loaded = control.unless_cancelled(loaded).await;
         loader.remove(&self.server, &plan.staging, control).await;
         loaded?;
         let target = self.filestores.join(&plan.database);
@@ -187,7 +188,7 @@ impl Restore {
         let owner = quoted(owner);
         let statements =
             format!("ALTER DATABASE {staging} OWNER TO {owner}; {give}ALTER DATABASE {staging} RENAME TO {database}");
-        client.batch_execute(&format!("BEGIN; {LOCKS}; {statements}; COMMIT")).await.map_err(|e| failed(&e))
+        swap::insist(&client, &[&plan.staging], &statements).await.map_err(|e| failed(&e))
     }
 
     /// Which database it will be in the end, and through which; refused where something is in the way.

@@ -78,13 +78,13 @@ impl Restore {
         let loader = Loader::create(&self.server, &plan.staging, &owner).await?;
         let loaded = async {
             let load = load::stream(&loader, &plan.staging, in_place, extensions, control);
-            pipe(&from, &database, load, control).await?;
+            let grants = pipe(&from, &database, load, control).await?;
+            load::grant(&loader, &plan.staging, grants, control).await?;
             let counted = count_rows(&from, &database, None, &CancellationToken::new()).await?;
             load::compare(&self.server, &plan.staging, &counted).await?;
-            stopped(control)?;
             self.identify(&loader, &plan.staging, mode).await
         };
-        let loaded = loaded.await;
+        let loaded = control.unless_cancelled(loaded).await;
         loader.remove(&self.server, &plan.staging, control).await;
         loaded?;
         control.phase("finding files", None);
@@ -92,15 +92,24 @@ impl Restore {
         let number = manifest.files.len() as u64;
         let target = self.filestores.join(&plan.database);
         let live = self.filestores.join(&self.database);
-        self.find_files(&manifest, &live, &target, control).await?;
         if !in_place {
-            self.put_in_place(plan, &owner).await?;
-            return Ok((number, None, None));
+            let placed = async {
+                self.find_files(&manifest, &live, &target, control).await?;
+                self.put_in_place(plan, &owner).await
+            };
+            let placed = placed.await;
+            if placed.is_err() {
+                // It was not there when the plan was made.
+                let _ = tokio::fs::remove_dir_all(&target).await;
+            }
+            return placed.map(|()| (number, None, None));
         }
+        self.find_files(&manifest, &live, &target, control).await?;
         let previous = self.free_name().await?;
         self.keep_files(&target, &previous).await?;
         control.phase("changing places", None);
-        let paused = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await?;
+        let changed = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await;
+        let paused = self.or_without_files(changed, &previous, control).await?;
         self.keep_late_files(&target, &previous, control).await;
         if let Err(error) = self.find_files(&manifest, &live, &target, control).await {
             control.warn(format!("the database is in place, but not every file could be looked for again: {error}"));
@@ -134,12 +143,12 @@ impl Restore {
 }
 
 /// `pg_dump` of one server into what loads it.
-async fn pipe(
+async fn pipe<T: Send + 'static>(
     from: &Server,
     database: &str,
-    load: impl FnOnce(&mut dyn Read) -> Result<(), Error> + Send + 'static,
+    load: impl FnOnce(&mut dyn Read) -> Result<T, Error> + Send + 'static,
     control: &Control,
-) -> Result<(), Error> {
+) -> Result<T, Error> {
     let mut dump = from.program("pg_dump", database);
     dump.args(["--format=custom", "--compress=0", "--no-password"]);
     let control = control.clone();
@@ -155,10 +164,10 @@ async fn pipe(
             None => Err(broken(std::io::Error::other("it has no output"))),
         };
         stopped(&control)?;
-        loaded?;
+        let loaded = loaded?;
         let status = running.wait().map_err(broken)?;
         if status.success() {
-            return Ok(());
+            return Ok(loaded);
         }
         Err(Error::Program { program: "pg_dump".to_owned(), reason: last_words(&mut said, status) })
     })

@@ -19,8 +19,8 @@ use crate::{Control, Error};
 
 /// How long transactions that run may hold up a swap.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often is tried to rename while somebody keeps connecting.
-const TRIES: u32 = 50;
+/// For how long is tried to rename while somebody keeps connecting.
+const INSISTENCE: Duration = Duration::from_secs(15);
 const BEFORE: &str = "__before_";
 /// How far a cache's number goes ahead: further than it can be counted until the databases have changed places.
 const AHEAD: i64 = 1_000;
@@ -49,7 +49,8 @@ impl Restore {
         stopped(control)?;
         control.phase("changing places", None);
         let owner = self.owner().await?;
-        let paused = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await?;
+        let changed = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await;
+        let paused = self.or_without_files(changed, &previous, control).await?;
         // Files of transactions that ended between the two belong to what was replaced.
         self.keep_late_files(target, &previous, control).await;
         // A collector may have run between the writing of a file and the change: what it took is written again.
@@ -74,22 +75,20 @@ impl Restore {
         let target = self.filestores.join(&self.database);
         let kept = self.filestores.join(previous);
         // First every file that the old database refers to, then the database.
-        if kept.exists() {
-            let (from, to) = (kept.clone(), target.clone());
-            blocking(move || files::link_tree(&from, &to).map_err(|e| Error::files(&to, &e))).await?;
-        }
+        let (from, to) = (kept.clone(), target.clone());
+        blocking(move || files::link_tree(&from, &to)).await?;
         let replaced = self.free_name().await?;
         self.keep_files(&target, &replaced).await?;
         let owner = self.open_quietly(previous).await?;
         let changed = async {
             let loader = Loader::create(&self.server, previous, &owner).await?;
-            let outdated = self.outdate_caches(&loader, &self.database, previous).await;
+            let outdated = control.unless_cancelled(self.outdate_caches(&loader, &self.database, previous)).await;
             loader.remove(&self.server, previous, control).await;
             outdated?;
             self.change_places(&self.database, &replaced, previous, &owner, false, control).await
         };
         let changed = changed.await;
-        let paused = match changed {
+        let paused = match self.or_without_files(changed, &replaced, control).await {
             Ok(paused) => paused,
             Err(error) => {
                 // As it was: closed, and its owner's.
@@ -151,7 +150,26 @@ impl Restore {
 
     pub(super) async fn keep_files(&self, target: &Path, previous: &str) -> Result<(), Error> {
         let (from, to) = (target.to_owned(), self.filestores.join(previous));
-        blocking(move || files::link_tree(&from, &to).map_err(|e| Error::files(&to, &e))).await
+        blocking(move || files::link_tree(&from, &to)).await
+    }
+
+    /// The outcome of a change; where it has not happened, what was kept for the way back is removed.
+    pub(super) async fn or_without_files<T>(
+        &self,
+        changed: Result<T, Error>,
+        kept: &str,
+        control: &Control,
+    ) -> Result<T, Error> {
+        if changed.is_err() {
+            // An error may have come after the change: then the files belong to what was replaced.
+            match self.previous().await {
+                Ok(known) if !known.iter().any(|previous| previous.database == kept) => {
+                    let _ = tokio::fs::remove_dir_all(self.filestores.join(kept)).await;
+                }
+                _ => control.warn(format!("the files of {kept} stay")),
+            }
+        }
+        changed
     }
 
     pub(super) async fn keep_late_files(&self, target: &Path, previous: &str, control: &Control) {
@@ -201,13 +219,15 @@ impl Restore {
     }
 
     /// Lets us into a database that a swap has closed, and nobody else: Odoo's workers look at every database of their
-    /// role's that is open, and would run its jobs. Its owner.
+    /// role's that is open, and would run its jobs. Its owner; where a revert has died that had made it ours, the owner of
+    /// the tenant's database.
     async fn open_quietly(&self, database: &str) -> Result<String, Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| self.server.failed(database, e);
         let query = "SELECT r.rolname::text FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba \
                      WHERE d.datname = $1";
         let owner: String = client.query_one(query, &[&database]).await.map_err(|e| failed(&e))?.get(0);
+        let owner = if owner == self.server.user { self.owner().await? } else { owner };
         let open = format!(
             "BEGIN; {LOCKS}; ALTER DATABASE {0} OWNER TO CURRENT_USER; ALTER DATABASE {0} WITH ALLOW_CONNECTIONS true; COMMIT",
             quoted(database)
@@ -230,35 +250,14 @@ impl Restore {
     /// role's and open, would find the old one beside the new.
     async fn rename(&self, client: &Client, current: &str, away: &str, next: &str, give: &str) -> Result<(), Error> {
         let failed = |e: &tokio_postgres::Error| self.server.failed(current, e);
-        let leave = format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({}, {}) AND pid <> pg_backend_pid()",
-            literal(current),
-            literal(next)
-        );
         let swap = format!(
-            "BEGIN; {LOCKS}; {give}ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {1} WITH ALLOW_CONNECTIONS false; \
-             ALTER DATABASE {2} RENAME TO {0}; COMMIT",
+            "{give}ALTER DATABASE {0} RENAME TO {1}; ALTER DATABASE {1} WITH ALLOW_CONNECTIONS false; \
+             ALTER DATABASE {2} RENAME TO {0}",
             quoted(current),
             quoted(away),
             quoted(next)
         );
-        let mut tries = 0;
-        loop {
-            // Who may not be sent away by us may be gone by themselves; if not, the server says that they are there.
-            let left = client.batch_execute(&leave).await.err();
-            match client.batch_execute(&swap).await {
-                Ok(()) => break,
-                Err(error) => {
-                    let _ = client.batch_execute("ROLLBACK").await;
-                    tries += 1;
-                    if error.code() != Some(&SqlState::OBJECT_IN_USE) || tries >= TRIES {
-                        return Err(failed(&left.unwrap_or(error)));
-                    }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            }
-        }
-        Ok(())
+        insist(client, &[current, next], &swap).await.map_err(|e| failed(&e))
     }
 
     /// Odoo's workers compare numbers in the database with those they remember, to see whether what they have cached is
@@ -283,6 +282,27 @@ impl Restore {
             }
         }
         Ok(())
+    }
+}
+
+/// Does what can be done only while nobody is connected to some databases, in one transaction: sends everybody away and
+/// tries, and again while somebody comes back.
+pub(super) async fn insist(client: &Client, databases: &[&str], statements: &str) -> Result<(), tokio_postgres::Error> {
+    let names = databases.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ");
+    let leave = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names}) AND pid <> pg_backend_pid()"
+    );
+    let transaction = format!("BEGIN; {LOCKS}; {statements}; COMMIT");
+    let started = Instant::now();
+    loop {
+        // Who may not be sent away by us may be gone by themselves; if not, the server says that they are there.
+        let left = client.batch_execute(&leave).await.err();
+        let Err(error) = client.batch_execute(&transaction).await else { return Ok(()) };
+        let _ = client.batch_execute("ROLLBACK").await;
+        if error.code() != Some(&SqlState::OBJECT_IN_USE) || started.elapsed() > INSISTENCE {
+            return Err(left.unwrap_or(error));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

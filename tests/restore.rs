@@ -1,0 +1,840 @@
+//! Restores against a real PostgreSQL: as a copy, in place, to a point in time, from elsewhere; and what a tenant may try.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use cofferdam_backup::interchange::{Identity, Import, export};
+use cofferdam_backup::logical::Backup;
+use cofferdam_backup::model::{BackupPolicy, Consistency, RestoreMode, RestorePoint, SetId};
+use cofferdam_backup::physical::{BackupKind, PgBackRest, PhysicalEngine, Recovery};
+use cofferdam_backup::repository::{Directory, RepositoryKey};
+use cofferdam_backup::restore::{GatewayConsole, Restore};
+use cofferdam_backup::{Control, Error, Event, Server};
+use cofferdam_tenant::{Secret, Slug};
+use cofferdam_testkit::odoo::Estate;
+use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER, binaries};
+use cofferdam_tests::house::{House, KEY, blocking, runtime};
+use cofferdam_tests::{Site, SiteOptions};
+
+#[test]
+fn a_new_tenant_has_its_own_name_and_address_and_is_refused_where_one_is() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.attach(3, 0).await;
+        house.save().await;
+        let mode = |database: &str| RestoreMode::NewTenant {
+            database: database.into(),
+            base_url: Some("https://beta.example.com".into()),
+            keep_integrations: false,
+        };
+        house.cluster.create_role("beta_owner", "secret").await.unwrap();
+        let restore = Restore { owner: Some("beta_owner".into()), ..house.restore() };
+        let restored = restore.run(&RestorePoint::Latest, &mode("beta"), &Control::default()).await.unwrap();
+        assert_eq!(restored.database, "beta");
+        let admin = house.cluster.admin("beta").await.unwrap();
+        let url: String = admin
+            .query_one("SELECT value FROM ir_config_parameter WHERE key = 'web.base.url'", &[])
+            .await
+            .unwrap()
+            .get(0);
+        assert_eq!(url, "https://beta.example.com");
+        // Everything is its owner's, who can use it.
+        let owner = house.cluster.connect("beta_owner", "secret", "beta").await.unwrap();
+        owner.batch_execute("UPDATE res_partner SET name = name; CREATE TABLE more (id int)").await.unwrap();
+
+        let error = restore.run(&RestorePoint::Latest, &mode("beta"), &Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("database beta is there already; nothing was changed"), "{error}");
+        let error = restore.run(&RestorePoint::Latest, &mode("../beta"), &Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("cannot be the name of a database"), "{error}");
+        let missing = RestorePoint::Set { id: SetId("ffff".into()) };
+        let error = restore.run(&missing, &mode("gamma"), &Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("acme has no backup `ffff`"), "{error}");
+    });
+}
+
+#[test]
+fn a_swap_brings_the_old_state_back_and_a_revert_the_new_one() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.attach(5, 0).await;
+        house.save().await;
+        let client = house.estate.connect().await.unwrap();
+        client.batch_execute("UPDATE res_partner SET name = 'broken'").await.unwrap();
+        let late = house.estate.attach(&client, b"made after the backup").await.unwrap();
+        let seen: i64 = client.query_one("SELECT last_value FROM base_registry_signaling", &[]).await.unwrap().get(0);
+        drop(client);
+
+        let restore = house.restore();
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        let name = "SELECT name FROM res_partner ORDER BY id LIMIT 1";
+        let client = house.estate.connect().await.unwrap();
+        assert_eq!(client.query_one(name, &[]).await.unwrap().get::<_, String>(0), "Partner 1");
+        let now: i64 = client.query_one("SELECT last_value FROM base_registry_signaling", &[]).await.unwrap().get(0);
+        assert!(now > seen, "workers notice that what they have cached is not true any more: {seen} {now}");
+        drop(client);
+        assert_eq!(house.estate.missing(&house.estate.filestore).await.unwrap(), Vec::<String>::new());
+        let previous = swapped.previous.unwrap();
+        // Nobody connects to what was replaced, not even cron workers that visit every database.
+        house.cluster.admin(&previous).await.unwrap_err();
+
+        // The collector takes what only the old state refers to.
+        std::fs::remove_file(house.estate.filestore.join(&late)).unwrap();
+        let error = restore.revert("acme__before_19700101t000000", &Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("is not a database that a swap of acme has left"), "{error}");
+        restore.revert(&previous, &Control::default()).await.unwrap();
+        let client = house.estate.connect().await.unwrap();
+        assert_eq!(client.query_one(name, &[]).await.unwrap().get::<_, String>(0), "broken");
+        assert_eq!(house.estate.missing(&house.estate.filestore).await.unwrap(), Vec::<String>::new());
+
+        let left = restore.previous().await.unwrap();
+        assert_eq!(left.len(), 1);
+        let later = left[0].since + jiff::SignedDuration::from_hours(24 * 8);
+        let week = Duration::from_secs(7 * 86_400);
+        assert_eq!(restore.drop_previous(week, left[0].since).await.unwrap(), []);
+        assert_eq!(restore.drop_previous(week, later).await.unwrap(), left);
+        assert_eq!(house.databases().await, ["acme"]);
+    });
+}
+
+/// What a tenant has put into its database comes along with it: triggers, checks, indexed expressions. Whoever loads
+/// them must be nobody.
+#[test]
+fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.attach(2, 0).await;
+        let owner = house.cluster.connect("acme_owner", "odoo", "acme").await.unwrap();
+        owner
+            .batch_execute(
+                r"CREATE SEQUENCE ran; CREATE SEQUENCE ran_as_superuser;
+                CREATE FUNCTION intrude() RETURNS boolean LANGUAGE plpgsql AS $$
+                DECLARE attempt text;
+                BEGIN
+                  PERFORM nextval('public.ran');
+                  FOREACH attempt IN ARRAY ARRAY['RESET ROLE', 'RESET SESSION AUTHORIZATION', 'SET ROLE postgres',
+                      'CREATE ROLE intruder SUPERUSER LOGIN', 'ALTER ROLE acme_owner SUPERUSER'] LOOP
+                    BEGIN EXECUTE attempt; EXCEPTION WHEN OTHERS THEN NULL; END;
+                  END LOOP;
+                  IF (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) THEN
+                    PERFORM nextval('public.ran_as_superuser');
+                  END IF;
+                  RETURN true;
+                END $$;
+                CREATE FUNCTION intrude_too() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN PERFORM public.intrude(); RETURN coalesce(NEW, OLD); END $$;
+                CREATE FUNCTION harmless(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
+                BEGIN PERFORM public.intrude(); RETURN $1; END $$;
+                CREATE TABLE trap (id int CHECK (public.intrude()));
+                INSERT INTO trap VALUES (1);
+                CREATE INDEX ON trap (harmless(id));
+                CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON ir_config_parameter
+                    FOR EACH ROW EXECUTE FUNCTION intrude_too();
+                ALTER TABLE ir_config_parameter ENABLE ALWAYS TRIGGER trap",
+            )
+            .await
+            .unwrap();
+        let set = house.save().await;
+        let swapped =
+            house.restore().run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        let scratch = house.scratch(&set).await;
+        for database in [&swapped.database, &scratch.database] {
+            let client = house.cluster.admin(database).await.unwrap();
+            let query = "SELECT (SELECT is_called FROM ran), (SELECT is_called FROM ran_as_superuser)";
+            let row = client.query_one(query, &[]).await.unwrap();
+            assert!(row.get::<_, bool>(0), "it did run in {database}");
+            assert!(!row.get::<_, bool>(1), "and found a superuser to be in {database}");
+        }
+        assert!(house.intruders().await.is_empty(), "nobody has become anything");
+
+        // Whoever would own what is restored must be a role of the tenant's.
+        for (owner, expected) in
+            [(SUPERUSER.0, "who may do more than own databases"), ("nobody_here", "there is no role")]
+        {
+            let restore = Restore { owner: Some(owner.into()), ..house.restore() };
+            let error =
+                restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        // Reading a table must not run anything either: what only looks like one is refused.
+        owner
+            .batch_execute(
+                "DROP TABLE trap; ALTER TABLE ir_attachment RENAME TO hidden;
+                 CREATE VIEW ir_attachment AS SELECT h.* FROM hidden h WHERE intrude()",
+            )
+            .await
+            .unwrap_err();
+        let owner = house.cluster.connect("acme_owner", "odoo", "acme").await.unwrap();
+        owner
+            .batch_execute(
+                "ALTER TABLE ir_attachment RENAME TO hidden;
+                 CREATE VIEW ir_attachment AS SELECT h.* FROM hidden h WHERE intrude();
+                 SELECT setval('ran_as_superuser', 1, false)",
+            )
+            .await
+            .unwrap();
+        let error = house.backup().run(&Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("ir_attachment is not a table"), "{error}");
+        let query = "SELECT is_called FROM ran_as_superuser";
+        assert!(!owner.query_one(query, &[]).await.unwrap().get::<_, bool>(0), "the view was not looked into");
+    });
+}
+
+/// Planning a statement evaluates what stands in a table's indexes: tables are read without planning anything.
+#[test]
+fn saving_and_restoring_evaluate_nothing_that_stands_in_indexes_or_statistics() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.attach(3, 0).await;
+        house
+            .owner()
+            .await
+            .batch_execute(
+                r"CREATE FUNCTION evil(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+                    IF current_user <> 'acme_owner' THEN RAISE EXCEPTION 'evaluated as %', current_user; END IF;
+                    RETURN true;
+                  END $$;
+                  CREATE INDEX ON ir_attachment (id) WHERE evil(1);
+                  CREATE INDEX ON res_partner ((evil(2)));
+                  CREATE INDEX ON ir_config_parameter ((evil(3) AND id > 0));
+                  CREATE STATISTICS odd ON (evil(4)), (id > 3) FROM res_partner",
+            )
+            .await
+            .unwrap();
+        let set = house.save().await;
+        assert_eq!((set.consistency, set.filestore.files), (Consistency::Fenced, 3));
+        assert!(set.artifact.rows > 10 && set.artifact.uuid.is_some());
+        // It would have been evaluated: a plan is made, and the reader is somebody else.
+        let admin = house.cluster.admin("acme").await.unwrap();
+        let error = admin.query("SELECT count(*) FROM ir_attachment WHERE id = 1", &[]).await.unwrap_err();
+        assert!(error.as_db_error().unwrap().message().contains("evaluated as"), "{error}");
+        let (point, control) = (RestorePoint::Latest, Control::default());
+        let swapped = house.restore().run(&point, &RestoreMode::InPlaceSwap, &control).await.unwrap();
+        house.restore().revert(&swapped.previous.unwrap(), &control).await.unwrap();
+        assert!(house.intruders().await.is_empty());
+    });
+}
+
+#[test]
+fn a_way_back_leads_neither_to_other_rights_nor_to_other_files() {
+    runtime().block_on(async {
+        let house = House::new(3).await;
+        house.attach(2, 0).await;
+        house.save().await;
+        // A search path that makes an operator of the tenant's out of `=`, for whoever connects.
+        let evil = r"CREATE SCHEMA evil;
+            CREATE FUNCTION evil.eq(name, name) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+              EXECUTE 'ALTER ROLE acme_owner SUPERUSER'; RETURN false; EXCEPTION WHEN OTHERS THEN RETURN false; END $$;
+            CREATE OPERATOR evil.= (LEFTARG = name, RIGHTARG = name, FUNCTION = evil.eq);
+            ALTER DATABASE acme SET search_path = evil, pg_catalog, public";
+        house.owner().await.batch_execute(evil).await.unwrap();
+        // And a link to a neighbour's files, where restored ones go.
+        let neighbour = house.directory.path().join("filestore/neighbour");
+        std::fs::create_dir_all(&neighbour).unwrap();
+        let mine = &house.estate.filestore;
+        std::fs::create_dir_all(mine.join("zz")).unwrap();
+        std::fs::write(mine.join("zz/evil"), b"evil").unwrap();
+        let (restore, control) = (house.restore(), Control::default());
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &control).await.unwrap();
+        let previous = swapped.previous.unwrap();
+        std::fs::remove_dir_all(mine.join("zz")).unwrap();
+        std::os::unix::fs::symlink(&neighbour, mine.join("zz")).unwrap();
+        let error = restore.revert(&previous, &control).await.unwrap_err().to_string();
+        assert!(error.contains("nothing is reached through one"), "{error}");
+        assert_eq!(std::fs::read_dir(&neighbour).unwrap().count(), 0);
+        std::fs::remove_file(mine.join("zz")).unwrap();
+        restore.revert(&previous, &control).await.unwrap();
+        assert!(house.intruders().await.is_empty());
+        assert_eq!(std::fs::read(mine.join("zz/evil")).unwrap(), b"evil");
+    });
+}
+
+#[test]
+fn a_way_back_that_was_interrupted_is_gone_again_by_nobody_who_may_more() {
+    runtime().block_on(async {
+        let house = House::new(3).await;
+        house.save().await;
+        let evil = r"CREATE TABLE public.orm_signaling_registry (id serial PRIMARY KEY, d timestamp DEFAULT now());
+            CREATE FUNCTION public.f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+              BEGIN EXECUTE 'ALTER ROLE acme_owner SUPERUSER'; EXCEPTION WHEN OTHERS THEN NULL; END;
+              PERFORM pg_sleep(600) WHERE (SELECT count(*) FROM public.orm_signaling_registry) = 0;
+              RETURN NEW; END $$;
+            CREATE TRIGGER t BEFORE INSERT ON public.orm_signaling_registry FOR EACH ROW EXECUTE FUNCTION public.f()";
+        house.owner().await.batch_execute(evil).await.unwrap();
+        let (restore, control) = (house.restore(), Control::default());
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &control).await.unwrap();
+        let previous = swapped.previous.unwrap();
+        // As if the process died: nothing of it is undone.
+        tokio::time::timeout(Duration::from_secs(5), restore.revert(&previous, &control)).await.unwrap_err();
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        let query = "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $1";
+        assert_eq!(admin.query_one(query, &[&previous]).await.unwrap().get::<_, String>(0), SUPERUSER.0);
+        assert_eq!(house.intruders().await.len(), 1);
+        let left = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+        admin.query(left, &[&previous]).await.unwrap();
+        // Its time is over.
+        let role = house.intruders().await.remove(0);
+        admin.batch_execute(&format!("ALTER ROLE {role} VALID UNTIL '2020-01-01'")).await.unwrap();
+
+        // Somebody who asks to stop is heard, however long the tenant's code takes.
+        let stopping = Control::default();
+        let stop = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            stopping.cancel();
+        };
+        let (reverted, ()) = tokio::join!(restore.revert(&previous, &stopping), stop);
+        assert!(matches!(reverted, Err(Error::Cancelled)), "{reverted:?}");
+        let row =
+            admin.query_one("SELECT datallowconn FROM pg_database WHERE datname = $1", &[&previous]).await.unwrap();
+        assert!(!row.get::<_, bool>(0), "closed again");
+        assert_eq!(admin.query_one(query, &[&previous]).await.unwrap().get::<_, String>(0), "acme_owner");
+        assert!(house.intruders().await.is_empty(), "neither the role of the first nor that of the second is left");
+    });
+}
+
+#[test]
+fn nobody_joins_a_database_that_is_being_restored() {
+    runtime().block_on(async {
+        let house = House::new(2_000).await;
+        house.save().await;
+        let (restore, control) = (house.restore(), Control::default());
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        let restored = std::sync::atomic::AtomicBool::new(false);
+        let join = async {
+            let (mut tried, mut inside) = (0, Vec::new());
+            while !restored.load(Ordering::Relaxed) {
+                let query = "SELECT datname::text FROM pg_database WHERE datname LIKE '%\\_\\_restore\\_%'";
+                if let Some(row) = admin.query_opt(query, &[]).await.unwrap() {
+                    tried += 1;
+                    inside.extend(house.cluster.connect("acme_owner", "odoo", row.get(0)).await.ok());
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            (tried, inside.len())
+        };
+        let run = async {
+            let outcome = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &control).await;
+            restored.store(true, Ordering::Relaxed);
+            outcome
+        };
+        let (outcome, (tried, inside)) = tokio::join!(run, join);
+        outcome.unwrap();
+        assert!(tried > 10, "{tried}");
+        // At the very end it is the owner's, for an instant, under its old name: whoever comes then is sent away.
+        assert!(inside <= 1, "{inside}");
+    });
+}
+
+#[test]
+fn a_swap_that_fails_leaves_no_files_and_a_table_that_is_held_no_backup_waiting() {
+    runtime().block_on(async {
+        let house = House::new(3).await;
+        house.attach(2, 0).await;
+        house.save().await;
+        let nobody = Some(GatewayConsole::new(house.server(), "postgres"));
+        let without = Restore { gateway: nobody, ..house.restore() };
+        without.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap_err();
+        assert_eq!((house.filestores(), house.databases().await), (vec!["acme".to_owned()], vec!["acme".to_owned()]));
+
+        let owner = house.owner().await;
+        owner.batch_execute("BEGIN; LOCK TABLE ir_config_parameter IN ACCESS EXCLUSIVE MODE").await.unwrap();
+        let error = house.backup().run(&Control::default()).await.unwrap_err().to_string();
+        assert!(error.contains("lock timeout"), "{error}");
+    });
+}
+
+/// Publications, event triggers and grants in other names need more rights than what loads has.
+#[test]
+fn what_only_an_administrator_may_create_is_left_out_and_told_and_grants_come_back() {
+    runtime().block_on(async {
+        let house = House::new(5).await;
+        house.cluster.create_role("reporting", "secret").await.unwrap();
+        house.cluster.create_role("auditing", "secret").await.unwrap();
+        let admin = house.cluster.admin("acme").await.unwrap();
+        let objects = r"CREATE PUBLICATION everything FOR ALL TABLES;
+            CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$;
+            CREATE EVENT TRIGGER noted ON ddl_command_end EXECUTE FUNCTION note();
+            ALTER DEFAULT PRIVILEGES FOR ROLE reporting GRANT SELECT ON TABLES TO auditing;
+            GRANT SELECT ON res_partner TO reporting WITH GRANT OPTION;
+            SET ROLE reporting; GRANT SELECT ON res_partner TO auditing; RESET ROLE";
+        admin.batch_execute(objects).await.unwrap();
+        house.save().await;
+        let warnings = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let control = {
+            let warnings = Arc::clone(&warnings);
+            Control::new(move |event| {
+                if let Event::Warning { text } = event {
+                    warnings.lock().unwrap().push(text.clone());
+                }
+            })
+        };
+        house.restore().run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &control).await.unwrap();
+        let told = warnings.lock().unwrap().join("\n");
+        for expected in ["PUBLICATION everything", "EVENT TRIGGER noted", "a grant"] {
+            assert!(told.contains(expected), "{expected}: {told}");
+        }
+        let admin = house.cluster.admin("acme").await.unwrap();
+        let query = "SELECT has_table_privilege('reporting', 'res_partner', 'SELECT WITH GRANT OPTION'), \
+                     (SELECT count(*) FROM pg_publication)";
+        let row = admin.query_one(query, &[]).await.unwrap();
+        assert_eq!((row.get::<_, bool>(0), row.get::<_, i64>(1)), (true, 0));
+    });
+}
+
+#[test]
+fn a_foreign_file_is_taken_whole_or_not_at_all() {
+    runtime().block_on(async {
+        let house = House::new(3).await;
+        let write = |name: &str, script: &str| {
+            let file = house.directory.path().join(name);
+            let program = format!("import sys,zipfile; p=sys.argv[1]; z=zipfile.ZipFile(p,'w'); {script}");
+            assert!(Command::new("python3").args(["-c", &program]).arg(&file).status().unwrap().success());
+            file
+        };
+        let import = async |file, database: &str| {
+            let restore = Restore { database: database.into(), owner: Some("acme_owner".into()), ..house.restore() };
+            Import { restore, file, identity: Identity::Moved }.run(&Control::default()).await
+        };
+        // A byte of a row has changed since the file was written.
+        let flipped = write(
+            "flipped.zip",
+            "z.writestr('dump.sql', 'CREATE TABLE public.t (a text);\\nCOPY public.t (a) FROM stdin;\\nAMOUNT1000\\n\\\\.\\n'); z.close(); \
+             b=open(p,'rb').read(); assert b.count(b'AMOUNT1000') == 1; open(p,'wb').write(b.replace(b'AMOUNT1000',b'AMOUNT9000'))",
+        );
+        let error = import(flipped, "flipped").await.unwrap_err().to_string();
+        assert!(error.to_lowercase().contains("checksum"), "{error}");
+        house.cluster.admin("flipped").await.unwrap_err();
+        // A transaction that is left open, and a text that only looks like a change of owner.
+        let open = write(
+            "open.zip",
+            "z.writestr('dump.sql', 'CREATE TABLE public.t (a text);\\nALTER TABLE public.t ADD CONSTRAINT c \
+             CHECK (a <> $$change owner to me$$);\\nBEGIN;\\nINSERT INTO public.t VALUES (1);\\n'); z.close()",
+        );
+        import(open, "open").await.unwrap();
+        let client = house.cluster.admin("open").await.unwrap();
+        let query = "SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM pg_constraint WHERE conname = 'c')";
+        let row = client.query_one(query, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 1));
+    });
+}
+
+#[test]
+fn a_swap_takes_over_who_may_connect_and_with_which_settings() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.cluster.create_role("reporting", "secret").await.unwrap();
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        admin
+            .batch_execute(
+                "REVOKE ALL ON DATABASE acme FROM PUBLIC; GRANT CONNECT ON DATABASE acme TO reporting;
+                 ALTER DATABASE acme CONNECTION LIMIT 20; ALTER DATABASE acme SET statement_timeout = '7min';
+                 ALTER DATABASE acme SET search_path = \"$user\", public, \"a, b\";
+                 ALTER ROLE reporting IN DATABASE acme SET work_mem = '9MB'",
+            )
+            .await
+            .unwrap();
+        let about = async || {
+            let query = "SELECT array(SELECT unnest(datacl)::text ORDER BY 1), datconnlimit, datallowconn, \
+                         pg_get_userbyid(datdba)::text, (SELECT array_agg(setrole::regrole::text || setconfig::text ORDER BY setrole) \
+                         FROM pg_db_role_setting s WHERE s.setdatabase = d.oid) FROM pg_database d WHERE datname = 'acme'";
+            let row = admin.query_one(query, &[]).await.unwrap();
+            let rights: Vec<String> = row.get(0);
+            let settings: Vec<String> = row.get(4);
+            (rights, row.get::<_, i32>(1), row.get::<_, bool>(2), row.get::<_, String>(3), settings)
+        };
+        let before = about().await;
+        house.save().await;
+        let restore = house.restore();
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        assert_eq!(about().await, before);
+        house.cluster.connect("reporting", "secret", "acme").await.unwrap();
+
+        // A way back that cannot be gone leaves everything as it was: here nobody can let transactions wait.
+        let previous = swapped.previous.unwrap();
+        let nobody = Some(GatewayConsole::new(house.server(), "postgres"));
+        let without = Restore { gateway: nobody, ..house.restore() };
+        without.revert(&previous, &Control::default()).await.unwrap_err();
+        let query = "SELECT datallowconn, pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $1";
+        let row = admin.query_one(query, &[&previous]).await.unwrap();
+        assert_eq!((row.get::<_, bool>(0), row.get::<_, String>(1)), (false, "acme_owner".to_owned()));
+        assert_eq!(about().await, before);
+        restore.revert(&previous, &Control::default()).await.unwrap();
+        assert_eq!(about().await, before);
+        let scratch = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap();
+        let copy = house.cluster.connect("acme_owner", "odoo", &scratch.database).await.unwrap();
+        copy.batch_execute("SELECT 1").await.unwrap();
+    });
+}
+
+/// "Odoo's zip format in and out." `reference`, Health and upgrades: "`dump.sql` + `manifest.json` + `filestore/ab/<sha1>`".
+#[test]
+fn an_estate_leaves_as_odoos_zip_file_and_comes_back_from_one() {
+    runtime().block_on(async {
+        let house = House::new(50).await;
+        let client = house.estate.connect().await.unwrap();
+        client
+            .batch_execute(
+                "CREATE TABLE ir_module_module (id serial, name text, latest_version text, state text);
+                 INSERT INTO ir_module_module (name, latest_version, state) VALUES ('base', '17.0.1.3', 'installed'),
+                 ('sale', '17.0.1.0', 'installed'), ('crm', NULL, 'uninstalled');
+                 CREATE EXTENSION pg_trgm; COMMENT ON TABLE res_partner IS 'it''s; ours';
+                 INSERT INTO res_partner (name, note) VALUES (E'tab\\there', E'line\\nline \\\\. end;');
+                 CREATE FUNCTION twice(i int) RETURNS int BEGIN ATOMIC SELECT i * 2; END",
+            )
+            .await
+            .unwrap();
+        house.attach(6, 0).await;
+        house.save().await;
+        let before = exact(&client).await;
+        let file = house.directory.path().join("acme.zip");
+        let repository = Arc::new(house.repository());
+        let exported =
+            export(&repository, &RestorePoint::Latest, &house.server(), &file, &Control::default()).await.unwrap();
+        assert_eq!(exported.files, 6);
+        let error = export(&repository, &RestorePoint::Latest, &house.server(), &file, &Control::default()).await;
+        assert!(error.unwrap_err().to_string().contains("is there already"));
+        // As Python, in which Odoo is written, sees it.
+        let script = "import json,sys,zipfile; z=zipfile.ZipFile(sys.argv[1]); assert z.testzip() is None; \
+                      m=json.loads(z.read('manifest.json')); print(m['odoo_dump'], m['major_version'], m['version_info'], \
+                      sorted(m['modules']), len([n for n in z.namelist() if n.startswith('filestore/')]))";
+        let output = Command::new("python3").args(["-c", script]).arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(text.trim(), "1 17.0 [17, 0] ['base', 'sale'] 6", "{}", String::from_utf8_lossy(&output.stderr));
+
+        let import = |database: &str, identity| Import {
+            restore: Restore { database: database.into(), owner: Some("acme_owner".into()), ..house.restore() },
+            file: file.clone(),
+            identity,
+        };
+        let error = import("acme", Identity::Moved).run(&Control::default()).await.unwrap_err();
+        assert!(error.to_string().contains("database acme is there already"), "{error}");
+        let moved = import("moved", Identity::Moved).run(&Control::default()).await.unwrap();
+        assert_eq!(moved.files, 6);
+        let there = house.cluster.connect("acme_owner", "odoo", "moved").await.unwrap();
+        assert_eq!(exact(&there).await, before);
+        let query = "SELECT twice(21), obj_description('res_partner'::regclass), \
+                     (SELECT note FROM res_partner WHERE name LIKE E'tab\\t%')";
+        let row = there.query_one(query, &[]).await.unwrap();
+        assert_eq!((row.get::<_, i32>(0), row.get::<_, String>(1).as_str()), (42, "it's; ours"));
+        assert_eq!(row.get::<_, String>(2), "line\nline \\. end;");
+        let uuid = "SELECT value FROM ir_config_parameter WHERE key = 'database.uuid'";
+        let original: String = client.query_one(uuid, &[]).await.unwrap().get(0);
+        assert_eq!(there.query_one(uuid, &[]).await.unwrap().get::<_, String>(0), original);
+        let identity = Identity::Copied { base_url: Some("https://copy.example.com".into()), keep_integrations: false };
+        import("copied", identity).run(&Control::default()).await.unwrap();
+        let copy = house.cluster.connect("acme_owner", "odoo", "copied").await.unwrap();
+        assert_ne!(copy.query_one(uuid, &[]).await.unwrap().get::<_, String>(0), original);
+        let active = "SELECT count(*) FROM ir_mail_server WHERE active AND smtp_host <> 'invalid'";
+        assert_eq!(copy.query_one(active, &[]).await.unwrap().get::<_, i64>(0), 0);
+
+        // A file from somebody else is nobody's program and nobody's path.
+        let hostile = house.directory.path().join("hostile.zip");
+        for (sql, name, expected) in [
+            ("SELECT 1;\n\\! touch /tmp/cofferdam-was-here\n", "filestore/aa/x", "is a command for psql"),
+            ("CREATE ROLE intruder SUPERUSER;\n", "filestore/aa/x", "superuser"),
+            ("COPY (SELECT 1) TO PROGRAM 'touch /tmp/cofferdam-was-here';\n", "filestore/aa/x", "external program"),
+            ("RESET ROLE; CREATE DATABASE intruder;\n", "filestore/aa/x", "CREATE DATABASE"),
+            ("SELECT 'unfinished\n", "filestore/aa/x", "ends inside a statement"),
+        ] {
+            let script = "import sys,zipfile; z=zipfile.ZipFile(sys.argv[1],'w'); \
+                          z.writestr('dump.sql', sys.argv[2]); z.writestr(sys.argv[3], 'x')";
+            let made = Command::new("python3").args(["-c", script]).arg(&hostile).args([sql, name]).status().unwrap();
+            assert!(made.success());
+            let import = Import { file: hostile.clone(), ..import("bad", Identity::Moved) };
+            let error = import.run(&Control::default()).await.unwrap_err();
+            assert!(error.to_string().contains(expected), "{sql}: {error}");
+        }
+        let script = "import sys,zipfile; z=zipfile.ZipFile(sys.argv[1],'w'); z.writestr('dump.sql', 'SELECT 1;\\n'); \
+                      z.writestr('filestore/../../escaped', 'x'); z.writestr('filestore/ab/good', 'x')";
+        assert!(Command::new("python3").args(["-c", script]).arg(&hostile).status().unwrap().success());
+        let import = Import { file: hostile, ..import("bad", Identity::Moved) };
+        assert_eq!(import.run(&Control::default()).await.unwrap().files, 1);
+        assert!(!house.directory.path().join("escaped").exists());
+        assert!(!Path::new("/tmp/cofferdam-was-here").exists());
+        let query = "SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE datname ~ '^(acme|bad|copied|moved)'";
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        let all: String = admin.query_one(query, &[]).await.unwrap().get(0);
+        assert_eq!(all, "acme bad copied moved", "nothing half-loaded stays");
+    });
+}
+
+/// "Every request sees old or new, none fails; revert the same."
+#[test]
+fn a_swap_through_the_gateway_under_load_fails_nobody() {
+    runtime().block_on(async {
+        let console = "  console:\n    admins: [{ role: chief, password: chief-secret }]\n";
+        let site = Site::start_with(SiteOptions { postgres: console.into(), ..SiteOptions::default() }).await;
+        let directory = tempfile::tempdir().unwrap();
+        let estate = Estate::furnish(&site.cluster, "acme_db", &directory.path().join("filestore"), 50).await.unwrap();
+        let admin = estate.connect().await.unwrap();
+        admin
+            .batch_execute(
+                "GRANT ALL ON ALL TABLES IN SCHEMA public TO odoo; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO odoo",
+            )
+            .await
+            .unwrap();
+        estate.attach(&admin, b"an attachment").await.unwrap();
+        let mut server = Server::new("127.0.0.1", site.cluster.port(), SUPERUSER.0, Some(Secret::new(SUPERUSER.1)));
+        server.programs = Some(binaries().unwrap());
+        let store = Arc::new(Directory::new(directory.path().join("repository")));
+        let through = Server { port: site.address().port(), ..server.clone() };
+        let backup = Backup {
+            tenant: Slug::parse("acme").unwrap(),
+            // The dump waits its turn at the gateway, with a login that the gateway knows.
+            dump_through: Some(Server {
+                user: "odoo".into(),
+                password: Some(Secret::new("odoo-secret")),
+                ..through.clone()
+            }),
+            server: server.clone(),
+            database: "acme_db".into(),
+            filestore: estate.filestore.clone(),
+            store: store.clone(),
+            key: RepositoryKey::new(KEY).unwrap(),
+            policy: BackupPolicy::default(),
+        };
+        let set = backup.run(&Control::default()).await.unwrap();
+        assert_eq!(set.consistency, Consistency::Fenced);
+        admin.batch_execute("UPDATE res_partner SET name = 'new'").await.unwrap();
+        drop(admin);
+
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                let (stop, port) = (Arc::clone(&stop), site.address().port());
+                tokio::spawn(async move {
+                    let client =
+                        cofferdam_testkit::postgres::connect(port, "odoo", "odoo-secret", "acme_db").await.unwrap();
+                    let mut seen = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+                        let query = "SELECT string_agg(DISTINCT name, ',') FROM res_partner WHERE id < 3";
+                        let rows = client.simple_query(query).await.unwrap();
+                        let name = rows.iter().find_map(|row| match row {
+                            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                            _ => None,
+                        });
+                        client.batch_execute("COMMIT").await.unwrap();
+                        let name = name.unwrap();
+                        if seen.last() != Some(&name) {
+                            seen.push(name);
+                        }
+                    }
+                    seen
+                })
+            })
+            .collect();
+        let restore = Restore {
+            tenant: Slug::parse("acme").unwrap(),
+            server,
+            database: "acme_db".into(),
+            owner: None,
+            filestores: directory.path().join("filestore"),
+            store,
+            key: RepositoryKey::new(KEY).unwrap(),
+            gateway: Some(GatewayConsole::new(
+                Server { user: "chief".into(), password: Some(Secret::new("chief-secret")), ..through },
+                "cofferdam",
+            )),
+        };
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let reverted = restore.revert(&swapped.previous.unwrap(), &Control::default()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stop.store(true, Ordering::Relaxed);
+        for worker in workers {
+            // New, then the old state, then new again: never both, never an error.
+            assert_eq!(worker.await.unwrap(), ["new", "Partner 1,Partner 2", "new"]);
+        }
+        eprintln!("paused for {:?} ms and {:?} ms", swapped.paused_ms.unwrap(), reverted.paused_ms.unwrap());
+    });
+}
+
+fn pgbackrest(directory: &Path, cluster: &Cluster) -> PgBackRest {
+    let repository = directory.join("physical");
+    PgBackRest {
+        program: "/usr/bin/pgbackrest".into(),
+        stanza: "shared".into(),
+        repository: vec![
+            format!("--repo1-path={}", repository.display()),
+            format!("--log-path={}", repository.display()),
+        ],
+        cluster: vec![
+            format!("--pg1-path={}", cluster.data().display()),
+            format!("--pg1-port={}", cluster.port()),
+            format!("--pg1-socket-path={}", cluster.socket_directory().display()),
+            format!("--pg1-user={}", SUPERUSER.0),
+        ],
+        backup_options: ["--compress-type=lz4", "--repo1-bundle", "--repo1-retention-full=2", "--archive-timeout=30"]
+            .map(str::to_owned)
+            .to_vec(),
+        locks: repository.join("locks"),
+    }
+}
+
+/// `reference`, Backup: "One tenant to a point in time … `--type=time --db-include=T` into scratch …
+/// `ignore_invalid_pages=on` recovers, and the warnings must be classified."
+#[test]
+fn one_tenant_goes_back_to_a_second_before_a_mistake_and_its_neighbours_notice_nothing() {
+    runtime().block_on(async {
+        let directory = tempfile::Builder::new().prefix("cofferdam-pitr-").tempdir().unwrap();
+        let physical = directory.path().join("physical");
+        std::fs::create_dir_all(physical.join("locks")).unwrap();
+        open_to_everybody(directory.path());
+        let archive = format!(
+            "archive_command = 'pgbackrest --no-config --stanza=shared --repo1-path={0} --pg1-path=\"$(pwd)\" \
+             --lock-path={0}/locks --log-path={0} --log-level-file=off --compress-type=lz4 archive-push %p'",
+            physical.display()
+        );
+        // Trust on the socket: pgBackRest connects as the superuser.
+        let settings =
+            vec!["archive_mode = on".into(), "wal_level = replica".into(), archive, "autovacuum = off".into()];
+        let options = ClusterOptions { auth: "trust", settings, ..ClusterOptions::default() };
+        let cluster = Cluster::start_with(&options).unwrap();
+        let filestores = directory.path().join("filestore");
+        let mut estates = Vec::new();
+        for name in ["acme", "beta", "core"] {
+            estates.push(Estate::create(&cluster, name, &filestores, 300).await.unwrap());
+        }
+        let [acme, beta, core] = &estates[..] else { unreachable!() };
+        let stanza = pgbackrest(directory.path(), &cluster);
+        {
+            let stanza = stanza.clone();
+            blocking(move || {
+                stanza.create_stanza().unwrap();
+                stanza.backup(BackupKind::Full).unwrap();
+            })
+            .await;
+        }
+        let in_beta = beta.connect().await.unwrap();
+        let kept = beta.attach(&in_beta, b"written after the backup of the cluster").await.unwrap();
+        // Neighbours write, vacuum and drop meanwhile: the log then speaks of pages that are not restored.
+        let (in_acme, in_core) = (acme.connect().await.unwrap(), core.connect().await.unwrap());
+        for client in [&in_acme, &in_core] {
+            client.batch_execute("DELETE FROM account_move_line WHERE id % 2 = 0").await.unwrap();
+            client.batch_execute("VACUUM").await.unwrap();
+            client.batch_execute("CREATE TABLE more AS SELECT generate_series(1, 2000) i").await.unwrap();
+        }
+        drop(in_core);
+        in_beta.batch_execute("UPDATE res_partner SET note = 'just before'").await.unwrap();
+        let before = exact(&in_beta).await;
+        let now: f64 =
+            in_beta.query_one("SELECT extract(epoch FROM clock_timestamp())::float8", &[]).await.unwrap().get(0);
+        let at = jiff::Timestamp::from_microsecond((now * 1e6) as i64).unwrap();
+        in_beta.batch_execute("SELECT pg_sleep(1.1)").await.unwrap();
+        in_beta.batch_execute("DROP TABLE account_move_line; DELETE FROM ir_attachment").await.unwrap();
+        let admin = cluster.admin("postgres").await.unwrap();
+        admin.batch_execute("DROP DATABASE core WITH (FORCE)").await.unwrap();
+        in_acme.batch_execute("INSERT INTO more SELECT generate_series(1, 100)").await.unwrap();
+        let in_acme_before = in_acme.query_one("SELECT count(*) FROM more", &[]).await.unwrap().get::<_, i64>(0);
+        admin.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        cofferdam_tests::eventually(async || {
+            let query = "SELECT last_archived_time > to_timestamp($1) FROM pg_stat_archiver";
+            admin.query_one(query, &[&(now + 1.0)]).await.unwrap().get::<_, Option<bool>>(0) == Some(true)
+        })
+        .await;
+        drop(in_beta);
+
+        let mut server = Server::new("127.0.0.1", cluster.port(), SUPERUSER.0, Some(Secret::new(SUPERUSER.1)));
+        server.programs = Some(binaries().unwrap());
+        let restore = Restore {
+            tenant: Slug::parse("beta").unwrap(),
+            server,
+            database: "beta".into(),
+            owner: None,
+            filestores: filestores.clone(),
+            store: Arc::new(Directory::new(directory.path().join("logical"))),
+            key: RepositoryKey::new(KEY).unwrap(),
+            gateway: None,
+        };
+        let recovery = |at| Recovery {
+            engine: Arc::new(stanza.clone()),
+            database: "beta".into(),
+            at,
+            programs: Some(binaries().unwrap()),
+            place: None,
+        };
+        let recovered = recovery(at).run(&Control::default()).await.unwrap();
+        eprintln!("{recovered:?}");
+        assert!(recovered.foreign_pages > 0, "the log speaks of pages of the neighbours, and they were told apart");
+        drop(recovered);
+        let restored = restore.to_time(&recovery(at), &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
+        let in_beta = beta.connect().await.unwrap();
+        assert_eq!(exact(&in_beta).await, before, "beta is exactly what it was");
+        assert_eq!(restored.files, 1);
+        assert_eq!(beta.missing(&beta.filestore).await.unwrap(), Vec::<String>::new(), "{kept}");
+        let in_acme_now = in_acme.query_one("SELECT count(*) FROM more", &[]).await.unwrap().get::<_, i64>(0);
+        assert_eq!(in_acme_now, in_acme_before, "acme has noticed nothing");
+
+        // In the future, before the first backup, and where a segment is missing: refused before anything is restored.
+        let refused = async |at| restore.to_time(&recovery(at), &RestoreMode::Scratch, &Control::default()).await;
+        let error = refused(jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1)).await.unwrap_err();
+        assert!(error.to_string().contains("the log is archived up to about"), "{error}");
+        let error = refused(at - jiff::SignedDuration::from_hours(1)).await.unwrap_err();
+        assert!(error.to_string().contains("no backup of the cluster was complete before"), "{error}");
+        let window = blocking({
+            let stanza = stanza.clone();
+            move || stanza.window().unwrap()
+        })
+        .await;
+        assert!(window.contains(at) && window.gaps.is_empty(), "{window:?}");
+        let removed = remove_a_segment(&physical, &admin).await;
+        let error = refused(jiff::Timestamp::now()).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("segment {removed} of the log is missing")), "{error}");
+        let window = blocking(move || stanza.window().unwrap()).await;
+        assert!(window.gaps.iter().any(|gap| gap.reason.contains(&removed)), "{window:?}");
+    });
+}
+
+/// Everything in a database that a mistake could change, as one number per table.
+async fn exact(client: &tokio_postgres::Client) -> Vec<String> {
+    let mut found = Vec::new();
+    for table in ["account_move_line", "res_partner", "ir_attachment", "ir_config_parameter"] {
+        let query = format!("SELECT count(*) || ' ' || md5(string_agg(t::text, '|' ORDER BY id)) FROM {table} t");
+        found.push(client.query_one(&query, &[]).await.unwrap().get(0));
+    }
+    found
+}
+
+/// Removes the newest archived segment but one, after there are two more.
+async fn remove_a_segment(repository: &Path, admin: &tokio_postgres::Client) -> String {
+    let mut segments = Vec::new();
+    for _ in 0..2 {
+        admin.batch_execute("SELECT txid_current(); SELECT pg_switch_wal()").await.unwrap();
+        let known = segments.len();
+        cofferdam_tests::eventually(async || {
+            segments.clear();
+            let mut stack = vec![repository.join("archive/shared")];
+            while let Some(next) = stack.pop() {
+                for entry in std::fs::read_dir(next).into_iter().flatten().flatten() {
+                    let name = entry.file_name().into_string().unwrap();
+                    if entry.path().is_dir() {
+                        stack.push(entry.path());
+                    } else if name.len() > 60 && name.as_bytes()[24] == b'-' {
+                        segments.push((name, entry.path()));
+                    }
+                }
+            }
+            segments.sort();
+            segments.len() > known.max(1)
+        })
+        .await;
+    }
+    let (name, path) = &segments[segments.len() - 2];
+    std::fs::remove_file(path).unwrap();
+    name[..24].to_owned()
+}
+
+/// PostgreSQL and pgBackRest run as another account when the tests run as root.
+fn open_to_everybody(directory: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mut stack = vec![directory.to_owned()];
+    while let Some(next) = stack.pop() {
+        std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o777)).unwrap();
+        stack.extend(std::fs::read_dir(&next).unwrap().flatten().map(|e| e.path()).filter(|p| p.is_dir()));
+    }
+}
