@@ -73,8 +73,16 @@ const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 const LONGEST: SignedDuration = SignedDuration::from_hours(1);
 /// What is freed is removed by a prune at least this much later: no backup takes longer.
 pub const PRUNE_GRACE: SignedDuration = SignedDuration::from_hours(23);
-/// A backup or a drill that takes longer is stopped.
+/// A backup that takes longer is stopped.
 const LONGEST_RUN: Duration = Duration::from_secs(22 * 3_600);
+/// A drill that takes so many times as long as a recovery may take is stopped, because the next one waits for it: it has
+/// failed by then. Short ones are given an hour.
+const PATIENCE: u32 = 4;
+const SHORTEST_PATIENCE: Duration = Duration::from_secs(3_600);
+/// What has been asked to stop has so long to tidy up.
+const GRACE: Duration = Duration::from_secs(120);
+/// How long a server may take to say what has changed.
+const ANSWER: Duration = Duration::from_secs(20);
 /// Drills that run at a time: each has a server of its own.
 const DRILLS: usize = 1;
 
@@ -182,7 +190,7 @@ impl Runner {
                             .increment(u64::from(due.missed));
                         let keep = self.setup.config.keep_previous.0;
                         tasks.spawn(async move {
-                            let outcome = within(&control, one(&setup, &control, keep)).await;
+                            let outcome = within(LONGEST_RUN, &control, one(&setup, &control, keep)).await;
                             drop(place);
                             Outcome::Saved(outcome)
                         })
@@ -190,7 +198,9 @@ impl Runner {
                     Job::Drill => {
                         let drills = self.setup.drills.clone();
                         tasks.spawn(async move {
-                            let outcome = within(&control, drill(&setup, drills.as_ref(), &control)).await;
+                            let limit = setup.policy.objective.rto.0.saturating_mul(PATIENCE);
+                            let limit = limit.clamp(SHORTEST_PATIENCE, LONGEST_RUN);
+                            let outcome = within(limit, &control, drill(&setup, drills.as_ref(), &control)).await;
                             drop(place);
                             Outcome::Drilled(outcome)
                         })
@@ -295,13 +305,12 @@ impl Runner {
                 None => servers.push((server, vec![setup])),
             }
         }
-        for (server, tenants) in servers {
+        // All at once, so that one that does not answer holds up nobody for the sum of all.
+        let asked = servers.into_iter().map(async |(server, tenants)| {
             let names: Vec<&str> = tenants.iter().map(|setup| setup.database.as_str()).collect();
-            let counted = async {
-                let client = server.connect(&server.maintenance).await?;
-                changes_of(&client, &names).await.map_err(|e| server.failed(&server.maintenance, &e))
-            };
-            let mut counted = counted.await.unwrap_or_default();
+            (counted(server, &names).await, tenants)
+        });
+        for (mut counted, tenants) in futures_util::future::join_all(asked).await {
             for setup in tenants {
                 if let Some(state) = states.get_mut(setup.tenant.as_str()) {
                     state.changes = counted.remove(&setup.database);
@@ -311,12 +320,36 @@ impl Runner {
     }
 }
 
-/// Ends what takes longer than anything may.
-async fn within<T>(control: &Control, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(LONGEST_RUN, work).await.unwrap_or_else(|_| {
-        control.cancel();
-        Err(Error::Refused(format!("stopped after {} hours", LONGEST_RUN.as_secs() / 3_600)))
-    })
+/// Ends what takes longer than it may, and what somebody has asked to stop, also where it does not listen.
+async fn within<T>(
+    limit: Duration,
+    control: &Control,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let mut work = std::pin::pin!(work);
+    let stopped = tokio::select! {
+        outcome = &mut work => return outcome,
+        () = control.cancelled() => Error::Cancelled,
+        () = tokio::time::sleep(limit) => {
+            let limit = cofferdam_tenant::HumanDuration(limit);
+            Error::Refused(format!("stopped after {limit}: nothing was left behind that looks whole"))
+        }
+    };
+    control.cancel();
+    match tokio::time::timeout(GRACE, work).await {
+        // It was over before it heard.
+        Ok(Ok(done)) => Ok(done),
+        _ => Err(stopped),
+    }
+}
+
+/// How often databases have been written to, as their server says, if it says so soon.
+async fn counted(server: &Server, names: &[&str]) -> HashMap<String, ChangeCounter> {
+    let ask = async {
+        let client = server.connect(&server.maintenance).await.ok()?;
+        changes_of(&client, names).await.ok()
+    };
+    tokio::time::timeout(ANSWER, ask).await.ok().flatten().unwrap_or_default()
 }
 
 /// How much of a tenant would be lost now: nothing, if nothing was written since its newest complete set; `None`:
@@ -335,12 +368,8 @@ pub fn loss(
 /// How much of a tenant would be lost now, by its sets, oldest first, and by what its server says has changed since.
 pub async fn loss_now(setup: &TenantSetup, sets: &[BackupSet], now: Timestamp) -> Option<SignedDuration> {
     let complete = sets.iter().rev().find(|set| set.consistency.is_complete())?;
-    let server = setup.server();
-    let counted = async {
-        let client = server.connect(&server.maintenance).await.ok()?;
-        changes_of(&client, &[&setup.database]).await.ok()?.remove(&setup.database)
-    };
-    loss(Some((complete.taken_at, complete.artifact.changes)), counted.await, now)
+    let changes = counted(setup.server(), &[&setup.database]).await.remove(&setup.database);
+    loss(Some((complete.taken_at, complete.artifact.changes)), changes, now)
 }
 
 fn observe(tenants: &[TenantSetup], states: &BTreeMap<String, State>) {

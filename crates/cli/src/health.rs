@@ -10,8 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use cofferdam::admin::{HealthView, IsolationRow};
-use cofferdam::tenant::{Catalog, Diagnostic, Diagnostics, Source};
-use cofferdam::{SystemSecrets, load_sources};
+use cofferdam::tenant::Diagnostics;
 use cofferdam_health::alert::{AlertOptions, Alerts, Notice, Phase};
 use cofferdam_health::config::Setup;
 use cofferdam_health::engine::Picture;
@@ -28,6 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::exit;
+use crate::setup::File;
 
 /// Look at tenants and what they share, and say what is really wrong.
 #[derive(Debug, Args)]
@@ -83,51 +83,21 @@ fn step_of(setup: &Setup) -> Duration {
 /// How often Alertmanager hears what is still open.
 const REFRESH: Duration = Duration::from_secs(60);
 
-pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
-    let setup = match read(&args.config) {
-        Ok(setup) => setup,
-        Err(faults) => {
-            crate::check::print(&faults);
-            return Ok(ExitCode::from(exit::CONFIG));
-        }
-    };
-    if let HealthCommand::Rules { directory } = &args.command {
-        return write_rules(&setup, directory);
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?;
-    runtime.block_on(async {
-        match &args.command {
-            HealthCommand::Check { all } => check(&setup, *all, args.json).await,
-            HealthCommand::Watch { textfile, listen, token_env } => {
-                let token = match token_env {
-                    Some(name) => Some(std::env::var(name).map_err(|_| anyhow!("{name} is not set"))?),
-                    None => None,
-                };
-                watch(setup, textfile.as_deref(), *listen, token).await
-            }
-            HealthCommand::Explain { tenant } => tell_why(&setup, tenant).await,
-            HealthCommand::Rules { .. } => Ok(ExitCode::SUCCESS),
-        }
-    })
-}
+const FILE: File<Setup> = File { catalog_of: Setup::catalog_of, read: Setup::read };
 
-fn read(path: &Path) -> Result<Setup, Diagnostics> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Diagnostics(vec![Diagnostic::file_level(path, error.to_string(), "a readable YAML file in UTF-8")])
-    })?;
-    let source = Source::new(path, text);
-    let catalog = match Setup::catalog_of(&source) {
-        Some(catalog) => {
-            let main = path.parent().unwrap_or(Path::new(".")).join(catalog);
-            Some(Catalog::build(&load_sources(&main)?, &SystemSecrets::beside(&main), None)?)
+pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
+    FILE.with(&args.config, async |setup| match &args.command {
+        HealthCommand::Check { all } => check(&setup, *all, args.json).await,
+        HealthCommand::Watch { textfile, listen, token_env } => {
+            let token = match token_env {
+                Some(name) => Some(std::env::var(name).map_err(|_| anyhow!("{name} is not set"))?),
+                None => None,
+            };
+            watch(setup, textfile.as_deref(), *listen, token).await
         }
-        None => None,
-    };
-    Setup::read(&source, catalog.as_ref(), &SystemSecrets::beside(path))
+        HealthCommand::Explain { tenant } => tell_why(&setup, tenant).await,
+        HealthCommand::Rules { directory } => write_rules(&setup, directory),
+    })
 }
 
 async fn check(setup: &Setup, all: bool, json: bool) -> anyhow::Result<ExitCode> {
@@ -273,7 +243,7 @@ pub(crate) fn beside_gateway(
     path: &Path,
     stop: &CancellationToken,
 ) -> Result<anyhow::Result<Arc<dyn HealthView>>, Diagnostics> {
-    let setup = read(path)?;
+    let setup = FILE.read(path)?;
     Ok(Observer::start(setup, stop).map(|observer| {
         let (stepping, stop, step) = (Arc::clone(&observer), stop.clone(), step_of(&observer.setup));
         tokio::spawn(async move {

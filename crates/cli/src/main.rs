@@ -8,6 +8,7 @@ mod check;
 mod demo;
 mod health;
 mod serve;
+mod setup;
 mod top;
 
 use std::process::ExitCode;

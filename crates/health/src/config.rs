@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use cofferdam_tenant::calendar::{Calendar, CalendarConfig};
-use cofferdam_tenant::yaml::Node;
-use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, HumanDuration, Secret, Secrets, Source};
+use cofferdam_tenant::yaml::{Node, Reader};
+use cofferdam_tenant::{Catalog, Diagnostics, HumanDuration, Secrets, Source};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -181,9 +181,9 @@ impl Setup {
         let Some(file) = node.decode::<HealthFile>(&source.path, health_schema(), &mut faults) else {
             return Err(Diagnostics(faults));
         };
-        let mut reader = Reader { source, node: &node, secrets, faults };
-        let setup = reader.setup(file, catalog);
-        if reader.faults.is_empty() { Ok(setup) } else { Err(reader.sorted()) }
+        let mut understanding = Understanding(Reader::new(source, &node, secrets, faults));
+        let setup = understanding.setup(file, catalog);
+        understanding.0.finish(setup)
     }
 
     /// A watcher that looks at everything. With `at_once`, one look is believed: for somebody who asks once.
@@ -198,32 +198,24 @@ impl Setup {
     }
 }
 
-struct Reader<'a> {
-    source: &'a Source,
-    node: &'a Node,
-    secrets: &'a dyn Secrets,
-    faults: Vec<Diagnostic>,
+/// Understands the file.
+struct Understanding<'a>(Reader<'a>);
+
+impl<'a> std::ops::Deref for Understanding<'a> {
+    type Target = Reader<'a>;
+
+    fn deref(&self) -> &Reader<'a> {
+        &self.0
+    }
 }
 
-impl Reader<'_> {
-    fn fault(&mut self, path: &[&str], found: impl Into<String>, expected: impl Into<String>) {
-        let at = self.node.locate(path);
-        let mut fault = Diagnostic::file_level(&self.source.path, found, expected);
-        (fault.line, fault.column, fault.field) = (at.line, at.column, path.join("."));
-        self.faults.push(fault);
+impl std::ops::DerefMut for Understanding<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
     }
+}
 
-    fn sorted(&mut self) -> Diagnostics {
-        let mut faults = std::mem::take(&mut self.faults);
-        faults.sort_by_key(|fault| (fault.line, fault.column));
-        Diagnostics(faults)
-    }
-
-    /// Relative paths count from the file.
-    fn path(&self, path: &Path) -> PathBuf {
-        self.source.path.parent().unwrap_or(Path::new(".")).join(path)
-    }
-
+impl Understanding<'_> {
     fn setup(&mut self, file: HealthFile, catalog: Option<&Catalog>) -> Setup {
         let interval = file.interval.0;
         if interval < Duration::from_secs(1) {
@@ -242,26 +234,16 @@ impl Reader<'_> {
             clusters.insert(name.clone(), server);
         }
         for (name, redis) in &file.redis {
-            let password = match &redis.password_file {
-                Some(path) => match self.file(&["redis", name, "password_file"], path) {
-                    Some(text) => Some(Secret::new(text)),
-                    None => continue,
-                },
-                None => None,
-            };
+            let field = ["redis", name, "password_file"];
+            let Some(password) = self.secret_file(&field, redis.password_file.as_deref()) else { continue };
             match RedisProbe::new(name, &redis.host, redis.port, password.as_ref(), interval) {
                 Ok(probe) => probes.push(Arc::new(probe)),
                 Err(error) => self.fault(&["redis", name], error, "the address of a Redis server"),
             }
         }
         for (name, gateway) in &file.gateways {
-            let token = match &gateway.token_file {
-                Some(path) => match self.file(&["gateways", name, "token_file"], path) {
-                    Some(text) => Some(Secret::new(text)),
-                    None => continue,
-                },
-                None => None,
-            };
+            let field = ["gateways", name, "token_file"];
+            let Some(token) = self.secret_file(&field, gateway.token_file.as_deref()) else { continue };
             match GatewayProbe::new(name, &gateway.admin, token, interval) {
                 Ok(probe) => probes.push(Arc::new(probe)),
                 Err(error) => {
@@ -310,7 +292,7 @@ impl Reader<'_> {
                 self.fault(&["services", name, "tenants"], format!("`{tenant}`"), expected);
             }
         }
-        if probes.is_empty() && self.faults.is_empty() {
+        if probes.is_empty() && self.is_content() {
             self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");
         }
         Setup { file, calendars, named_calendars: known, objectives, probes, needs }
@@ -387,23 +369,8 @@ impl Reader<'_> {
     }
 
     fn cluster(&mut self, name: &str, config: &ClusterFile) -> Option<Database> {
-        let at = ["clusters", name];
-        let password = match (&config.password_file, &config.password_env) {
-            (Some(file), None) => Some(Secret::new(self.file(&[at[0], at[1], "password_file"], file)?)),
-            (None, Some(variable)) => {
-                let Some(value) = self.secrets.env(variable) else {
-                    let found = format!("`{variable}`, which is not set");
-                    self.fault(&[at[0], at[1], "password_env"], found, "an environment variable with a password");
-                    return None;
-                };
-                Some(Secret::new(value))
-            }
-            (None, None) => None,
-            (Some(_), Some(_)) => {
-                self.fault(&at, "both", "one of `password_file` and `password_env`");
-                return None;
-            }
-        };
+        let (file, variable) = (config.password_file.as_deref(), config.password_env.as_deref());
+        let password = self.password(&["clusters", name], file, variable)?;
         Some(Database {
             host: config.host.clone(),
             port: config.port,
@@ -411,16 +378,6 @@ impl Reader<'_> {
             password,
             database: config.maintenance.clone(),
         })
-    }
-
-    fn file(&mut self, field: &[&str], path: &Path) -> Option<String> {
-        match self.secrets.file(path) {
-            Ok(text) => Some(text),
-            Err(error) => {
-                self.fault(field, format!("`{}`: {error}", path.display()), "a file that can be read");
-                None
-            }
-        }
     }
 
     fn part(&mut self, path: &[&str], per_cent: f64) {

@@ -1,7 +1,6 @@
 //! A Redis server of one's own.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use crate::{TestkitError, io};
 pub struct Redis {
     child: Child,
     port: u16,
-    directory: TempDir,
+    _directory: TempDir,
 }
 
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -37,7 +36,7 @@ impl Redis {
             .stderr(Stdio::null())
             .spawn()
             .map_err(io("starting Redis"))?;
-        let mut server = Self { child, port, directory };
+        let mut server = Self { child, port, _directory: directory };
         let deadline = Instant::now() + START_LIMIT;
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = server.child.try_wait().map_err(io("Redis"))?.is_some();
@@ -52,11 +51,6 @@ impl Redis {
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// Its directory.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
     }
 }
 

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use cofferdam_tenant::yaml::Node;
-use cofferdam_tenant::{Catalog, Diagnostic, Diagnostics, HumanDuration, Secret, Secrets, Slug, Source};
+use cofferdam_tenant::yaml::{Node, Reader};
+use cofferdam_tenant::{Catalog, Diagnostics, HumanDuration, Secret, Secrets, Slug, Source};
 use serde_json::Value;
 
 pub use file::{
@@ -95,10 +95,10 @@ impl Setup {
         let Some(config) = node.decode::<BackupConfig>(&source.path, backup_schema(), &mut faults) else {
             return Err(Diagnostics(faults));
         };
-        let mut reader = Reader { source, node: &node, secrets, faults };
-        let tenants = reader.tenants(&config, catalog);
-        let drills = config.drills.as_ref().and_then(|drills| reader.drills(drills));
-        if reader.faults.is_empty() { Ok(Self { config, tenants, drills }) } else { Err(reader.sorted()) }
+        let mut understanding = Understanding(Reader::new(source, &node, secrets, faults));
+        let tenants = understanding.tenants(&config, catalog);
+        let drills = config.drills.as_ref().and_then(|drills| understanding.drills(drills));
+        understanding.0.finish(Self { config, tenants, drills })
     }
 
     /// A tenant by name.
@@ -207,31 +207,24 @@ impl TenantSetup {
 /// How long an application's own check may take.
 const CHECK: std::time::Duration = std::time::Duration::from_secs(600);
 
-struct Reader<'a> {
-    source: &'a Source,
-    node: &'a Node,
-    secrets: &'a dyn Secrets,
-    faults: Vec<Diagnostic>,
+/// Understands the file.
+struct Understanding<'a>(Reader<'a>);
+
+impl<'a> std::ops::Deref for Understanding<'a> {
+    type Target = Reader<'a>;
+
+    fn deref(&self) -> &Reader<'a> {
+        &self.0
+    }
 }
 
-impl Reader<'_> {
-    fn fault(&mut self, path: &[&str], found: impl Into<String>, expected: impl Into<String>) {
-        let at = self.node.locate(path);
-        let mut fault = Diagnostic::file_level(&self.source.path, found, expected);
-        (fault.line, fault.column, fault.field) = (at.line, at.column, path.join("."));
-        self.faults.push(fault);
+impl std::ops::DerefMut for Understanding<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
     }
+}
 
-    fn sorted(mut self) -> Diagnostics {
-        self.faults.sort_by_key(|fault| (fault.line, fault.column));
-        Diagnostics(self.faults)
-    }
-
-    /// Relative paths count from the file.
-    fn path(&self, path: &Path) -> PathBuf {
-        self.source.path.parent().unwrap_or(Path::new(".")).join(path)
-    }
-
+impl Understanding<'_> {
     fn tenants(&mut self, config: &BackupConfig, catalog: Option<&Catalog>) -> Vec<TenantSetup> {
         if config.concurrency == 0 {
             self.fault(&["concurrency"], "0", "at least 1");
@@ -282,6 +275,9 @@ impl Reader<'_> {
             if let Some(other) = setups.iter().find(same) {
                 let found = format!("database {}, which is {}'s too", setup.database, other.tenant);
                 self.fault(&["tenants", &name], found, "a database of its own");
+            } else if let Some(other) = setups.iter().find(|other| other.filestore == setup.filestore) {
+                let found = format!("files in {}, where {}'s are too", setup.filestore.display(), other.tenant);
+                self.fault(&["tenants", &name], found, "a directory of its own, in `filestore`");
             }
             setups.push(setup);
         }
@@ -454,34 +450,10 @@ impl Reader<'_> {
         }
     }
 
-    fn file(&mut self, field: &[&str], path: &Path) -> Option<String> {
-        match self.secrets.file(path) {
-            Ok(text) => Some(text),
-            Err(error) => {
-                self.fault(field, format!("`{}`: {error}", path.display()), "a file that can be read");
-                None
-            }
-        }
-    }
-
     fn server(&mut self, name: &str, config: &ServerConfig) -> Option<Servers> {
         let at = ["servers", name];
-        let password = match (&config.password_file, &config.password_env) {
-            (Some(file), None) => Some(Secret::new(self.file(&[at[0], at[1], "password_file"], file)?)),
-            (None, Some(variable)) => {
-                let Some(value) = self.secrets.env(variable) else {
-                    let found = format!("`{variable}`, which is not set");
-                    self.fault(&[at[0], at[1], "password_env"], found, "an environment variable with a password");
-                    return None;
-                };
-                Some(Secret::new(value))
-            }
-            (None, None) => None,
-            (Some(_), Some(_)) => {
-                self.fault(&at, "both", "one of `password_file` and `password_env`");
-                return None;
-            }
-        };
+        let (file, variable) = (config.password_file.as_deref(), config.password_env.as_deref());
+        let password = self.password(&at, file, variable)?;
         let direct = Server {
             host: config.host.clone(),
             port: config.port,
@@ -496,13 +468,8 @@ impl Reader<'_> {
         let through = Server { host: gateway.host.clone(), port: gateway.port, ..direct.clone() };
         let console = match &gateway.console_user {
             Some(user) => {
-                let password = match &gateway.console_password_file {
-                    Some(file) => {
-                        let field = [at[0], at[1], "gateway", "console_password_file"];
-                        Some(Secret::new(self.file(&field, file)?))
-                    }
-                    None => None,
-                };
+                let field = [at[0], at[1], "gateway", "console_password_file"];
+                let password = self.secret_file(&field, gateway.console_password_file.as_deref())?;
                 let server = Server { user: user.clone(), password, ..through.clone() };
                 Some(GatewayConsole::new(server, "cofferdam"))
             }

@@ -61,13 +61,18 @@ impl Drill {
             blocking(move || ScratchCluster::fresh(programs.as_deref(), place.as_deref())).await?
         };
         let mut checks = Vec::new();
-        let restored = self.restore(&cluster, &repository, &set, &mut checks, control).await;
+        let restored = self.restore(&cluster, &repository, &set, &mut checks, control);
+        let restored = control.unless_cancelled(restored).await;
         if matches!(restored, Err(Error::Cancelled)) {
             return Err(Error::Cancelled);
         }
         let rto_ms = started.elapsed().as_millis() as u64;
         if restored.is_ok() {
-            self.examine(&cluster, &mut checks, control).await;
+            let examined = async {
+                self.examine(&cluster, &mut checks, control).await;
+                Ok(())
+            };
+            control.unless_cancelled(examined).await?;
         } else {
             self.name_objects(&repository, &mut checks).await;
         }
@@ -206,22 +211,35 @@ pub(crate) async fn amcheck(server: &Server, database: &str) -> Result<Option<i6
     if client.query_one(available, &[]).await.map_err(|e| failed(&e))?.get::<_, i64>(0) == 0 {
         return Ok(None);
     }
-    let prepare = "CREATE SCHEMA cofferdam_amcheck; CREATE EXTENSION IF NOT EXISTS amcheck SCHEMA cofferdam_amcheck; \
-                   SET search_path TO pg_catalog, cofferdam_amcheck";
-    client.batch_execute(prepare).await.map_err(|e| failed(&e))?;
-    let indexes = "SELECT count(bt_index_parent_check(c.oid::regclass, true)::text) FROM pg_index i \
-                   JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam \
-                   WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid \
-                   AND c.relkind = 'i'";
-    let count = client.query_one(indexes, &[]).await.map_err(|e| failed(&e))?.get(0);
-    let heaps = "SELECT c.oid::regclass::text, v.msg FROM pg_class c, \
-                 LATERAL verify_heapam(c.oid::regclass) v WHERE c.relkind = 'r' AND c.relpersistence = 'p' LIMIT 3";
-    let wrong = client.query(heaps, &[]).await.map_err(|e| failed(&e))?;
+    // The tenant may have it already, in a schema of its own.
+    let whose = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace \
+                 WHERE e.extname = 'amcheck'";
+    let theirs: Option<String> = client.query_opt(whose, &[]).await.map_err(|e| failed(&e))?.map(|row| row.get(0));
+    if theirs.is_none() {
+        let prepare = "CREATE SCHEMA cofferdam_amcheck; CREATE EXTENSION amcheck SCHEMA cofferdam_amcheck";
+        client.batch_execute(prepare).await.map_err(|e| failed(&e))?;
+    }
+    // With every argument and its type: nothing else that bears the name there fits better.
+    let schema = theirs.as_deref().unwrap_or("cofferdam_amcheck");
+    let indexes = format!(
+        "SELECT count({schema}.bt_index_parent_check(c.oid::regclass, true)::text) FROM pg_index i \
+         JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam \
+         WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid AND c.relkind = 'i'"
+    );
+    let count = client.query_one(&indexes, &[]).await.map_err(|e| failed(&e))?.get(0);
+    let heaps = format!(
+        "SELECT c.oid::regclass::text, v.msg FROM pg_class c, LATERAL {schema}.verify_heapam(\
+         c.oid::regclass, false, false, 'none'::text, NULL::bigint, NULL::bigint) v \
+         WHERE c.relkind = 'r' AND c.relpersistence = 'p' LIMIT 3"
+    );
+    let wrong = client.query(&heaps, &[]).await.map_err(|e| failed(&e))?;
     if let Some(row) = wrong.first() {
         let (table, message): (String, String) = (row.get(0), row.get(1));
         return Err(Error::Mismatch { what: table, reason: message });
     }
-    client.batch_execute("DROP SCHEMA cofferdam_amcheck CASCADE").await.map_err(|e| failed(&e))?;
+    if theirs.is_none() {
+        client.batch_execute("DROP SCHEMA cofferdam_amcheck CASCADE").await.map_err(|e| failed(&e))?;
+    }
     Ok(Some(count))
 }
 

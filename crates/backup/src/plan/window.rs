@@ -75,7 +75,7 @@ pub fn logical_window(sets: &[BackupSet], rpo: SignedDuration, now: Timestamp) -
     if let Some(last) = points.last()
         && now.duration_since(*last) > rpo
     {
-        gaps.push(Gap { from: *last, to: None, reason: "no complete backup since".to_owned() });
+        gaps.push(Gap { from: *last, to: None, reason: "no complete backup".to_owned() });
     }
     RecoverabilityWindow { points, ranges: Vec::new(), gaps }
 }

@@ -63,7 +63,8 @@ impl Directory {
         Ok(true)
     }
 
-    fn walk(&self, directory: &Path, found: &mut Vec<Object>) -> io::Result<()> {
+    /// Finds what is below a directory and begins with a prefix, and looks nowhere else.
+    fn walk(&self, directory: &Path, prefix: &str, found: &mut Vec<Object>) -> io::Result<()> {
         let entries = match fs::read_dir(directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -71,15 +72,21 @@ impl Directory {
         };
         for entry in entries {
             let entry = entry?;
-            let kind = entry.file_type()?;
+            let (kind, path) = (entry.file_type()?, entry.path());
+            let Ok(name) = path.strip_prefix(&self.root) else { continue };
+            let name = name.to_string_lossy().into_owned();
             if kind.is_dir() {
-                self.walk(&entry.path(), found)?;
-            } else if kind.is_file() && !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-                let path = entry.path();
-                let Ok(name) = path.strip_prefix(&self.root) else { continue };
+                let inside = format!("{name}/");
+                if inside.starts_with(prefix) || prefix.starts_with(&inside) {
+                    self.walk(&path, prefix, found)?;
+                }
+            } else if kind.is_file()
+                && name.starts_with(prefix)
+                && !entry.file_name().to_string_lossy().starts_with(UNFINISHED)
+            {
                 // A file may go while we look: it is then not there.
                 match entry.metadata() {
-                    Ok(data) => found.push(Object { name: name.to_string_lossy().into_owned(), size: data.len() }),
+                    Ok(data) => found.push(Object { name, size: data.len() }),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
@@ -97,16 +104,7 @@ impl Store for Directory {
     fn list(&self, prefix: &str) -> Result<Vec<Object>, StoreError> {
         let mut found = Vec::new();
         let start = prefix.rsplit_once('/').map_or_else(|| self.root.clone(), |(dir, _)| self.root.join(dir));
-        // A whole name is looked at and not looked for.
-        if !prefix.is_empty() && !prefix.ends_with('/') {
-            let path = self.path(prefix)?;
-            if fs::symlink_metadata(&path).is_ok_and(|data| data.is_file()) && prefix == "config" {
-                let size = fs::metadata(&path).map_err(|e| self.failed("list", prefix, e))?.len();
-                return Ok(vec![Object { name: prefix.to_owned(), size }]);
-            }
-        }
-        self.walk(&start, &mut found).map_err(|e| self.failed("list", prefix, e))?;
-        found.retain(|object| object.name.starts_with(prefix));
+        self.walk(&start, prefix, &mut found).map_err(|e| self.failed("list", prefix, e))?;
         Ok(found)
     }
 

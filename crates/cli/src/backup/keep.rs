@@ -24,8 +24,13 @@ pub(super) async fn run(args: &BackupArgs, setup: Setup) -> anyhow::Result<ExitC
         BackupCommand::Now { tenants: names } => now(common, &setup, names).await,
         BackupCommand::Run { once, textfile } => by_schedule(setup, *once, textfile.as_deref()).await,
         BackupCommand::List { tenant: Some(name) } => {
-            let sets = runner::sets(tenant(&setup, name)?).await?;
-            list(common, &sets)
+            let setup = tenant(&setup, name)?;
+            let sets = runner::sets(setup).await?;
+            let listed = list(common, &sets)?;
+            if !common.json {
+                gaps(setup, &sets);
+            }
+            Ok(listed)
         }
         BackupCommand::List { tenant: None } => overview(common, &setup).await,
         BackupCommand::Show { tenant: name, set } => {
@@ -260,6 +265,18 @@ fn list(common: &Common, sets: &[BackupSet]) -> anyhow::Result<ExitCode> {
     right(&mut table, &[3, 4, 5, 6]);
     println!("{table}");
     Ok(ExitCode::SUCCESS)
+}
+
+/// What of the last week cannot be recovered although it should. Older sets are let go on purpose.
+fn gaps(setup: &TenantSetup, sets: &[BackupSet]) {
+    let (now, rpo) = (Timestamp::now(), setup.policy.objective.rpo);
+    let week = now - jiff::SignedDuration::from_hours(7 * 24);
+    let allowed = jiff::SignedDuration::try_from(rpo.0).unwrap_or(jiff::SignedDuration::MAX);
+    let window = cofferdam_backup::plan::logical_window(sets, allowed, now);
+    for gap in window.gaps.iter().filter(|gap| gap.to.is_none_or(|to| to > week)) {
+        let to = gap.to.map_or_else(|| "now".to_owned(), minute);
+        println!("gap: {} from {} to {to}, longer than the objective of {rpo}", gap.reason, minute(gap.from));
+    }
 }
 
 async fn overview(common: &Common, setup: &Setup) -> anyhow::Result<ExitCode> {

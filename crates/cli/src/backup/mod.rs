@@ -9,67 +9,31 @@ mod restore;
 pub(crate) use progress::stop_signal;
 
 use std::io::IsTerminal;
-use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
-use cofferdam::tenant::{Catalog, Diagnostic, Diagnostics, Source};
-use cofferdam::{SystemSecrets, load_sources};
+use anyhow::anyhow;
 use cofferdam_backup::config::{Setup, TenantSetup};
 use cofferdam_backup::model::{BackupSet, RestorePoint, SetId};
 
-use crate::exit;
-use args::{BackupArgs, Common, DrillArgs, RestoreArgs};
+use crate::setup::File;
+use args::{BackupArgs, DrillArgs, RestoreArgs};
 
 pub(crate) fn backup(args: &BackupArgs) -> anyhow::Result<ExitCode> {
-    with_setup(&args.common, |setup| keep::run(args, setup))
+    FILE.with(&args.common.config, |setup| keep::run(args, setup))
 }
 
 pub(crate) fn restore(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
-    with_setup(&args.common, |setup| restore::run(args, setup))
+    FILE.with(&args.common.config, |setup| restore::run(args, setup))
 }
 
 pub(crate) fn drill(args: &DrillArgs) -> anyhow::Result<ExitCode> {
     if let args::DrillCommand::Report { file, public_key } = &args.command {
         return drill::report(file, public_key.as_deref(), args.common.json);
     }
-    with_setup(&args.common, |setup| drill::run(args, setup))
+    FILE.with(&args.common.config, |setup| drill::run(args, setup))
 }
 
-fn with_setup<F, Fut>(common: &Common, work: F) -> anyhow::Result<ExitCode>
-where
-    F: FnOnce(Setup) -> Fut,
-    Fut: Future<Output = anyhow::Result<ExitCode>>,
-{
-    let setup = match read(&common.config) {
-        Ok(setup) => setup,
-        Err(faults) => {
-            crate::check::print(&faults);
-            return Ok(ExitCode::from(exit::CONFIG));
-        }
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("cannot start a runtime")?;
-    runtime.block_on(work(setup))
-}
-
-fn read(path: &Path) -> Result<Setup, Diagnostics> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
-        Diagnostics(vec![Diagnostic::file_level(path, error.to_string(), "a readable YAML file in UTF-8")])
-    })?;
-    let source = Source::new(path, text);
-    let catalog = match Setup::catalog_of(&source) {
-        Some(catalog) => {
-            let main = path.parent().unwrap_or(Path::new(".")).join(catalog);
-            Some(Catalog::build(&load_sources(&main)?, &SystemSecrets::beside(&main), None)?)
-        }
-        None => None,
-    };
-    Setup::read(&source, catalog.as_ref(), &SystemSecrets::beside(path))
-}
+const FILE: File<Setup> = File { catalog_of: Setup::catalog_of, read: Setup::read };
 
 fn tenant<'a>(setup: &'a Setup, name: &str) -> anyhow::Result<&'a TenantSetup> {
     setup.tenant(name).ok_or_else(|| {

@@ -71,7 +71,7 @@ pub struct HolidaysConfig {
 /// A day of the week.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
+#[allow(missing_docs)] // the days speak for themselves
 pub enum DayOfWeek {
     Monday,
     Tuesday,

@@ -7,6 +7,7 @@
 
 mod compose;
 mod decode;
+mod reader;
 
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use serde_json::Value as Json;
 use crate::diagnostic::Diagnostic;
 use compose::Composer;
 use decode::{FaultKind, NodeDeserializer};
+pub use reader::Reader;
 
 /// A position in a document: line and column, both from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
