@@ -11,13 +11,13 @@ use cofferdam_health::config::Setup;
 use cofferdam_health::engine::Picture;
 use cofferdam_health::model::{Status, Subject};
 use cofferdam_health::probe::{
-    CertificateProbe, ClusterLimits, ClusterProbe, Database, HttpProbe, RedisProbe, TenantLimits, TenantProbe,
-    conformance, look,
+    CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, HttpProbe, LoginProbe, RedisProbe,
+    RepositoryProbe, TenantLimits, TenantProbe, WebSocketProbe, conformance, look,
 };
 use cofferdam_health::sink::Sinks;
 use cofferdam_health::{Watcher, explain, rules};
-use cofferdam_tenant::{NoSecrets, Secret, Source};
-use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
+use cofferdam_tenant::{Secret, Source};
+use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions, USER};
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER};
 use cofferdam_testkit::redis::Redis;
 use cofferdam_testkit::tools::installed;
@@ -36,10 +36,22 @@ CREATE TABLE ir_cron (id serial PRIMARY KEY, cron_name text, active bool DEFAULT
 INSERT INTO ir_cron (cron_name) VALUES ('Mail: Email Queue Manager'), ('Procurement: run scheduler');
 CREATE TABLE ir_cron_trigger (id serial PRIMARY KEY, cron_id int, call_at timestamp);
 CREATE TABLE mail_mail (id serial PRIMARY KEY, state text, create_date timestamp DEFAULT (now() AT TIME ZONE 'UTC'));
-CREATE TABLE queue_job (id serial PRIMARY KEY, state text, date_created timestamp DEFAULT (now() AT TIME ZONE 'UTC'));
+CREATE TABLE queue_job (id serial PRIMARY KEY, state text, date_created timestamp DEFAULT (now() AT TIME ZONE 'UTC'),
+    eta timestamp);
 ";
 
+/// Who looks into tenants' databases, and may nothing else.
+const WATCHER: (&str, &str) = ("watcher", "watcher-secret");
+
+async fn watcher(cluster: &Cluster) {
+    let admin = cluster.admin("postgres").await.unwrap();
+    let create = format!("CREATE ROLE {} LOGIN PASSWORD '{}'; GRANT pg_read_all_data TO {0}", WATCHER.0, WATCHER.1);
+    // By the first of the cluster's tenants.
+    let _ = admin.batch_execute(&create).await;
+}
+
 async fn tenant(cluster: &Cluster, name: &str) {
+    watcher(cluster).await;
     cluster.create_database(name, SUPERUSER.0).await.unwrap();
     cluster.admin(name).await.unwrap().batch_execute(TABLES).await.unwrap();
 }
@@ -57,7 +69,11 @@ fn server(cluster: &Cluster, database: &str) -> Database {
 fn probe_of(cluster: &Cluster, tenant: &str) -> TenantProbe {
     TenantProbe {
         tenant: tenant.into(),
-        database: server(cluster, tenant),
+        database: Database {
+            user: WATCHER.0.into(),
+            password: Some(Secret::new(WATCHER.1)),
+            ..server(cluster, tenant)
+        },
         limits: TenantLimits::default(),
         interval: Duration::from_secs(30),
     }
@@ -76,13 +92,18 @@ impl cofferdam_tenant::Secrets for Passwords {
         Some(SUPERUSER.1.to_owned())
     }
 
-    fn file(&self, path: &Path) -> Result<String, std::io::Error> {
-        NoSecrets.file(path)
+    fn file(&self, _: &Path) -> Result<String, std::io::Error> {
+        Ok(WATCHER.1.to_owned())
     }
 }
 
 fn cluster_entry(name: &str, cluster: &Cluster) -> String {
-    format!("  {name}: {{ host: 127.0.0.1, port: {}, user: {}, password_env: P }}\n", cluster.port(), SUPERUSER.0)
+    format!(
+        "  {name}: {{ host: 127.0.0.1, port: {}, user: {}, password_env: P, tenant_user: {}, tenant_password_file: f }}\n",
+        cluster.port(),
+        SUPERUSER.0,
+        WATCHER.0
+    )
 }
 
 async fn seen(watcher: &Watcher) -> Picture {
@@ -210,6 +231,14 @@ fn what_is_stuck_in_a_tenants_work_is_found_with_its_cause_and_text() {
                 "500 jobs wait, the first for 20 min",
             ),
             (
+                "INSERT INTO queue_job (state, date_created, eta) SELECT 'pending', now() AT TIME ZONE 'UTC' - interval '20 hours', \
+                 now() AT TIME ZONE 'UTC' + make_interval(mins => 20 - 40 * n) FROM generate_series(0, 1) n",
+                "DELETE FROM queue_job",
+                "queue",
+                Status::Warn,
+                "1 jobs wait, the first for 20 min",
+            ),
+            (
                 "INSERT INTO mail_mail (state, create_date) VALUES ('outgoing', now() AT TIME ZONE 'UTC' - interval '5 hours')",
                 "DELETE FROM mail_mail",
                 "mail",
@@ -234,6 +263,16 @@ fn what_is_stuck_in_a_tenants_work_is_found_with_its_cause_and_text() {
             assert!(one.text.contains(words), "{}", one.text);
             client.batch_execute(mended).await.unwrap();
         }
+        // One table that is held by somebody is no reason to say nothing of the others.
+        let holder = cluster.admin("acme").await.unwrap();
+        holder.batch_execute("BEGIN; LOCK TABLE mail_mail").await.unwrap();
+        client.batch_execute("UPDATE ir_cron SET nextcall = now() AT TIME ZONE 'UTC' - interval '2 hours' WHERE id = 2").await.unwrap();
+        let found = look(&probe, Timestamp::now()).await;
+        for (aspect, expected) in [("database", Status::Pass), ("cron", Status::Fail), ("queue", Status::Pass)] {
+            assert_eq!(found.iter().find(|o| o.check.aspect == aspect).unwrap().status, expected, "{found:#?}");
+        }
+        holder.batch_execute("ROLLBACK").await.unwrap();
+        client.batch_execute("UPDATE ir_cron SET nextcall = now() AT TIME ZONE 'UTC' + interval '1 hour'").await.unwrap();
         // Odoo 16 knows no failures and has other columns; what is not installed is no trouble.
         client
             .batch_execute(
@@ -249,9 +288,10 @@ fn what_is_stuck_in_a_tenants_work_is_found_with_its_cause_and_text() {
 
 /// What a tenant has put into its database is read by a role that sees more than the tenant does.
 #[test]
-fn looking_at_a_tenant_runs_nothing_that_the_tenant_has_written() {
+fn looking_at_a_tenant_runs_what_it_has_written_as_nobody_or_not_at_all() {
     runtime().block_on(async {
         let cluster = Cluster::start().unwrap();
+        watcher(&cluster).await;
         cluster.create_role("acme", "secret").await.unwrap();
         cluster.create_database("acme", "acme").await.unwrap();
         let owner = cluster.connect("acme", "secret", "acme").await.unwrap();
@@ -287,6 +327,46 @@ fn looking_at_a_tenant_runs_nothing_that_the_tenant_has_written() {
         let found = look(&probe_of(&cluster, "acme"), Timestamp::now()).await;
         let database = found.iter().find(|o| o.check.aspect == "database").unwrap();
         assert_eq!(database.status, Status::Fail, "{database:#?}");
+        // Functions in indexes are evaluated when a query is planned: nobody who may more looks.
+        for (grant, revoke) in [
+            ("GRANT pg_monitor TO watcher", "REVOKE pg_monitor FROM watcher"),
+            ("ALTER ROLE watcher CREATEROLE", "ALTER ROLE watcher NOCREATEROLE"),
+        ] {
+            admin.batch_execute(grant).await.unwrap();
+            let found = look(&probe_of(&cluster, "acme"), Timestamp::now()).await;
+            let database = found.iter().find(|o| o.check.aspect == "database").unwrap();
+            assert!(database.status == Status::Fail && database.text.contains("not looked at"), "{database:#?}");
+            admin.batch_execute(revoke).await.unwrap();
+        }
+    });
+}
+
+/// A function in an index can hold up whoever plans a query, also against the server's time limits.
+#[test]
+fn a_tenant_that_holds_up_its_look_keeps_no_more_than_one_connection() {
+    runtime().block_on(async {
+        let cluster = Cluster::start().unwrap();
+        tenant(&cluster, "acme").await;
+        let admin = cluster.admin("acme").await.unwrap();
+        // The index exists before the function is what it is: who makes it evaluates it too.
+        admin
+            .batch_execute(
+                "CREATE FUNCTION held(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN true; END';
+                 CREATE INDEX ON ir_module_module (id) WHERE held(1);
+                 CREATE OR REPLACE FUNCTION held(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+                   LOOP BEGIN PERFORM pg_catalog.pg_sleep(600); EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP;
+                 END $$",
+            )
+            .await
+            .unwrap();
+        let probe = probe_of(&cluster, "acme");
+        for _ in 0..3 {
+            let found = look(&probe, Timestamp::now()).await;
+            assert!(found.iter().any(|o| o.check.aspect == "database" && o.status == Status::Fail), "{found:#?}");
+            tokio::time::sleep(Duration::from_secs(6)).await;
+        }
+        let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'watcher'";
+        assert!(admin.query_one(left, &[]).await.unwrap().get::<_, i64>(0) <= 1);
     });
 }
 
@@ -322,9 +402,11 @@ fn a_cluster_tells_who_holds_it_up() {
         assert!(of("transactions").text.contains("in acme"), "{}", of("transactions").text);
         assert_eq!(of("locks").status, Status::Fail);
         assert!(of("locks").text.starts_with("somebody in acme has waited"), "{}", of("locks").text);
-        // A probe of the tenant meanwhile does not itself wait for the lock.
+        // A probe of the tenant meanwhile does not itself wait for the lock: it says what it cannot look at.
         let tenant = look(&probe_of(&cluster, "acme"), Timestamp::now()).await;
-        assert_eq!(tenant.iter().find(|o| o.check.aspect == "database").unwrap().status, Status::Fail, "{tenant:#?}");
+        let cron = tenant.iter().find(|o| o.check.aspect == "cron").unwrap();
+        assert!(cron.status == Status::Unknown && cron.text.contains("lock timeout"), "{tenant:#?}");
+        assert_eq!(tenant.iter().find(|o| o.check.aspect == "database").unwrap().status, Status::Pass, "{tenant:#?}");
         let behind = look(&replica, Timestamp::now()).await;
         let lag = behind.iter().find(|o| o.check.aspect == "replication").unwrap();
         assert_eq!(lag.status, Status::Warn, "{lag:#?}");
@@ -362,6 +444,88 @@ fn a_log_that_cannot_be_archived_is_found() {
         assert_eq!(archive.topic, cofferdam_health::model::Topic::RecoveryPoint);
         assert!(archive.text.contains("the log cannot be archived since"), "{}", archive.text);
         assert!(archive.text.contains("failed last"), "{}", archive.text);
+    });
+}
+
+#[test]
+fn a_log_whose_archiving_hangs_and_replicas_that_are_gone_are_found() {
+    runtime().block_on(async {
+        let settings =
+            vec!["archive_mode = on".into(), "archive_command = 'sleep 600'".into(), "wal_level = replica".into()];
+        let cluster = Cluster::start_with(&ClusterOptions { settings, ..ClusterOptions::default() }).unwrap();
+        let admin = cluster.admin("postgres").await.unwrap();
+        let limits = ClusterLimits { archive: (0.5, 60.0), replicas: 1, ..ClusterLimits::default() };
+        let probe = ClusterProbe::new("main", &server(&cluster, "postgres"), limits, Duration::from_secs(30));
+        admin.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.unwrap();
+        admin.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+        let mut found = Vec::new();
+        cofferdam_tests::eventually(async || {
+            found = look(&probe, Timestamp::now()).await;
+            found.iter().any(|o| o.check.aspect == "archive" && o.status == Status::Warn)
+        })
+        .await;
+        let of = |aspect: &str| found.iter().find(|o| o.check.aspect == aspect).unwrap();
+        assert!(of("archive").text.contains("`archive_command` hangs"), "{}", of("archive").text);
+        assert_eq!(of("replication").status, Status::Fail);
+        assert_eq!(of("replication").text, "0 replicas follow, and there should be 1");
+    });
+}
+
+#[test]
+fn room_on_a_disk_and_a_repository_that_loses_things_are_seen() {
+    runtime().block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = |limits, path: &Path| DiskProbe {
+            name: "files".into(),
+            path: path.to_owned(),
+            limits,
+            interval: Duration::from_secs(30),
+        };
+        let full = look(&disk((0.0, 0.000_001), directory.path()), Timestamp::now()).await;
+        assert!(full[0].status == Status::Fail && full[0].text.contains(" are free"), "{full:#?}");
+        conformance::check(&disk((99.999, 100.0), directory.path()), true).await.unwrap();
+        conformance::check(&disk((80.0, 92.0), &directory.path().join("nowhere")), false).await.unwrap();
+        let config = format!(
+            "repository: {{ directory: '{}/{{tenant}}', key: {{ env: '{{tenant}}' }} }}\nservers: {{ a: {{ host: h, user: u }} }}\n\
+             filestores: /f\ntenants: {{ acme: {{}} }}\n",
+            directory.path().join("repository").display()
+        );
+        let backups = cofferdam_backup::config::Setup::read(&Source::new("backup.yaml", config), None, &Passwords);
+        let write_and_read = backups.unwrap().write_and_read().unwrap();
+        let probe = RepositoryProbe {
+            name: "backups".into(),
+            try_it: Arc::new(move || write_and_read().map_err(|error| error.to_string())),
+            interval: Duration::from_secs(300),
+        };
+        conformance::check(&probe, true).await.unwrap();
+        // Somebody has put a file where a directory was.
+        std::fs::remove_dir_all(directory.path().join("repository")).unwrap();
+        std::fs::write(directory.path().join("repository"), "").unwrap();
+        conformance::check(&probe, false).await.unwrap();
+    });
+}
+
+#[test]
+fn nobody_who_can_log_in_and_no_news_for_browsers_are_seen() {
+    runtime().block_on(async {
+        let databases = std::collections::HashMap::from([("acme.example.com".to_owned(), "acme".to_owned())]);
+        let odoo = MiniOdoo::start(OdooOptions { databases, ..OdooOptions::default() }).await.unwrap();
+        let url = "http://acme.example.com/web/login";
+        let every = Duration::from_secs(300);
+        let login = |password: &str| {
+            let password = Secret::new(password);
+            LoginProbe::new("acme", url, Some(odoo.http()), "acme", USER.0, password, every).unwrap()
+        };
+        conformance::check(&login(USER.1), true).await.unwrap();
+        conformance::check(&login("wrong"), false).await.unwrap();
+        let found = look(&login("wrong"), Timestamp::now()).await;
+        assert!(found[0].text.contains("nobody can log in") && found[0].text.contains("Access Denied"), "{found:#?}");
+        let websocket = |at| WebSocketProbe::new("acme", url, Some(at), every).unwrap();
+        conformance::check(&websocket(odoo.gevent()), true).await.unwrap();
+        // Where every worker answers, and none keeps a socket.
+        conformance::check(&websocket(odoo.http()), false).await.unwrap();
+        let found = look(&websocket(odoo.http()), Timestamp::now()).await;
+        assert!(found[0].text.contains("answers 500 instead of 101"), "{found:#?}");
     });
 }
 
@@ -571,6 +735,101 @@ fn notices_reach_a_webhook_and_alertmanager_and_wait_for_one_that_does_not_answe
     });
 }
 
+/// What is refused once is refused always: it must not keep back what comes after it.
+#[test]
+fn notices_that_are_refused_keep_nothing_back_and_those_by_e_mail_arrive() {
+    runtime().block_on(async {
+        use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+        let check = cofferdam_health::model::CheckId::tenant("acme", "database");
+        let notice = |phase, summary: &str| cofferdam_health::alert::Notice {
+            key: check.to_string(),
+            phase,
+            urgency: cofferdam_health::slo::Urgency::Page,
+            check: check.clone(),
+            topic: cofferdam_health::model::Topic::Availability,
+            summary: summary.into(),
+            since: Timestamp::UNIX_EPOCH,
+            consequences: 0,
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let webhook = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            for status in ["413 Content Too Large", "200 OK"] {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                assert!(tcp.read(&mut vec![0; 64 << 10]).await.unwrap() > 0);
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                tcp.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let mut sinks = Sinks::new(Some(&webhook), None).unwrap();
+        let problems = sinks.send(&[notice(Phase::Firing, "too much")]).await;
+        assert_eq!(problems, ["webhook: 1 notices were refused, and are lost: it answers 413"]);
+        assert_eq!(sinks.send(&[notice(Phase::Resolved, "over")]).await, Vec::<String>::new());
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            let mut letters = Vec::new();
+            for _ in 0..2 {
+                let (tcp, _) = listener.accept().await.unwrap();
+                let (reader, mut writer) = tcp.into_split();
+                let mut lines = BufReader::new(reader).lines();
+                writer.write_all(b"220 mail.example.com ESMTP\r\n").await.unwrap();
+                let (mut letter, mut in_letter) = (String::new(), false);
+                while let Some(line) = lines.next_line().await.unwrap() {
+                    if in_letter && line != "." {
+                        letter.push_str(&line);
+                        letter.push('\n');
+                        continue;
+                    }
+                    let word = line.split(' ').next().unwrap().to_ascii_uppercase();
+                    let answer = match word.as_str() {
+                        "DATA" => {
+                            in_letter = true;
+                            "354 go on"
+                        }
+                        // The second time nobody of that name is here.
+                        "RCPT" if letters.len() == 1 => "550 no such user",
+                        "QUIT" => "221 bye",
+                        _ => {
+                            in_letter = false;
+                            "250 ok"
+                        }
+                    };
+                    writer.write_all(format!("{answer}\r\n").as_bytes()).await.unwrap();
+                    if word == "QUIT" {
+                        break;
+                    }
+                }
+                letters.push(letter);
+            }
+            letters
+        });
+        let text = format!(
+            "redis: {{ r: {{ host: 127.0.0.1 }} }}\nnotices:\n  email: {{ server: 127.0.0.1, port: {port}, encryption: none, \
+             from: 'Cofferdam <health@example.com>', to: ['Operations <ops@example.com>', night@example.com] }}\n"
+        );
+        let mut sinks = setup(&text).sinks().unwrap();
+        let both = [notice(Phase::Firing, "it is gone"), notice(Phase::Resolved, "it is back\nBcc: evil@example.com")];
+        assert_eq!(sinks.send(&both).await, Vec::<String>::new());
+        let problems = sinks.send(&[notice(Phase::Firing, "again")]).await;
+        assert!(problems[0].contains("e-mail: 1 notices were refused") && problems[0].contains("no such user"), "{problems:?}");
+        assert_eq!(sinks.send(&[]).await, Vec::<String>::new(), "it is not tried again");
+        let letters = server.await.unwrap();
+        for expected in [
+            "Subject: 1 troubles begin, 1 are over, first tenant acme: database",
+            "From: Cofferdam <health@example.com>",
+            "To: Operations <ops@example.com>, night@example.com",
+            "TROUBLE, since 1970-01-01 00:00 UTC: it is gone",
+            "over, since 1970-01-01 00:00 UTC: it is back",
+        ] {
+            assert!(letters[0].contains(expected), "{expected}: {}", letters[0]);
+        }
+        let head = letters[0].split("\n\n").next().unwrap();
+        assert!(!head.contains("Bcc"), "what a tenant has written is no header: {head}");
+    });
+}
+
 /// "`promtool check rules` and `promtool test rules` pass with unit tests we ship."
 #[test]
 fn prometheus_judges_as_the_own_engine_does() {
@@ -580,7 +839,7 @@ fn prometheus_judges_as_the_own_engine_does() {
     };
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
-    write("cofferdam.rules.yml", &rules::prometheus(rules::RuleOptions { availability: 0.999 }));
+    write("cofferdam.rules.yml", &rules::prometheus());
     write("tests.yml", &rules::promtool_tests("cofferdam.rules.yml"));
     for arguments in [["check", "rules", "cofferdam.rules.yml"], ["test", "rules", "tests.yml"]] {
         let output = Command::new(&promtool).args(arguments).current_dir(directory.path()).output().unwrap();

@@ -374,6 +374,8 @@ pub async fn loss_now(setup: &TenantSetup, sets: &[BackupSet], now: Timestamp) -
 
 fn observe(tenants: &[TenantSetup], states: &BTreeMap<String, State>) {
     let now = Timestamp::now();
+    // So that whoever reads the others knows how old they are.
+    metrics::gauge!("cofferdam_backup_time_seconds").set(now.as_second() as f64);
     for setup in tenants {
         let Some(state) = states.get(setup.tenant.as_str()).filter(|state| state.known) else { continue };
         let tenant = setup.tenant.to_string();

@@ -1,25 +1,22 @@
 //! `cofferdam health`.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use cofferdam::admin::{HealthView, IsolationRow};
 use cofferdam::tenant::Diagnostics;
-use cofferdam_health::alert::{AlertOptions, Alerts, Notice, Phase};
+use cofferdam_health::alert::Phase;
 use cofferdam_health::config::Setup;
 use cofferdam_health::engine::Picture;
-use cofferdam_health::metrics::{Sources, render};
 use cofferdam_health::model::{Status, Subject};
-use cofferdam_health::page::{Isolation, PageSources, page};
-use cofferdam_health::sink::Sinks;
-use cofferdam_health::slo::{Budget, Counts};
-use cofferdam_health::{Watcher, explain, rules, service};
+use cofferdam_health::page::Isolation;
+use cofferdam_health::probe::RepositoryProbe;
+use cofferdam_health::{Observer, Step, explain, rules, service};
 use comfy_table::{Table, presets};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -75,18 +72,37 @@ enum HealthCommand {
     },
 }
 
-/// How often is told what has changed: a tenth of the interval, within reason.
-fn step_of(setup: &Setup) -> Duration {
-    (setup.file.interval.0 / 10).clamp(Duration::from_millis(200), Duration::from_secs(5))
-}
-
-/// How often Alertmanager hears what is still open.
-const REFRESH: Duration = Duration::from_secs(60);
-
 const FILE: File<Setup> = File { catalog_of: Setup::catalog_of, read: Setup::read };
 
 pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
-    FILE.with(&args.config, async |setup| match &args.command {
+    FILE.with(&args.config, async |setup| {
+        let setup = match with_repository(setup, &args.config) {
+            Ok(setup) => setup?,
+            Err(faults) => {
+                crate::check::print(&faults);
+                return Ok(ExitCode::from(exit::CONFIG));
+            }
+        };
+        command(args, setup).await
+    })
+}
+
+/// What a `backup.yaml` says of its repository is looked at too, where the file names one.
+fn with_repository(mut setup: Setup, path: &Path) -> Result<anyhow::Result<Setup>, Diagnostics> {
+    let Some(file) = &setup.file.repository else { return Ok(Ok(setup)) };
+    let backups = crate::backup::FILE.read(&path.parent().unwrap_or(Path::new(".")).join(file))?;
+    Ok(backups.write_and_read().map_err(anyhow::Error::from).map(|write_and_read| {
+        setup.add(Arc::new(RepositoryProbe {
+            name: "backups".to_owned(),
+            try_it: Arc::new(move || write_and_read().map_err(|error| error.to_string())),
+            interval: Duration::from_secs(300),
+        }));
+        setup
+    }))
+}
+
+async fn command(args: &HealthArgs, setup: Setup) -> anyhow::Result<ExitCode> {
+    match &args.command {
         HealthCommand::Check { all } => check(&setup, *all, args.json).await,
         HealthCommand::Watch { textfile, listen, token_env } => {
             let token = match token_env {
@@ -97,7 +113,7 @@ pub(crate) fn run(args: &HealthArgs) -> anyhow::Result<ExitCode> {
         }
         HealthCommand::Explain { tenant } => tell_why(&setup, tenant).await,
         HealthCommand::Rules { directory } => write_rules(&setup, directory),
-    })
+    }
 }
 
 async fn check(setup: &Setup, all: bool, json: bool) -> anyhow::Result<ExitCode> {
@@ -163,8 +179,8 @@ fn plain() -> Table {
 }
 
 async fn tell_why(setup: &Setup, tenant: &str) -> anyhow::Result<ExitCode> {
-    if !setup.objectives.contains_key(tenant) {
-        let known: Vec<&str> = setup.objectives.keys().map(String::as_str).collect();
+    if !setup.knows(tenant) {
+        let known = setup.tenants();
         return Err(anyhow!("there is no tenant `{tenant}` in the configuration; there are: {}", known.join(", ")));
     }
     let watcher = setup.watcher(true);
@@ -185,8 +201,8 @@ async fn watch(
     token: Option<String>,
 ) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
-    println!("watching {} tenants", setup.objectives.len());
-    let observer = Observer::start(setup, &stop)?;
+    println!("watching {} tenants", setup.tenants().len());
+    let observer = start(setup, &stop)?;
     let serving = match listen {
         Some(address) => {
             if !address.ip().is_loopback() && token.is_none() {
@@ -194,14 +210,14 @@ async fn watch(
             }
             let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
             println!("listening on http://{}/", listener.local_addr()?);
-            let view: Arc<dyn HealthView> = Arc::clone(&observer) as _;
+            let view: Arc<dyn HealthView> = Arc::new(View(Arc::clone(&observer)));
             Some(tokio::spawn(cofferdam::admin::serve_health(listener, view, token, stop.clone())))
         }
         None => None,
     };
     // Listened for all the time: a signal that comes while something is sent counts too.
     let mut stopping = std::pin::pin!(crate::backup::stop_signal());
-    let step = step_of(&observer.setup);
+    let step = observer.every();
     // With a thousand tenants there are thousands of lines: not more often than anybody collects them.
     let (every, mut written) = ((step * 3).max(Duration::from_millis(500)), None::<std::time::Instant>);
     loop {
@@ -216,7 +232,11 @@ async fn watch(
                 return Ok(ExitCode::SUCCESS);
             }
         }
-        for notice in observer.step().await {
+        let Step { notices, problems } = observer.step().await;
+        for problem in problems {
+            eprintln!("cofferdam: {problem}");
+        }
+        for notice in notices {
             let word = if notice.phase == Phase::Firing { "TROUBLE" } else { "over" };
             println!("{} {word} [{:?}] {}", Timestamp::now().strftime("%H:%M:%S"), notice.urgency, notice.summary);
         }
@@ -243,160 +263,53 @@ pub(crate) fn beside_gateway(
     path: &Path,
     stop: &CancellationToken,
 ) -> Result<anyhow::Result<Arc<dyn HealthView>>, Diagnostics> {
-    let setup = FILE.read(path)?;
-    Ok(Observer::start(setup, stop).map(|observer| {
-        let (stepping, stop, step) = (Arc::clone(&observer), stop.clone(), step_of(&observer.setup));
+    let setup = match with_repository(FILE.read(path)?, path)? {
+        Ok(setup) => setup,
+        Err(error) => return Ok(Err(error)),
+    };
+    Ok(start(setup, stop).map(|observer| {
+        let (stepping, stop, step) = (Arc::clone(&observer), stop.clone(), observer.every());
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(step) => {}
                 }
-                for notice in stepping.step().await {
+                let Step { notices, problems } = stepping.step().await;
+                for problem in problems {
+                    tracing::warn!("{problem}");
+                }
+                for notice in notices {
                     let (summary, phase, urgency) = (&notice.summary, notice.phase, notice.urgency);
                     tracing::warn!(key = notice.key, ?phase, ?urgency, "{summary}");
                 }
             }
         });
-        observer as Arc<dyn HealthView>
+        Arc::new(View(observer)) as Arc<dyn HealthView>
     }))
 }
 
-/// Looks, remembers, tells.
-struct Observer {
-    setup: Setup,
-    watcher: Watcher,
-    told: Mutex<Told>,
-    sinks: tokio::sync::Mutex<Sinks>,
-}
+/// What the admin surface shows of a watch.
+struct View(Arc<Observer>);
 
-/// What a watch remembers.
-struct Told {
-    alerts: Alerts,
-    counts: BTreeMap<String, Counts>,
-    looks: BTreeMap<String, (u64, u64)>,
-    budgets: BTreeMap<String, Budget>,
-    counted: Timestamp,
-    /// When Alertmanager was last told what is open.
-    refreshed: Timestamp,
-}
-
-impl Observer {
-    fn start(setup: Setup, stop: &CancellationToken) -> anyhow::Result<Arc<Self>> {
-        let watcher = setup.watcher(false);
-        let notices = &setup.file.notices;
-        let sinks = Sinks::new(notices.webhook.as_deref(), notices.alertmanager.as_deref())
-            .map_err(|error| anyhow!("notices cannot be sent: {error}"))?;
-        let defaults = AlertOptions::default();
-        let options = AlertOptions {
-            // Sooner, a cause may not have been seen yet, and its consequences would be told instead.
-            after: notices.after.map_or(defaults.after, |after| after.0).max(setup.file.interval.0 * 2),
-            repeat: notices.repeat.map_or(defaults.repeat, |repeat| repeat.0),
-            ..defaults
-        };
-        let told = Told {
-            alerts: Alerts::new(options),
-            counts: BTreeMap::new(),
-            looks: BTreeMap::new(),
-            budgets: BTreeMap::new(),
-            counted: Timestamp::now(),
-            refreshed: Timestamp::now(),
-        };
-        let (looking, stop) = (watcher.clone(), stop.clone());
-        tokio::spawn(async move { looking.run(&stop).await });
-        Ok(Arc::new(Self { setup, watcher, told: Mutex::new(told), sinks: tokio::sync::Mutex::new(sinks) }))
-    }
-
-    /// Counts, decides who is told what, and sends it.
-    async fn step(&self) -> Vec<Notice> {
-        let notices = self.decide();
-        let mut sinks = self.sinks.lock().await;
-        let mut problems = sinks.send(&notices).await;
-        let open: Option<Vec<Notice>> = {
-            let told = &mut *self.told();
-            let now = Timestamp::now();
-            let due = now.duration_since(told.refreshed).unsigned_abs() >= REFRESH;
-            due.then(|| {
-                told.refreshed = now;
-                told.alerts.open().into_iter().cloned().collect()
-            })
-        };
-        if let Some(open) = open {
-            problems.extend(sinks.refresh(&open.iter().collect::<Vec<_>>()).await);
-        }
-        for problem in problems {
-            tracing::warn!("a notice was not sent yet: {problem}");
-            eprintln!("cofferdam: a notice was not sent yet: {problem}");
-        }
-        notices
-    }
-
-    fn decide(&self) -> Vec<Notice> {
-        let now = Timestamp::now();
-        let picture = self.watcher.picture(now);
-        let told = &mut *self.told();
-        // Each interval counts once: could the tenant be worked with?
-        if now.duration_since(told.counted).unsigned_abs() >= self.setup.file.interval.0 {
-            told.counted = now;
-            for tenant in self.setup.objectives.keys() {
-                let subject = Subject::Tenant(tenant.clone());
-                let mut asked = picture.of(&subject).filter(|s| matches!(s.check.aspect.as_str(), "database" | "page"));
-                let Some(first) = asked.next() else { continue };
-                let good = first.status != Status::Fail && asked.all(|state| state.status != Status::Fail);
-                told.counts.entry(tenant.clone()).or_default().add(now, good);
-                let looks = told.looks.entry(tenant.clone()).or_default();
-                if good { looks.0 += 1 } else { looks.1 += 1 }
-            }
-        }
-        let budget = |(tenant, counts): (&String, &Counts)| {
-            let objective = self.setup.objectives.get(tenant).copied()?;
-            Some((tenant.clone(), Budget::of(counts, objective, now)))
-        };
-        told.budgets = told.counts.iter().filter_map(budget).collect();
-        told.alerts.step(now, &picture, &told.budgets, &self.setup.calendars)
-    }
-
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn picture(&self) -> (Picture, Vec<service::ServiceState>) {
-        let picture = self.watcher.picture(Timestamp::now());
-        let services = service::states(&self.setup.file.services, &picture);
-        (picture, services)
-    }
-}
-
-impl HealthView for Observer {
+impl HealthView for View {
     fn health(&self) -> Value {
-        service::health_json("everything that is looked at", self.picture().0.checks.values())
+        self.0.health()
     }
 
     fn tenant_health(&self, slug: &str) -> Option<Value> {
-        self.setup.objectives.get(slug)?;
-        let (picture, _) = self.picture();
-        Some(service::health_json(slug, picture.of(&Subject::Tenant(slug.to_owned()))))
+        self.0.health_of(slug)
     }
 
     fn services(&self) -> Value {
-        serde_json::json!({ "services": self.picture().1 })
+        serde_json::json!({ "services": self.0.services() })
     }
 
     fn metrics(&self) -> String {
-        let (picture, services) = self.picture();
-        let told = self.told();
-        let sources = Sources {
-            picture: &picture,
-            services: &services,
-            budgets: &told.budgets,
-            looks: &told.looks,
-            calendars: &self.setup.calendars,
-        };
-        render(&sources, Timestamp::now())
+        self.0.metrics()
     }
 
     fn page(&self, isolation: &[IsolationRow]) -> String {
-        let (picture, services) = self.picture();
         let rows: Vec<Isolation> = isolation
             .iter()
             .map(|row| Isolation {
@@ -409,17 +322,18 @@ impl HealthView for Observer {
                 warnings: row.warnings.clone(),
             })
             .collect();
-        let told = self.told();
-        let sources = PageSources { picture: &picture, services: &services, budgets: &told.budgets, isolation: &rows };
-        page(&sources, Timestamp::now())
+        self.0.page(&rows)
     }
+}
+
+fn start(setup: Setup, stop: &CancellationToken) -> anyhow::Result<Arc<Observer>> {
+    Observer::start(setup, stop).map_err(|error| anyhow!("notices cannot be sent: {error}"))
 }
 
 fn write_rules(setup: &Setup, directory: &Path) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let options = rules::RuleOptions { availability: setup.file.availability / 100.0 };
     let files = [
-        ("cofferdam.rules.yml", rules::prometheus(options)),
+        ("cofferdam.rules.yml", rules::prometheus()),
         ("cofferdam.rules.test.yml", rules::promtool_tests("cofferdam.rules.yml")),
         ("cofferdam.time_intervals.yml", rules::alertmanager_intervals(&setup.named_calendars, Timestamp::now())),
         ("cofferdam-services.json", serde_json::to_string_pretty(&rules::executive_dashboard())?),

@@ -16,6 +16,9 @@ struct House {
 impl House {
     async fn new() -> Self {
         let cluster = Cluster::start().unwrap();
+        let admin = cluster.admin("postgres").await.unwrap();
+        let watcher = "CREATE ROLE watcher LOGIN PASSWORD 'watcher-secret'; GRANT pg_read_all_data TO watcher";
+        admin.batch_execute(watcher).await.unwrap();
         for name in ["acme", "beta"] {
             cluster.create_database(name, SUPERUSER.0).await.unwrap();
             let client = cluster.admin(name).await.unwrap();
@@ -25,10 +28,12 @@ impl House {
         }
         let house = Self { cluster, directory: tempfile::tempdir().unwrap() };
         house.write("password", SUPERUSER.1);
+        house.write("watcher", "watcher-secret");
         house.write(
             "health.yaml",
             &format!(
-                "interval: 1s\nclusters:\n  main: {{ host: 127.0.0.1, port: {}, user: {}, password_file: password }}\n\
+                "interval: 1s\nclusters:\n  main: {{ host: 127.0.0.1, port: {}, user: {}, password_file: password, tenant_user: watcher, \
+                 tenant_password_file: watcher }}\n\
                  tenants:\n  acme: {{ calendar: de }}\n  beta: {{}}\n\
                  calendars: {{ de: {{ time_zone: Europe/Berlin, holidays: {{ country: DE }}, events: [{{ name: close, \
                  kind: month_end_close, business_days: -3, effects: {{ latency: 2.0 }} }}] }} }}\n\
@@ -139,9 +144,9 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     let mut house = House::new().await;
     let (output, text) = house.run(&["health", "check"]);
     assert!(output.status.success() && text.contains("✓ pass") && text.contains("Payroll"), "{text}");
-    assert!(text.contains("18 of 18 checks pass"), "{text}");
+    assert!(text.contains("22 of 22 checks pass"), "{text}");
     let (_, text) = house.run(&["health", "explain", "acme"]);
-    assert_eq!(text.trim(), "acme is well: 5 checks pass");
+    assert_eq!(text.trim(), "acme is well: 7 checks pass");
 
     let textfile = house.path().join("health.prom");
     let mut watch =
@@ -170,7 +175,7 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
         "cofferdam_health_cause{kind=\"tenant\",subject=\"acme\",aspect=\"database\",topic=\"availability\"} 1",
         "cofferdam_health_service_status{service=\"payroll\"} 3",
         "business_calendar_latency_factor{tenant=\"acme\"} ",
-        "cofferdam_health_looks_total{tenant=\"beta\",result=\"good\"} ",
+        "cofferdam_health_looks_total{tenant=\"beta\",objective=\"availability\",result=\"good\"} ",
     ] {
         assert!(metrics.contains(expected), "{expected}\n{metrics}");
     }

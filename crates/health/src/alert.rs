@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::engine::{CheckState, Picture};
 use crate::model::{CheckId, Observation, Status, Subject, Topic};
-use crate::slo::{Budget, Urgency};
+use crate::slo::{Budget, ByObjective, Objective, Urgency};
 
 /// How notices are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +66,10 @@ pub struct Notice {
 struct Open {
     notice: Notice,
     told: Timestamp,
+    /// It goes on, and follows from something else for now, or is borne: nobody is told of it meanwhile.
+    folded: bool,
+    /// It was told by name; otherwise only as one of many, and so is its end.
+    named: bool,
 }
 
 /// Remembers who was told what.
@@ -115,7 +119,7 @@ impl Alerts {
 
     /// What is open now, the most urgent first.
     pub fn open(&self) -> Vec<&Notice> {
-        let mut open: Vec<&Notice> = self.open.values().map(|open| &open.notice).collect();
+        let mut open: Vec<&Notice> = self.open.values().filter(|open| !open.folded).map(|open| &open.notice).collect();
         open.sort_by(|a, b| b.urgency.cmp(&a.urgency).then(a.since.cmp(&b.since)));
         open
     }
@@ -125,7 +129,7 @@ impl Alerts {
         &mut self,
         now: Timestamp,
         picture: &Picture,
-        budgets: &BTreeMap<String, Budget>,
+        budgets: &ByObjective<Budget>,
         calendars: &dyn Calendars,
     ) -> Vec<Notice> {
         let mut wanted: BTreeMap<String, Notice> = BTreeMap::new();
@@ -146,25 +150,31 @@ impl Alerts {
                 wanted.insert(key, notice);
             }
         }
-        for (tenant, budget) in budgets {
-            if let Some(notice) = of_budget(tenant, budget, picture, now) {
+        for ((tenant, objective), budget) in budgets {
+            if let Some(notice) = of_budget(tenant, *objective, budget, now) {
                 wanted.insert(notice.key.clone(), notice);
             }
         }
         self.borne.retain(|key, _| picture.checks.get(key).is_some_and(|state| state.status != Status::Pass));
-        let mut told = Vec::new();
-        let over: Vec<String> = self.open.keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
-        for key in over {
+        let (mut over, mut unnamed_over) = (Vec::new(), 0);
+        let borne = &self.borne;
+        self.open.retain(|key, open| {
             // A trouble that has become another's consequence is not over, and it is not told of either.
             // The same holds for one that is borne from now on.
-            let folded = picture.checks.get(&key).is_some_and(|state| state.status != Status::Pass)
-                && self.borne.get(&key) == Some(&now);
-            if let Some(Open { notice, .. }) = self.open.remove(&key)
-                && !folded
-            {
-                told.push(Notice { phase: Phase::Resolved, consequences: 0, ..notice });
+            let goes_on = picture.checks.get(key).is_some_and(|state| state.status != Status::Pass)
+                && borne.get(key) == Some(&now);
+            open.folded = !wanted.contains_key(key) && goes_on;
+            if wanted.contains_key(key) || goes_on {
+                return true;
             }
-        }
+            if open.named {
+                over.push(Notice { phase: Phase::Resolved, consequences: 0, ..open.notice.clone() });
+            } else {
+                unnamed_over += 1;
+            }
+            false
+        });
+        let mut told = Vec::new();
         let repeat = SignedDuration::try_from(self.options.repeat).unwrap_or(SignedDuration::MAX);
         for (key, notice) in wanted {
             let again = self
@@ -175,13 +185,21 @@ impl Alerts {
             let notice = Notice { since, ..notice };
             if again {
                 told.push(notice.clone());
-                self.open.insert(key, Open { notice, told: now });
+                self.open.insert(key, Open { notice, told: now, folded: false, named: true });
             } else if let Some(open) = self.open.get_mut(&key) {
                 open.notice = notice;
             }
         }
-        told.sort_by(|a, b| b.urgency.cmp(&a.urgency).then(a.phase.cmp(&b.phase)).then(a.key.cmp(&b.key)));
-        self.limited(now, told)
+        told.sort_by(|a, b| b.urgency.cmp(&a.urgency).then(a.key.cmp(&b.key)));
+        let mut told = self.limited(now, told);
+        if unnamed_over > 0
+            && let Some(last) = over.last_mut()
+        {
+            last.summary = format!("{}; with it {unnamed_over} of those that were told as one are over", last.summary);
+        }
+        // Ends are as many as what was told by name.
+        told.extend(over);
+        told
     }
 
     fn notice(
@@ -226,9 +244,14 @@ impl Alerts {
         self.minute.1 = self.minute.1.saturating_add(u32::try_from(told.len()).unwrap_or(u32::MAX));
         if told.len() > room {
             let more = told.split_off(room);
-            let firing = more.iter().filter(|notice| notice.phase == Phase::Firing).count();
+            for notice in more.iter().skip(1) {
+                if let Some(open) = self.open.get_mut(&notice.key) {
+                    open.named = false;
+                }
+            }
+            let number = more.len();
             if let Some(first) = more.into_iter().next() {
-                let summary = format!("{firing} more troubles at once, of which the first: {}", first.summary);
+                let summary = format!("{number} more troubles at once, of which the first: {}", first.summary);
                 told.push(Notice { summary, ..first });
             }
         }
@@ -236,36 +259,35 @@ impl Alerts {
     }
 }
 
-/// A budget that burns, or that is gone. Not told where the tenant's own trouble follows from another's.
-fn of_budget(tenant: &str, budget: &Budget, picture: &Picture, now: Timestamp) -> Option<Notice> {
-    let subject = Subject::Tenant(tenant.to_owned());
-    let another = |state: &CheckState| state.because_of.as_ref().is_some_and(|cause| cause.subject != subject);
-    let consequence =
-        picture.of(&subject).any(|state| matches!(state.check.aspect.as_str(), "database" | "page") && another(state));
-    let (urgency, summary) = match budget.burning {
-        Some((rate, urgency)) if !consequence => {
-            let per_cent = 100.0 * budget.objective;
-            (
-                urgency,
-                format!(
-                    "its budget for {per_cent} % is spent {rate:.0} times too fast; {:.0} % are left",
-                    100.0 * budget.left.max(0.0)
-                ),
-            )
-        }
-        _ if budget.is_exhausted() => {
-            (Urgency::Ticket, format!("nothing is left of its budget for {} %", 100.0 * budget.objective))
-        }
-        _ => return None,
+/// A budget that burns, or that is gone. What something shared has spent does not burn: that is told where it is.
+fn of_budget(tenant: &str, objective: Objective, budget: &Budget, now: Timestamp) -> Option<Notice> {
+    let word = match objective {
+        Objective::Availability => "that it works",
+        Objective::Latency => "that it is fast",
     };
-    let check = CheckId { subject, aspect: "budget".to_owned() };
+    // As it was written, without what a binary fraction makes of it.
+    let per_cent = format!("{:.3}", 100.0 * budget.objective);
+    let goal = format!("{} % of the time {word}", per_cent.trim_end_matches('0').trim_end_matches('.'));
+    let (urgency, summary) = match budget.burning {
+        Some((rate, urgency)) => {
+            let left = 100.0 * budget.left.max(0.0);
+            (urgency, format!("its budget for {goal} is spent {rate:.0} times too fast; {left:.0} % are left"))
+        }
+        None if budget.is_exhausted() => (Urgency::Ticket, format!("nothing is left of its budget for {goal}")),
+        None => return None,
+    };
+    let subject = Subject::Tenant(tenant.to_owned());
+    let check = CheckId { subject, aspect: format!("{} budget", objective.as_str()) };
     Some(Notice {
         key: check.to_string(),
         phase: Phase::Firing,
         urgency,
         summary: format!("{check}: {summary}"),
         check,
-        topic: Topic::Availability,
+        topic: match objective {
+            Objective::Availability => Topic::Availability,
+            Objective::Latency => Topic::Latency,
+        },
         since: now,
         consequences: 0,
     })
@@ -417,25 +439,60 @@ mod tests {
     }
 
     #[test]
-    fn a_budget_that_burns_is_told_whatever_the_calendar_says_and_not_for_anothers_fault() {
-        let mut alerts = Alerts::new(AlertOptions::default());
-        let mut engine = engine();
+    fn a_budget_that_burns_or_is_gone_is_told_whatever_the_calendar_says() {
+        let engine = engine();
         let now = at("2026-11-27T08:00:00Z");
-        let (own, cluster) = (CheckId::tenant("acme", "database"), CheckId::shared("cluster main", "reachable"));
-        engine.subject_needs(own.subject.clone(), cluster.clone());
-        engine.observe(seen(&own, Topic::Availability, Status::Fail, now));
-        engine.observe(seen(&cluster, Topic::Availability, Status::Fail, now));
+        let key = ("acme".to_owned(), Objective::Availability);
         let burning = Budget { objective: 0.999, left: 0.4, burning: Some((20.0, Urgency::Page)) };
-        let budgets = BTreeMap::from([("acme".to_owned(), burning)]);
-        assert_eq!(alerts.step(now, &engine.picture(now), &budgets, &payroll()), []);
-        engine.observe(seen(&cluster, Topic::Availability, Status::Pass, now));
-        let told = alerts.step(now, &engine.picture(now), &budgets, &payroll());
-        assert_eq!(told.len(), 1);
-        assert!(told[0].summary.contains("spent 20 times too fast; 40 % are left"), "{}", told[0].summary);
-        let gone = Budget { objective: 0.999, left: -0.2, burning: None };
-        let budgets = BTreeMap::from([("acme".to_owned(), gone)]);
         let mut alerts = Alerts::new(AlertOptions::default());
-        let told = alerts.step(now, &engine.picture(now), &budgets, &payroll());
+        let told = alerts.step(now, &engine.picture(now), &BTreeMap::from([(key.clone(), burning)]), &payroll());
+        assert_eq!(told.len(), 1);
+        let expected = "its budget for 99.9 % of the time that it works is spent 20 times too fast; 40 % are left";
+        assert!(told[0].summary.contains(expected), "{}", told[0].summary);
+        let gone = Budget { objective: 0.999, left: -0.2, burning: None };
+        let mut alerts = Alerts::new(AlertOptions::default());
+        let told = alerts.step(now, &engine.picture(now), &BTreeMap::from([(key, gone)]), &payroll());
         assert!(told.iter().any(|n| n.summary.contains("nothing is left of its budget for 99.9 %")), "{told:?}");
+    }
+
+    /// A shared check that flickers explains what was told before, for a moment.
+    #[test]
+    fn what_was_told_is_not_told_again_because_something_shared_flickers_and_its_end_is_told() {
+        let (mut engine, mut alerts) =
+            (engine(), Alerts::new(AlertOptions { after: Duration::ZERO, ..AlertOptions::default() }));
+        let (own, cluster) = (CheckId::tenant("acme", "cron"), CheckId::shared("cluster main", "reachable"));
+        engine.subject_needs(own.subject.clone(), cluster.clone());
+        let start = at("2026-11-27T10:00:00Z");
+        let mut step = |seconds: i64, shared: Status, tenant: Status| {
+            let now = start + SignedDuration::from_secs(seconds);
+            engine.observe(seen(&own, Topic::Availability, tenant, now));
+            engine.observe(seen(&cluster, Topic::Availability, shared, now));
+            let told = alerts.step(now, &engine.picture(now), &BTreeMap::new(), &none());
+            told.iter().map(|notice| (notice.check.aspect.clone(), notice.phase)).collect::<Vec<_>>()
+        };
+        assert_eq!(step(0, Status::Pass, Status::Fail), [("cron".to_owned(), Phase::Firing)]);
+        assert_eq!(step(30, Status::Fail, Status::Fail), [("reachable".to_owned(), Phase::Firing)]);
+        assert_eq!(step(60, Status::Pass, Status::Fail), [("reachable".to_owned(), Phase::Resolved)], "and no more");
+        assert_eq!(step(90, Status::Pass, Status::Pass), [("cron".to_owned(), Phase::Resolved)]);
+    }
+
+    #[test]
+    fn every_end_of_what_was_told_by_name_is_told() {
+        let (mut engine, mut alerts) =
+            (engine(), Alerts::new(AlertOptions { after: Duration::ZERO, ..AlertOptions::default() }));
+        let now = at("2026-11-27T10:00:00Z");
+        let mut step = |status: Status, now: Timestamp| {
+            for n in 0..50 {
+                let check = CheckId::tenant(&format!("t{n}"), "cron");
+                engine.observe(seen(&check, Topic::Availability, status, now));
+            }
+            alerts.step(now, &engine.picture(now), &BTreeMap::new(), &none())
+        };
+        let told = step(Status::Fail, now);
+        let over = step(Status::Pass, now + SignedDuration::from_secs(5));
+        let keys =
+            |notices: &[Notice]| notices.iter().map(|n| n.key.clone()).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!((told.len(), keys(&told)), (21, keys(&over)));
+        assert!(over.iter().any(|notice| notice.summary.contains("with it 29 of those")), "{over:#?}");
     }
 }

@@ -16,9 +16,12 @@ use serde_json::Value;
 use crate::engine::{Engine, EngineOptions, Hysteresis};
 use crate::model::{CheckId, Subject};
 use crate::probe::{
-    BackupsProbe, CertificateProbe, ClusterProbe, Database, GatewayProbe, HttpProbe, Probe, RedisProbe, TenantProbe,
+    BackupsProbe, CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, GatewayProbe, HttpProbe,
+    LoginProbe, Probe, RedisProbe, TenantProbe, WebSocketProbe,
 };
 use crate::service::ServiceConfig;
+use crate::sink::{Email, Sinks};
+use crate::slo::{ByObjective, Objective};
 use crate::watcher::Watcher;
 
 /// The file.
@@ -56,6 +59,17 @@ pub struct HealthFile {
     /// Which part of looks must be good over thirty days, in per cent.
     #[serde(default = "three_nines")]
     pub availability: f64,
+    /// Which part of looks must be fast enough over thirty days, in per cent.
+    #[serde(default = "two_nines")]
+    pub latency: f64,
+    /// What is promised to tenants of a tier, by its name. Where a tenant of the catalog names no other, its plan is its tier.
+    #[serde(default)]
+    pub tiers: BTreeMap<String, TierFile>,
+    /// Directories on whose file systems there must be room, by name.
+    #[serde(default)]
+    pub disks: BTreeMap<String, DiskFile>,
+    /// The `backup.yaml` whose repository is written to and read from every five minutes.
+    pub repository: Option<PathBuf>,
     /// Where notices go.
     #[serde(default)]
     pub notices: NoticesFile,
@@ -79,6 +93,50 @@ pub struct ClusterFile {
     /// A database that is always there.
     #[serde(default = "maintenance")]
     pub maintenance: String,
+    /// The role that looks into tenants' databases, if it is another. It needs `CONNECT` and `SELECT`, and must have nothing
+    /// else: what tenants have put into indexes runs as it.
+    pub tenant_user: Option<String>,
+    /// The file with its password.
+    pub tenant_password_file: Option<PathBuf>,
+    /// So many replicas must follow.
+    #[serde(default)]
+    pub replicas: u32,
+}
+
+/// What is promised to tenants of a tier.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TierFile {
+    /// Which part of looks must be good over thirty days, in per cent.
+    pub availability: Option<f64>,
+    /// Which part of looks must be fast enough over thirty days, in per cent.
+    pub latency: Option<f64>,
+    /// A page is fast enough when it comes within so long; five times that is a failure.
+    pub page_within: Option<HumanDuration>,
+}
+
+/// A directory on whose file system there must be room.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskFile {
+    /// The directory, on this machine.
+    pub path: PathBuf,
+    /// Per cent used that are a warning.
+    #[serde(default = "four_fifths")]
+    pub warn: f64,
+    /// Per cent used that are a failure.
+    #[serde(default = "nearly_all")]
+    pub fail: f64,
+}
+
+/// A user that was made for looking.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginFile {
+    /// Its login.
+    pub user: String,
+    /// The file with its password.
+    pub password_file: PathBuf,
 }
 
 /// A Redis server.
@@ -118,12 +176,22 @@ pub struct TenantFile {
     pub connect: Option<SocketAddr>,
     /// What the page must say.
     pub expect: Option<String>,
+    /// Whether browsers at the page's site wait for news by WebSocket.
+    pub websocket: bool,
+    /// Who logs in at the page's site, every five minutes, to see whether anybody can.
+    pub login: Option<LoginFile>,
     /// The Redis server with its sessions.
     pub redis: Option<String>,
     /// Its business calendar.
     pub calendar: Option<String>,
+    /// What is promised to it; one of `tiers`.
+    pub tier: Option<String>,
     /// Which part of looks must be good over thirty days, in per cent.
     pub availability: Option<f64>,
+    /// Which part of looks must be fast enough over thirty days, in per cent.
+    pub latency: Option<f64>,
+    /// A page is fast enough when it comes within so long; five times that is a failure.
+    pub page_within: Option<HumanDuration>,
 }
 
 /// Where notices go.
@@ -134,10 +202,46 @@ pub struct NoticesFile {
     pub webhook: Option<String>,
     /// Alertmanager, such as `http://127.0.0.1:9093`.
     pub alertmanager: Option<String>,
+    /// Who gets notices by e-mail.
+    pub email: Option<EmailFile>,
     /// What goes on is told again after so long.
     pub repeat: Option<HumanDuration>,
     /// A trouble is told when it has lasted for so long; two intervals at least.
     pub after: Option<HumanDuration>,
+}
+
+/// How notices are sent by e-mail.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmailFile {
+    /// The name or address of the server that takes them.
+    pub server: String,
+    /// Its port; by default that of the way to encrypt.
+    pub port: Option<u16>,
+    /// How the connection is encrypted.
+    #[serde(default)]
+    pub encryption: Encryption,
+    /// Who we are there.
+    pub user: Option<String>,
+    /// The file with the password.
+    pub password_file: Option<PathBuf>,
+    /// From whom they come, such as `Cofferdam <health@example.com>`.
+    pub from: String,
+    /// To whom they go.
+    pub to: Vec<String>,
+}
+
+/// How a connection to a mail server is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// By `STARTTLS`, on port 587; a server that does not offer it is refused.
+    #[default]
+    Starttls,
+    /// From the first byte, on port 465.
+    Implicit,
+    /// Not at all, on port 25.
+    None,
 }
 
 /// Everything that the file says, understood and checked.
@@ -148,8 +252,10 @@ pub struct Setup {
     pub calendars: BTreeMap<String, Calendar>,
     /// Calendars, by their own names.
     pub named_calendars: BTreeMap<String, Calendar>,
-    /// Objectives, as parts of one, by tenant.
-    pub objectives: BTreeMap<String, f64>,
+    /// Objectives, as parts of one.
+    pub objectives: ByObjective<f64>,
+    /// How notices go out by e-mail, if they do.
+    email: Option<Email>,
     probes: Vec<Arc<dyn Probe>>,
     /// What a tenant cannot be well without.
     needs: Vec<(Subject, CheckId)>,
@@ -184,6 +290,32 @@ impl Setup {
         let mut understanding = Understanding(Reader::new(source, &node, secrets, faults));
         let setup = understanding.setup(file, catalog);
         understanding.0.finish(setup)
+    }
+
+    /// Whether a tenant is among those that are looked at.
+    pub fn knows(&self, tenant: &str) -> bool {
+        self.objectives.contains_key(&(tenant.to_owned(), Objective::Availability))
+    }
+
+    /// The tenants that are looked at, by name.
+    pub fn tenants(&self) -> Vec<&str> {
+        let own = self.objectives.keys().filter(|(_, objective)| *objective == Objective::Availability);
+        own.map(|(tenant, _)| tenant.as_str()).collect()
+    }
+
+    /// Where notices go. Fails, in words, where that cannot be.
+    pub fn sinks(&self) -> Result<Sinks, String> {
+        let notices = &self.file.notices;
+        let mut sinks = Sinks::new(notices.webhook.as_deref(), notices.alertmanager.as_deref())?;
+        if let Some(email) = &self.email {
+            sinks = sinks.and_email(email)?;
+        }
+        Ok(sinks)
+    }
+
+    /// Looks at something else too.
+    pub fn add(&mut self, probe: Arc<dyn Probe>) {
+        self.probes.push(probe);
     }
 
     /// A watcher that looks at everything. With `at_once`, one look is believed: for somebody who asks once.
@@ -225,12 +357,32 @@ impl Understanding<'_> {
             self.fault(&["concurrency"], "0", "at least 1");
         }
         self.part(&["availability"], file.availability);
+        self.part(&["latency"], file.latency);
+        for (name, tier) in &file.tiers {
+            for (field, part) in [("availability", tier.availability), ("latency", tier.latency)] {
+                if let Some(part) = part {
+                    self.part(&["tiers", name, field], part);
+                }
+            }
+        }
+        let email = file.notices.email.as_ref().and_then(|email| self.email(email));
         let mut probes: Vec<Arc<dyn Probe>> = Vec::new();
         let mut needs = Vec::new();
         let mut clusters = BTreeMap::new();
         for (name, cluster) in &file.clusters {
             let Some(server) = self.cluster(name, cluster) else { continue };
-            probes.push(Arc::new(ClusterProbe::new(name, &server, crate::probe::ClusterLimits::default(), interval)));
+            let limits = ClusterLimits { replicas: cluster.replicas, ..ClusterLimits::default() };
+            probes.push(Arc::new(ClusterProbe::new(name, &server, limits, interval)));
+            let field = ["clusters", name, "tenant_password_file"];
+            let Some(password) = self.secret_file(&field, cluster.tenant_password_file.as_deref()) else { continue };
+            let server = match &cluster.tenant_user {
+                Some(user) => Database { user: user.clone(), password, ..server },
+                None if password.is_some() => {
+                    self.fault(&field, "a password", "`tenant_user`, whose password it is");
+                    continue;
+                }
+                None => server,
+            };
             clusters.insert(name.clone(), server);
         }
         for (name, redis) in &file.redis {
@@ -252,22 +404,53 @@ impl Understanding<'_> {
                 }
             }
         }
+        for (name, disk) in &file.disks {
+            if !(0.0 < disk.warn && disk.warn < disk.fail && disk.fail <= 100.0) {
+                let found = format!("{} and {}", disk.warn, disk.fail);
+                self.fault(&["disks", name], found, "`warn` below `fail`, both per cent");
+            }
+            let (path, limits) = (self.path(&disk.path), (disk.warn, disk.fail));
+            probes.push(Arc::new(DiskProbe { name: name.clone(), path, limits, interval }));
+        }
         let known = self.calendars(&file);
         let mut tenants = file.tenants.clone();
         for tenant in catalog.into_iter().flat_map(Catalog::tenants) {
+            let plan = tenant.plan.name.to_string();
+            if let Some(entry) = tenants.get_mut(tenant.slug.as_str()).filter(|_| file.tiers.contains_key(&plan)) {
+                entry.tier.get_or_insert_with(|| plan.clone());
+            }
             let (Some(database), Some(cluster)) = (&tenant.database, &tenant.cluster) else { continue };
             let entry = tenants.entry(tenant.slug.to_string()).or_default();
+            if file.tiers.contains_key(&plan) {
+                entry.tier.get_or_insert(plan);
+            }
             entry.database.get_or_insert_with(|| database.to_string());
             entry.cluster.get_or_insert_with(|| cluster.name.to_string());
         }
         let (mut calendars, mut objectives) = (BTreeMap::new(), BTreeMap::new());
         for (name, tenant) in &tenants {
-            self.tenant(name, tenant, &file, &clusters, &mut probes, &mut needs);
-            let objective = tenant.availability.unwrap_or(file.availability);
-            if tenant.availability.is_some() {
-                self.part(&["tenants", name, "availability"], objective);
+            let tier = match &tenant.tier {
+                Some(tier) if !file.tiers.contains_key(tier) => {
+                    let expected = format!("one of {}", names(file.tiers.keys()));
+                    self.fault(&["tenants", name, "tier"], format!("`{tier}`"), expected);
+                    TierFile::default()
+                }
+                Some(tier) => file.tiers[tier].clone(),
+                None => TierFile::default(),
+            };
+            let own = TenantFile { page_within: tenant.page_within.or(tier.page_within), ..tenant.clone() };
+            self.tenant(name, &own, &file, &clusters, &mut probes, &mut needs);
+            for (objective, own, of_tier, of_all) in [
+                (Objective::Availability, tenant.availability, tier.availability, file.availability),
+                (Objective::Latency, tenant.latency, tier.latency, file.latency),
+            ] {
+                if let Some(own) = own {
+                    self.part(&["tenants", name, objective.as_str()], own);
+                }
+                // As a part of one, without what a binary fraction makes of the division.
+                let part = (own.or(of_tier).unwrap_or(of_all) * 1e7).round() / 1e9;
+                objectives.insert((name.clone(), objective), part);
             }
-            objectives.insert(name.clone(), objective / 100.0);
             if let Some(calendar) = &tenant.calendar {
                 if let Some(calendar) = known.get(calendar) {
                     calendars.insert(name.clone(), calendar.clone());
@@ -295,7 +478,7 @@ impl Understanding<'_> {
         if probes.is_empty() && self.is_content() {
             self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");
         }
-        Setup { file, calendars, named_calendars: known, objectives, probes, needs }
+        Setup { file, calendars, named_calendars: known, objectives, email, probes, needs }
     }
 
     fn calendars(&mut self, file: &HealthFile) -> BTreeMap<String, Calendar> {
@@ -345,8 +528,12 @@ impl Understanding<'_> {
             self.fault(&["tenants", name], "no `cluster`", expected);
         }
         if let Some(url) = &tenant.page {
-            match HttpProbe::new(name, url, tenant.connect, tenant.expect.clone(), (2.0, 10.0), interval) {
-                Ok(probe) => probes.push(Arc::new(probe)),
+            let within = tenant.page_within.map_or(2.0, |within| within.0.as_secs_f64());
+            match HttpProbe::new(name, url, tenant.connect, tenant.expect.clone(), (within, within * 5.0), interval) {
+                Ok(probe) => {
+                    probes.push(Arc::new(probe));
+                    self.at_site(name, url, tenant, probes);
+                }
                 Err(error) => {
                     self.fault(&["tenants", name, "page"], format!("`{url}`: {error}"), "an address of a page");
                 }
@@ -358,6 +545,13 @@ impl Understanding<'_> {
                 probes.push(Arc::new(CertificateProbe { tenant, host, connect, limits: (21.0, 7.0), interval }));
             }
         }
+        if tenant.page.is_none() {
+            for (field, given) in [("websocket", tenant.websocket), ("login", tenant.login.is_some())] {
+                if given {
+                    self.fault(&["tenants", name, field], "no `page`", "a `page`, at whose site that is");
+                }
+            }
+        }
         if let Some(redis) = &tenant.redis {
             if file.redis.contains_key(redis) {
                 needs.push((subject, CheckId::shared(&format!("redis {redis}"), "reachable")));
@@ -366,6 +560,64 @@ impl Understanding<'_> {
                 self.fault(&["tenants", name, "redis"], format!("`{redis}`"), expected);
             }
         }
+    }
+
+    /// What is looked at beside a page, at the same site.
+    fn at_site(&mut self, name: &str, url: &str, tenant: &TenantFile, probes: &mut Vec<Arc<dyn Probe>>) {
+        // Each opens a connection or a session in Odoo: not as often as a page is fetched.
+        let rarely = Duration::from_secs(300);
+        if tenant.websocket {
+            match WebSocketProbe::new(name, url, tenant.connect, rarely) {
+                Ok(probe) => probes.push(Arc::new(probe)),
+                Err(error) => self.fault(&["tenants", name, "page"], error, "an address of a page"),
+            }
+        }
+        let Some(login) = &tenant.login else { return };
+        let field = ["tenants", name, "login", "password_file"];
+        let Some(Some(password)) = self.secret_file(&field, Some(&login.password_file)) else { return };
+        let database = tenant.database.as_deref().unwrap_or(name);
+        match LoginProbe::new(name, url, tenant.connect, database, &login.user, password, rarely) {
+            Ok(probe) => probes.push(Arc::new(probe)),
+            Err(error) => self.fault(&["tenants", name, "page"], error, "an address of a page"),
+        }
+    }
+
+    fn email(&mut self, config: &EmailFile) -> Option<Email> {
+        let field = ["notices", "email", "password_file"];
+        let password = self.secret_file(&field, config.password_file.as_deref())?;
+        let login = match (&config.user, password) {
+            (Some(user), Some(password)) => Some((user.clone(), password)),
+            (None, None) => None,
+            _ => {
+                let expected = "both `user` and `password_file`, or neither";
+                self.fault(&["notices", "email"], "one of `user` and `password_file`", expected);
+                return None;
+            }
+        };
+        if login.is_some() && config.encryption == Encryption::None {
+            let expected = "`starttls` or `implicit`: the password would be seen by others";
+            self.fault(&["notices", "email", "encryption"], "`none`, with a password", expected);
+            return None;
+        }
+        if config.to.is_empty() {
+            self.fault(&["notices", "email", "to"], "nobody", "an address");
+        }
+        let mut address = |path: &[&str], text: &str| {
+            let mailbox = text.parse().ok();
+            if mailbox.is_none() {
+                self.fault(path, format!("`{text}`"), "an address such as `Operations <ops@example.com>`");
+            }
+            mailbox
+        };
+        let from = address(&["notices", "email", "from"], &config.from);
+        let to: Vec<_> = config
+            .to
+            .iter()
+            .enumerate()
+            .filter_map(|(n, text)| address(&["notices", "email", "to", &n.to_string()], text))
+            .collect();
+        let encryption = config.encryption;
+        Some(Email { server: config.server.clone(), port: config.port, encryption, login, from: from?, to })
     }
 
     fn cluster(&mut self, name: &str, config: &ClusterFile) -> Option<Database> {
@@ -407,6 +659,18 @@ fn eight() -> u32 {
 
 fn three_nines() -> f64 {
     99.9
+}
+
+fn two_nines() -> f64 {
+    99.0
+}
+
+fn four_fifths() -> f64 {
+    80.0
+}
+
+fn nearly_all() -> f64 {
+    92.0
 }
 
 fn postgres_port() -> u16 {

@@ -154,7 +154,7 @@ impl Engine {
     }
 
     /// Takes an observation in.
-    pub fn observe(&mut self, observation: Observation) {
+    pub fn observe(&mut self, mut observation: Observation) {
         let Hysteresis { worse_after, better_after } = self.options.hysteresis;
         let Some(check) = self.checks.get_mut(&observation.check) else {
             let (status, since) = (observation.status, observation.at);
@@ -168,6 +168,10 @@ impl Engine {
             return;
         }
         let seen = observation.status;
+        if seen == Status::Unknown {
+            // Whoever could not look does not know what kind of trouble it would have been.
+            observation.topic = check.latest.topic;
+        }
         if seen == check.status {
             check.doubt = None;
         } else {

@@ -53,7 +53,8 @@
 //!
 //! [`probe`] looks, [`Watcher`] says when; [`engine`] tells causes from consequences and believes no single look; [`slo`] counts
 //! what objectives allow; [`alert`] decides who is told; [`service`] says what it means for the business; [`config`] reads
-//! `health.yaml`. All but probes and watcher are functions of what they are given.
+//! `health.yaml`; [`Observer`] does everything that a watch does. All but probes, watcher, observer and [`sink`] are functions
+//! of what they are given.
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -63,6 +64,7 @@ pub mod engine;
 mod explain;
 pub mod metrics;
 pub mod model;
+mod observer;
 pub mod page;
 pub mod probe;
 pub mod rules;
@@ -72,4 +74,5 @@ pub mod slo;
 mod watcher;
 
 pub use explain::explain;
+pub use observer::{Observer, Step};
 pub use watcher::Watcher;

@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use crate::engine::Picture;
 use crate::model::{Status, Subject};
 use crate::service::ServiceState;
-use crate::slo::Budget;
+use crate::slo::{Budget, ByObjective};
 
 /// Every metric: its name, its type, its labels, and what it says.
-pub const NAMES: [(&str, &str, &[&str], &str); 10] = [
+pub const NAMES: [(&str, &str, &[&str], &str); 11] = [
     ("cofferdam_health_time_seconds", "gauge", &[], "When this was written, in seconds since 1970."),
     (
         "cofferdam_health_status",
@@ -36,12 +36,23 @@ pub const NAMES: [(&str, &str, &[&str], &str); 10] = [
     ),
     ("cofferdam_health_limit", "gauge", &["kind", "subject", "aspect", "figure"], "Beyond this a figure is a failure."),
     ("cofferdam_health_service_status", "gauge", &["service"], "How a business service is: 0 to 3, as for checks."),
-    ("cofferdam_health_budget_left", "gauge", &["tenant"], "What is left of thirty days' budget, from 1 to below 0."),
+    (
+        "cofferdam_health_objective",
+        "gauge",
+        &["tenant", "objective"],
+        "The part of looks that must be good, such as 0.999; `objective` is `availability` or `latency`.",
+    ),
+    (
+        "cofferdam_health_budget_left",
+        "gauge",
+        &["tenant", "objective"],
+        "What is left of thirty days' budget, from 1 to below 0.",
+    ),
     (
         "cofferdam_health_looks_total",
         "counter",
-        &["tenant", "result"],
-        "Looks at a tenant: `good` when it could be worked with, `bad` when not.",
+        &["tenant", "objective", "result"],
+        "Looks at a tenant: `good`, `bad`, and `shared` for those that were bad because of something that is shared.",
     ),
     ("business_calendar_active", "gauge", &["tenant", "event", "kind"], "1 while an event of the calendar is on."),
     (
@@ -59,10 +70,10 @@ pub struct Sources<'a> {
     pub picture: &'a Picture,
     /// How services are.
     pub services: &'a [ServiceState],
-    /// What is left of budgets, by tenant.
-    pub budgets: &'a BTreeMap<String, Budget>,
-    /// Good and bad looks so far, by tenant.
-    pub looks: &'a BTreeMap<String, (u64, u64)>,
+    /// What is left of budgets.
+    pub budgets: &'a ByObjective<Budget>,
+    /// Looks so far: good, bad, and bad because of something that is shared.
+    pub looks: &'a ByObjective<[u64; 3]>,
     /// Calendars, by tenant.
     pub calendars: &'a BTreeMap<String, Calendar>,
 }
@@ -96,12 +107,16 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
     for service in services {
         all.push(add("cofferdam_health_service_status", vec![&service.name], number(service.status)));
     }
-    for (tenant, budget) in budgets {
-        all.push(add("cofferdam_health_budget_left", vec![tenant], budget.left));
+    for ((tenant, objective), budget) in budgets {
+        let labels = vec![tenant.as_str(), objective.as_str()];
+        all.push(add("cofferdam_health_objective", labels.clone(), budget.objective));
+        all.push(add("cofferdam_health_budget_left", labels, budget.left));
     }
-    for (tenant, (good, bad)) in looks {
-        all.push(add("cofferdam_health_looks_total", vec![tenant, "good"], *good as f64));
-        all.push(add("cofferdam_health_looks_total", vec![tenant, "bad"], *bad as f64));
+    for ((tenant, objective), looks) in looks {
+        for (result, number) in ["good", "bad", "shared"].into_iter().zip(looks) {
+            let labels = vec![tenant.as_str(), objective.as_str(), result];
+            all.push(add("cofferdam_health_looks_total", labels, *number as f64));
+        }
     }
     for (tenant, calendar) in calendars {
         let on = calendar.active(now);

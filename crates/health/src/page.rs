@@ -3,7 +3,7 @@
 //! Written here as a whole, without a font or a picture from anywhere; a few lines of script fetch it again every five
 //! seconds. A status is a sign and a word, and only then a colour.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use jiff::Timestamp;
@@ -12,7 +12,7 @@ use crate::engine::{CheckState, Picture};
 use crate::model::{Status, Subject, Topic};
 use crate::probe::seconds;
 use crate::service::ServiceState;
-use crate::slo::Budget;
+use crate::slo::{Budget, ByObjective, Objective};
 
 /// How a tenant fares among the others, from whoever knows.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -40,8 +40,8 @@ pub struct PageSources<'a> {
     pub picture: &'a Picture,
     /// How services are.
     pub services: &'a [ServiceState],
-    /// What is left of budgets, by tenant.
-    pub budgets: &'a BTreeMap<String, Budget>,
+    /// What is left of budgets.
+    pub budgets: &'a ByObjective<Budget>,
     /// How tenants fare among each other; empty where nobody knows.
     pub isolation: &'a [Isolation],
 }
@@ -117,7 +117,7 @@ fn causes(body: &mut String, picture: &Picture, now: Timestamp) {
 /// More than this nobody reads.
 const MOST: usize = 50;
 
-fn tenants(body: &mut String, picture: &Picture, budgets: &BTreeMap<String, Budget>) {
+fn tenants(body: &mut String, picture: &Picture, budgets: &ByObjective<Budget>) {
     let names: BTreeSet<&str> = picture
         .checks
         .values()
@@ -145,9 +145,15 @@ fn tenants(body: &mut String, picture: &Picture, budgets: &BTreeMap<String, Budg
             .map(|state| state.check.aspect.as_str())
             .collect();
         let detail = if unwell.is_empty() { "well".to_owned() } else { unwell.join(", ") };
-        let budget = budgets.get(name).map_or_else(String::new, |budget| {
-            format!("<small>{:.0} % of its budget left</small>", 100.0 * budget.left.max(0.0))
-        });
+        let left = |objective| budgets.get(&(name.to_owned(), objective)).map(|budget| 100.0 * budget.left.max(0.0));
+        let budget = match (left(Objective::Availability), left(Objective::Latency)) {
+            (None, None) => String::new(),
+            (Some(works), None) => format!("<small>budget: {works:.0} % left</small>"),
+            (None, Some(fast)) => format!("<small>budget for speed: {fast:.0} % left</small>"),
+            (Some(works), Some(fast)) => {
+                format!("<small>budget: {works:.0} % left, for speed {fast:.0} %</small>")
+            }
+        };
         let _ = write!(
             body,
             "<li class={status}>{}<strong>{}</strong><span>{}</span>{budget}</li>",
@@ -261,7 +267,7 @@ mod tests {
         let isolation =
             [Isolation { tenant: "acme".into(), waiting: 3, warnings: vec![evil.into()], ..Isolation::default() }];
         let sources =
-            PageSources { picture: &picture, services: &services, budgets: &BTreeMap::new(), isolation: &isolation };
+            PageSources { picture: &picture, services: &services, budgets: &ByObjective::new(), isolation: &isolation };
         let page = page(&sources, now);
         assert!(!page.contains(evil), "{page}");
         for expected in ["✗ fail", "Payroll &lt;script&gt;", "Who works and who waits", "What is really wrong"] {

@@ -11,53 +11,44 @@ use serde_json::{Value, json};
 
 use crate::slo::{BURN_RULES, Urgency};
 
-/// What rules are written for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RuleOptions {
-    /// The part of looks that must be good, such as 0.999.
-    pub availability: f64,
-}
-
 /// Windows of burn rates, as Prometheus writes them, shortest first.
 const WINDOWS: [&str; 7] = ["5m", "30m", "1h", "2h", "6h", "1d", "3d"];
 
 /// Recording and alerting rules.
-pub fn prometheus(options: RuleOptions) -> String {
+pub fn prometheus() -> String {
     let mut text = String::from("# Written by `cofferdam health rules`.\ngroups:\n");
     text.push_str("  - name: cofferdam-objectives\n    rules:\n");
     for window in WINDOWS {
         let _ = writeln!(
             text,
             "      - record: cofferdam:bad_looks:ratio_rate{window}\n        expr: >-\n          \
-             sum by (tenant) (rate(cofferdam_health_looks_total{{result=\"bad\"}}[{window}]))\n          \
-             / sum by (tenant) (rate(cofferdam_health_looks_total[{window}]))"
+             sum by (tenant, objective) (rate(cofferdam_health_looks_total{{result=\"bad\"}}[{window}]))\n          \
+             / sum by (tenant, objective) (rate(cofferdam_health_looks_total[{window}]))"
         );
     }
-    let allowed = 1.0 - options.availability;
+    // Looks that were bad because of something that is shared are not among the bad ones: that is told once.
     for urgency in [Urgency::Page, Urgency::Ticket] {
         let mut pairs = Vec::new();
         for rule in BURN_RULES.iter().filter(|rule| rule.urgency == urgency) {
             let (long, short) = (window(rule.long.as_secs()), window(rule.short.as_secs()));
-            let above = format!("{:.6}", rule.rate * allowed);
-            pairs.push(format!(
-                "(cofferdam:bad_looks:ratio_rate{long} > {above} and cofferdam:bad_looks:ratio_rate{short} > {above})"
-            ));
+            let above = |window| {
+                let allowed = format!("({} * (1 - cofferdam_health_objective))", rule.rate);
+                format!("cofferdam:bad_looks:ratio_rate{window} > on (tenant, objective) {allowed}")
+            };
+            pairs.push(format!("({} and {})", above(long), above(short)));
         }
         let (name, severity) = match urgency {
             Urgency::Page => ("CofferdamBudgetBurnsFast", "page"),
             Urgency::Ticket => ("CofferdamBudgetBurns", "ticket"),
         };
-        // Not where the tenant's trouble follows from something that is shared: that is told once.
-        let own = "unless on (tenant) (label_replace(cofferdam_health_status{kind=\"tenant\",aspect=~\"database|page\"} > 0, \"tenant\", \"$1\", \
-                   \"subject\", \"(.*)\") unless on (subject, aspect, kind, topic) (cofferdam_health_cause == 1))";
         alert(
             &mut text,
             name,
-            &format!("({}) {own}", pairs.join(" or ")),
+            &pairs.join(" or "),
             "2m",
             severity,
             "never",
-            "{{ $labels.tenant }} spends its budget too fast",
+            "{{ $labels.tenant }} spends its budget of {{ $labels.objective }} too fast",
         );
     }
     alert(
@@ -67,7 +58,7 @@ pub fn prometheus(options: RuleOptions) -> String {
         "5m",
         "ticket",
         "never",
-        "nothing is left of {{ $labels.tenant }}'s budget",
+        "nothing is left of {{ $labels.tenant }}'s budget of {{ $labels.objective }}",
     );
     text.push_str("  - name: cofferdam-health\n    rules:\n");
     alert(
@@ -83,7 +74,7 @@ pub fn prometheus(options: RuleOptions) -> String {
         &mut text,
         "CofferdamWarns",
         "cofferdam_health_cause == 1 and cofferdam_health_status{topic!~\"latency|backlog\"} > 0 \
-         and cofferdam_health_status < 3",
+         and cofferdam_health_status == 1",
         "15m",
         "ticket",
         "never",
@@ -104,6 +95,24 @@ pub fn prometheus(options: RuleOptions) -> String {
         "ticket",
         "calendar",
         "{{ $labels.subject }}: {{ $labels.figure }} is {{ $value | humanize }}",
+    );
+    alert(
+        &mut text,
+        "CofferdamWaits",
+        "cofferdam_health_cause{topic=~\"latency|backlog\"} == 1 and cofferdam_health_status{topic=~\"latency|backlog\"} == 1",
+        "1h",
+        "ticket",
+        "calendar",
+        "{{ $labels.subject }}: {{ $labels.aspect }} is slower than it should be",
+    );
+    alert(
+        &mut text,
+        "CofferdamCannotLook",
+        "cofferdam_health_cause == 1 and cofferdam_health_status == 2",
+        "15m",
+        "ticket",
+        "never",
+        "{{ $labels.subject }}: nobody could look at {{ $labels.aspect }} lately",
     );
     text.push_str("  - name: cofferdam-backups\n    rules:\n");
     alert(
@@ -127,7 +136,7 @@ pub fn prometheus(options: RuleOptions) -> String {
     alert(
         &mut text,
         "CofferdamNobodyMakesBackups",
-        "absent(cofferdam_backup_rpo_seconds)",
+        "absent(cofferdam_backup_rpo_seconds) or (time() - max(cofferdam_backup_time_seconds) > 600)",
         "15m",
         "page",
         "never",
@@ -207,11 +216,15 @@ pub fn promtool_tests(rules: &str) -> String {
         let _ = writeln!(down, "      - {{ series: 'cofferdam_health_cause{{{labels}}}', values: '0x22' }}");
         let _ = writeln!(
             down,
-            "      - {{ series: 'cofferdam_health_looks_total{{tenant=\"t{n}\", result=\"bad\"}}', values: '0 0 0+2x20' }}"
+            "      - {{ series: 'cofferdam_health_looks_total{{tenant=\"t{n}\", objective=\"availability\", result=\"shared\"}}', values: '0 0 0+2x20' }}"
         );
         let _ = writeln!(
             down,
-            "      - {{ series: 'cofferdam_health_looks_total{{tenant=\"t{n}\", result=\"good\"}}', values: '0 2 4x20' }}"
+            "      - {{ series: 'cofferdam_health_looks_total{{tenant=\"t{n}\", objective=\"availability\", result=\"good\"}}', values: '0 2 4x20' }}"
+        );
+        let _ = writeln!(
+            down,
+            "      - {{ series: 'cofferdam_health_objective{{tenant=\"t{n}\", objective=\"availability\"}}', values: '0.999x22' }}"
         );
     }
     let one = format!(
@@ -221,13 +234,32 @@ pub fn promtool_tests(rules: &str) -> String {
          - {{ eval_time: 10m, alertname: CofferdamBudgetBurnsFast, exp_alerts: [] }}\n",
         cluster.replace('=', ": ")
     );
+    // Two of three tenants' looks are bad: one that is promised 99.9 per cent, and one that is promised 60.
+    let mut own = String::from("    input_series:\n");
+    for (tenant, objective) in [("strict", "0.999"), ("lenient", "0.6")] {
+        for (result, values) in [("good", "0+1x120"), ("bad", "0+1x120")] {
+            let _ = writeln!(
+                own,
+                "      - {{ series: 'cofferdam_health_looks_total{{tenant=\"{tenant}\", objective=\"latency\", result=\"{result}\"}}', \
+                 values: '{values}' }}"
+            );
+        }
+        let _ = writeln!(
+            own,
+            "      - {{ series: 'cofferdam_health_objective{{tenant=\"{tenant}\", objective=\"latency\"}}', values: '{objective}x120' }}"
+        );
+    }
+    let burns = "    alert_rule_test:\n      - eval_time: 90m\n        alertname: CofferdamBudgetBurnsFast\n        exp_alerts:\n          \
+                 - exp_labels: { severity: page, muted_by: never, tenant: strict, objective: latency }\n            \
+                 exp_annotations: { summary: 'strict spends its budget of latency too fast' }\n";
     format!(
         "# Written by `cofferdam health rules`.\nrule_files: [{rules}]\nevaluation_interval: 1m\ntests:\n  \
          - name: in a normal week a slow page is told of, and so is what would be lost\n    interval: 1m\n{}\
          \x20   alert_rule_test:\n{}{}{}  \
          - name: while wages are paid a slow page is borne, five minutes later it is not, and what would be lost never is\n    \
          interval: 1m\n{}    alert_rule_test:\n{}{}{}{}  \
-         - name: a shared server that is down is one alert\n    interval: 1m\n{down}{one}",
+         - name: a shared server that is down is one alert\n    interval: 1m\n{down}{one}  \
+         - name: each tenant has an objective of its own\n    interval: 1m\n{own}{burns}",
         slow("1x240"),
         is_not_slow("4m"),
         is_slow("10m"),
@@ -248,7 +280,12 @@ pub fn executive_dashboard() -> Value {
         "cofferdam-services",
         &[
             ("Business services", "stat", "max by (service) (cofferdam_health_service_status)", "{{service}}"),
-            ("What is left of budgets", "bargauge", "min by (tenant) (cofferdam_health_budget_left)", "{{tenant}}"),
+            (
+                "What is left of budgets",
+                "bargauge",
+                "min by (tenant, objective) (cofferdam_health_budget_left)",
+                "{{tenant}}, {{objective}}",
+            ),
             ("Business events now", "table", "business_calendar_active == 1", "{{tenant}}: {{event}}"),
             ("What would be lost now", "bargauge", "max by (tenant) (cofferdam_backup_rpo_seconds)", "{{tenant}}"),
         ],

@@ -1,12 +1,19 @@
-//! Where notices go: a webhook, Alertmanager. What cannot be sent is tried again with the next.
+//! Where notices go: a webhook, Alertmanager, e-mail. What cannot be sent is tried again with the next; what is refused is
+//! not.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use cofferdam_tenant::Secret;
 use jiff::Timestamp;
+use lettre::message::Mailbox;
+use lettre::message::header::ContentType;
+use lettre::transport::smtp::authentication::Credentials;
+use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use serde_json::{Value, json};
 
 use crate::alert::{Notice, Phase};
+use crate::config::Encryption;
 use crate::model::Subject;
 use crate::slo::Urgency;
 
@@ -17,18 +24,65 @@ pub struct Sinks {
     sinks: Vec<Sink>,
 }
 
-#[derive(Debug)]
 struct Sink {
-    url: String,
+    way: Way,
     kind: Kind,
     /// What could not be sent yet, oldest first.
     waiting: VecDeque<Notice>,
+}
+
+impl std::fmt::Debug for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sink").field("kind", &self.kind).field("waiting", &self.waiting.len()).finish_non_exhaustive()
+    }
+}
+
+enum Way {
+    /// To this address.
+    Post(String),
+    Mail(Box<Letters>),
+}
+
+struct Letters {
+    transport: AsyncSmtpTransport<Tokio1Executor>,
+    from: Mailbox,
+    to: Vec<Mailbox>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Webhook,
     Alertmanager,
+    Email,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Webhook => "webhook",
+            Self::Alertmanager => "Alertmanager",
+            Self::Email => "e-mail",
+        }
+    }
+}
+
+/// How notices are sent by e-mail.
+#[derive(Debug, Clone)]
+pub(crate) struct Email {
+    pub(crate) server: String,
+    pub(crate) port: Option<u16>,
+    pub(crate) encryption: Encryption,
+    pub(crate) login: Option<(String, Secret)>,
+    pub(crate) from: Mailbox,
+    pub(crate) to: Vec<Mailbox>,
+}
+
+/// Why something was not sent.
+enum Failure {
+    /// The next time it may be.
+    Later(String),
+    /// It never will be: whoever takes it has said no.
+    Refused(String),
 }
 
 /// More than this is not kept for a sink that does not answer: the oldest go.
@@ -43,11 +97,32 @@ impl Sinks {
             .timeout(LIMIT)
             .build()
             .map_err(|e| e.to_string())?;
-        let sink = |url: &str, kind| Sink { url: url.to_owned(), kind, waiting: VecDeque::new() };
+        let sink = |url: &str, kind| Sink { way: Way::Post(url.to_owned()), kind, waiting: VecDeque::new() };
         let webhook = webhook.map(|url| sink(url, Kind::Webhook));
         let alertmanager =
             alertmanager.map(|url| sink(&format!("{}/api/v2/alerts", url.trim_end_matches('/')), Kind::Alertmanager));
         Ok(Self { client, sinks: webhook.into_iter().chain(alertmanager).collect() })
+    }
+
+    /// And by e-mail.
+    pub(crate) fn and_email(mut self, email: &Email) -> Result<Self, String> {
+        let server = &email.server;
+        let builder = match email.encryption {
+            Encryption::Starttls => AsyncSmtpTransport::<Tokio1Executor>::starttls_relay(server),
+            Encryption::Implicit => AsyncSmtpTransport::<Tokio1Executor>::relay(server),
+            Encryption::None => Ok(AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(server)),
+        };
+        let mut builder = builder.map_err(|e| format!("{server}: {e}"))?.timeout(Some(LIMIT));
+        if let Some(port) = email.port {
+            builder = builder.port(port);
+        }
+        if let Some((user, password)) = &email.login {
+            builder = builder.credentials(Credentials::new(user.clone(), password.expose().to_owned()));
+        }
+        let letters = Letters { transport: builder.build(), from: email.from.clone(), to: email.to.clone() };
+        let way = Way::Mail(Box::new(letters));
+        self.sinks.push(Sink { way, kind: Kind::Email, waiting: VecDeque::new() });
+        Ok(self)
     }
 
     /// Tells Alertmanager what is still open: what it has not heard of for five minutes is over for it. To be called every
@@ -56,9 +131,9 @@ impl Sinks {
         let mut problems = Vec::new();
         let body = Value::Array(open.iter().map(|notice| to_alertmanager(notice)).collect());
         for sink in self.sinks.iter().filter(|sink| sink.kind == Kind::Alertmanager && !open.is_empty()) {
-            let sent = self.client.post(&sink.url).json(&body).send().await;
-            if let Err(error) = sent.and_then(reqwest::Response::error_for_status) {
-                problems.push(format!("{:?}: {}", sink.kind, error.without_url()));
+            let Way::Post(url) = &sink.way else { continue };
+            if let Err(Failure::Later(reason) | Failure::Refused(reason)) = post(&self.client, url, &body).await {
+                problems.push(format!("{} does not hear what is still open: {reason}", sink.kind.name()));
             }
         }
         problems
@@ -75,19 +150,84 @@ impl Sinks {
             if sink.waiting.is_empty() {
                 continue;
             }
-            let all: Vec<Notice> = sink.waiting.iter().cloned().collect();
-            let body = match sink.kind {
-                Kind::Webhook => json!({ "notices": all }),
-                Kind::Alertmanager => Value::Array(all.iter().map(to_alertmanager).collect()),
-            };
-            let sent = self.client.post(&sink.url).json(&body).send().await;
-            match sent.and_then(reqwest::Response::error_for_status) {
-                Ok(_) => sink.waiting.clear(),
-                // Without the address, which may have a token in it.
-                Err(error) => problems.push(format!("{:?}: {}", sink.kind, error.without_url())),
+            // A few at a time, so that what is too much for somebody is not too much for ever.
+            while !sink.waiting.is_empty() {
+                let some: Vec<&Notice> = sink.waiting.iter().take(AT_A_TIME).collect();
+                let sent = match &sink.way {
+                    Way::Post(url) => {
+                        let body = match sink.kind {
+                            Kind::Alertmanager => Value::Array(some.iter().map(|n| to_alertmanager(n)).collect()),
+                            _ => json!({ "notices": some }),
+                        };
+                        post(&self.client, url, &body).await
+                    }
+                    Way::Mail(letters) => mail(letters, &some).await,
+                };
+                let (number, name) = (some.len(), sink.kind.name());
+                match sent {
+                    Ok(()) => drop(sink.waiting.drain(..number)),
+                    Err(Failure::Refused(reason)) => {
+                        sink.waiting.drain(..number);
+                        problems.push(format!("{name}: {number} notices were refused, and are lost: {reason}"));
+                    }
+                    Err(Failure::Later(reason)) => {
+                        let waiting = sink.waiting.len();
+                        problems.push(format!("{name}: {waiting} notices were not sent yet: {reason}"));
+                        break;
+                    }
+                }
             }
         }
         problems
+    }
+}
+
+/// So many notices go in one request, or in one letter.
+const AT_A_TIME: usize = 50;
+
+async fn post(client: &reqwest::Client, url: &str, body: &Value) -> Result<(), Failure> {
+    // Without the address, which may have a token in it.
+    let answer = client.post(url).json(body).send().await.map_err(|e| Failure::Later(e.without_url().to_string()))?;
+    let status = answer.status();
+    let reason = || format!("it answers {}", status.as_u16());
+    match status.as_u16() {
+        200..=299 => Ok(()),
+        // Too early, too much just now, or somebody has yet to let us in.
+        401 | 403 | 408 | 425 | 429 => Err(Failure::Later(reason())),
+        400..=499 => Err(Failure::Refused(reason())),
+        _ => Err(Failure::Later(reason())),
+    }
+}
+
+async fn mail(letters: &Letters, notices: &[&Notice]) -> Result<(), Failure> {
+    let Letters { transport, from, to } = letters;
+    let begins = notices.iter().filter(|notice| notice.phase == Phase::Firing).count();
+    let first = notices.iter().find(|notice| notice.phase == Phase::Firing).or(notices.first());
+    let about = first.map_or(String::new(), |notice| notice.check.to_string());
+    let subject = match (begins, notices.len()) {
+        (0, 1) => format!("Over: {about}"),
+        (1, 1) => format!("Trouble: {about}"),
+        (0, all) => format!("{all} troubles are over"),
+        (begins, all) => format!("{begins} troubles begin, {} are over, first {about}", all - begins),
+    };
+    let mut text = String::new();
+    for notice in notices {
+        let word = if notice.phase == Phase::Firing { "TROUBLE" } else { "over" };
+        let since = notice.since.strftime("%Y-%m-%d %H:%M UTC");
+        text.push_str(&format!("{word}, since {since}: {}\r\n", notice.summary));
+    }
+    let mut message = Message::builder().from(from.clone()).subject(subject).header(ContentType::TEXT_PLAIN);
+    for one in to {
+        message = message.to(one.clone());
+    }
+    let message = message.body(text).map_err(|e| Failure::Refused(e.to_string()))?;
+    match transport.send(message).await {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_permanent() => Err(Failure::Refused(error.to_string())),
+        Err(error) => {
+            let inner = std::error::Error::source(&error).map_or(String::new(), |inner| format!(": {inner}"));
+            Err(Failure::Later(format!("{error}{inner}")))
+        }
     }
 }
 

@@ -148,6 +148,75 @@ pub struct Budget {
     pub burning: Option<(f64, Urgency)>,
 }
 
+/// What an objective is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// It could be worked with.
+    Availability,
+    /// It was fast enough.
+    Latency,
+}
+
+impl Objective {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Availability, Self::Latency];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Availability => "availability",
+            Self::Latency => "latency",
+        }
+    }
+
+    /// The aspects of a tenant that say whether it was met.
+    pub fn aspects(self) -> [&'static str; 2] {
+        match self {
+            Self::Availability => ["database", "page"],
+            Self::Latency => ["database latency", "page latency"],
+        }
+    }
+}
+
+/// Something of each objective of each tenant.
+pub type ByObjective<T> = std::collections::BTreeMap<(String, Objective), T>;
+
+/// How a look counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Good.
+    Good,
+    /// Bad, and nothing that is shared explains it.
+    Bad,
+    /// Bad, because of something that is shared: it counts for what is left, and whoever is responsible is told elsewhere.
+    Shared,
+}
+
+/// The looks of one objective.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    all: Counts,
+    own: Counts,
+    /// So far: good, bad, and bad because of something that is shared.
+    pub looks: [u64; 3],
+}
+
+impl Tally {
+    /// Counts a look.
+    pub fn add(&mut self, at: Timestamp, look: Look) {
+        self.all.add(at, look == Look::Good);
+        self.own.add(at, look != Look::Bad);
+        self.looks[look as usize] += 1;
+    }
+
+    /// What has become of the budget.
+    pub fn budget(&self, objective: f64, now: Timestamp) -> Budget {
+        let (all, own) = (Budget::of(&self.all, objective, now), Budget::of(&self.own, objective, now));
+        Budget { burning: own.burning, ..all }
+    }
+}
+
 impl Budget {
     /// Looks at a budget.
     pub fn of(counts: &Counts, objective: f64, now: Timestamp) -> Self {
@@ -212,6 +281,22 @@ mod tests {
         looks(&mut counts, 0..10_000, |minute| minute % 2_500 != 7);
         let budget = Budget::of(&counts, 0.999, at(9_999));
         assert!(budget.burning.is_none() && budget.left > 0.5, "{budget:?}");
+    }
+
+    #[test]
+    fn what_something_shared_has_spent_is_gone_and_burns_for_nobody() {
+        let mut tally = Tally::default();
+        for minute in 0..120 {
+            let look = if (60..80).contains(&minute) { Look::Shared } else { Look::Good };
+            tally.add(at(minute), look);
+        }
+        let budget = tally.budget(0.999, at(80));
+        assert!(budget.burning.is_none() && budget.left < 0.7, "{budget:?}");
+        for minute in 120..140 {
+            tally.add(at(minute), Look::Bad);
+        }
+        assert!(matches!(tally.budget(0.999, at(139)).burning, Some((_, Urgency::Page))));
+        assert_eq!(tally.looks, [100, 20, 20]);
     }
 
     #[test]

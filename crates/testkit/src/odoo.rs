@@ -12,4 +12,4 @@ mod websocket;
 
 pub use estate::{Busy, Counts, Estate};
 pub use server::{MiniOdoo, OdooOptions};
-pub use tenancy::secret;
+pub use tenancy::{USER, secret};

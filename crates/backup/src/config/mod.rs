@@ -18,7 +18,7 @@ pub use file::{
 use crate::Error;
 use crate::drill::{Drill, ReportKey};
 use crate::logical::Backup;
-use crate::model::{BackupPolicy, RestoreDrill, RestorePoint, Schedule};
+use crate::model::{BackupPolicy, Immutability, RestoreDrill, RestorePoint, Schedule};
 use crate::physical::{PgBackRest, Recovery};
 use crate::repository::{Directory, KeySource, S3, S3Options, Store, StoreError};
 use crate::restore::{GatewayConsole, Restore};
@@ -51,6 +51,32 @@ enum StoreSetup {
     S3(Box<S3Options>),
 }
 
+impl StoreSetup {
+    /// The place of one tenant.
+    fn of(&self, tenant: &str) -> Self {
+        let replace = |text: &str| text.replace("{tenant}", tenant);
+        match self {
+            Self::Directory(path) => Self::Directory(replace(&path.to_string_lossy()).into()),
+            Self::S3(options) => {
+                Self::S3(Box::new(S3Options { prefix: replace(&options.prefix), ..(**options).clone() }))
+            }
+        }
+    }
+
+    fn open(&self, immutability: Option<Immutability>) -> Result<Arc<dyn Store>, StoreError> {
+        Ok(match self {
+            Self::Directory(path) => Arc::new(Directory::new(path)),
+            Self::S3(options) => {
+                let options = S3Options { immutability, ..(**options).clone() };
+                Arc::new(S3::new(options, tokio::runtime::Handle::current())?)
+            }
+        })
+    }
+}
+
+/// A place among those of tenants that no tenant can have.
+const NOBODYS: &str = "_health_";
+
 /// A configuration, understood and checked.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -60,6 +86,8 @@ pub struct Setup {
     pub tenants: Vec<TenantSetup>,
     /// Drills, where they are configured.
     pub drills: Option<DrillSetup>,
+    /// Where repositories are; there is a fault where there is none.
+    store: Option<StoreSetup>,
 }
 
 /// How drills are run, and where their reports go.
@@ -96,9 +124,28 @@ impl Setup {
             return Err(Diagnostics(faults));
         };
         let mut understanding = Understanding(Reader::new(source, &node, secrets, faults));
-        let tenants = understanding.tenants(&config, catalog);
+        let (tenants, store) = understanding.tenants(&config, catalog);
         let drills = config.drills.as_ref().and_then(|drills| understanding.drills(drills));
-        understanding.0.finish(Self { config, tenants, drills })
+        understanding.0.finish(Self { config, tenants, drills, store })
+    }
+
+    /// Something that writes where the repositories are, beside them, reads it again, and removes it: whether backups could
+    /// be made and read now. It blocks. For S3 it works on the runtime that is current here.
+    pub fn write_and_read(&self) -> Result<impl Fn() -> Result<(), StoreError> + Send + Sync + use<>, StoreError> {
+        let place = self.store.as_ref().map(|store| store.of(NOBODYS).open(None)).transpose()?;
+        Ok(move || {
+            let Some(store) = &place else { return Ok(()) };
+            // Never the same, so that nothing old is taken for it.
+            let (name, text) = ("probe", jiff::Timestamp::now().to_string());
+            store.write(name, vec![text.clone().into()])?;
+            let read = store.read(name)?;
+            store.remove(name)?;
+            if read == text.as_bytes() {
+                return Ok(());
+            }
+            let reason = "it holds something else than what was written".to_owned();
+            Err(StoreError::Failed { store: store.location(), action: "read", name: name.to_owned(), reason })
+        })
     }
 
     /// A tenant by name.
@@ -110,13 +157,7 @@ impl Setup {
 impl TenantSetup {
     /// The tenant's store. For S3 it works on the runtime that is current here.
     pub fn store(&self) -> Result<Arc<dyn Store>, StoreError> {
-        Ok(match &self.store {
-            StoreSetup::Directory(path) => Arc::new(Directory::new(path)),
-            StoreSetup::S3(options) => {
-                let options = S3Options { immutability: self.policy.immutability, ..(**options).clone() };
-                Arc::new(S3::new(options, tokio::runtime::Handle::current())?)
-            }
-        })
+        self.store.open(self.policy.immutability)
     }
 
     /// Where the tenant's key comes from.
@@ -225,7 +266,7 @@ impl std::ops::DerefMut for Understanding<'_> {
 }
 
 impl Understanding<'_> {
-    fn tenants(&mut self, config: &BackupConfig, catalog: Option<&Catalog>) -> Vec<TenantSetup> {
+    fn tenants(&mut self, config: &BackupConfig, catalog: Option<&Catalog>) -> (Vec<TenantSetup>, Option<StoreSetup>) {
         if config.concurrency == 0 {
             self.fault(&["concurrency"], "0", "at least 1");
         }
@@ -259,7 +300,7 @@ impl Understanding<'_> {
         if wanted.is_empty() {
             self.fault(&["tenants"], "no tenant", "a tenant, here or in `catalog`");
         }
-        let (Some(store), Some(key)) = (store, key) else { return Vec::new() };
+        let (Some(store), Some(key)) = (store, key) else { return (Vec::new(), None) };
         if wanted.len() > 1 && !key.is_of_a_tenant() {
             let expected =
                 "`{tenant}` in it: with a key of its own, a tenant's backups can be destroyed and nobody else's";
@@ -281,7 +322,7 @@ impl Understanding<'_> {
             }
             setups.push(setup);
         }
-        setups
+        (setups, Some(store))
     }
 
     fn tenant(
@@ -320,7 +361,6 @@ impl Understanding<'_> {
         let database = tenant.database.unwrap_or_else(|| name.to_owned());
         let policy = &config.policy;
         let filestores = self.path(&config.filestores);
-        let replace = |text: &str| text.replace("{tenant}", name);
         Some(TenantSetup {
             tenant: slug,
             policy: BackupPolicy {
@@ -338,12 +378,7 @@ impl Understanding<'_> {
             physical: found.physical,
             owner: tenant.owner,
             filestores,
-            store: match store {
-                StoreSetup::Directory(path) => StoreSetup::Directory(replace(&path.to_string_lossy()).into()),
-                StoreSetup::S3(options) => {
-                    StoreSetup::S3(Box::new(S3Options { prefix: replace(&options.prefix), ..(**options).clone() }))
-                }
-            },
+            store: store.of(name),
             key: key.clone(),
         })
     }

@@ -33,7 +33,7 @@ pub(crate) fn drill(args: &DrillArgs) -> anyhow::Result<ExitCode> {
     FILE.with(&args.common.config, |setup| drill::run(args, setup))
 }
 
-const FILE: File<Setup> = File { catalog_of: Setup::catalog_of, read: Setup::read };
+pub(crate) const FILE: File<Setup> = File { catalog_of: Setup::catalog_of, read: Setup::read };
 
 fn tenant<'a>(setup: &'a Setup, name: &str) -> anyhow::Result<&'a TenantSetup> {
     setup.tenant(name).ok_or_else(|| {

@@ -129,6 +129,14 @@ impl Probe for BackupsProbe {
             );
             return vec![runner(Status::Fail, text)];
         }
+        // The file may be written by somebody else than whoever makes backups.
+        let looked =
+            text.lines().find_map(|line| line.strip_prefix("cofferdam_backup_time_seconds ")?.trim().parse().ok());
+        let idle = looked.map_or(0.0, |at: f64| Timestamp::now().as_second() as f64 - at);
+        if idle > IDLE {
+            let text = format!("the backup runner has not looked at its tenants for {}: it hangs", seconds(idle));
+            return vec![runner(Status::Fail, text)];
+        }
         let values = read_metrics(&text);
         let mut found = vec![runner(Status::Pass, format!("it has written {} ago", seconds(age.as_secs_f64())))];
         for tenant in &self.tenants {
@@ -137,6 +145,9 @@ impl Probe for BackupsProbe {
         found
     }
 }
+
+/// A runner that has not looked at its tenants for so many seconds hangs.
+const IDLE: f64 = 600.0;
 
 /// Samples with the one label `tenant`, by name and tenant.
 fn read_metrics(text: &str) -> BTreeMap<(String, String), f64> {

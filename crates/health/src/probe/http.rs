@@ -29,6 +29,33 @@ pub struct HttpProbe {
 /// More of a page is not read.
 const LONGEST: usize = 1 << 20;
 
+/// Whoever visits a site: each look is a visitor of its own.
+pub(super) fn client(url: &reqwest::Url, connect: Option<std::net::SocketAddr>) -> Result<reqwest::Client, String> {
+    let host = url.host_str().ok_or("it names no host")?.to_owned();
+    let mut builder = reqwest::Client::builder()
+        .tls_backend_preconfigured(super::certificate::client_config()?)
+        .redirect(reqwest::redirect::Policy::none())
+        .pool_max_idle_per_host(0)
+        .no_proxy()
+        .user_agent("cofferdam-health");
+    if let Some(connect) = connect {
+        builder = builder.resolve(&host, connect);
+    }
+    builder.build().map_err(|e| e.to_string())
+}
+
+/// Why something was not fetched, without its address, which may have something secret in it.
+pub(super) fn why(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
+
 impl HttpProbe {
     /// A probe. Fails with a word when the URL is none.
     pub fn new(
@@ -39,19 +66,7 @@ impl HttpProbe {
         limits: (f64, f64),
         interval: Duration,
     ) -> Result<Self, String> {
-        let parsed = reqwest::Url::parse(url).map_err(|e| e.to_string())?;
-        let host = parsed.host_str().ok_or("it names no host")?.to_owned();
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(super::certificate::client_config()?)
-            .redirect(reqwest::redirect::Policy::none())
-            // Each look is a visitor of its own.
-            .pool_max_idle_per_host(0)
-            .no_proxy()
-            .user_agent("cofferdam-health");
-        if let Some(connect) = connect {
-            builder = builder.resolve(&host, connect);
-        }
-        let client = builder.build().map_err(|e| e.to_string())?;
+        let client = client(&reqwest::Url::parse(url).map_err(|e| e.to_string())?, connect)?;
         let (tenant, url) = (tenant.to_owned(), url.to_owned());
         Ok(Self { tenant, url, connect, expect, limits, interval, client })
     }
@@ -106,16 +121,7 @@ impl Probe for HttpProbe {
         };
         let (status, body) = match self.fetch().await {
             Ok(answer) => answer,
-            Err(error) => {
-                let error = error.without_url();
-                let mut text = error.to_string();
-                let mut source = std::error::Error::source(&error);
-                while let Some(inner) = source {
-                    text = format!("{text}: {inner}");
-                    source = inner.source();
-                }
-                return vec![page(Status::Fail, format!("no page: {text}"))];
-            }
+            Err(error) => return vec![page(Status::Fail, format!("no page: {}", why(error)))],
         };
         let took = started.elapsed().as_secs_f64();
         // To log in, Odoo may send a visitor elsewhere.

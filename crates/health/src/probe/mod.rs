@@ -6,10 +6,13 @@
 mod backups;
 mod certificate;
 pub mod conformance;
+mod disk;
+mod flow;
 mod gateway;
 mod http;
 mod odoo;
 mod postgres;
+mod repository;
 mod store;
 
 use std::time::Duration;
@@ -20,10 +23,13 @@ use jiff::Timestamp;
 pub use backups::BackupsProbe;
 pub use certificate::CertificateProbe;
 pub(crate) use certificate::client_config;
+pub use disk::DiskProbe;
+pub use flow::{LoginProbe, WebSocketProbe};
 pub use gateway::GatewayProbe;
 pub use http::HttpProbe;
 pub use odoo::{TenantLimits, TenantProbe};
 pub use postgres::{ClusterLimits, ClusterProbe, Database};
+pub use repository::{RepositoryProbe, WriteAndRead};
 pub use store::RedisProbe;
 
 use crate::model::{CheckId, Observation, Status, Topic};

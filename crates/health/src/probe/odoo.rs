@@ -2,7 +2,7 @@
 //!
 //! (`reference`: Health, "Probe the tenant's own database"; Health and upgrades, the tables.)
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -45,35 +45,55 @@ pub struct TenantProbe {
     pub interval: Duration,
 }
 
-const ASPECTS: [&str; 5] = ["database", "cron", "mail", "queue", "modules"];
+const ASPECTS: [&str; 7] = ["database", "database latency", "cron", "mail", "queue", "modules", "bloat"];
+const TABLES: [&str; 5] = ["ir_module_module", "ir_cron", "ir_cron_trigger", "mail_mail", "queue_job"];
+
+/// Columns of a tenant's tables that may be read, with their types.
+struct Columns {
+    types: HashMap<(String, String), u32>,
+    /// Tables that are there and could not be held, and why.
+    held_by_others: HashMap<String, String>,
+}
+
+impl Columns {
+    fn has(&self, table: &str, column: &str) -> bool {
+        self.types.contains_key(&(table.to_owned(), column.to_owned()))
+    }
+
+    fn is_time(&self, table: &str, column: &str) -> bool {
+        self.types.get(&(table.to_owned(), column.to_owned())) == Some(&TIMESTAMP)
+    }
+}
+
+/// `timestamp without time zone`.
+const TIMESTAMP: u32 = 1_114;
 
 impl TenantProbe {
     fn id(&self, aspect: &str) -> CheckId {
         CheckId::tenant(&self.tenant, aspect)
     }
 
+    /// Functions in a tenant's indexes are evaluated when a query of its tables is planned, as whoever asks. So whoever asks
+    /// must be nobody: a role that sees and does no more than the tenant itself.
+    async fn refuse_too_much(&self, client: &Client) -> Result<Option<String>, tokio_postgres::Error> {
+        let query = "SELECT rolname::text FROM pg_roles r WHERE r.rolname = current_user AND (\
+                         r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls \
+                         OR EXISTS (SELECT FROM pg_roles p WHERE p.rolname LIKE 'pg\\_%' AND p.rolname <> 'pg_read_all_data' \
+                                    AND pg_has_role(r.oid, p.oid, 'MEMBER')))";
+        let role: Option<String> = client.query_opt(query, &[]).await?.map(|row| row.get(0));
+        Ok(role.map(|role| {
+            format!(
+                "not looked at: what a tenant has put into its indexes would run as {role}, who may do or see more than a \
+                 tenant; expected `tenant_user`, a role with CONNECT and SELECT and nothing else"
+            )
+        }))
+    }
+
     async fn read(&self, client: &Client, now: Timestamp) -> Result<Vec<Observation>, tokio_postgres::Error> {
+        let there = Self::hold(client).await?;
         let started = Instant::now();
-        // Tables of Odoo's own, so that a database that was emptied, or half-restored, does not pass. They are a tenant's to
-        // define: they are held first, so that they stay what they are, and only ordinary tables and columns of PostgreSQL's
-        // own plain types are read. Views, casts and output functions of the tenant's would run as us.
-        let tables = "SELECT quote_ident(relname) FROM pg_class WHERE relnamespace = to_regnamespace('public') \
-                      AND relkind IN ('r', 'p') AND NOT relrowsecurity AND NOT relhassubclass \
-                      AND relname IN ('ir_module_module', 'ir_cron', 'ir_cron_trigger', 'mail_mail', 'queue_job')";
-        for row in client.query(tables, &[]).await? {
-            let table: String = row.try_get(0)?;
-            client.batch_execute(&format!("LOCK TABLE public.{table} IN ACCESS SHARE MODE")).await?;
-        }
-        let columns = "SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
-                       JOIN pg_locks l ON l.relation = c.oid AND l.pid = pg_backend_pid() AND l.mode = 'AccessShareLock' \
-                       WHERE c.relnamespace = to_regnamespace('public') AND c.relkind IN ('r', 'p') AND a.attnum > 0 \
-                       AND NOT a.attisdropped AND a.atttypid IN (16, 20, 21, 23, 25, 701, 1043, 1114, 1184) \
-                       AND c.relname IN ('ir_module_module', 'ir_cron', 'ir_cron_trigger', 'mail_mail', 'queue_job')";
-        let rows = client.query(columns, &[]).await?;
-        let there: HashSet<(String, String)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        let has = |table: &str, column: &str| there.contains(&(table.to_owned(), column.to_owned()));
         let mut found = Vec::new();
-        if !has("ir_module_module", "state") || !has("ir_module_module", "name") {
+        if !there.has("ir_module_module", "state") || !there.has("ir_module_module", "name") {
             let text = "the database is there, but not Odoo's tables: it is empty, or another's";
             found.push(Observation::pass(self.id("database"), Topic::Availability, now, text).with(Status::Fail));
             return Ok(found);
@@ -81,35 +101,125 @@ impl TenantProbe {
         found.push(self.modules(client, now).await?);
         let latency = started.elapsed().as_secs_f64();
         let (warn, fail) = self.limits.latency;
+        let text = format!("it answers in {}", seconds(latency));
+        found.push(Observation::pass(self.id("database"), Topic::Availability, now, text.clone()));
         found.push(
             Observation::pass(
-                self.id("database"),
+                self.id("database latency"),
                 Topic::Latency,
                 now,
-                format!("it answers in {}, {} is expected", seconds(latency), seconds(warn)),
+                format!("{text}, {} is expected", seconds(warn)),
             )
-            // Slow is not gone.
-            .with(if latency >= fail { Status::Fail } else { graded(latency, warn, f64::INFINITY) })
+            .with(graded(latency, warn, fail))
             .figure(Evidence::new("answered_in", latency, "s").limited(fail)),
         );
-        if has("ir_cron", "nextcall") && has("ir_cron", "active") && has("ir_cron", "id") {
-            let name = ["cron_name", "name"].into_iter().find(|column| has("ir_cron", column));
-            let counts = has("ir_cron", "failure_count") && has("ir_cron", "first_failure_date");
-            found.push(self.cron(client, now, name, counts, has("ir_cron_trigger", "call_at")).await?);
-        }
-        if has("mail_mail", "state") && has("mail_mail", "create_date") {
-            found.push(self.mail(client, now).await?);
-        }
-        if has("queue_job", "state") && has("queue_job", "date_created") {
-            found.push(self.queue(client, now).await?);
-        }
-        for aspect in ["cron", "mail", "queue"] {
-            if !found.iter().any(|observation| observation.check == self.id(aspect)) {
-                let text = "the module is not installed";
-                found.push(Observation::pass(self.id(aspect), Topic::Backlog, now, text));
+        // What is wrong with one table is no reason to say nothing of the others.
+        let absent = |aspect: &str, table: &str| match there.held_by_others.get(table) {
+            Some(reason) => {
+                let text = format!("{table} cannot be looked at: {reason}");
+                Observation::pass(self.id(aspect), Topic::Backlog, now, text).with(Status::Unknown)
+            }
+            None => Observation::pass(self.id(aspect), Topic::Backlog, now, "the module is not installed"),
+        };
+        found.push(
+            if there.has("ir_cron", "nextcall") && there.has("ir_cron", "active") && there.has("ir_cron", "id") {
+                self.apart(client, "cron", Topic::Backlog, now, self.cron(client, now, &there)).await?
+            } else {
+                absent("cron", "ir_cron")
+            },
+        );
+        found.push(if there.has("mail_mail", "state") && there.has("mail_mail", "create_date") {
+            self.apart(client, "mail", Topic::Backlog, now, self.mail(client, now, &there)).await?
+        } else {
+            absent("mail", "mail_mail")
+        });
+        found.push(if there.has("queue_job", "state") && there.has("queue_job", "date_created") {
+            self.apart(client, "queue", Topic::Backlog, now, self.queue(client, now, &there)).await?
+        } else {
+            absent("queue", "queue_job")
+        });
+        found.push(self.apart(client, "bloat", Topic::Capacity, now, self.bloat(client, now)).await?);
+        Ok(found)
+    }
+
+    /// Tables of Odoo's own, so that a database that was emptied, or half-restored, does not pass. They are a tenant's to
+    /// define: they are held first, so that they stay what they are, and only ordinary tables and columns of PostgreSQL's
+    /// own plain types are read, not views, casts and output functions of the tenant's.
+    async fn hold(client: &Client) -> Result<Columns, tokio_postgres::Error> {
+        let tables = "SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace('public') \
+                      AND relkind IN ('r', 'p') AND NOT relrowsecurity AND NOT relhassubclass AND relname = ANY($1)";
+        let mut held_by_others = HashMap::new();
+        for row in client.query(tables, &[&TABLES.as_slice()]).await? {
+            if held_by_others.len() > 1 {
+                // Each costs a second: the rest can wait for the next look.
+                held_by_others.insert(row.try_get(0)?, "others are held for too long".to_owned());
+                continue;
+            }
+            let table: String = row.try_get(0)?;
+            let lock = format!("SAVEPOINT one; LOCK TABLE public.{table} IN ACCESS SHARE MODE; RELEASE one");
+            if let Err(error) = client.batch_execute(&lock).await {
+                // Without this one there is nothing to say; without another there is less.
+                if table == TABLES[0] || client.is_closed() {
+                    return Err(error);
+                }
+                client.batch_execute("ROLLBACK TO one").await?;
+                held_by_others.insert(table, reason(&error));
             }
         }
-        Ok(found)
+        let columns = "SELECT c.relname::text, a.attname::text, a.atttypid FROM pg_class c \
+                       JOIN pg_attribute a ON a.attrelid = c.oid \
+                       JOIN pg_locks l ON l.relation = c.oid AND l.pid = pg_backend_pid() AND l.mode = 'AccessShareLock' \
+                       WHERE c.relnamespace = to_regnamespace('public') AND c.relkind IN ('r', 'p') AND a.attnum > 0 \
+                       AND NOT a.attisdropped AND a.atttypid IN (16, 20, 21, 23, 25, 701, 1043, 1114, 1184) \
+                       AND c.relname = ANY($1)";
+        let rows = client.query(columns, &[&TABLES.as_slice()]).await?;
+        let types = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+        Ok(Columns { types, held_by_others })
+    }
+
+    /// A part of a look whose failure is its own.
+    async fn apart(
+        &self,
+        client: &Client,
+        aspect: &str,
+        topic: Topic,
+        now: Timestamp,
+        work: impl Future<Output = Result<Observation, tokio_postgres::Error>>,
+    ) -> Result<Observation, tokio_postgres::Error> {
+        client.batch_execute("SAVEPOINT one").await?;
+        match work.await {
+            Ok(observation) => {
+                client.batch_execute("RELEASE one").await?;
+                Ok(observation)
+            }
+            Err(error) => {
+                if client.is_closed() {
+                    return Err(error);
+                }
+                client.batch_execute("ROLLBACK TO one").await?;
+                let text = format!("it cannot be looked at: {}", reason(&error));
+                Ok(Observation::pass(self.id(aspect), topic, now, text).with(Status::Unknown))
+            }
+        }
+    }
+
+    /// Tables of which more is dead than alive: a hint, from what the server has counted.
+    async fn bloat(&self, client: &Client, now: Timestamp) -> Result<Observation, tokio_postgres::Error> {
+        let query = "SELECT relname::text, n_dead_tup::float8, n_live_tup::float8, \
+                       extract(epoch FROM clock_timestamp() - greatest(last_vacuum, last_autovacuum))::float8 \
+                     FROM pg_stat_user_tables WHERE n_dead_tup > 100000 ORDER BY n_dead_tup DESC LIMIT 1";
+        let Some(row) = client.query_opt(query, &[]).await? else {
+            let text = "no table has many dead rows";
+            return Ok(Observation::pass(self.id("bloat"), Topic::Capacity, now, text));
+        };
+        let (table, dead, alive): (String, f64, f64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let vacuumed = row.try_get::<_, Option<f64>>(3)?;
+        let vacuumed = vacuumed.map_or_else(|| "never".to_owned(), |age| format!("{} ago", seconds(age)));
+        let share = 100.0 * dead / (dead + alive).max(1.0);
+        let text = format!("{share:.0} % of the rows of {table} are dead ({dead:.0}); it was vacuumed {vacuumed}");
+        Ok(Observation::pass(self.id("bloat"), Topic::Capacity, now, text)
+            .with(graded(share, 50.0, f64::INFINITY))
+            .figure(Evidence::new("dead_rows", share, "%").limited(50.0)))
     }
 
     /// Modules that wait to be installed, upgraded or removed stop every scheduled job.
@@ -140,10 +250,11 @@ impl TenantProbe {
         &self,
         client: &Client,
         now: Timestamp,
-        name: Option<&str>,
-        counts_failures: bool,
-        has_triggers: bool,
+        there: &Columns,
     ) -> Result<Observation, tokio_postgres::Error> {
+        let name = ["cron_name", "name"].into_iter().find(|column| there.has("ir_cron", column));
+        let counts_failures = there.has("ir_cron", "failure_count") && there.has("ir_cron", "first_failure_date");
+        let has_triggers = there.has("ir_cron_trigger", "call_at");
         let name = name.map_or_else(
             || "'job ' || c.id::text".to_owned(),
             |column| format!("coalesce(c.{column}::text, 'job ' || c.id::text)"),
@@ -203,14 +314,30 @@ impl TenantProbe {
             .figure(Evidence::new("triggers_due", triggers, "")))
     }
 
-    async fn mail(&self, client: &Client, now: Timestamp) -> Result<Observation, tokio_postgres::Error> {
-        let query = "SELECT count(*) FILTER (WHERE state = 'outgoing')::float8, \
-                     extract(epoch FROM (clock_timestamp() AT TIME ZONE 'UTC') - min(create_date) \
-                       FILTER (WHERE state = 'outgoing'))::float8, \
-                     count(*) FILTER (WHERE state = 'exception' \
-                       AND create_date > (clock_timestamp() AT TIME ZONE 'UTC') - interval '1 day')::float8 \
-                     FROM public.mail_mail WHERE state IN ('outgoing', 'exception')";
-        let row = client.query_one(query, &[]).await?;
+    async fn mail(
+        &self,
+        client: &Client,
+        now: Timestamp,
+        there: &Columns,
+    ) -> Result<Observation, tokio_postgres::Error> {
+        // A mail for later does not wait. Up to Odoo 15 the column is a text.
+        let (since, due) = if there.is_time("mail_mail", "scheduled_date") {
+            (
+                "greatest(create_date, scheduled_date)",
+                "coalesce(scheduled_date <= clock_timestamp() AT TIME ZONE 'UTC', true)",
+            )
+        } else {
+            ("create_date", "true")
+        };
+        let query = format!(
+            "SELECT count(*) FILTER (WHERE state = 'outgoing' AND {due})::float8, \
+             extract(epoch FROM (clock_timestamp() AT TIME ZONE 'UTC') - min({since}) \
+               FILTER (WHERE state = 'outgoing' AND {due}))::float8, \
+             count(*) FILTER (WHERE state = 'exception' \
+               AND create_date > (clock_timestamp() AT TIME ZONE 'UTC') - interval '1 day')::float8 \
+             FROM public.mail_mail WHERE state IN ('outgoing', 'exception')"
+        );
+        let row = client.query_one(&query, &[]).await?;
         let (waiting, failed): (f64, f64) = (row.try_get(0)?, row.try_get(2)?);
         let age = row.try_get::<_, Option<f64>>(1)?.unwrap_or(0.0);
         let (warn, fail) = self.limits.mail;
@@ -226,12 +353,28 @@ impl TenantProbe {
             .figure(Evidence::new("first_mail_waits", age, "s").limited(fail)))
     }
 
-    async fn queue(&self, client: &Client, now: Timestamp) -> Result<Observation, tokio_postgres::Error> {
-        let query = "SELECT state::text, count(*)::float8, \
-                     extract(epoch FROM (clock_timestamp() AT TIME ZONE 'UTC') - min(date_created))::float8 \
-                     FROM public.queue_job WHERE state IN ('pending', 'enqueued', 'started', 'failed') GROUP BY 1";
+    async fn queue(
+        &self,
+        client: &Client,
+        now: Timestamp,
+        there: &Columns,
+    ) -> Result<Observation, tokio_postgres::Error> {
+        // A job for later (`eta`) does not wait.
+        let (since, due) = if there.is_time("queue_job", "eta") {
+            (
+                "greatest(date_created, eta)",
+                "AND (eta IS NULL OR state <> 'pending' OR eta <= clock_timestamp() AT TIME ZONE 'UTC')",
+            )
+        } else {
+            ("date_created", "")
+        };
+        let query = format!(
+            "SELECT state::text, count(*)::float8, \
+             extract(epoch FROM (clock_timestamp() AT TIME ZONE 'UTC') - min({since}))::float8 \
+             FROM public.queue_job WHERE state IN ('pending', 'enqueued', 'started', 'failed') {due} GROUP BY 1"
+        );
         let (mut waiting, mut age, mut failed, mut running) = (0.0, 0.0_f64, 0.0, 0.0);
-        for row in client.query(query, &[]).await? {
+        for row in client.query(&query, &[]).await? {
             let (state, number): (String, f64) = (row.try_get(0)?, row.try_get(1)?);
             match state.as_str() {
                 "failed" => failed = number,
@@ -279,6 +422,16 @@ impl Probe for TenantProbe {
         let read = async {
             let look = self.database.connect().await?;
             let client = &look.client;
+            if let Some(text) = self.refuse_too_much(client).await? {
+                let refused = Observation::pass(self.id("database"), Topic::Security, now, text);
+                return Ok(vec![refused.with(Status::Fail)]);
+            }
+            // What a tenant has written can hold up its look for longer than its time, also against the server's limits: the
+            // next look ends it.
+            let leftovers = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user \
+                             AND datname = current_database() AND pid <> pg_backend_pid() \
+                             AND backend_start < clock_timestamp() - interval '10 seconds'";
+            client.query(leftovers, &[]).await?;
             // One snapshot for everything.
             client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
             self.read(client, now).await

@@ -12,7 +12,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Probe, bytes, graded, seconds};
 use crate::model::{CheckId, Evidence, Observation, Status, Topic};
 
-/// Where a server is and who we are there. The role needs `pg_monitor`, and `CONNECT` to the tenants' databases.
+/// Where a server is and who we are there. To look at a cluster the role needs `pg_monitor`; to look into tenants' databases
+/// `CONNECT` and `SELECT`, and it must have nothing else.
 #[derive(Debug, Clone)]
 pub struct Database {
     /// A host name, an address, or the directory of a socket.
@@ -89,6 +90,8 @@ pub struct ClusterLimits {
     pub slot: (f64, f64),
     /// Log that has not been archived for so long, in seconds.
     pub archive: (f64, f64),
+    /// So many replicas there should be; fewer are a failure.
+    pub replicas: u32,
 }
 
 impl Default for ClusterLimits {
@@ -101,6 +104,7 @@ impl Default for ClusterLimits {
             wraparound: (50.0, 75.0),
             slot: (10e9, 50e9),
             archive: (900.0, 3_600.0),
+            replicas: 0,
         }
     }
 }
@@ -139,7 +143,7 @@ impl ClusterProbe {
         CheckId::shared(&format!("cluster {}", self.name), aspect)
     }
 
-    fn observe(&self, row: &Row, now: Timestamp) -> Vec<Observation> {
+    fn observe(&self, row: &Row, unarchived: Option<f64>, now: Timestamp) -> Vec<Observation> {
         let limits = &self.limits;
         let number = |name: &str| row.try_get::<_, Option<f64>>(name).ok().flatten();
         let text = |name: &str| row.try_get::<_, Option<String>>(name).ok().flatten().unwrap_or_default();
@@ -193,11 +197,13 @@ impl ClusterProbe {
         );
         let lag = number("lag");
         let replicas = number("replicas").unwrap_or(0.0);
+        let gone = number("is_replica") != Some(1.0) && replicas < f64::from(limits.replicas);
         add(
             "replication",
             Topic::Availability,
-            lag.map_or(Status::Pass, |lag| graded(lag, limits.lag.0, limits.lag.1)),
+            if gone { Status::Fail } else { lag.map_or(Status::Pass, |lag| graded(lag, limits.lag.0, limits.lag.1)) },
             match lag {
+                _ if gone => format!("{replicas:.0} replicas follow, and there should be {}", limits.replicas),
                 Some(lag) if number("is_replica") == Some(1.0) => {
                     format!("this replica is {} behind, and the primary has gone on", seconds(lag))
                 }
@@ -220,12 +226,17 @@ impl ClusterProbe {
             },
             Evidence::new("slot_keeps", kept, "B").limited(limits.slot.1),
         );
-        let failing = number("archive_failing");
+        // A program that fails is counted; one that hangs is not, and segments wait.
+        let hanging = unarchived.filter(|age| *age >= limits.archive.0);
+        let failing = number("archive_failing").or(hanging);
         add(
             "archive",
             Topic::RecoveryPoint,
             failing.map_or(Status::Pass, |age| graded(age, limits.archive.0, limits.archive.1).max(Status::Warn)),
             match failing {
+                Some(age) if number("archive_failing").is_none() => {
+                    format!("a segment of the log has waited {} to be archived: `archive_command` hangs", seconds(age))
+                }
                 Some(age) => {
                     format!("the log cannot be archived since {}: {} failed last", seconds(age), text("archive_failed"))
                 }
@@ -243,6 +254,10 @@ const ANSWER: Duration = Duration::from_secs(4);
 
 const ASPECTS: [&str; 8] =
     ["reachable", "connections", "transactions", "locks", "wraparound", "replication", "slots", "archive"];
+
+/// For how long the oldest segment that waits to be archived has waited.
+const UNARCHIVED: &str = "SELECT extract(epoch FROM clock_timestamp() - min(modification))::float8 \
+                          FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
 
 /// Everything in one statement. A replica says how far it is behind itself, unless it has
 /// everything that was sent: for how long nothing was replayed, and if nothing ever was, since when it runs.
@@ -314,7 +329,13 @@ impl Probe for ClusterProbe {
         let started = Instant::now();
         let row = match self.pool.get().await {
             Ok(client) => {
-                let row = tokio::time::timeout(ANSWER, client.query_one(QUERY, &[])).await;
+                let ask = async {
+                    let row = client.query_one(QUERY, &[]).await?;
+                    // Whoever may not look there knows less, and that is all.
+                    let unarchived = client.query_opt(UNARCHIVED, &[]).await.ok().flatten();
+                    Ok::<_, tokio_postgres::Error>((row, unarchived.and_then(|row| row.try_get(0).ok().flatten())))
+                };
+                let row = tokio::time::timeout(ANSWER, ask).await;
                 let row = row.map_or_else(
                     |_| Err(format!("no answer within {} s", ANSWER.as_secs())),
                     |row| row.map_err(|e| reason(&e)),
@@ -335,8 +356,8 @@ impl Probe for ClusterProbe {
                 .figure(Evidence::new("answered_in", started.elapsed().as_secs_f64(), "s"))
         };
         match row {
-            Ok(row) => {
-                let mut found = self.observe(&row, now);
+            Ok((row, unarchived)) => {
+                let mut found = self.observe(&row, unarchived, now);
                 found.push(answered(
                     Status::Pass,
                     format!("it answers in {}", seconds(started.elapsed().as_secs_f64())),

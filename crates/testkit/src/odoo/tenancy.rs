@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::server::{Answer, Request, State, text};
 
 /// Every database has this user.
-const USER: (&str, &str) = ("admin", "admin-secret");
+pub const USER: (&str, &str) = ("admin", "admin-secret");
 
 /// What only somebody with access to a database can read.
 pub fn secret(database: &str) -> String {
@@ -96,6 +96,15 @@ pub(super) fn respond(state: &State, request: &Request) -> Option<Answer> {
     match path {
         "/jsonrpc" => Some(answer_json(&call_json(state, &request.body))),
         "/web/session/authenticate" => Some(authenticate(state, request)),
+        "/web/session/get_session_info" => {
+            let session = session_id(request).and_then(|id| state.sessions.get(&id)).unwrap_or_default();
+            let known = session.database.filter(|_| session.is_logged_in);
+            let answer = known.map_or_else(
+                || json!({ "jsonrpc": "2.0", "error": { "code": 100, "message": "Odoo Session Expired" } }),
+                |name| json!({ "jsonrpc": "2.0", "result": { "uid": 2, "db": name } }),
+            );
+            Some(answer_json(&answer))
+        }
         "/web/session/logout" => {
             let old = session_id(request);
             let id = state.sessions.rotate(old.as_deref(), Session::default());
