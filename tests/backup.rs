@@ -12,10 +12,12 @@ use cofferdam_backup::model::{
     BackupPolicy, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode, RestorePoint,
 };
 use cofferdam_backup::repository::{Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store};
-use cofferdam_backup::{Control, Error};
-use cofferdam_tenant::{HumanDuration, Secret, Slug};
+use cofferdam_backup::restore::Restore;
+use cofferdam_backup::{Control, Error, Server};
+use cofferdam_health::probe::{ClusterLimits, ClusterProbe, Database, Tls, conformance};
+use cofferdam_tenant::{HumanDuration, Secret, ServerTls, Slug, TlsMode};
 use cofferdam_testkit::odoo::Estate;
-use cofferdam_testkit::postgres::{SUPERUSER, binaries};
+use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER, binaries};
 use cofferdam_testkit::s3::{self, ObjectStore};
 use cofferdam_tests::house::{House, KEY, blocking, runtime};
 
@@ -327,6 +329,56 @@ fn a_backup_that_is_stopped_leaves_no_set_and_no_fence() {
         assert_eq!(set.consistency, Consistency::Fenced);
         let (good, text) = house.restic(&["check", "--read-data"]);
         assert!(good, "{text}");
+    });
+}
+
+/// Servers on other machines: encrypted, and checked as libpq checks them.
+#[test]
+fn connections_are_encrypted_and_the_server_is_checked_where_that_is_asked_for() {
+    runtime().block_on(async {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        let options =
+            ClusterOptions { tls: Some((certificate.pem(), key.serialize_pem())), ..ClusterOptions::default() };
+        let house = House::on(Cluster::start_with(&options).unwrap(), 5).await;
+        house.attach(2, 0).await;
+        let write = |name: &str, pem: &str| {
+            let path = house.directory.path().join(name);
+            std::fs::write(&path, pem).unwrap();
+            path
+        };
+        let ours = write("ours.pem", &certificate.pem());
+        let other = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
+        let theirs = write("theirs.pem", &other.cert.pem());
+        let tls = |ca_file: &Path| ServerTls { mode: TlsMode::VerifyFull, ca_file: Some(ca_file.to_owned()) };
+        let with = |ca_file: &Path| Server { tls: tls(ca_file), ..house.server() };
+        // Ours and that of PostgreSQL's programs.
+        let backup = Backup { server: with(&ours), ..house.backup() };
+        backup.run(&Control::default()).await.unwrap();
+        let restore = Restore { server: with(&ours), ..house.restore() };
+        restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap();
+        let backup = Backup { server: with(&theirs), ..house.backup() };
+        let error = backup.run(&Control::default()).await.unwrap_err().to_string();
+        assert!(error.contains("certificate"), "{error}");
+        let backup = Backup { dump_through: Some(with(&theirs)), ..house.backup() };
+        let error = backup.run(&Control::default()).await.unwrap_err().to_string();
+        assert!(error.contains("certificate verify failed"), "{error}");
+        // Whoever only looks.
+        let look = async |ca_file: &Path| {
+            let server = Database {
+                host: "127.0.0.1".into(),
+                port: house.cluster.port(),
+                user: SUPERUSER.0.into(),
+                password: Some(Secret::new(SUPERUSER.1)),
+                tls: Tls::read(&tls(ca_file)).unwrap(),
+                database: "postgres".into(),
+            };
+            let probe = ClusterProbe::new("main", &server, ClusterLimits::default(), Duration::from_secs(30));
+            conformance::check(&probe, ca_file == ours).await.unwrap();
+        };
+        look(&ours).await;
+        look(&theirs).await;
     });
 }
 

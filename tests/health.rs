@@ -62,6 +62,7 @@ fn server(cluster: &Cluster, database: &str) -> Database {
         port: cluster.port(),
         user: SUPERUSER.0.into(),
         password: Some(Secret::new(SUPERUSER.1)),
+        tls: None,
         database: database.into(),
     }
 }

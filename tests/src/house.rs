@@ -31,7 +31,11 @@ pub struct House {
 impl House {
     /// A tenant with so many partners.
     pub async fn new(partners: u32) -> Self {
-        let cluster = Cluster::start().unwrap();
+        Self::on(Cluster::start().unwrap(), partners).await
+    }
+
+    /// A tenant on a server.
+    pub async fn on(cluster: Cluster, partners: u32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let estate = Estate::create(&cluster, "acme", &directory.path().join("filestore"), partners).await.unwrap();
         Self { cluster, directory, estate }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cofferdam_tenant::Secret;
+use cofferdam_tenant::{Secret, ServerTls, TlsMode};
 use tokio_postgres::{Client, NoTls};
 
 use crate::Error;
@@ -23,6 +23,8 @@ pub struct Server {
     pub user: String,
     /// Its password, where one is wanted.
     pub password: Option<Secret>,
+    /// How connections are encrypted.
+    pub tls: ServerTls,
     /// A database that is always there, for creating others from.
     pub maintenance: String,
     /// The directory of `pg_dump` and its kin; without one they are looked for as any program is.
@@ -37,6 +39,7 @@ impl Server {
             port,
             user: user.into(),
             password,
+            tls: ServerTls::default(),
             maintenance: "postgres".to_owned(),
             programs: None,
         }
@@ -65,16 +68,27 @@ impl Server {
         // A host that dies without a word is noticed, so that nothing stays locked for its sake.
         config.application_name("cofferdam-backup").connect_timeout(CONNECT);
         config.keepalives_idle(Duration::from_secs(30));
-        let connecting = tokio::time::timeout(ANSWER, config.connect(NoTls)).await.map_err(|_| {
-            let reason = format!("no connection within {} s", ANSWER.as_secs());
-            Error::Database { server: self.name(), database: database.to_owned(), reason }
-        })?;
-        let (client, connection) = connecting.map_err(|e| self.failed(database, &e))?;
-        tokio::spawn(async move {
-            // Whoever uses the client is told.
-            let _ = connection.await;
-        });
-        Ok(client)
+        let refused = |reason: String| Error::Database { server: self.name(), database: database.to_owned(), reason };
+        let connecting = async {
+            if self.tls.mode == TlsMode::Disable {
+                let (client, connection) = config.connect(NoTls).await.map_err(|e| self.failed(database, &e))?;
+                tokio::spawn(connection);
+                return Ok(client);
+            }
+            let authorities = match &self.tls.ca_file {
+                Some(path) => Some(tokio::fs::read_to_string(path).await.map_err(|e| Error::files(path, &e))?),
+                None => None,
+            };
+            let (tls, insist) = cofferdam_tls::connector(self.tls.mode, authorities.as_deref())
+                .map_err(|error| refused(error.to_string()))?;
+            let (client, connection) =
+                config.ssl_mode(insist).connect(tls).await.map_err(|e| self.failed(database, &e))?;
+            // Whoever uses the client is told when it breaks.
+            tokio::spawn(connection);
+            Ok(client)
+        };
+        let connected = tokio::time::timeout(ANSWER, connecting).await;
+        connected.unwrap_or_else(|_| Err(refused(format!("no connection within {} s", ANSWER.as_secs()))))
     }
 
     /// A connection to a database whose contents a tenant has written: neither views nor policies of the tenant's are
@@ -102,7 +116,10 @@ impl Server {
         }
         command.env("PGHOST", &self.host).env("PGPORT", self.port.to_string()).env("PGUSER", &self.user);
         command.env("PGDATABASE", database).env("PGCONNECT_TIMEOUT", CONNECT.as_secs().to_string());
-        command.env("PGAPPNAME", "cofferdam-backup").env("LC_ALL", "C");
+        command.env("PGAPPNAME", "cofferdam-backup").env("LC_ALL", "C").env("PGSSLMODE", self.tls.mode.as_str());
+        if let Some(path) = &self.tls.ca_file {
+            command.env("PGSSLROOTCERT", path);
+        }
         if let Some(password) = &self.password {
             command.env("PGPASSWORD", password.expose());
         }
@@ -110,8 +127,19 @@ impl Server {
     }
 
     pub(crate) fn failed(&self, database: &str, error: &tokio_postgres::Error) -> Error {
-        let reason =
-            error.as_db_error().map_or_else(|| error.to_string(), |e| format!("{} ({})", e.message(), e.code().code()));
+        let reason = error.as_db_error().map_or_else(
+            || {
+                // What a library says first is not what helps.
+                let mut text = error.to_string();
+                let mut source = std::error::Error::source(error);
+                while let Some(inner) = source {
+                    text = format!("{text}: {inner}");
+                    source = inner.source();
+                }
+                text
+            },
+            |e| format!("{} ({})", e.message(), e.code().code()),
+        );
         Error::Database { server: self.name(), database: database.to_owned(), reason }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cofferdam_tenant::calendar::{Calendar, CalendarConfig};
 use cofferdam_tenant::yaml::{Node, Reader};
-use cofferdam_tenant::{Catalog, Diagnostics, HumanDuration, Secrets, Source};
+use cofferdam_tenant::{Catalog, Diagnostics, HumanDuration, Secrets, ServerTls, Source};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,7 +17,7 @@ use crate::engine::{Engine, EngineOptions, Hysteresis};
 use crate::model::{CheckId, Subject};
 use crate::probe::{
     BackupsProbe, CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, GatewayProbe, HttpProbe,
-    LoginProbe, Probe, RedisProbe, TenantProbe, WebSocketProbe,
+    LoginProbe, Probe, RedisProbe, TenantProbe, Tls, WebSocketProbe,
 };
 use crate::service::ServiceConfig;
 use crate::sink::{Email, Sinks};
@@ -90,6 +90,9 @@ pub struct ClusterFile {
     pub password_file: Option<PathBuf>,
     /// The environment variable with the role's password.
     pub password_env: Option<String>,
+    /// How connections are encrypted.
+    #[serde(default)]
+    pub tls: ServerTls,
     /// A database that is always there.
     #[serde(default = "maintenance")]
     pub maintenance: String,
@@ -623,11 +626,20 @@ impl Understanding<'_> {
     fn cluster(&mut self, name: &str, config: &ClusterFile) -> Option<Database> {
         let (file, variable) = (config.password_file.as_deref(), config.password_env.as_deref());
         let password = self.password(&["clusters", name], file, variable)?;
+        let field = ["clusters", name, "tls"];
+        let tls = match Tls::read(&self.tls(&field, &config.tls)?) {
+            Ok(tls) => tls,
+            Err(error) => {
+                self.fault(&field, error, "a file with certificates");
+                return None;
+            }
+        };
         Some(Database {
             host: config.host.clone(),
             port: config.port,
             user: config.user.clone(),
             password,
+            tls,
             database: config.maintenance.clone(),
         })
     }

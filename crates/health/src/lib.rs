@@ -18,6 +18,7 @@
 //!     port: 5432,
 //!     user: "watcher".into(),
 //!     password: None,
+//!     tls: None,
 //!     database: "postgres".into(),
 //! };
 //! let every = Duration::from_secs(30);

@@ -6,12 +6,9 @@ use std::sync::Arc;
 use cofferdam_tenant::{Cluster, PostgresFront, TlsMode};
 pub use cofferdam_tls::TlsError;
 use cofferdam_tls::{identity, pem, roots};
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ServerConfig};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -58,29 +55,11 @@ pub(crate) fn front(front: &PostgresFront) -> Result<Option<FrontTls>, TlsError>
 
 /// The configuration towards a cluster's servers; `None` when TLS is not wanted.
 pub(crate) fn towards(cluster: &Cluster) -> Result<Option<Arc<ClientConfig>>, TlsError> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
-    let verifier: Arc<dyn ServerCertVerifier> = match cluster.tls {
-        TlsMode::Disable => return Ok(None),
-        TlsMode::Allow | TlsMode::Prefer | TlsMode::Require => Arc::new(Lenient { provider, signed_by: None }),
-        mode @ (TlsMode::VerifyCa | TlsMode::VerifyFull) => {
-            let roots = Arc::new(roots("tls_ca", cluster.tls_ca.as_deref().unwrap_or_default())?);
-            let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build();
-            let verifier = verifier.map_err(|e| pem("tls_ca", e))?;
-            match mode {
-                TlsMode::VerifyFull => verifier,
-                _ => Arc::new(Lenient { provider, signed_by: Some(verifier) }),
-            }
-        }
-    };
-    let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-    let mut config = match &cluster.tls_identity {
-        Some(files) => {
-            let (chain, key) = identity(files)?;
-            builder.with_client_auth_cert(chain, key)?
-        }
-        None => builder.with_no_client_auth(),
-    };
+    if cluster.tls == TlsMode::Disable {
+        return Ok(None);
+    }
+    let identity = cluster.tls_identity.as_ref();
+    let mut config = cofferdam_tls::towards_server(cluster.tls, "tls_ca", cluster.tls_ca.as_deref(), identity)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Some(Arc::new(config)))
 }
@@ -108,56 +87,4 @@ pub(crate) fn common_name(certificate: &[u8]) -> Option<String> {
     let mut names = parsed.subject().iter_common_name();
     let name = names.next()?.as_str().ok()?.to_owned();
     names.next().is_none().then_some(name)
-}
-
-/// Checks less than the name: what libpq does below `verify-full`.
-#[derive(Debug)]
-struct Lenient {
-    provider: Arc<CryptoProvider>,
-    /// Checks who signed, whatever the name (`verify-ca`); without it nobody is checked (`prefer`, `require`).
-    signed_by: Option<Arc<WebPkiServerVerifier>>,
-}
-
-impl ServerCertVerifier for Lenient {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        chain: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let Some(signed_by) = &self.signed_by else { return Ok(ServerCertVerified::assertion()) };
-        // The chain is looked at first: a wrong name means that it is good.
-        match signed_by.verify_server_cert(leaf, chain, name, ocsp, now) {
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            other => other,
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }

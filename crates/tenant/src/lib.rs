@@ -45,8 +45,8 @@ pub use config::{
     ClientTlsConfig, ClusterConfig, ConsoleConfig, DatabaseCommands, GatewayConfig, HeaderChanges, HeaderPolicyConfig,
     HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, LoginConfig, LoginProtectionConfig,
     MaintenanceConfig, NetworksConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig, PoolingMode,
-    PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServiceConfig, TenantFile,
-    TenantTlsConfig, TlsMode, WakeConfig,
+    PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServerTls, ServiceConfig,
+    TenantFile, TenantTlsConfig, TlsMode, WakeConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

@@ -1,7 +1,11 @@
 //! Certificates, keys and authorities from PEM text, in the form that both planes use.
 //!
-//! Internal to the planes: its functions speak rustls, and nothing that an embedding program sees does.
+//! Internal to this workspace: its functions speak rustls, and nothing that an embedding program sees does.
 #![forbid(unsafe_code)]
+
+mod server;
+
+pub use server::{connector, towards_server};
 
 use cofferdam_tenant::TlsFiles;
 use rustls::RootCertStore;

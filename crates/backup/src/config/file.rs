@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cofferdam_tenant::{ByteSize, HumanDuration};
+use cofferdam_tenant::{ByteSize, HumanDuration, ServerTls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +107,9 @@ pub struct ServerConfig {
     /// A database that is always there.
     #[serde(default = "maintenance")]
     pub maintenance: String,
+    /// How connections to it are encrypted.
+    #[serde(default)]
+    pub tls: ServerTls,
     /// The directory of `pg_dump` and `pg_restore`.
     pub programs: Option<PathBuf>,
     /// The gateway in front of it.
@@ -138,6 +141,9 @@ pub struct GatewayEndpoint {
     pub host: String,
     /// Its PostgreSQL port.
     pub port: u16,
+    /// How connections to it are encrypted.
+    #[serde(default)]
+    pub tls: ServerTls,
     /// An administrator of its console, who lets transactions wait during a swap.
     pub console_user: Option<String>,
     /// The file with the administrator's password.

@@ -494,13 +494,15 @@ impl Understanding<'_> {
             port: config.port,
             user: config.user.clone(),
             password,
+            tls: self.tls(&[at[0], at[1], "tls"], &config.tls)?,
             maintenance: config.maintenance.clone(),
             programs: config.programs.as_deref().map(|path| self.path(path)),
         };
         let Some(gateway) = &config.gateway else {
             return Some(Servers { direct, dump_through: None, console: None, physical: config.pgbackrest.clone() });
         };
-        let through = Server { host: gateway.host.clone(), port: gateway.port, ..direct.clone() };
+        let tls = self.tls(&[at[0], at[1], "gateway", "tls"], &gateway.tls)?;
+        let through = Server { host: gateway.host.clone(), port: gateway.port, tls, ..direct.clone() };
         let console = match &gateway.console_user {
             Some(user) => {
                 let field = [at[0], at[1], "gateway", "console_password_file"];

@@ -28,7 +28,7 @@ pub use flow::{LoginProbe, WebSocketProbe};
 pub use gateway::GatewayProbe;
 pub use http::HttpProbe;
 pub use odoo::{TenantLimits, TenantProbe};
-pub use postgres::{ClusterLimits, ClusterProbe, Database};
+pub use postgres::{ClusterLimits, ClusterProbe, Database, Tls};
 pub use repository::{RepositoryProbe, WriteAndRead};
 pub use store::RedisProbe;
 

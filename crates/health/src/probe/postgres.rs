@@ -1,11 +1,14 @@
 //! A PostgreSQL cluster: is it there, does it keep up, will it run out of something.
 
+use std::fmt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use cofferdam_tenant::Secret;
+use cofferdam_tenant::{Secret, ServerTls, TlsMode};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use jiff::Timestamp;
+use tokio_postgres::config::SslMode;
 use tokio_postgres::{Client, Config, NoTls, Row};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -24,8 +27,34 @@ pub struct Database {
     pub user: String,
     /// Its password.
     pub password: Option<Secret>,
+    /// How connections are encrypted, if they are.
+    pub tls: Option<Tls>,
     /// The database.
     pub database: String,
+}
+
+/// What connections are encrypted with, read once.
+#[derive(Clone)]
+pub struct Tls(tokio_postgres_rustls::MakeRustlsConnect, SslMode);
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Tls").field(&self.1).finish()
+    }
+}
+
+impl Tls {
+    /// Reads the authorities. None where connections are not encrypted; fails, in words, where it cannot be as it should.
+    pub fn read(tls: &ServerTls) -> Result<Option<Self>, String> {
+        if tls.mode == TlsMode::Disable {
+            return Ok(None);
+        }
+        let read = |path: &PathBuf| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
+        let authorities = tls.ca_file.as_ref().map(read).transpose()?;
+        let (connector, insist) =
+            cofferdam_tls::connector(tls.mode, authorities.as_deref()).map_err(|e| e.to_string())?;
+        Ok(Some(Self(connector, insist)))
+    }
 }
 
 impl Database {
@@ -37,6 +66,9 @@ impl Database {
         }
         config.application_name("cofferdam-health").connect_timeout(Duration::from_secs(5));
         // No look becomes the long transaction, or the lock, that it looks for.
+        if let Some(Tls(_, insist)) = &self.tls {
+            config.ssl_mode(*insist);
+        }
         config.options("-c statement_timeout=4000 -c lock_timeout=1000 -c search_path=pg_catalog -c default_transaction_read_only=on -c row_security=off -c constraint_exclusion=off");
         config
     }
@@ -44,19 +76,22 @@ impl Database {
     /// A connection for one look. A thousand tenants' databases are looked at one after the other: keeping a connection
     /// to each would cost the server a thousand processes.
     pub(super) async fn connect(&self) -> Result<Look, tokio_postgres::Error> {
-        let (client, connection) = self.config().connect(NoTls).await?;
-        let socket = AbortOnDropHandle::new(tokio::spawn(async move {
-            // Whoever uses the client is told.
-            let _ = connection.await;
-        }));
-        Ok(Look { client, _socket: socket })
+        // Whoever uses the client is told when its connection breaks.
+        let (client, socket) = if let Some(Tls(connector, _)) = &self.tls {
+            let (client, connection) = self.config().connect(connector.clone()).await?;
+            (client, tokio::spawn(connection))
+        } else {
+            let (client, connection) = self.config().connect(NoTls).await?;
+            (client, tokio::spawn(connection))
+        };
+        Ok(Look { client, _socket: AbortOnDropHandle::new(socket) })
     }
 }
 
 /// A connection for one look. Its socket closes with it, whatever the server is still doing.
 pub(super) struct Look {
     pub(super) client: Client,
-    _socket: AbortOnDropHandle<()>,
+    _socket: AbortOnDropHandle<Result<(), tokio_postgres::Error>>,
 }
 
 /// Why a server did not answer, in one line.
@@ -121,7 +156,11 @@ impl ClusterProbe {
     /// A probe of the cluster with a name. Connects when it looks.
     pub fn new(name: &str, server: &Database, limits: ClusterLimits, interval: Duration) -> Self {
         let recycling_method = RecyclingMethod::Fast;
-        let manager = Manager::from_config(server.config(), NoTls, ManagerConfig { recycling_method });
+        let options = ManagerConfig { recycling_method };
+        let manager = match &server.tls {
+            Some(Tls(connector, _)) => Manager::from_config(server.config(), connector.clone(), options),
+            None => Manager::from_config(server.config(), NoTls, options),
+        };
         let limit = Some(Duration::from_secs(4));
         let pool = Pool::builder(manager)
             .max_size(1)

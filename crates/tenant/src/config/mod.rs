@@ -334,6 +334,16 @@ impl TlsMode {
     }
 }
 
+/// How connections to a PostgreSQL server are encrypted, for whoever is not the gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerTls {
+    /// Whether, and whether the server's certificate is checked.
+    pub mode: TlsMode,
+    /// PEM file with the certificate authorities, for `verify-ca` and `verify-full`.
+    pub ca_file: Option<PathBuf>,
+}
+
 /// Where transactions go that say that they only read: `BEGIN READ ONLY`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

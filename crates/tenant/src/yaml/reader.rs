@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Node;
-use crate::{Diagnostic, Diagnostics, Secret, Secrets, Source};
+use crate::{Diagnostic, Diagnostics, Secret, Secrets, ServerTls, Source};
 
 /// A configuration that is being understood. Faults are gathered, so that all of them are told.
 pub struct Reader<'a> {
@@ -72,6 +72,22 @@ impl<'a> Reader<'a> {
     pub fn secret_file(&mut self, field: &[&str], path: Option<&Path>) -> Option<Option<Secret>> {
         let Some(path) = path else { return Some(None) };
         Some(Some(Secret::new(self.file(field, path)?)))
+    }
+
+    /// How connections are encrypted, with the path of the authorities as it counts from the file; a fault and `None` if the
+    /// authorities cannot be read, or are not there where they are needed.
+    pub fn tls(&mut self, field: &[&str], tls: &ServerTls) -> Option<ServerTls> {
+        let at = [field, &["ca_file"]].concat();
+        match &tls.ca_file {
+            Some(path) => drop(self.file(&at, path)?),
+            None if tls.mode.is_verified() => {
+                let found = format!("no `ca_file`, with `{}`", tls.mode.as_str());
+                self.fault(field, found, "a file with the authorities that the certificate is checked against");
+                return None;
+            }
+            None => {}
+        }
+        Some(ServerTls { mode: tls.mode, ca_file: tls.ca_file.as_deref().map(|path| self.path(path)) })
     }
 
     /// The password that `password_file` or `password_env` below a field name, if one of them does; a fault and `None` if
