@@ -612,3 +612,20 @@ fn the_configurations_in_the_documents_are_valid() {
         Catalog::build(&set, &AnySecret, None).unwrap_or_else(|faults| panic!("{document}:\n{faults}"));
     }
 }
+
+#[test]
+fn so_are_those_of_backups_and_health() {
+    use cofferdam_tenant::Source;
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let first = |document: &str| {
+        let text = std::fs::read_to_string(root.join(document)).unwrap();
+        let block = text.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap().to_owned();
+        Source::new(document, block)
+    };
+    let setup = cofferdam_backup::config::Setup::read(&first("backup.md"), None, &AnySecret)
+        .unwrap_or_else(|faults| panic!("backup.md:\n{faults}"));
+    assert!(setup.tenant("acme").is_some());
+    let setup = cofferdam_health::config::Setup::read(&first("health.md"), None, &AnySecret)
+        .unwrap_or_else(|faults| panic!("health.md:\n{faults}"));
+    assert!(setup.knows("acme") && setup.sinks().is_ok());
+}
