@@ -41,6 +41,8 @@ pub struct IsolationRow {
     pub waiting: u32,
     /// How long granted work has waited on average, in seconds.
     pub mean_wait: f64,
+    /// All but one in a hundred of the last grants had waited for so many seconds at most; on the slower plane.
+    pub p99_wait: f64,
     /// Work so far, in slot-seconds.
     pub work: f64,
     /// Work turned away so far.
@@ -59,6 +61,7 @@ impl IsolationRow {
             row.work += usage.slot_seconds;
             row.rejected += usage.rejected;
             waited += usage.wait_seconds;
+            row.p99_wait = row.p99_wait.max(usage.wait_p99_seconds);
             granted += usage.granted;
         }
         if granted > 0 {

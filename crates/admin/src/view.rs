@@ -184,6 +184,9 @@ pub struct PlaneUsage {
     pub slot_seconds: f64,
     /// Seconds that granted work had waited, summed.
     pub wait_seconds: f64,
+    /// Seconds that all but one in a hundred of the last grants had waited for at most; at most twice too long.
+    #[serde(default)]
+    pub wait_p99_seconds: f64,
     /// Slots granted so far.
     pub granted: u64,
     /// Work turned away so far.

@@ -317,6 +317,7 @@ impl HealthView for View {
                 running: row.running,
                 waiting: row.waiting,
                 mean_wait: row.mean_wait,
+                p99_wait: row.p99_wait,
                 work: row.work,
                 rejected: row.rejected,
                 warnings: row.warnings.clone(),

@@ -254,6 +254,7 @@ fn plane_usage(usage: &TenantUsage, quota: &PlaneQuota) -> PlaneUsage {
         queue: quota.queue,
         slot_seconds: usage.used.0,
         wait_seconds: usage.waited.as_secs_f64(),
+        wait_p99_seconds: usage.waits.quantile(0.99).map_or(0.0, |wait| wait.as_secs_f64()),
         granted: usage.granted,
         rejected: usage.rejected,
         nested: usage.nested,

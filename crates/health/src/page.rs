@@ -25,6 +25,8 @@ pub struct Isolation {
     pub waiting: u32,
     /// How long granted work has waited on average, in seconds.
     pub mean_wait: f64,
+    /// All but one in a hundred of the last grants had waited for so many seconds at most.
+    pub p99_wait: f64,
     /// Work so far, in slot-seconds.
     pub work: f64,
     /// Work turned away so far.
@@ -173,16 +175,17 @@ fn who_waits(body: &mut String, isolation: &[Isolation]) {
     rows.sort_by(|a, b| (b.running + b.waiting).cmp(&(a.running + a.waiting)).then(b.work.total_cmp(&a.work)));
     body.push_str(
         "<section><h2>Who works and who waits</h2><div class=wide><table><thead><tr><th>tenant<th>running<th>waiting\
-         <th>mean wait<th>work so far<th>turned away<th></tr></thead><tbody>",
+         <th>mean wait<th>p99 lately<th>work so far<th>turned away<th></tr></thead><tbody>",
     );
     for row in rows.iter().take(MOST) {
         let _ = write!(
             body,
-            "<tr><th scope=row>{}<td>{}<td>{}<td>{}<td>{:.0} s<td>{}<td>{}</tr>",
+            "<tr><th scope=row>{}<td>{}<td>{}<td>{}<td>{}<td>{:.0} s<td>{}<td>{}</tr>",
             escaped(&row.tenant),
             row.running,
             row.waiting,
             seconds(row.mean_wait),
+            seconds(row.p99_wait),
             row.work,
             row.rejected,
             escaped(&row.warnings.join("; "))

@@ -10,6 +10,7 @@ use crate::budget::{Gcra, Postpaid};
 use crate::share::{Reason, Share, first_estimate, handicap};
 use crate::time::{SlotSeconds, Timestamp};
 
+use super::waits::Waits;
 use super::{Grant, Ticket};
 
 /// A tenant that did nothing for this long has to earn trust again.
@@ -32,6 +33,8 @@ pub struct TenantUsage {
     pub rejected: u64,
     /// Time that granted work had waited, summed.
     pub waited: Duration,
+    /// How long work has waited lately.
+    pub waits: Waits,
     /// The lower limit that the coupling of the planes sets at the moment.
     pub squeezed_to: Option<u32>,
     /// Whether the rate, the work budget or the byte budget holds the tenant back at the moment.

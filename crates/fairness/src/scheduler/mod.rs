@@ -14,6 +14,7 @@ mod account;
 mod order;
 mod slots;
 mod usage;
+mod waits;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use crate::time::{SlotSeconds, Timestamp};
 pub use account::TenantUsage;
 use account::{Account, Queue, Rank, Running, Waiting};
 pub use usage::{Pressure, Usage};
+pub use waits::Waits;
 
 /// How often running work is charged for the time it has run so far.
 const RECHARGE_EVERY: Duration = Duration::from_millis(100);
@@ -494,6 +496,7 @@ impl Scheduler {
         a.virtual_time += charged / f64::from(a.share.weight);
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
+        a.usage.waits.note(now.since(since));
         a.class_running[class as usize] += 1;
         let held_back = a.held_back(now).is_some();
         if let Some(rate) = a.share.rate {
