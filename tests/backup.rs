@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use cofferdam_backup::drill::Drill;
 use cofferdam_backup::logical::Backup;
 use cofferdam_backup::model::{
-    BackupPolicy, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreMode, RestorePoint,
+    BackupPolicy, CheckState, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreDrill,
+    RestoreMode, RestorePoint,
 };
 use cofferdam_backup::repository::{Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store};
 use cofferdam_backup::restore::Restore;
@@ -60,6 +62,7 @@ fn a_tenant_comes_back_as_it_was_and_as_somebody_else() {
 #[test]
 fn fifty_backups_under_writers_and_a_collector_miss_no_file_and_odoos_order_does() {
     let rounds: u32 = std::env::var("BACKUPS").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
+    let all = std::env::var("RESTORES").is_ok_and(|which| which == "all");
     runtime().block_on(async {
         let house = House::new(50).await;
         let busy = house.estate.busy(Duration::from_millis(200));
@@ -78,8 +81,8 @@ fn fifty_backups_under_writers_and_a_collector_miss_no_file_and_odoos_order_does
             let set = house.save().await;
             assert!(set.consistency.is_complete(), "round {round}: {set:?}");
             fenced += u32::from(set.consistency == Consistency::Fenced);
-            // Every tenth, and every one of the last: restored, each file hashed by the test itself.
-            if round % 10 == 9 || round + 5 > rounds {
+            // Every tenth, and every one of the last, or all: restored, each file hashed by the test itself.
+            if all || round % 10 == 9 || round + 5 > rounds {
                 let restored = house.scratch(&set).await;
                 let copy =
                     Estate::existing(&house.cluster, &restored.database, &house.directory.path().join("filestore"));
@@ -184,12 +187,14 @@ fn a_flipped_byte_and_a_removed_object_are_found_and_named() {
         let point = RestorePoint::Set { id: set.id.clone() };
         let error = house.restore().run(&point, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
         eprintln!("flipped byte: {error}");
+        drill_names(&house, &name).await;
 
         std::fs::remove_file(&pack).unwrap();
         let faults = house.repository().verify(Depth::Structure).unwrap().faults;
         assert!(faults.iter().any(|f| f.problem.contains(&name)), "{faults:?}");
         let error = house.restore().run(&point, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
         eprintln!("removed object: {error}");
+        drill_names(&house, &name).await;
         // Nothing half-loaded stays.
         assert_eq!(house.databases().await, ["acme"]);
 
@@ -197,6 +202,28 @@ fn a_flipped_byte_and_a_removed_object_are_found_and_named() {
         assert_eq!(house.repository().verify(Depth::Everything).unwrap().faults, []);
         house.scratch(&set).await;
     });
+}
+
+/// A drill fails, and says which object of the repository is to blame.
+async fn drill_names(house: &House, object: &str) {
+    let Restore { tenant, store, key, .. } = house.restore();
+    let drill = Drill {
+        request: RestoreDrill {
+            tenant,
+            point: RestorePoint::Latest,
+            check_command: Vec::new(),
+            check_limit: HumanDuration(Duration::from_secs(60)),
+        },
+        objective: BackupPolicy::default().objective,
+        store,
+        key,
+        programs: Some(binaries().unwrap()),
+        place: None,
+    };
+    let report = drill.run(&Control::default()).await.unwrap();
+    assert!(!report.passed, "{report:?}");
+    let blamed = report.checks.iter().find(|check| check.name == "every object is what it was").unwrap();
+    assert!(blamed.state == CheckState::Fail && blamed.detail.contains(object), "{blamed:?}");
 }
 
 fn largest(directory: &Path) -> std::path::PathBuf {

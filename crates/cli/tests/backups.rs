@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use cofferdam_testkit::odoo::Estate;
-use cofferdam_testkit::postgres::{Cluster, SUPERUSER, binaries};
+use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER, binaries};
 use tempfile::TempDir;
 
 struct House {
@@ -17,7 +17,10 @@ struct House {
 
 impl House {
     async fn new(partners: u32) -> Self {
-        let cluster = Cluster::start().unwrap();
+        Self::on(Cluster::start().unwrap(), partners).await
+    }
+
+    async fn on(cluster: Cluster, partners: u32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let estate = Estate::create(&cluster, "acme", &directory.path().join("filestore"), partners).await.unwrap();
         let house = Self { cluster, directory, estate };
@@ -161,6 +164,88 @@ async fn an_operator_saves_looks_drills_swaps_and_goes_back() {
     assert!(std::fs::read_dir(house.path().join("reports")).unwrap().count() >= 2);
     Command::new("kill").arg(runner.id().to_string()).status().unwrap();
     assert!(runner.wait().unwrap().success());
+}
+
+/// One tenant, to a second before a mistake, out of the backup of a whole server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_brings_one_tenant_back_to_a_point_in_time() {
+    let directory = tempfile::Builder::new().prefix("cofferdam-pitr-").tempdir().unwrap();
+    let repository = directory.path().join("physical");
+    std::fs::create_dir_all(repository.join("locks")).unwrap();
+    // The server is not run by root.
+    for path in [directory.path(), &repository, &repository.join("locks")] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    }
+    let own = format!(
+        "--no-config --stanza=shared --repo1-path={0} --lock-path={0}/locks --log-path={0} --log-level-file=off",
+        repository.display()
+    );
+    let settings = vec![
+        "archive_mode = on".into(),
+        "wal_level = replica".into(),
+        format!("archive_command = 'pgbackrest {own} --pg1-path=\"$(pwd)\" archive-push %p'"),
+    ];
+    let cluster =
+        Cluster::start_with(&ClusterOptions { auth: "trust", settings, ..ClusterOptions::default() }).unwrap();
+    let house = House::on(cluster, 50).await;
+    let config = std::fs::read_to_string(house.path().join("backup.yaml")).unwrap();
+    let physical = format!(
+        ", pgbackrest: {{ stanza: shared, repository: ['--repo1-path={0}', '--log-path={0}'] }} }}\nfilestores",
+        repository.display()
+    );
+    house.write("backup.yaml", &config.replace(" }\nfilestores", &physical));
+    let pgbackrest = |command: &[&str]| {
+        // As whoever the server runs as: it owns its files.
+        let mut program = Command::new("su");
+        let cluster = format!(
+            "--pg1-path={} --pg1-port={} --pg1-socket-path={} --pg1-user={}",
+            house.cluster.data().display(),
+            house.cluster.port(),
+            house.cluster.socket_directory().display(),
+            SUPERUSER.0
+        );
+        let line = format!("pgbackrest {own} {cluster} {}", command.join(" "));
+        let root = std::fs::metadata("/proc/self").map(|data| std::os::unix::fs::MetadataExt::uid(&data)).unwrap() == 0;
+        if root {
+            program.args(["postgres", "-s", "/bin/sh", "-c", &line]);
+        } else {
+            program = Command::new("sh");
+            program.args(["-c", &line]);
+        }
+        let output = program.output().unwrap();
+        assert!(output.status.success(), "{line}: {output:?}");
+    };
+    pgbackrest(&["stanza-create"]);
+    pgbackrest(&["--type=full", "--repo1-retention-full=2", "--archive-timeout=30", "--start-fast", "backup"]);
+    let client = house.estate.connect().await.unwrap();
+    client.batch_execute("UPDATE res_partner SET name = 'right'").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let at: String = client.query_one(now, &[]).await.unwrap().get(0);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    client.batch_execute("UPDATE res_partner SET name = 'wrong'").await.unwrap();
+    client.batch_execute("SELECT pg_switch_wal()").await.unwrap();
+    let admin = house.cluster.admin("postgres").await.unwrap();
+    for _ in 0..300 {
+        let archived = "SELECT last_archived_time > $1::text::timestamptz FROM pg_stat_archiver";
+        if admin.query_one(archived, &[&at]).await.unwrap().get::<_, Option<bool>>(0) == Some(true) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(client);
+    let output = house.run(&["restore", "pitr", "acme", "--at", "2020-01-01T00:00:00Z", "--swap", "--yes"]);
+    assert!(!output.status.success() && error_of(&output).contains("nothing was changed"), "{output:?}");
+    let output = house.run(&["restore", "pitr", "acme", "--at", &at, "--swap"]);
+    assert!(!output.status.success() && error_of(&output).contains("say --yes"), "{output:?}");
+    let restored = house.json(&["restore", "pitr", "acme", "--at", &at, "--swap", "--yes"]);
+    let name = async || {
+        let client = house.estate.connect().await.unwrap();
+        client.query_one("SELECT max(name) FROM res_partner", &[]).await.unwrap().get::<_, String>(0)
+    };
+    assert_eq!(name().await, "right", "{restored}");
+    house.good(&["restore", "revert", "acme", "--yes"]);
+    assert_eq!(name().await, "wrong");
 }
 
 #[tokio::test]

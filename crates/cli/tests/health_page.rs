@@ -144,7 +144,8 @@ async fn the_page_is_read_on_a_phone_says_in_words_what_is_wrong_and_follows_wha
         browser.width(width).await;
         let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
         assert_eq!(browser.eval(fits).await, json!(true), "at {width} pixels something sticks out");
-        let readable = "[...document.querySelectorAll('main *')].every(e => parseFloat(getComputedStyle(e).fontSize) >= 11)";
+        let readable =
+            "[...document.querySelectorAll('main *')].every(e => parseFloat(getComputedStyle(e).fontSize) >= 11)";
         assert_eq!(browser.eval(readable).await, json!(true), "at {width} pixels");
     }
     // Every status is a sign and a word: none is told by its colour alone.
