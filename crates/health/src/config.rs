@@ -17,7 +17,7 @@ use crate::engine::{Engine, EngineOptions, Hysteresis};
 use crate::model::{CheckId, Subject};
 use crate::probe::{
     BackupsProbe, CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, GatewayProbe, HttpProbe,
-    LoginProbe, Probe, RedisProbe, TenantProbe, Tls, WebSocketProbe,
+    KubernetesProbe, KubernetesServer, LoginProbe, Probe, RedisProbe, TenantProbe, Tls, WebSocketProbe,
 };
 use crate::service::ServiceConfig;
 use crate::sink::{Email, Sinks};
@@ -45,6 +45,9 @@ pub struct HealthFile {
     /// Gateways, by name.
     #[serde(default)]
     pub gateways: BTreeMap<String, GatewayFile>,
+    /// Clusters of Kubernetes, by name.
+    #[serde(default)]
+    pub kubernetes: BTreeMap<String, KubernetesFile>,
     /// Tenants, by name.
     #[serde(default)]
     pub tenants: BTreeMap<String, TenantFile>,
@@ -163,6 +166,21 @@ pub struct GatewayFile {
     pub admin: String,
     /// The file with its token.
     pub token_file: Option<PathBuf>,
+}
+
+/// A cluster of Kubernetes. Within one, the account of the pod will do: it needs to list nodes, and pods in the namespace.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesFile {
+    /// Its API server.
+    #[serde(default = "api_server")]
+    pub server: String,
+    /// Whose pods are looked at.
+    pub namespace: String,
+    /// The file with the token; read each time.
+    pub token_file: Option<PathBuf>,
+    /// PEM file with the authorities that have signed the server's certificate.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// A tenant.
@@ -404,6 +422,33 @@ impl Understanding<'_> {
                 Err(error) => {
                     let found = format!("`{}`: {error}", gateway.admin);
                     self.fault(&["gateways", name, "admin"], found, "the address of an admin listener");
+                }
+            }
+        }
+        for (name, cluster) in &file.kubernetes {
+            let authorities = match &cluster.ca_file {
+                Some(path) => match self.file(&["kubernetes", name, "ca_file"], path) {
+                    Some(text) => Some(text),
+                    None => continue,
+                },
+                None => None,
+            };
+            let token_file = cluster.token_file.as_deref().map(|path| self.path(path));
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            if cluster.namespace.is_empty() || !cluster.namespace.chars().all(plain) {
+                let found = format!("`{}`", cluster.namespace);
+                self.fault(&["kubernetes", name, "namespace"], found, "lower-case letters, digits and `-`");
+            }
+            match KubernetesServer::new(&cluster.server, token_file, authorities.as_deref()) {
+                Ok(server) => probes.push(Arc::new(KubernetesProbe {
+                    name: name.clone(),
+                    namespace: cluster.namespace.clone(),
+                    api: Arc::new(server),
+                    interval,
+                })),
+                Err(error) => {
+                    let found = format!("`{}`: {error}", cluster.server);
+                    self.fault(&["kubernetes", name], found, "the address of an API server, and its authorities");
                 }
             }
         }
@@ -687,6 +732,10 @@ fn nearly_all() -> f64 {
 
 fn postgres_port() -> u16 {
     5432
+}
+
+fn api_server() -> String {
+    "https://kubernetes.default.svc".to_owned()
 }
 
 fn redis_port() -> u16 {

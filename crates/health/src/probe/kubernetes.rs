@@ -1,0 +1,399 @@
+//! Pods and nodes of a Kubernetes cluster, as its API tells them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{Probe, seconds};
+use crate::model::{CheckId, Evidence, Observation, Status, Topic};
+
+/// Whoever answers for a cluster: its API server, or what it has once answered.
+#[async_trait]
+pub trait KubernetesApi: Send + Sync {
+    /// The answer to `GET path`, or why there is none, in words.
+    async fn get(&self, path: &str) -> Result<Value, String>;
+}
+
+/// A cluster's API server.
+#[derive(Debug)]
+pub struct KubernetesServer {
+    url: String,
+    /// Read for each look: tokens are replaced while they are used.
+    token_file: Option<PathBuf>,
+    client: reqwest::Client,
+}
+
+impl KubernetesServer {
+    /// The server at `url`, such as `https://kubernetes.default.svc`, whose certificate is signed by `authorities`. Fails, in
+    /// words, where those are none.
+    pub fn new(url: &str, token_file: Option<PathBuf>, authorities: Option<&str>) -> Result<Self, String> {
+        reqwest::Url::parse(url).map_err(|e| e.to_string())?;
+        let config = match authorities {
+            Some(text) => {
+                let roots = cofferdam_tls::roots("ca_file", text).map_err(|e| e.to_string())?;
+                rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                    .with_safe_default_protocol_versions()
+                    .map_err(|e| e.to_string())?
+                    .with_root_certificates(roots)
+                    .with_no_client_auth()
+            }
+            None => super::client_config()?,
+        };
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(config)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build()
+            .map_err(|e| e.to_string())?;
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), token_file, client })
+    }
+}
+
+#[async_trait]
+impl KubernetesApi for KubernetesServer {
+    async fn get(&self, path: &str) -> Result<Value, String> {
+        let mut request = self.client.get(format!("{}{path}", self.url));
+        if let Some(file) = &self.token_file {
+            let token = tokio::fs::read_to_string(file).await.map_err(|e| format!("{}: {e}", file.display()))?;
+            request = request.bearer_auth(token.trim());
+        }
+        let answer = request.send().await.map_err(super::http::why)?;
+        let status = answer.status().as_u16();
+        let body: Value = answer.json().await.map_err(super::http::why)?;
+        if status == 200 {
+            return Ok(body);
+        }
+        Err(format!("it answers {status}: {}", body["message"].as_str().unwrap_or("no reason is given")))
+    }
+}
+
+/// Looks at the nodes of a cluster, and at the pods of one namespace.
+pub struct KubernetesProbe {
+    /// What it is called.
+    pub name: String,
+    /// Whose pods.
+    pub namespace: String,
+    /// Who is asked.
+    pub api: Arc<dyn KubernetesApi>,
+    /// How often to look.
+    pub interval: Duration,
+}
+
+impl std::fmt::Debug for KubernetesProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KubernetesProbe").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A pod may take so long to be there.
+const PATIENCE: f64 = 300.0;
+/// What has happened so long ago is no news.
+const NEWS: f64 = 600.0;
+/// A list comes in parts of so many, and not in more parts than this.
+const PART: usize = 500;
+const PARTS: usize = 20;
+
+impl KubernetesProbe {
+    fn id(&self, aspect: &str) -> CheckId {
+        CheckId::shared(&format!("kubernetes {}", self.name), aspect)
+    }
+
+    async fn list(&self, path: &str) -> Result<Vec<Value>, String> {
+        let (mut items, mut from) = (Vec::new(), String::new());
+        for _ in 0..PARTS {
+            let mut answer = self.api.get(&format!("{path}?limit={PART}{from}")).await?;
+            if let Value::Array(some) = answer["items"].take() {
+                items.extend(some);
+            }
+            match answer["metadata"]["continue"].as_str().filter(|token| !token.is_empty()) {
+                // Made of letters that need no escape in a URL.
+                Some(token) => from = format!("&continue={token}"),
+                None => return Ok(items),
+            }
+        }
+        Err(format!("{path} has more than {} entries", PART * PARTS))
+    }
+
+    fn nodes(&self, nodes: &[Value], now: Timestamp) -> Observation {
+        let mut troubles: Vec<(Status, String)> = Vec::new();
+        for node in nodes {
+            let name = name_of(node);
+            for condition in node["status"]["conditions"].as_array().into_iter().flatten() {
+                let (kind, state) = (text(&condition["type"]), text(&condition["status"]));
+                let reason = text(&condition["reason"]);
+                match (kind, state) {
+                    ("Ready", "True") => {}
+                    ("Ready", _) => troubles.push((Status::Fail, format!("node {name} is not ready: {reason}"))),
+                    ("MemoryPressure" | "DiskPressure" | "PIDPressure" | "NetworkUnavailable", "True") => {
+                        troubles.push((Status::Warn, format!("node {name} has {kind}: {reason}")));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        self.told("nodes", Topic::Capacity, now, nodes.len(), "nodes are ready", troubles)
+    }
+
+    fn pods(&self, pods: &[Value], now: Timestamp) -> Observation {
+        let mut troubles: Vec<(Status, String)> = Vec::new();
+        for pod in pods {
+            let name = name_of(pod);
+            let phase = text(&pod["status"]["phase"]);
+            let age = since(&pod["status"]["startTime"], now)
+                .or_else(|| since(&pod["metadata"]["creationTimestamp"], now))
+                .unwrap_or(0.0);
+            if phase == "Succeeded" || !pod["metadata"]["deletionTimestamp"].is_null() {
+                continue;
+            }
+            if phase == "Failed" {
+                troubles.push((Status::Warn, format!("pod {name} has failed: {}", text(&pod["status"]["reason"]))));
+                continue;
+            }
+            let containers = ["initContainerStatuses", "containerStatuses"];
+            let containers = containers.iter().flat_map(|list| pod["status"][*list].as_array().into_iter().flatten());
+            let mut explained = false;
+            for container in containers {
+                let waits = text(&container["state"]["waiting"]["reason"]);
+                if !matches!(waits, "" | "ContainerCreating" | "PodInitializing") {
+                    explained = true;
+                    let message = text(&container["state"]["waiting"]["message"]);
+                    let restarts = container["restartCount"].as_u64().unwrap_or(0);
+                    let text = format!("pod {name} does not start: {waits}, {restarts} times restarted: {message}");
+                    troubles.push((Status::Fail, text));
+                }
+                let ended = &container["lastState"]["terminated"];
+                if since(&ended["finishedAt"], now).is_some_and(|ago| ago < NEWS) && !explained {
+                    let (why, code) = (text(&ended["reason"]), ended["exitCode"].as_i64().unwrap_or(0));
+                    troubles.push((Status::Warn, format!("a container of pod {name} was restarted: {why} ({code})")));
+                }
+            }
+            let ready = pod["status"]["conditions"].as_array().into_iter().flatten();
+            let ready = ready.filter(|condition| text(&condition["type"]) == "Ready").collect::<Vec<_>>();
+            for condition in ready.iter().filter(|condition| text(&condition["status"]) != "True") {
+                let lasts = since(&condition["lastTransitionTime"], now).unwrap_or(age);
+                if lasts > PATIENCE && !explained {
+                    let why = format!("{phase}, {}", text(&condition["reason"]));
+                    troubles.push((Status::Fail, format!("pod {name} is not ready for {}: {why}", seconds(lasts))));
+                    explained = true;
+                }
+            }
+            if ready.is_empty() && age > PATIENCE && !explained {
+                troubles.push((Status::Fail, format!("pod {name} is {phase} for {}", seconds(age))));
+            }
+        }
+        self.told("pods", Topic::Availability, now, pods.len(), "pods are as they should be", troubles)
+    }
+
+    /// The worst first, and how many there are.
+    fn told(
+        &self,
+        aspect: &str,
+        topic: Topic,
+        now: Timestamp,
+        all: usize,
+        calm: &str,
+        mut troubles: Vec<(Status, String)>,
+    ) -> Observation {
+        troubles.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        let number = troubles.len();
+        let (status, text) = match troubles.into_iter().next() {
+            None => (Status::Pass, format!("all {all} {calm}")),
+            Some((status, text)) if number == 1 => (status, text),
+            Some((status, text)) => (status, format!("{text}; and {} others are not well", number - 1)),
+        };
+        let figure = Evidence::new("not_well", number as f64, "").limited(0.0);
+        Observation::pass(self.id(aspect), topic, now, text).with(status).figure(figure)
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn name_of(object: &Value) -> &str {
+    text(&object["metadata"]["name"])
+}
+
+fn since(value: &Value, now: Timestamp) -> Option<f64> {
+    let at: Timestamp = value.as_str()?.parse().ok()?;
+    Some(now.duration_since(at).as_secs_f64())
+}
+
+#[async_trait]
+impl Probe for KubernetesProbe {
+    fn name(&self) -> String {
+        format!("kubernetes {}", self.name)
+    }
+
+    fn checks(&self) -> Vec<CheckId> {
+        ["reachable", "nodes", "pods"].iter().map(|aspect| self.id(aspect)).collect()
+    }
+
+    fn reachability(&self) -> CheckId {
+        self.id("reachable")
+    }
+
+    fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_secs(15)
+    }
+
+    async fn look(&self, now: Timestamp) -> Vec<Observation> {
+        let started = Instant::now();
+        let reachable = |status, text: String| {
+            Observation::pass(self.reachability(), Topic::Availability, now, text).with(status).took(started.elapsed())
+        };
+        let pods = format!("/api/v1/namespaces/{}/pods", self.namespace);
+        let (nodes, pods) = match (self.list("/api/v1/nodes").await, self.list(&pods).await) {
+            (Ok(nodes), Ok(pods)) => (nodes, pods),
+            (Err(error), _) | (_, Err(error)) => {
+                return vec![reachable(Status::Fail, format!("its API cannot be asked: {error}"))];
+            }
+        };
+        let took = seconds(started.elapsed().as_secs_f64());
+        vec![
+            reachable(Status::Pass, format!("its API answers in {took}")),
+            self.nodes(&nodes, now),
+            self.pods(&pods, now),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Answers in the shape that the API documents, cut to what is read.
+    struct Answers(Value, Value);
+
+    #[async_trait]
+    impl KubernetesApi for Answers {
+        async fn get(&self, path: &str) -> Result<Value, String> {
+            match path {
+                "/api/v1/nodes?limit=500" => Ok(self.0.clone()),
+                "/api/v1/namespaces/odoo/pods?limit=500" => {
+                    Ok(json!({ "kind": "PodList", "metadata": { "continue": "abc" }, "items": [self.1[0]] }))
+                }
+                "/api/v1/namespaces/odoo/pods?limit=500&continue=abc" => {
+                    Ok(json!({ "kind": "PodList", "metadata": {}, "items": self.1.as_array().unwrap()[1..] }))
+                }
+                other => Err(format!("nobody asks for {other}")),
+            }
+        }
+    }
+
+    fn node(name: &str, ready: &str, pressure: &str) -> Value {
+        json!({ "metadata": { "name": name }, "status": { "conditions": [
+            { "type": "MemoryPressure", "status": pressure, "reason": "KubeletHasInsufficientMemory" },
+            { "type": "Ready", "status": ready, "reason": "NodeStatusUnknown" },
+        ] } })
+    }
+
+    fn pod(name: &str, status: Value) -> Value {
+        json!({ "metadata": { "name": name, "creationTimestamp": "2026-11-27T07:00:00Z" }, "status": status })
+    }
+
+    async fn look(nodes: Vec<Value>, pods: Vec<Value>) -> Vec<Observation> {
+        let probe = KubernetesProbe {
+            name: "main".into(),
+            namespace: "odoo".into(),
+            api: Arc::new(Answers(json!({ "kind": "NodeList", "metadata": {}, "items": nodes }), json!(pods))),
+            interval: Duration::from_secs(30),
+        };
+        let found = probe.look("2026-11-27T08:00:00Z".parse().unwrap()).await;
+        assert_eq!(found.len(), 3);
+        found
+    }
+
+    fn well(name: &str) -> Value {
+        pod(
+            name,
+            json!({ "phase": "Running", "startTime": "2026-11-27T07:00:00Z",
+                    "conditions": [{ "type": "Ready", "status": "True" }],
+                    "containerStatuses": [{ "restartCount": 3, "state": { "running": {} }, "lastState": { "terminated":
+                        { "reason": "Error", "exitCode": 1, "finishedAt": "2026-11-27T07:10:00Z" } } }] }),
+        )
+    }
+
+    #[tokio::test]
+    async fn the_token_is_read_each_time_and_what_is_refused_is_said() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            loop {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4_096];
+                let read = tcp.read(&mut request).await.unwrap();
+                let good =
+                    String::from_utf8_lossy(&request[..read]).to_lowercase().contains("authorization: bearer new");
+                let (status, body) = if good {
+                    ("200 OK", r#"{"items":[],"metadata":{}}"#)
+                } else {
+                    ("401 Unauthorized", r#"{"kind":"Status","message":"Unauthorized"}"#)
+                };
+                let answer =
+                    format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+                tcp.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let directory = tempfile::tempdir().unwrap();
+        let token = directory.path().join("token");
+        std::fs::write(&token, "old\n").unwrap();
+        let server = KubernetesServer::new(&url, Some(token.clone()), None).unwrap();
+        assert_eq!(server.get("/api/v1/nodes").await.unwrap_err(), "it answers 401: Unauthorized");
+        std::fs::write(&token, "new\n").unwrap();
+        assert!(server.get("/api/v1/nodes").await.unwrap()["items"].is_array());
+    }
+
+    #[tokio::test]
+    async fn what_is_as_it_should_be_passes() {
+        let done = pod("backup-1", json!({ "phase": "Succeeded" }));
+        let mut going = well("web-2");
+        going["metadata"]["deletionTimestamp"] = json!("2026-11-27T07:59:59Z");
+        let young = pod("web-3", json!({ "phase": "Pending", "startTime": "2026-11-27T07:59:00Z" }));
+        let found = look(vec![node("a", "True", "False")], vec![well("web-1"), done, going, young]).await;
+        assert!(found.iter().all(|observation| observation.status == Status::Pass), "{found:#?}");
+        assert_eq!(found[1].text, "all 1 nodes are ready");
+    }
+
+    #[tokio::test]
+    async fn nodes_and_pods_that_are_not_well_are_told_the_worst_first() {
+        let crashing = pod(
+            "web-1",
+            json!({ "phase": "Running", "conditions": [{ "type": "Ready", "status": "False" }],
+                    "containerStatuses": [{ "restartCount": 7, "state": { "waiting":
+                        { "reason": "CrashLoopBackOff", "message": "back-off 5m0s" } } }] }),
+        );
+        let mut killed = well("web-2");
+        killed["status"]["containerStatuses"][0]["lastState"]["terminated"] =
+            json!({ "reason": "OOMKilled", "exitCode": 137, "finishedAt": "2026-11-27T07:58:00Z" });
+        let pending = pod("web-3", json!({ "phase": "Pending" }));
+        let nodes = vec![node("a", "True", "True"), node("b", "Unknown", "False")];
+        let found = look(nodes, vec![crashing.clone(), killed.clone(), pending]).await;
+        assert_eq!(found[1].status, Status::Fail);
+        assert_eq!(found[1].text, "node b is not ready: NodeStatusUnknown; and 1 others are not well");
+        assert_eq!(found[2].status, Status::Fail);
+        let expected = "pod web-1 does not start: CrashLoopBackOff, 7 times restarted: back-off 5m0s; and 2 others";
+        assert!(found[2].text.starts_with(expected), "{}", found[2].text);
+        let found = look(vec![node("a", "True", "True")], vec![killed]).await;
+        assert_eq!(found[1].text, "node a has MemoryPressure: KubeletHasInsufficientMemory");
+        assert_eq!((found[1].status, found[2].status), (Status::Warn, Status::Warn));
+        assert_eq!(found[2].text, "a container of pod web-2 was restarted: OOMKilled (137)");
+        let late = pod(
+            "web-4",
+            json!({ "phase": "Running", "conditions": [{ "type": "Ready", "status": "False", "reason":
+                "ContainersNotReady", "lastTransitionTime": "2026-11-27T07:50:00Z" }] }),
+        );
+        let found = look(vec![], vec![late]).await;
+        assert_eq!(found[2].text, "pod web-4 is not ready for 10 min: Running, ContainersNotReady");
+    }
+}
