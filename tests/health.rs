@@ -12,7 +12,7 @@ use cofferdam_health::engine::Picture;
 use cofferdam_health::model::{Status, Subject};
 use cofferdam_health::probe::{
     CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, HttpProbe, LoginProbe, RedisProbe,
-    RepositoryProbe, TenantLimits, TenantProbe, WebSocketProbe, conformance, look,
+    RepositoryProbe, TenantLimits, TenantProbe, ThroughProbe, WebSocketProbe, conformance, look,
 };
 use cofferdam_health::sink::Sinks;
 use cofferdam_health::{Watcher, explain, rules};
@@ -503,6 +503,28 @@ fn room_on_a_disk_and_a_repository_that_loses_things_are_seen() {
         std::fs::remove_dir_all(directory.path().join("repository")).unwrap();
         std::fs::write(directory.path().join("repository"), "").unwrap();
         conformance::check(&probe, false).await.unwrap();
+    });
+}
+
+/// "Real query through and beside the gateway."
+#[test]
+fn a_gateway_that_lets_nobody_through_is_seen_while_the_database_is_well() {
+    runtime().block_on(async {
+        let site = cofferdam_tests::Site::start().await;
+        let probe = |password: &str, port| ThroughProbe {
+            tenant: "acme".into(),
+            database: Database {
+                user: "acme_role".into(),
+                password: Some(Secret::new(password)),
+                port,
+                ..server(&site.cluster, "acme_db")
+            },
+            latency: 5.0,
+            interval: Duration::from_secs(30),
+        };
+        conformance::check(&probe("acme-secret", site.address().port()), true).await.unwrap();
+        conformance::check(&probe("wrong", site.address().port()), false).await.unwrap();
+        conformance::check(&probe("acme-secret", 1), false).await.unwrap();
     });
 }
 

@@ -17,7 +17,7 @@ use crate::engine::{Engine, EngineOptions, Hysteresis};
 use crate::model::{CheckId, Subject};
 use crate::probe::{
     BackupsProbe, CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, GatewayProbe, HttpProbe,
-    KubernetesProbe, KubernetesServer, LoginProbe, Probe, RedisProbe, TenantProbe, Tls, WebSocketProbe,
+    KubernetesProbe, KubernetesServer, LoginProbe, Probe, RedisProbe, TenantProbe, ThroughProbe, Tls, WebSocketProbe,
 };
 use crate::service::ServiceConfig;
 use crate::sink::{Email, Sinks};
@@ -107,6 +107,21 @@ pub struct ClusterFile {
     /// So many replicas must follow.
     #[serde(default)]
     pub replicas: u32,
+    /// The gateway in front, through which tenants' databases are asked too. It must know the role that looks into them.
+    pub gateway: Option<FrontFile>,
+}
+
+/// Where a gateway takes connections for PostgreSQL.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FrontFile {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// How connections are encrypted.
+    #[serde(default)]
+    pub tls: ServerTls,
 }
 
 /// What is promised to tenants of a tier.
@@ -389,7 +404,7 @@ impl Understanding<'_> {
         let email = file.notices.email.as_ref().and_then(|email| self.email(email));
         let mut probes: Vec<Arc<dyn Probe>> = Vec::new();
         let mut needs = Vec::new();
-        let mut clusters = BTreeMap::new();
+        let (mut clusters, mut fronts) = (BTreeMap::new(), BTreeMap::new());
         for (name, cluster) in &file.clusters {
             let Some(server) = self.cluster(name, cluster) else { continue };
             let limits = ClusterLimits { replicas: cluster.replicas, ..ClusterLimits::default() };
@@ -404,6 +419,17 @@ impl Understanding<'_> {
                 }
                 None => server,
             };
+            if let Some(front) = &cluster.gateway {
+                let field = ["clusters", name, "gateway", "tls"];
+                match self.tls(&field, &front.tls).map(|tls| Tls::read(&tls)) {
+                    Some(Ok(tls)) => {
+                        let (host, port) = (front.host.clone(), front.port);
+                        fronts.insert(name.clone(), Database { host, port, tls, ..server.clone() });
+                    }
+                    Some(Err(error)) => self.fault(&field, error, "a file with certificates"),
+                    None => {}
+                }
+            }
             clusters.insert(name.clone(), server);
         }
         for (name, redis) in &file.redis {
@@ -487,7 +513,7 @@ impl Understanding<'_> {
                 None => TierFile::default(),
             };
             let own = TenantFile { page_within: tenant.page_within.or(tier.page_within), ..tenant.clone() };
-            self.tenant(name, &own, &file, &clusters, &mut probes, &mut needs);
+            self.tenant(name, &own, &file, (&clusters, &fronts), &mut probes, &mut needs);
             for (objective, own, of_tier, of_all) in [
                 (Objective::Availability, tenant.availability, tier.availability, file.availability),
                 (Objective::Latency, tenant.latency, tier.latency, file.latency),
@@ -550,7 +576,7 @@ impl Understanding<'_> {
         name: &str,
         tenant: &TenantFile,
         file: &HealthFile,
-        clusters: &BTreeMap<String, Database>,
+        (clusters, fronts): (&BTreeMap<String, Database>, &BTreeMap<String, Database>),
         probes: &mut Vec<Arc<dyn Probe>>,
         needs: &mut Vec<(Subject, CheckId)>,
     ) {
@@ -562,6 +588,12 @@ impl Understanding<'_> {
                     let database = tenant.database.clone().unwrap_or_else(|| name.to_owned());
                     let database = Database { database, ..server.clone() };
                     let limits = crate::probe::TenantLimits::default();
+                    if let Some(front) = fronts.get(&cluster) {
+                        let (host, port, tls) = (front.host.clone(), front.port, front.tls.clone());
+                        let database = Database { host, port, tls, ..database.clone() };
+                        let (tenant, latency) = (name.to_owned(), limits.latency.0);
+                        probes.push(Arc::new(ThroughProbe { tenant, database, latency, interval }));
+                    }
                     probes.push(Arc::new(TenantProbe { tenant: name.to_owned(), database, limits, interval }));
                     needs.push((subject.clone(), ClusterProbe::reachable(&cluster)));
                 }

@@ -29,7 +29,7 @@ pub use flow::{LoginProbe, WebSocketProbe};
 pub use gateway::GatewayProbe;
 pub use http::HttpProbe;
 pub use kubernetes::{KubernetesApi, KubernetesProbe, KubernetesServer};
-pub use odoo::{TenantLimits, TenantProbe};
+pub use odoo::{TenantLimits, TenantProbe, ThroughProbe};
 pub use postgres::{ClusterLimits, ClusterProbe, Database, Tls};
 pub use repository::{RepositoryProbe, WriteAndRead};
 pub use store::RedisProbe;

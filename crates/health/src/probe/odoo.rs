@@ -442,3 +442,56 @@ impl Probe for TenantProbe {
         })
     }
 }
+
+/// Asks a tenant's database something through the gateway, the way that Odoo goes.
+#[derive(Debug, Clone)]
+pub struct ThroughProbe {
+    /// Whose.
+    pub tenant: String,
+    /// Its database, at the gateway.
+    pub database: Database,
+    /// It answers in so many seconds: a warning.
+    pub latency: f64,
+    /// How often to look.
+    pub interval: Duration,
+}
+
+#[async_trait]
+impl Probe for ThroughProbe {
+    fn name(&self) -> String {
+        format!("database of {} through the gateway", self.tenant)
+    }
+
+    fn checks(&self) -> Vec<CheckId> {
+        vec![self.reachability()]
+    }
+
+    fn reachability(&self) -> CheckId {
+        CheckId::tenant(&self.tenant, "database through the gateway")
+    }
+
+    fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    async fn look(&self, now: Timestamp) -> Vec<Observation> {
+        let started = Instant::now();
+        let ask = async {
+            let look = self.database.connect().await?;
+            // Nothing of the tenant's own: that is asked beside the gateway.
+            look.client.query_one("SELECT count(*) FROM pg_catalog.pg_namespace", &[]).await
+        };
+        let answer = ask.await;
+        let took = started.elapsed().as_secs_f64();
+        let (status, text) = match answer {
+            // Slow is not gone.
+            Ok(_) => (graded(took, self.latency, f64::INFINITY), format!("it answers in {}", seconds(took))),
+            Err(error) => (Status::Fail, format!("it does not answer: {}", reason(&error))),
+        };
+        vec![
+            Observation::pass(self.reachability(), Topic::Availability, now, text)
+                .with(status)
+                .figure(Evidence::new("answered_in", took, "s").limited(self.latency)),
+        ]
+    }
+}
