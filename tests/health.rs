@@ -8,14 +8,14 @@ use std::time::{Duration, SystemTime};
 
 use cofferdam_health::alert::{AlertOptions, Alerts, Phase};
 use cofferdam_health::config::Setup;
-use cofferdam_health::engine::Picture;
-use cofferdam_health::model::{Status, Subject};
+use cofferdam_health::engine::{Engine, EngineOptions, Hysteresis, Picture};
+use cofferdam_health::model::{CheckId, Observation, Status, Subject, Topic};
 use cofferdam_health::probe::{
     CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, HttpProbe, LoginProbe, RedisProbe,
     RepositoryProbe, TenantLimits, TenantProbe, ThroughProbe, WebSocketProbe, conformance, look,
 };
 use cofferdam_health::sink::Sinks;
-use cofferdam_health::{Watcher, explain, rules};
+use cofferdam_health::{History, Watcher, explain, rules};
 use cofferdam_tenant::{Secret, Source};
 use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions, USER};
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER};
@@ -442,7 +442,7 @@ fn a_log_that_cannot_be_archived_is_found() {
         let found = look(&probe, Timestamp::now()).await;
         let archive = found.iter().find(|o| o.check.aspect == "archive").unwrap();
         assert_eq!(archive.status, Status::Warn, "{archive:#?}");
-        assert_eq!(archive.topic, cofferdam_health::model::Topic::RecoveryPoint);
+        assert_eq!(archive.topic, Topic::RecoveryPoint);
         assert!(archive.text.contains("the log cannot be archived since"), "{}", archive.text);
         assert!(archive.text.contains("failed last"), "{}", archive.text);
     });
@@ -503,6 +503,51 @@ fn room_on_a_disk_and_a_repository_that_loses_things_are_seen() {
         std::fs::remove_dir_all(directory.path().join("repository")).unwrap();
         std::fs::write(directory.path().join("repository"), "").unwrap();
         conformance::check(&probe, false).await.unwrap();
+    });
+}
+
+/// "History with bounded memory and optional PostgreSQL store."
+#[test]
+fn changes_are_kept_and_wait_for_a_database_that_is_away() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::start().unwrap();
+        cluster.create_database("health", SUPERUSER.0).await.unwrap();
+        let history = History::new(server(&cluster, "health"), Duration::from_secs(30 * 86_400));
+        let now: Timestamp = "2026-11-27T08:00:00Z".parse().unwrap();
+        let mut engine = Engine::new(EngineOptions {
+            hysteresis: Hysteresis { worse_after: 1, better_after: 1 },
+            ..EngineOptions::default()
+        });
+        let mut seen = |tenant: &str, status: Status, hours: i64| {
+            let check = CheckId::tenant(tenant, "database");
+            let at = now + jiff::SignedDuration::from_hours(hours);
+            let text = format!("it is {status}\0");
+            engine.observe(Observation::pass(check, Topic::Availability, at, text).with(status));
+            engine.take_news()
+        };
+        assert_eq!(seen("acme", Status::Pass, -900), [], "the first look is no change");
+        let long_ago = seen("acme", Status::Fail, -800);
+        assert_eq!(long_ago.len(), 1);
+        history.keep(long_ago, now).await.unwrap();
+        cluster.kill();
+        seen("beta", Status::Pass, 0);
+        let error = history.keep(seen("beta", Status::Warn, 1), now).await.unwrap_err();
+        assert!(error.contains("1 changes are not kept yet"), "{error}");
+        cluster.launch().unwrap();
+        history.keep(seen("acme", Status::Pass, 2), now + jiff::SignedDuration::from_hours(48)).await.unwrap();
+        // What is older than thirty days has gone meanwhile.
+        let kept = history.since(None, Timestamp::UNIX_EPOCH, 10).await.unwrap();
+        let kept: Vec<_> = kept.iter().map(|k| (k.check.to_string(), k.from.as_str(), k.to.as_str())).collect();
+        let expected = [
+            ("tenant acme: database".to_owned(), "fail", "pass"),
+            ("tenant beta: database".to_owned(), "pass", "warn"),
+        ];
+        assert_eq!(kept, expected);
+        let one = history.since(Some("beta"), now, 10).await.unwrap();
+        assert_eq!(
+            (one.len(), one[0].text.as_str(), one[0].at),
+            (1, "it is warn ", now + jiff::SignedDuration::from_hours(1))
+        );
     });
 }
 
@@ -725,13 +770,13 @@ fn notices_reach_a_webhook_and_alertmanager_and_wait_for_one_that_does_not_answe
         });
         let webhook = format!("http://{address}/hook?token=secret");
         let mut sinks = Sinks::new(Some(&webhook), Some(&format!("http://{address}/"))).unwrap();
-        let check = cofferdam_health::model::CheckId::tenant("acme", "database");
+        let check = CheckId::tenant("acme", "database");
         let notice = |phase| cofferdam_health::alert::Notice {
             key: check.to_string(),
             phase,
             urgency: cofferdam_health::slo::Urgency::Page,
             check: check.clone(),
-            topic: cofferdam_health::model::Topic::Availability,
+            topic: Topic::Availability,
             summary: "it is gone".into(),
             since: Timestamp::UNIX_EPOCH,
             consequences: 4,
@@ -763,13 +808,13 @@ fn notices_reach_a_webhook_and_alertmanager_and_wait_for_one_that_does_not_answe
 fn notices_that_are_refused_keep_nothing_back_and_those_by_e_mail_arrive() {
     runtime().block_on(async {
         use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-        let check = cofferdam_health::model::CheckId::tenant("acme", "database");
+        let check = CheckId::tenant("acme", "database");
         let notice = |phase, summary: &str| cofferdam_health::alert::Notice {
             key: check.to_string(),
             phase,
             urgency: cofferdam_health::slo::Urgency::Page,
             check: check.clone(),
-            topic: cofferdam_health::model::Topic::Availability,
+            topic: Topic::Availability,
             summary: summary.into(),
             since: Timestamp::UNIX_EPOCH,
             consequences: 0,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
 use cofferdam::admin::{HealthView, IsolationRow};
-use cofferdam::tenant::Diagnostics;
+use cofferdam::tenant::{Diagnostics, HumanDuration};
 use cofferdam_health::alert::Phase;
 use cofferdam_health::config::Setup;
 use cofferdam_health::engine::Picture;
@@ -64,12 +64,27 @@ enum HealthCommand {
         /// Which.
         tenant: String,
     },
+    /// Say what has changed lately, newest first; where `health.yaml` says that changes are kept.
+    History {
+        /// Of which tenant; of everything if left out.
+        tenant: Option<String>,
+        /// How far back.
+        #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = duration)]
+        since: HumanDuration,
+        /// At most so many.
+        #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+        limit: u32,
+    },
     /// Write Prometheus' rules with their unit tests, Alertmanager's time intervals, and Grafana's dashboards.
     Rules {
         /// The directory for the files.
         #[arg(long, value_name = "DIRECTORY", default_value = ".")]
         directory: PathBuf,
     },
+}
+
+fn duration(text: &str) -> Result<HumanDuration, String> {
+    HumanDuration::parse(text).ok_or_else(|| "expected a whole number with a unit, such as `36h` or `7d`".to_owned())
 }
 
 const FILE: File<Setup> = File { catalog_of: Setup::catalog_of, read: Setup::read };
@@ -112,6 +127,9 @@ async fn command(args: &HealthArgs, setup: Setup) -> anyhow::Result<ExitCode> {
             watch(setup, textfile.as_deref(), *listen, token).await
         }
         HealthCommand::Explain { tenant } => tell_why(&setup, tenant).await,
+        HealthCommand::History { tenant, since, limit } => {
+            history(&setup, tenant.as_deref(), *since, *limit, args.json).await
+        }
         HealthCommand::Rules { directory } => write_rules(&setup, directory),
     }
 }
@@ -178,11 +196,49 @@ fn plain() -> Table {
     table
 }
 
-async fn tell_why(setup: &Setup, tenant: &str) -> anyhow::Result<ExitCode> {
-    if !setup.knows(tenant) {
-        let known = setup.tenants();
-        return Err(anyhow!("there is no tenant `{tenant}` in the configuration; there are: {}", known.join(", ")));
+async fn history(
+    setup: &Setup,
+    tenant: Option<&str>,
+    since: HumanDuration,
+    limit: u32,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let history = setup.history().ok_or_else(|| anyhow!("nothing is kept: `history` is not in the configuration"))?;
+    if let Some(tenant) = tenant {
+        known(setup, tenant)?;
     }
+    let since = Timestamp::now().checked_sub(jiff::SignedDuration::try_from(since.0)?)?;
+    let kept = history.since(tenant, since, limit).await.map_err(|error| anyhow!("the history: {error}"))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&kept)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = plain();
+    for change in &kept {
+        table.add_row([
+            change.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
+            change.check.to_string(),
+            format!("{} → {}", change.from, change.to),
+            change.text.clone(),
+        ]);
+    }
+    if kept.is_empty() {
+        println!("nothing has changed");
+    } else {
+        println!("{table}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn known(setup: &Setup, tenant: &str) -> anyhow::Result<()> {
+    if setup.knows(tenant) {
+        return Ok(());
+    }
+    Err(anyhow!("there is no tenant `{tenant}` in the configuration; there are: {}", setup.tenants().join(", ")))
+}
+
+async fn tell_why(setup: &Setup, tenant: &str) -> anyhow::Result<ExitCode> {
+    known(setup, tenant)?;
     let watcher = setup.watcher(true);
     watcher.look_once().await;
     let now = Timestamp::now();

@@ -148,6 +148,14 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     let (_, text) = house.run(&["health", "explain", "acme"]);
     assert_eq!(text.trim(), "acme is well: 7 checks pass");
 
+    let (output, text) = house.run(&["health", "history", "acme"]);
+    assert!(!output.status.success() && text.contains("nothing is kept"), "{text}");
+    house.cluster.create_database("kept", SUPERUSER.0).await.unwrap();
+    let config = std::fs::read_to_string(house.path().join("health.yaml")).unwrap();
+    house.write("health.yaml", &(config + "history: { cluster: main, database: kept }\n"));
+    let (output, text) = house.run(&["health", "history", "--since", "1y"]);
+    assert!(!output.status.success() && text.contains("such as `36h`"), "{text}");
+    assert_eq!(house.run(&["health", "history"]).1, "nothing has changed\n");
     let textfile = house.path().join("health.prom");
     let mut watch =
         house.command(&["health", "watch", "--textfile", textfile.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
@@ -170,6 +178,16 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     admin.batch_execute("DROP DATABASE acme WITH (FORCE)").await.unwrap();
     let line = lines.next().unwrap().unwrap();
     assert!(line.contains("TROUBLE [Page] tenant acme: database: database acme does not answer"), "{line}");
+    // And is kept.
+    let mut kept = String::new();
+    for _ in 0..100 {
+        kept = house.run(&["health", "history", "acme"]).1;
+        if kept.contains("pass → fail") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(kept.contains("tenant acme: database") && kept.contains("pass → fail"), "{kept}");
     let metrics = std::fs::read_to_string(&textfile).unwrap();
     for expected in [
         "cofferdam_health_cause{kind=\"tenant\",subject=\"acme\",aspect=\"database\",topic=\"availability\"} 1",

@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::History;
 use crate::engine::{Engine, EngineOptions, Hysteresis};
 use crate::model::{CheckId, Subject};
 use crate::probe::{
@@ -73,6 +74,8 @@ pub struct HealthFile {
     pub disks: BTreeMap<String, DiskFile>,
     /// The `backup.yaml` whose repository is written to and read from every five minutes.
     pub repository: Option<PathBuf>,
+    /// Where changes are kept.
+    pub history: Option<HistoryFile>,
     /// Where notices go.
     #[serde(default)]
     pub notices: NoticesFile,
@@ -230,6 +233,19 @@ pub struct TenantFile {
     pub page_within: Option<HumanDuration>,
 }
 
+/// Where changes are kept.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryFile {
+    /// One of `clusters`, whose `user` writes there.
+    pub cluster: String,
+    /// The database.
+    pub database: String,
+    /// What is older goes.
+    #[serde(default = "a_year")]
+    pub keep: HumanDuration,
+}
+
 /// Where notices go.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -292,6 +308,7 @@ pub struct Setup {
     pub objectives: ByObjective<f64>,
     /// How notices go out by e-mail, if they do.
     email: Option<Email>,
+    history: Option<Database>,
     probes: Vec<Arc<dyn Probe>>,
     /// What a tenant cannot be well without.
     needs: Vec<(Subject, CheckId)>,
@@ -349,6 +366,12 @@ impl Setup {
         Ok(sinks)
     }
 
+    /// Where changes are kept, if they are.
+    pub fn history(&self) -> Option<History> {
+        let keep = self.file.history.as_ref()?.keep.0;
+        Some(History::new(self.history.clone()?, keep))
+    }
+
     /// Looks at something else too.
     pub fn add(&mut self, probe: Arc<dyn Probe>) {
         self.probes.push(probe);
@@ -404,9 +427,16 @@ impl Understanding<'_> {
         let email = file.notices.email.as_ref().and_then(|email| self.email(email));
         let mut probes: Vec<Arc<dyn Probe>> = Vec::new();
         let mut needs = Vec::new();
-        let (mut clusters, mut fronts) = (BTreeMap::new(), BTreeMap::new());
+        let (mut clusters, mut fronts, mut history) = (BTreeMap::new(), BTreeMap::new(), None);
+        if let Some(kept) = file.history.as_ref().filter(|kept| !file.clusters.contains_key(&kept.cluster)) {
+            let expected = format!("one of {}", names(file.clusters.keys()));
+            self.fault(&["history", "cluster"], format!("`{}`", kept.cluster), expected);
+        }
         for (name, cluster) in &file.clusters {
             let Some(server) = self.cluster(name, cluster) else { continue };
+            if let Some(kept) = file.history.as_ref().filter(|kept| kept.cluster == *name) {
+                history = Some(Database { database: kept.database.clone(), ..server.clone() });
+            }
             let limits = ClusterLimits { replicas: cluster.replicas, ..ClusterLimits::default() };
             probes.push(Arc::new(ClusterProbe::new(name, &server, limits, interval)));
             let field = ["clusters", name, "tenant_password_file"];
@@ -552,7 +582,7 @@ impl Understanding<'_> {
         if probes.is_empty() && self.is_content() {
             self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");
         }
-        Setup { file, calendars, named_calendars: known, objectives, email, probes, needs }
+        Setup { file, calendars, named_calendars: known, objectives, email, history, probes, needs }
     }
 
     fn calendars(&mut self, file: &HealthFile) -> BTreeMap<String, Calendar> {
@@ -748,6 +778,10 @@ fn eight() -> u32 {
 
 fn three_nines() -> f64 {
     99.9
+}
+
+fn a_year() -> HumanDuration {
+    HumanDuration(Duration::from_secs(400 * 86_400))
 }
 
 fn two_nines() -> f64 {

@@ -120,6 +120,9 @@ impl Picture {
     }
 }
 
+/// So many changes wait for somebody to take them.
+const NEWS: usize = 10_000;
+
 /// Gathers observations.
 #[derive(Debug, Default)]
 pub struct Engine {
@@ -130,6 +133,8 @@ pub struct Engine {
     needs_of_subject: BTreeMap<Subject, BTreeSet<CheckId>>,
     /// How often checks are looked at that are looked at more rarely than others.
     intervals: BTreeMap<CheckId, Duration>,
+    /// Changes that nobody has taken yet, oldest first.
+    news: VecDeque<(CheckId, Change)>,
 }
 
 impl Engine {
@@ -189,7 +194,12 @@ impl Engine {
                         check.history.pop_front();
                     }
                     let (at, from, text) = (observation.at, check.status, observation.text.clone());
-                    check.history.push_back(Change { at, from, to: so_far, text });
+                    let change = Change { at, from, to: so_far, text };
+                    if self.news.len() >= NEWS {
+                        self.news.pop_front();
+                    }
+                    self.news.push_back((observation.check.clone(), change.clone()));
+                    check.history.push_back(change);
                 }
                 (check.status, check.since, check.doubt) = (so_far, observation.at, None);
             } else {
@@ -197,6 +207,11 @@ impl Engine {
             }
         }
         check.latest = observation;
+    }
+
+    /// What has changed since this was asked the last time, oldest first; of very much, the newest.
+    pub fn take_news(&mut self) -> Vec<(CheckId, Change)> {
+        self.news.drain(..).collect()
     }
 
     /// Forgets checks that nobody makes any more.

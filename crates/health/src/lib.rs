@@ -63,6 +63,7 @@ pub mod alert;
 pub mod config;
 pub mod engine;
 mod explain;
+mod history;
 pub mod metrics;
 pub mod model;
 mod observer;
@@ -75,5 +76,6 @@ pub mod slo;
 mod watcher;
 
 pub use explain::explain;
+pub use history::{History, Kept};
 pub use observer::{Observer, Step};
 pub use watcher::Watcher;

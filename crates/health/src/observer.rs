@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::Watcher;
 use crate::alert::{AlertOptions, Alerts, Calendars, Notice, eased};
 use crate::config::Setup;
 use crate::engine::Picture;
@@ -18,6 +17,7 @@ use crate::page::{Isolation, PageSources, page};
 use crate::service::{ServiceState, health_json, states};
 use crate::sink::Sinks;
 use crate::slo::{Budget, ByObjective, Look, Objective, Tally};
+use crate::{History, Watcher};
 
 /// A running watch. Looks in tasks of its own until it is stopped; [`Observer::step`] is to be called every few seconds.
 pub struct Observer {
@@ -25,6 +25,7 @@ pub struct Observer {
     watcher: Watcher,
     told: Mutex<Told>,
     sinks: tokio::sync::Mutex<Sinks>,
+    history: Option<History>,
 }
 
 impl std::fmt::Debug for Observer {
@@ -77,7 +78,8 @@ impl Observer {
         };
         let (looking, stop) = (watcher.clone(), stop.clone());
         tokio::spawn(async move { looking.run(&stop).await });
-        Ok(Arc::new(Self { setup, watcher, told: Mutex::new(told), sinks: tokio::sync::Mutex::new(sinks) }))
+        let history = setup.history();
+        Ok(Arc::new(Self { setup, watcher, told: Mutex::new(told), sinks: tokio::sync::Mutex::new(sinks), history }))
     }
 
     /// What is watched.
@@ -106,6 +108,12 @@ impl Observer {
         };
         if let Some(open) = open {
             problems.extend(sinks.refresh(&open.iter().collect::<Vec<_>>()).await);
+        }
+        let news = self.watcher.with_engine(crate::engine::Engine::take_news);
+        if let Some(history) = &self.history
+            && let Err(problem) = history.keep(news, now).await
+        {
+            problems.push(problem);
         }
         Step { notices, problems }
     }

@@ -31,6 +31,7 @@ pub use http::HttpProbe;
 pub use kubernetes::{KubernetesApi, KubernetesProbe, KubernetesServer};
 pub use odoo::{TenantLimits, TenantProbe, ThroughProbe};
 pub use postgres::{ClusterLimits, ClusterProbe, Database, Tls};
+pub(crate) use postgres::{Look, reason};
 pub use repository::{RepositoryProbe, WriteAndRead};
 pub use store::RedisProbe;
 

@@ -75,7 +75,7 @@ impl Database {
 
     /// A connection for one look. A thousand tenants' databases are looked at one after the other: keeping a connection
     /// to each would cost the server a thousand processes.
-    pub(super) async fn connect(&self) -> Result<Look, tokio_postgres::Error> {
+    pub(crate) async fn connect(&self) -> Result<Look, tokio_postgres::Error> {
         // Whoever uses the client is told when its connection breaks.
         let (client, socket) = if let Some(Tls(connector, _)) = &self.tls {
             let (client, connection) = self.config().connect(connector.clone()).await?;
@@ -89,13 +89,13 @@ impl Database {
 }
 
 /// A connection for one look. Its socket closes with it, whatever the server is still doing.
-pub(super) struct Look {
-    pub(super) client: Client,
+pub(crate) struct Look {
+    pub(crate) client: Client,
     _socket: AbortOnDropHandle<Result<(), tokio_postgres::Error>>,
 }
 
 /// Why a server did not answer, in one line.
-pub(super) fn reason(error: &tokio_postgres::Error) -> String {
+pub(crate) fn reason(error: &tokio_postgres::Error) -> String {
     if let Some(error) = error.as_db_error() {
         return format!("{} ({})", error.message(), error.code().code());
     }
