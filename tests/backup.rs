@@ -62,7 +62,6 @@ fn a_tenant_comes_back_as_it_was_and_as_somebody_else() {
 #[test]
 fn fifty_backups_under_writers_and_a_collector_miss_no_file_and_odoos_order_does() {
     let rounds: u32 = std::env::var("BACKUPS").ok().and_then(|n| n.parse().ok()).unwrap_or(50);
-    let all = std::env::var("RESTORES").is_ok_and(|which| which == "all");
     runtime().block_on(async {
         let house = House::new(50).await;
         let busy = house.estate.busy(Duration::from_millis(200));
@@ -81,14 +80,11 @@ fn fifty_backups_under_writers_and_a_collector_miss_no_file_and_odoos_order_does
             let set = house.save().await;
             assert!(set.consistency.is_complete(), "round {round}: {set:?}");
             fenced += u32::from(set.consistency == Consistency::Fenced);
-            // Every tenth, and every one of the last, or all: restored, each file hashed by the test itself.
-            if all || round % 10 == 9 || round + 5 > rounds {
-                let restored = house.scratch(&set).await;
-                let copy =
-                    Estate::existing(&house.cluster, &restored.database, &house.directory.path().join("filestore"));
-                assert_eq!(copy.missing(&copy.filestore).await.unwrap(), Vec::<String>::new(), "round {round}");
-                house.drop(&restored).await;
-            }
+            // Every one restored, each file hashed by the test itself.
+            let restored = house.scratch(&set).await;
+            let copy = Estate::existing(&house.cluster, &restored.database, &house.directory.path().join("filestore"));
+            assert_eq!(copy.missing(&copy.filestore).await.unwrap(), Vec::<String>::new(), "round {round}");
+            house.drop(&restored).await;
         }
         let (written, collected) =
             (busy.counts.written.load(Ordering::Relaxed), busy.counts.collected.load(Ordering::Relaxed));
