@@ -302,6 +302,7 @@ fn nobody_joins_a_database_that_is_being_restored() {
         house.save().await;
         let (restore, control) = (house.restore(), Control::default());
         let admin = house.cluster.admin("postgres").await.unwrap();
+        house.cluster.create_role("stranger", "secret").await.unwrap();
         let restored = std::sync::atomic::AtomicBool::new(false);
         let join = async {
             let (mut tried, mut inside) = (0, Vec::new());
@@ -310,6 +311,7 @@ fn nobody_joins_a_database_that_is_being_restored() {
                 if let Some(row) = admin.query_opt(query, &[]).await.unwrap() {
                     tried += 1;
                     inside.extend(house.cluster.connect("acme_owner", "odoo", row.get(0)).await.ok());
+                    inside.extend(house.cluster.connect("stranger", "secret", row.get(0)).await.ok());
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -325,6 +327,177 @@ fn nobody_joins_a_database_that_is_being_restored() {
         assert!(tried > 10, "{tried}");
         // At the very end it is the owner's, for an instant, under its old name: whoever comes then is sent away.
         assert!(inside <= 1, "{inside}");
+    });
+}
+
+/// `pg_dump` selects from sequences by name, and a name can come to mean a table with an index meanwhile.
+#[test]
+fn a_sequence_that_becomes_a_table_while_it_is_saved_runs_nothing() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        let proof = house.directory.path().join("proof");
+        std::fs::set_permissions(house.directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let owner = house.owner().await;
+        owner
+            .batch_execute(&format!(
+                r"CREATE SEQUENCE zz_seq;
+                CREATE FUNCTION act() RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+                  IF current_user <> 'acme_owner' THEN EXECUTE 'COPY (SELECT current_user) TO ''{}'''; END IF; RETURN 1;
+                END $$;
+                CREATE FUNCTION evil(int) RETURNS bigint IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+                  PERFORM public.act(); RETURN 1; END $$;
+                CREATE TABLE bulk AS SELECT i, repeat(md5(i::text), 30) t FROM generate_series(1, 60000) i",
+                proof.display()
+            ))
+            .await
+            .unwrap();
+        let attack = async {
+            let busy = "SELECT count(*) FROM pg_locks l WHERE l.relation = 'bulk'::regclass \
+                        AND l.mode = 'AccessShareLock' AND l.pid <> pg_backend_pid()";
+            while owner.query_one(busy, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            let change = "BEGIN; DROP SEQUENCE zz_seq; CREATE TABLE zz_seq (last_value bigint, is_called bool);
+                          CREATE INDEX ON zz_seq ((last_value + evil(1))); COMMIT";
+            owner.batch_execute(change).await.unwrap();
+        };
+        let (backup, control) = (house.backup(), Control::default());
+        let (saved, ()) = tokio::join!(backup.run(&control), attack);
+        assert!(!proof.exists(), "{:?} ran it, {saved:?}", std::fs::read_to_string(&proof));
+    });
+}
+
+/// What is read beside `pg_dump` comes back all the same.
+#[test]
+fn sequences_and_odoos_unaccent_come_back_and_exports_have_them() {
+    runtime().block_on(async {
+        let house = House::new(5).await;
+        let admin = house.cluster.admin("acme").await.unwrap();
+        let objects = "CREATE SEQUENCE \"odd.\"\"seq\"; SELECT setval('\"odd.\"\"seq\"', 41); ALTER SEQUENCE \"odd.\"\"seq\" OWNER TO acme_owner;
+            CREATE TABLE loaded (id serial PRIMARY KEY); INSERT INTO loaded VALUES (7), (9); ALTER TABLE loaded OWNER TO acme_owner;
+            CREATE TABLE called (id int GENERATED ALWAYS AS IDENTITY); INSERT INTO called DEFAULT VALUES; ALTER TABLE called OWNER TO acme_owner;
+            CREATE EXTENSION unaccent; ALTER FUNCTION unaccent(text) IMMUTABLE;
+            CREATE TABLE spelt (name text); CREATE INDEX ON spelt (unaccent(name)); ALTER TABLE spelt OWNER TO acme_owner";
+        admin.batch_execute(objects).await.unwrap();
+        let set = house.save().await;
+        let restored = house.scratch(&set).await;
+        let copy = house.cluster.admin(&restored.database).await.unwrap();
+        let next = async |client: &tokio_postgres::Client| {
+            let query = "SELECT nextval('\"odd.\"\"seq\"'), nextval('loaded_id_seq'), nextval('called_id_seq')";
+            let row = client.query_one(query, &[]).await.unwrap();
+            (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2))
+        };
+        // From one that was never asked nothing was taken: it goes on after what is there.
+        assert_eq!(next(&copy).await, (42, 10, 2));
+        let file = house.directory.path().join("out.zip");
+        let repository = Arc::new(house.repository());
+        export(&repository, &RestorePoint::Latest, &house.server(), &file, &Control::default()).await.unwrap();
+        let restore = Restore { database: "imported".into(), owner: Some("acme_owner".into()), ..house.restore() };
+        Import { restore, file, identity: Identity::Moved }.run(&Control::default()).await.unwrap();
+        assert_eq!(next(&house.cluster.admin("imported").await.unwrap()).await, (42, 10, 2));
+    });
+}
+
+#[test]
+fn a_database_that_only_bears_the_name_is_no_way_back_and_a_way_back_loses_no_file() {
+    runtime().block_on(async {
+        let house = House::new(5).await;
+        house.attach(2, 0).await;
+        house.save().await;
+        house.cluster.create_role("evil", "secret").await.unwrap();
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        admin.batch_execute("ALTER ROLE evil CREATEDB").await.unwrap();
+        let evil = house.cluster.connect("evil", "secret", "postgres").await.unwrap();
+        for name in ["acme__before_20991231t235959", "acme__before_20200101t000000"] {
+            evil.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+            let error = house.restore().revert(name, &Control::default()).await.unwrap_err().to_string();
+            assert!(error.contains("is not a database that a swap of acme has left"), "{error}");
+        }
+        let client = house.estate.connect().await.unwrap();
+        let late = house.estate.attach(&client, b"made after the backup").await.unwrap();
+        drop(client);
+        let (restore, control) = (house.restore(), Control::default());
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &control).await.unwrap();
+        let previous = swapped.previous.unwrap();
+        // Its owner can make it a template, which cannot be dropped.
+        admin.batch_execute(&format!("ALTER DATABASE {previous} WITH IS_TEMPLATE true")).await.unwrap();
+        // A collector of what is there now takes what only the old state refers to, as often as it comes back.
+        let path = house.estate.filestore.join(&late);
+        let _ = std::fs::remove_file(&path);
+        let renamed = std::sync::atomic::AtomicBool::new(false);
+        let collector = async {
+            while !renamed.load(Ordering::Relaxed) {
+                let query = "SELECT count(*) FROM pg_database WHERE datname = $1";
+                if admin.query_one(query, &[&previous]).await.unwrap().get::<_, i64>(0) == 0 {
+                    return;
+                }
+                let _ = std::fs::remove_file(&path);
+            }
+        };
+        let revert = async {
+            let reverted = restore.revert(&previous, &control).await;
+            renamed.store(true, Ordering::Relaxed);
+            reverted
+        };
+        let (reverted, ()) = tokio::join!(revert, collector);
+        reverted.unwrap();
+        assert_eq!(house.estate.missing(&house.estate.filestore).await.unwrap(), Vec::<String>::new());
+        let left = restore.previous().await.unwrap();
+        admin.batch_execute(&format!("ALTER DATABASE {} WITH IS_TEMPLATE true", left[0].database)).await.unwrap();
+        let later = left[0].since + jiff::SignedDuration::from_hours(24);
+        assert_eq!(restore.drop_previous(Duration::from_secs(3_600), later).await.unwrap(), left);
+    });
+}
+
+#[test]
+fn a_copy_that_undoes_its_own_neutralization_is_not_made() {
+    runtime().block_on(async {
+        for trap in [
+            "CREATE TRIGGER keep BEFORE UPDATE ON ir_cron FOR EACH ROW EXECUTE FUNCTION keep()",
+            "CREATE TRIGGER keep BEFORE INSERT ON ir_config_parameter FOR EACH ROW EXECUTE FUNCTION keep()",
+            "CREATE RULE keep AS ON UPDATE TO ir_mail_server DO INSTEAD NOTHING",
+            "ALTER TABLE ir_mail_server ENABLE ROW LEVEL SECURITY; ALTER TABLE ir_mail_server FORCE ROW LEVEL SECURITY;
+             CREATE POLICY p ON ir_mail_server FOR SELECT USING (false)",
+        ] {
+            let house = House::new(5).await;
+            let admin = house.cluster.admin("acme").await.unwrap();
+            let function = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+                INSERT INTO ir_cron (name) VALUES ('a'), ('b');
+                INSERT INTO ir_mail_server (name, smtp_host, active) VALUES ('real', 'smtp.example.com', true);";
+            admin.batch_execute(&format!("{function} {trap}")).await.unwrap();
+            house.save().await;
+            let made = house.restore().run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await;
+            let error = made.unwrap_err().to_string();
+            assert!(error.contains("undone") || error.contains("row-level security"), "{trap}: {error}");
+            assert_eq!(house.databases().await, ["acme"]);
+        }
+    });
+}
+
+/// What a database's owner sets for it holds for its own sessions.
+#[test]
+fn settings_of_a_tenants_database_do_not_hold_for_whoever_saves_and_restores() {
+    runtime().block_on(async {
+        let house = House::new(200).await;
+        house.attach(2, 0).await;
+        let all = "ALTER DATABASE acme SET default_transaction_read_only = on; ALTER DATABASE acme SET role = acme_owner;
+            ALTER DATABASE acme SET idle_in_transaction_session_timeout = '1ms'; ALTER DATABASE acme SET statement_timeout = '1ms';
+            ALTER DATABASE acme SET search_path = 'nowhere'; ALTER DATABASE acme SET quote_all_identifiers = on";
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        admin.batch_execute(all).await.unwrap();
+        let set = house.save().await;
+        assert_eq!(set.consistency, Consistency::Fenced);
+        let (restore, control) = (house.restore(), Control::default());
+        let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &control).await.unwrap();
+        restore.revert(&swapped.previous.unwrap(), &control).await.unwrap();
+        assert!(house.intruders().await.is_empty());
+        // A database without an encoding can hold names that are no text.
+        let create = "CREATE DATABASE acme_ascii ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C' OWNER acme_owner";
+        admin.batch_execute(create).await.unwrap();
+        let ascii = house.cluster.admin("acme_ascii").await.unwrap();
+        ascii.batch_execute("CREATE TABLE t (a text); INSERT INTO t VALUES (convert_from('\\xfc'::bytea, 'SQL_ASCII'))").await.unwrap();
+        let backup = Backup { database: "acme_ascii".into(), ..house.backup() };
+        assert_eq!(backup.run(&control).await.unwrap().artifact.rows, 1);
     });
 }
 

@@ -33,7 +33,10 @@ pub(crate) async fn each(
         Read::Odd => return Ok(Read::Odd),
         Read::Rows(()) => {}
     }
-    let rows = client.copy_out(&format!("COPY {table} ({}) TO STDOUT", columns.join(", "))).await?;
+    // A database without an encoding has bytes that may be anything, and they come as they are.
+    let encoding = client.query_one("SELECT current_setting('server_encoding') = 'SQL_ASCII'", &[]).await?;
+    let encoding = if encoding.get(0) { " (ENCODING 'SQL_ASCII')" } else { "" };
+    let rows = client.copy_out(&format!("COPY {table} ({}) TO STDOUT{encoding}", columns.join(", "))).await?;
     let mut rows = std::pin::pin!(rows);
     // The protocol promises one row in each message.
     while let Some(line) = rows.try_next().await? {
@@ -57,7 +60,8 @@ pub(crate) async fn count(client: &Client, table: &str) -> Result<Read<u64>, tok
                      ORDER BY attlen < 0, attlen, attstorage <> 'p', attnum LIMIT 1";
     let column = client.query_opt(narrowest, &[&table]).await?.map(|row| row.get::<_, String>(0));
     let column = column.map(|column| format!(" ({column})")).unwrap_or_default();
-    let rows = client.copy_out(&format!("COPY {table}{column} TO STDOUT")).await?;
+    // As it is stored: what cannot be said in our encoding counts too.
+    let rows = client.copy_out(&format!("COPY {table}{column} TO STDOUT (ENCODING 'SQL_ASCII')")).await?;
     let mut rows = std::pin::pin!(rows);
     let mut count = 0;
     while rows.try_next().await?.is_some() {

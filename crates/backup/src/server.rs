@@ -53,13 +53,20 @@ impl Server {
     /// A connection on which no name means anything but PostgreSQL's own: settings of a database are its owner's to write,
     /// and so are functions and operators in it.
     pub(crate) async fn connect(&self, database: &str) -> Result<Client, Error> {
-        let client = self.connect_plainly(database).await?;
-        client.batch_execute("SET search_path = pg_catalog").await.map_err(|e| self.failed(database, &e))?;
+        let client = self.open(database, Some(OPTIONS)).await?;
+        // Parameters that not every version has.
+        let newer = "SET search_path = pg_catalog; SELECT set_config(name, '0', false) FROM pg_settings \
+                     WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
+        client.batch_execute(newer).await.map_err(|e| self.failed(database, &e))?;
         Ok(client)
     }
 
     /// A connection with the settings that its database gives it.
     pub(crate) async fn connect_plainly(&self, database: &str) -> Result<Client, Error> {
+        self.open(database, None).await
+    }
+
+    async fn open(&self, database: &str, options: Option<&str>) -> Result<Client, Error> {
         let mut config = tokio_postgres::Config::new();
         config.host(&self.host).port(self.port).user(&self.user).dbname(database);
         if let Some(password) = &self.password {
@@ -67,6 +74,9 @@ impl Server {
         }
         // A host that dies without a word is noticed, so that nothing stays locked for its sake.
         config.application_name("cofferdam-backup").connect_timeout(CONNECT);
+        if let Some(options) = options {
+            config.options(options);
+        }
         config.keepalives_idle(Duration::from_secs(30));
         let refused = |reason: String| Error::Database { server: self.name(), database: database.to_owned(), reason };
         let connecting = async {
@@ -117,6 +127,7 @@ impl Server {
         command.env("PGHOST", &self.host).env("PGPORT", self.port.to_string()).env("PGUSER", &self.user);
         command.env("PGDATABASE", database).env("PGCONNECT_TIMEOUT", CONNECT.as_secs().to_string());
         command.env("PGAPPNAME", "cofferdam-backup").env("LC_ALL", "C").env("PGSSLMODE", self.tls.mode.as_str());
+        command.env("PGOPTIONS", OPTIONS);
         if let Some(path) = &self.tls.ca_file {
             command.env("PGSSLROOTCERT", path);
         }
@@ -144,6 +155,10 @@ impl Server {
     }
 }
 
+/// Said at the beginning of a connection: stronger than what the owner of a database has set for it.
+const OPTIONS: &str = "-c search_path=pg_catalog -c role=none -c statement_timeout=0 -c lock_timeout=0 \
+                       -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off \
+                       -c default_transaction_isolation=read\\ committed -c default_transaction_deferrable=off";
 const CONNECT: Duration = Duration::from_secs(20);
 /// With everything that is said until a connection can be used.
 const ANSWER: Duration = Duration::from_secs(40);
@@ -173,10 +188,15 @@ pub(crate) async fn locale_of(client: &Client) -> Result<DatabaseLocale, tokio_p
 
 /// The extensions of a database, in the order in which they were created.
 pub(crate) async fn extensions_of(client: &Client) -> Result<Vec<Extension>, tokio_postgres::Error> {
-    let query = "SELECT e.extname::text, n.nspname::text FROM pg_catalog.pg_extension e \
+    let query = "SELECT e.extname::text, n.nspname::text, e.extname = 'unaccent' AND EXISTS (\
+                   SELECT FROM pg_catalog.pg_proc p WHERE p.pronamespace = n.oid AND p.proname = 'unaccent' \
+                   AND p.proargtypes::text = '25' AND p.provolatile = 'i') FROM pg_catalog.pg_extension e \
                  JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname <> 'plpgsql' ORDER BY e.oid";
     let rows = client.query(query, &[]).await?;
-    Ok(rows.iter().map(|row| Extension { name: row.get(0), schema: row.get(1) }).collect())
+    Ok(rows
+        .iter()
+        .map(|row| Extension { name: row.get(0), schema: row.get(1), immutable_unaccent: row.get(2) })
+        .collect())
 }
 
 /// How often databases have been written to, by name.

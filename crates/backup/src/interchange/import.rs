@@ -314,7 +314,7 @@ impl Import {
                         path.display()
                     ));
                 }
-                crate::restore::hand_over(&target)?;
+                tree.hand_over()?;
                 Ok(written)
             };
             let filled = fill();
@@ -419,7 +419,10 @@ fn extension(text: &str) -> Option<Extension> {
     let at = if is(2, "if") { 5 } else { 2 };
     let plain = |word: &&str| word.trim_matches('"').to_owned();
     let schema = words.iter().position(|word| word.eq_ignore_ascii_case("schema")).and_then(|i| words.get(i + 1));
-    Some(Extension { name: words.get(at).map(plain)?, schema: schema.map_or_else(|| "public".to_owned(), plain) })
+    let name: String = words.get(at).map(plain)?;
+    // As Odoo makes its databases: indexes of its modules need it.
+    let immutable_unaccent = name == "unaccent";
+    Some(Extension { name, schema: schema.map_or_else(|| "public".to_owned(), plain), immutable_unaccent })
 }
 
 #[cfg(test)]

@@ -77,6 +77,9 @@ pub async fn export(
         control.phase("writing the dump", Some(set.artifact.bytes + set.filestore.bytes));
         begin(&mut zip, "dump.sql", &path)?;
         write_sql(&reader, &set, &server, &mut zip, &control)?;
+        if reader.has(paths::SEQUENCES) {
+            reader.file(paths::SEQUENCES, &mut zip)?;
+        }
         control.phase("writing files", Some(set.filestore.bytes));
         let contents = manifest(&reader)?;
         let mut files = 0;

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use super::fence::Sequence;
 use super::paths;
 use crate::program::Running;
 use crate::repository::Entry;
@@ -97,7 +98,7 @@ impl Dump {
     pub(super) fn start(
         server: &Server,
         database: &str,
-        snapshot: &str,
+        (snapshot, sequences): (&str, &[Sequence]),
         taken_at: Timestamp,
         begun: CancellationToken,
         control: Control,
@@ -109,6 +110,9 @@ impl Dump {
         // Uncompressed: the repository compresses, and what has not changed since the last time is stored once.
         command.args(["--format=custom", "--compress=0", "--no-password", "--lock-wait-timeout=30s"]);
         command.arg(format!("--snapshot={snapshot}"));
+        for sequence in sequences {
+            command.arg(format!("--exclude-table-data={}", sequence.name));
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(written);
         let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
         let Some(stdout) = child.stdout.take() else { return Err(failed("it has no output".to_owned())) };

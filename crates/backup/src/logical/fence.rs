@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model::{ChangeCounter, DatabaseLocale, Extension, FenceLimits};
 use crate::rows::{self, Read};
-use crate::server::{Server, changes_of, extensions_of, literal, locale_of};
+use crate::server::{Server, changes_of, extensions_of, literal, locale_of, quoted};
 use crate::{Control, Error, Event};
 
 /// The lock that keeps the collector from deleting, or the reason why there is none.
@@ -217,8 +217,9 @@ impl Snapshot {
         });
         installed.await.map_err(|e| failed(&e))?;
         let undumped = undumped(&client).await.map_err(|e| failed(&e))?;
+        let sequences = sequences(&client).await.map_err(|e| failed(&e))?;
         let _ = client.batch_execute("ROLLBACK").await;
-        Ok(Tenancy { uuid, attachments: files.into_values().collect(), modules, undumped })
+        Ok(Tenancy { uuid, attachments: files.into_values().collect(), modules, undumped, sequences })
     }
 
     /// Holds the snapshot until everybody who needs it has it.
@@ -245,6 +246,56 @@ pub(super) struct Tenancy {
     pub(super) modules: BTreeMap<String, String>,
     /// Tables that `pg_dump` leaves out.
     pub(super) undumped: Vec<String>,
+    pub(super) sequences: Vec<Sequence>,
+}
+
+/// A sequence, whose value is read here and not by `pg_dump`: that selects from it by its name, under which a tenant could
+/// have put a table with an index meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sequence {
+    /// Schema and name in quotes.
+    pub(super) name: String,
+    /// Sets it to what it was; none where it belongs to an extension.
+    pub(super) statement: Option<String>,
+}
+
+async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Error> {
+    let query = "SELECT n.nspname::text, c.relname::text, pg_sequence_last_value(c.oid), s.seqincrement > 0, \
+                   EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e'), \
+                   o.nspname::text, t.relname::text, a.attname::text \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid \
+                 LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
+                   AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 \
+                 LEFT JOIN pg_class t ON t.oid = d.refobjid AND t.relkind IN ('r', 'p') LEFT JOIN pg_namespace o ON o.oid = t.relnamespace \
+                 LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid \
+                 WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY 1, 2";
+    let rows = client.query(query, &[]).await?;
+    let sequence = |row: &tokio_postgres::Row| {
+        let (schema, name): (String, String) = (row.get(0), row.get(1));
+        let name = format!("{}.{}", quoted(&schema), quoted(&name));
+        let (value, grows, of_extension): (Option<i64>, bool, bool) = (row.get(2), row.get(3), row.get(4));
+        let column: Option<(String, String, String)> = match (row.get(5), row.get(6), row.get(7)) {
+            (Some(schema), Some(table), Some(column)) => Some((schema, table, column)),
+            _ => None,
+        };
+        let statement = match (value, column) {
+            _ if of_extension => None,
+            (Some(value), _) => Some(format!("SELECT pg_catalog.setval({}, {value}, true);", literal(&name))),
+            // Nothing was ever taken from it: it begins where it was made to begin, or after what is there already.
+            (None, Some((schema, table, column))) if grows => Some(format!(
+                "SELECT pg_catalog.setval({}, m + 1, false) FROM (SELECT max({}) AS m FROM {}.{}) t WHERE m > 0;",
+                literal(&name),
+                quoted(&column),
+                quoted(&schema),
+                quoted(&table)
+            )),
+            (None, _) => None,
+        };
+        Sequence { name, statement }
+    };
+    let mut found: Vec<Sequence> = rows.iter().map(sequence).collect();
+    found.dedup_by(|a, b| a.name == b.name);
+    Ok(found)
 }
 
 /// Ordinary tables that were made part of an extension: `pg_dump` saves their rows only where the extension asks for it.

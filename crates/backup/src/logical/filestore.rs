@@ -91,8 +91,14 @@ impl Manifest {
 
 /// Whether a name stays below the filestore. The database is the tenant's to write.
 pub(crate) fn stays_below(name: &str) -> bool {
-    !name.is_empty() && !name.contains('\0') && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
+    !name.is_empty()
+        && !name.contains('\0')
+        && name.split('/').count() <= DEEPEST
+        && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
+
+/// Directories below each other, the file among them: Odoo's have one.
+pub(crate) const DEEPEST: usize = 8;
 
 pub(crate) fn is_sha1(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -145,7 +151,14 @@ impl Iterator for Files {
             self.next += 1;
             let opened = open_below(&self.root, &wanted.name).and_then(|file| {
                 let metadata = file.metadata()?;
-                Ok((file, metadata))
+                // What is much longer than it should be is something else, and may have no end worth waiting for.
+                match wanted.size {
+                    Some(size) if metadata.len() > size => {
+                        let found = metadata.len();
+                        Err(io::Error::other(format!("it has {found} bytes, and the database says {size}")))
+                    }
+                    _ => Ok((file, metadata)),
+                }
             });
             let (file, metadata) = match opened {
                 Ok(opened) => opened,

@@ -11,7 +11,7 @@ mod filestore;
 use std::io::{self, Cursor};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cofferdam_tenant::Slug;
 use jiff::Timestamp;
@@ -20,8 +20,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use dump::RowCounts;
 pub(crate) use dump::{count_rows, last_words};
+pub(crate) use filestore::{DEEPEST, is_sha1, stays_below};
 pub use filestore::{Manifest, ManifestFile};
-pub(crate) use filestore::{is_sha1, stays_below};
 
 use crate::model::{
     BackupPolicy, BackupSet, Consistency, DatabaseArtifact, DumpFormat, EngineKind, FilestoreSummary, LockAttestation,
@@ -31,7 +31,7 @@ use crate::repository::{Entry, Repository, RepositoryKey, Store};
 use crate::server::Server;
 use crate::{Control, Error};
 use dump::{Dump, dump_version};
-use fence::{Fence, FenceReport, Snapshot, Tenancy};
+use fence::{Fence, FenceReport, Sequence, Snapshot, Tenancy};
 use filestore::{Files, SharedFindings};
 
 /// What is to be backed up, and where to.
@@ -60,6 +60,7 @@ pub(crate) mod paths {
     pub(crate) const FILESTORE: &str = "filestore";
     pub(crate) const MANIFEST: &str = "manifest.json";
     pub(crate) const DUMP: &str = "odoo.dump";
+    pub(crate) const SEQUENCES: &str = "sequences.sql";
     pub(crate) const TABLES: &str = "tables.json";
 }
 
@@ -110,12 +111,14 @@ impl Backup {
         let _stop = control.stop_on_drop();
         let database = self.database.clone();
         let copied = CancellationToken::new();
+        let idle = AbortOnDropHandle::new(tokio::spawn(idle(control.clone())));
         let fence = Fence::raise(&self.server, &database, limits).await?;
         // Watched from the first moment: what comes next may itself have to wait for somebody who waits for the fence.
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
-        let Tenancy { uuid, attachments, modules, undumped } = snapshot.read(&self.server, &database).await?;
+        let Tenancy { uuid, attachments, modules, undumped, sequences } =
+            snapshot.read(&self.server, &database).await?;
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
             let (server, major) = (dump_server.clone(), snapshot.server_major);
@@ -124,7 +127,7 @@ impl Backup {
         control.phase("reading database and files", Some(snapshot.database_bytes));
         let (taken_at, begun, counting) = (snapshot.taken_at, CancellationToken::new(), CancellationToken::new());
         let (dump, streamed) =
-            Dump::start(&dump_server, &database, &snapshot.id, taken_at, begun.clone(), control.clone())?;
+            Dump::start(&dump_server, &database, (&snapshot.id, &sequences), taken_at, begun.clone(), control.clone())?;
         let (rows_in, rows_out) = mpsc::sync_channel::<Result<RowCounts, Error>>(1);
         {
             let (server, database, id) = (self.server.clone(), database.clone(), snapshot.id.clone());
@@ -143,7 +146,7 @@ impl Backup {
         let rows: Arc<std::sync::Mutex<RowCounts>> = Arc::default();
         let files =
             Files::new(Arc::clone(&manifest), &self.filestore, findings.clone(), control.clone(), copied.clone());
-        let entries = entries(files, &manifest, dump, rows_out, &rows, taken_at)?;
+        let entries = entries(files, &manifest, dump, &sequences, (rows_out, &rows), taken_at)?;
         let (lsn, locale, database_bytes) = (snapshot.lsn.clone(), snapshot.locale.clone(), snapshot.database_bytes);
         let (extensions, changes) = (snapshot.extensions.clone(), snapshot.changes);
         let server_version = snapshot.server_version.clone();
@@ -164,6 +167,10 @@ impl Backup {
         };
         let users = [begun.clone(), counting.clone()];
         let (archived, fence, ()) = tokio::join!(archive, fence, snapshot.hold(&users));
+        if idle.is_finished() {
+            let reason = format!("nothing has moved for {} minutes: somebody holds up pg_dump", IDLE.as_secs() / 60);
+            return Err(Error::Program { program: "pg_dump".to_owned(), reason });
+        }
         if control.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -235,6 +242,24 @@ impl Backup {
     }
 }
 
+/// A backup of which nothing has moved for so long does not go on: somebody holds what it waits for.
+const IDLE: Duration = Duration::from_secs(15 * 60);
+
+/// Ends when nothing has moved for too long, and stops everything then.
+async fn idle(control: Control) {
+    let (mut moved, mut since) = (control.moved(), Instant::now());
+    loop {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let now = control.moved();
+        if now != moved {
+            (moved, since) = (now, Instant::now());
+        } else if since.elapsed() > IDLE {
+            control.cancel();
+            return;
+        }
+    }
+}
+
 /// The files that a database refers to now.
 pub(crate) async fn manifest_of(server: &Server, database: &str) -> Result<Manifest, Error> {
     let snapshot = Snapshot::take(server, database).await?;
@@ -266,13 +291,15 @@ fn entries(
     files: Files,
     manifest: &Manifest,
     dump: Dump,
-    counted: mpsc::Receiver<Result<RowCounts, Error>>,
-    rows: &Arc<std::sync::Mutex<RowCounts>>,
+    sequences: &[Sequence],
+    (counted, rows): (mpsc::Receiver<Result<RowCounts, Error>>, &Arc<std::sync::Mutex<RowCounts>>),
     taken_at: Timestamp,
 ) -> Result<impl Iterator<Item = io::Result<Entry>> + Send + 'static, Error> {
     let text = serde_json::to_vec(manifest)
         .map_err(|e| Error::Mismatch { what: paths::MANIFEST.to_owned(), reason: e.to_string() })?;
     let manifest = document(paths::MANIFEST, text, taken_at);
+    let statements: Vec<&str> = sequences.iter().filter_map(|sequence| sequence.statement.as_deref()).collect();
+    let sequences = document(paths::SEQUENCES, (statements.join("\n") + "\n").into_bytes(), taken_at);
     let rows = Arc::clone(rows);
     let tables = std::iter::once_with(move || {
         let counts = counted
@@ -283,7 +310,7 @@ fn entries(
         *rows.lock().unwrap_or_else(PoisonError::into_inner) = counts;
         Ok(document(paths::TABLES, text, taken_at))
     });
-    Ok(files.chain([Ok(manifest)]).chain(dump).chain(tables))
+    Ok(files.chain([Ok(manifest)]).chain(dump).chain([Ok(sequences)]).chain(tables))
 }
 
 fn document(path: &str, text: Vec<u8>, taken_at: Timestamp) -> Entry {

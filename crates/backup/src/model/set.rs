@@ -159,6 +159,9 @@ pub struct Extension {
     pub name: String,
     /// The schema of its objects.
     pub schema: String,
+    /// Whether `unaccent(text)` was made immutable, as Odoo does to index by it. No dump says so.
+    #[serde(default)]
+    pub immutable_unaccent: bool,
 }
 
 /// The filestore's part of a set. The whole list is in the repository, as `manifest.json`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sha1::{Digest, Sha1};
 
-use super::tree::{Tree, hand_over};
+use super::tree::Tree;
 use crate::logical::{Manifest, ManifestFile, blocking, paths, stays_below};
 use crate::model::BackupSet;
 use crate::repository::{Reader, Repository};
@@ -32,7 +32,7 @@ pub(super) async fn fresh(
             }
             let manifest = manifest(&reader)?;
             compare(&reader, &manifest, &set, &tree, &control)?;
-            hand_over(&target)
+            tree.hand_over()
         };
         let filled = fill();
         if filled.is_err() {

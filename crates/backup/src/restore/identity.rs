@@ -8,7 +8,8 @@ use tokio_postgres::Client;
 
 use super::loader::Loader;
 use crate::Error;
-use crate::server::literal;
+use crate::rows::{self, Read};
+use crate::server::{Server, literal};
 
 /// Makes a copy somebody else: new `database.uuid` and secret, its own address, and unless told otherwise, neutralized.
 ///
@@ -51,6 +52,81 @@ pub(super) async fn make_new(
     statements.push("COMMIT".to_owned());
     client.batch_execute(&statements.join(";\n")).await.map_err(|e| failed(&e))
 }
+
+/// Looks whether a copy has become somebody else: what the tenant has hung on its tables can have undone it.
+pub(super) async fn verify(
+    server: &Server,
+    database: &str,
+    old_uuid: Option<&str>,
+    keep_integrations: bool,
+) -> Result<(), Error> {
+    let client = server.connect_to_tenant(database).await?;
+    let failed = |e: &tokio_postgres::Error| server.failed(database, e);
+    let not = |what: &str| {
+        let reason = format!("{what}: something in it has undone what makes a copy somebody else");
+        Err(Error::Mismatch { what: format!("the copy {database}"), reason })
+    };
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(|e| failed(&e))?;
+    let (mut uuid, mut neutralized) = (None, false);
+    let parameters = rows::each(&client, "public.ir_config_parameter", &["key", "value"], |row| match row {
+        [Some(key), value] if key == "database.uuid" => uuid.clone_from(value),
+        [Some(key), Some(value)] if key == "database.is_neutralized" => neutralized = value == "true",
+        _ => {}
+    });
+    match parameters.await.map_err(|e| failed(&e))? {
+        // Not Odoo's.
+        Read::Nothing => return Ok(()),
+        Read::Odd => return not("its parameters cannot be read"),
+        Read::Rows(()) => {}
+    }
+    if uuid.is_none() || uuid.as_deref() == old_uuid {
+        return not("it has the database.uuid of the original");
+    }
+    if keep_integrations {
+        return Ok(());
+    }
+    if !neutralized {
+        return not("it does not say that it is neutralized");
+    }
+    for (table, columns, what) in ACTIVE {
+        let mut active = 0;
+        let name = format!("public.{table}");
+        let read = rows::each(&client, &name, columns, |row| {
+            let state = row.first().and_then(Option::as_deref).unwrap_or_default();
+            let leads_nowhere = row.get(1).is_some_and(|host| host.as_deref() == Some("invalid"));
+            active += u32::from(HARMFUL.contains(&state) && !leads_nowhere);
+        });
+        let read = read.await.map_err(|e| failed(&e))?;
+        // Odoo's own cleaning goes on: one job of them all.
+        if active > u32::from(*table == "ir_cron") {
+            return not(&format!("{active} {what}"));
+        }
+        // That a column is not there is another version's way; that it is something odd is not.
+        if read == Read::Odd && has_all(&client, table, columns).await.map_err(|e| failed(&e))? {
+            return not(&format!("{table} cannot be read"));
+        }
+    }
+    Ok(())
+}
+
+async fn has_all(client: &Client, table: &str, columns: &[&str]) -> Result<bool, tokio_postgres::Error> {
+    let query = "SELECT count(*) = cardinality($2::text[]) FROM pg_attribute a WHERE a.attrelid = to_regclass($1) \
+                 AND a.attname = ANY($2) AND NOT a.attisdropped";
+    Ok(client.query_one(query, &[&format!("public.{table}"), &columns]).await?.get(0))
+}
+
+/// What must not go on in a copy: a table, its columns, and what it would be.
+const ACTIVE: &[(&str, &[&str], &str)] = &[
+    ("ir_cron", &["active"], "scheduled jobs are active"),
+    ("ir_mail_server", &["active", "smtp_host"], "mail servers are active"),
+    ("fetchmail_server", &["active"], "servers to fetch mail from are active"),
+    ("mail_mail", &["state"], "mails wait to be sent"),
+    ("payment_provider", &["state"], "payment providers are enabled"),
+    ("payment_acquirer", &["state"], "payment providers are enabled"),
+    ("queue_job", &["state"], "jobs wait"),
+];
+/// States in which something is done; `t` is true.
+const HARMFUL: [&str; 7] = ["t", "outgoing", "enabled", "test", "pending", "enqueued", "started"];
 
 /// Table and column that must be there, and what is done then.
 const NEUTRALIZE: &[(&str, &str, &str)] = &[

@@ -29,17 +29,44 @@ pub(super) async fn database(
     let (again, control_again) = (loader.clone(), control.clone());
     let (loader, database) = (loader.clone(), name.to_owned());
     let (repository, set, control) = (Arc::clone(repository), set.clone(), control.clone());
-    let grants = blocking(move || {
+    let members = members(&loader.server, name).await?;
+    let loaded = blocking(move || {
         let reader = repository.reader(&set.id)?;
         let beginning = |sink: &mut dyn Write| feed(&reader, &set, sink, &Control::default());
         let contents = contents(pg_restore(&loader.server), &control, beginning)?;
-        let chosen = Chosen::of(&contents, &set.artifact.extensions);
+        let chosen = Chosen::of(&contents, &set.artifact.extensions, &members);
         chosen.tell(&control);
         let load = load_command(&loader, &database);
         run(load, &chosen.load, &control, |stdin| feed(&reader, &set, stdin, &control))?;
-        if keep_grants { grants(pg_restore(&loader.server), &chosen.grants, &control, beginning) } else { Ok(None) }
+        let mut sequences = Vec::new();
+        // Sets of before there was such a file have them in the dump.
+        if reader.has(paths::SEQUENCES) {
+            reader.file(paths::SEQUENCES, &mut sequences)?;
+        }
+        let sequences =
+            statements(&sequences).map_err(|reason| Error::Mismatch { what: paths::SEQUENCES.to_owned(), reason })?;
+        let server = pg_restore(&loader.server);
+        let grants = if keep_grants { grants(server, &chosen.grants, &control, beginning)? } else { None };
+        Ok((sequences, grants))
     });
-    grant(&again, name, grants.await?, &control_again).await
+    let (sequences, grants) = loaded.await?;
+    if !sequences.is_empty() {
+        let client = again.connect(name).await?;
+        for some in sequences.chunks(100) {
+            client.batch_execute(&some.join("\n")).await.map_err(|e| again.server.failed(name, &e))?;
+        }
+    }
+    grant(&again, name, grants, &control_again).await
+}
+
+/// Tables that belong to extensions of a database, as `schema name`: whoever loads may not write into them.
+pub(super) async fn members(server: &Server, database: &str) -> Result<Vec<String>, Error> {
+    let client = server.connect(database).await?;
+    let query = "SELECT n.nspname || ' ' || c.relname FROM pg_depend d JOIN pg_class c ON c.oid = d.objid \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'";
+    let rows = client.query(query, &[]).await.map_err(|e| server.failed(database, &e))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
 /// Loads what somebody else dumps, as it comes. Results in the grants that are to be made afterwards, with [`grant`].
@@ -47,7 +74,7 @@ pub(super) fn stream(
     loader: &Loader,
     name: &str,
     keep_grants: bool,
-    extensions: Vec<Extension>,
+    (extensions, members): (Vec<Extension>, Vec<String>),
     control: &Control,
 ) -> impl FnOnce(&mut dyn Read) -> Result<Option<Grants>, Error> + Send + 'static {
     let (server, load) = (loader.server.clone(), load_command(loader, name));
@@ -65,7 +92,7 @@ pub(super) fn stream(
                 }
             }
         })?;
-        let chosen = Chosen::of(&contents, &extensions);
+        let chosen = Chosen::of(&contents, &extensions, &members);
         chosen.tell(&control);
         run(load, &chosen.load, &control, |stdin| {
             let mut sink = Counted { inner: stdin, control: control.clone(), broken: None, written: 0 };
@@ -130,7 +157,7 @@ struct Chosen {
 }
 
 impl Chosen {
-    fn of(contents: &str, extensions: &[Extension]) -> Self {
+    fn of(contents: &str, extensions: &[Extension], members: &[String]) -> Self {
         let mut chosen = Self::default();
         for line in contents.lines().filter(|line| !line.starts_with(';')) {
             // `4201; 0 0 COMMENT - EXTENSION pg_trgm `: two numbers, then what it is.
@@ -148,6 +175,9 @@ impl Chosen {
             } else if administrators
                 .iter()
                 .any(|kind| is(kind) || is(&format!("{kind} TABLE")) || is(&format!("COMMENT - {kind}")))
+                || members
+                    .iter()
+                    .any(|table| is(&format!("TABLE DATA {table}")) || is(&format!("SEQUENCE SET {table}")))
             {
                 // Its kind, its schema, its name.
                 let words: Vec<&str> = entry.split(' ').filter(|word| *word != "-").collect();
@@ -321,7 +351,7 @@ pub(super) async fn create_for(
 ) -> Result<(), Error> {
     let client = server.connect(&server.maintenance).await?;
     let mut create = format!(
-        "CREATE DATABASE {} TEMPLATE template0 ENCODING {} LC_COLLATE {} LC_CTYPE {}",
+        "CREATE DATABASE {} TEMPLATE template0 ALLOW_CONNECTIONS false ENCODING {} LC_COLLATE {} LC_CTYPE {}",
         quoted(name),
         literal(&locale.encoding),
         literal(&locale.collate),
@@ -341,8 +371,11 @@ pub(super) async fn create_for(
     }
     client.batch_execute(&create).await.map_err(|e| server.failed(name, &e))?;
     made.store(true, Ordering::SeqCst);
+    // Closed until it is closed to everybody but us: whoever was in once would stay.
     let close = format!("REVOKE ALL ON DATABASE {} FROM PUBLIC", quoted(name));
     client.batch_execute(&close).await.map_err(|e| server.failed(name, &e))?;
+    let open = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS true", quoted(name));
+    client.batch_execute(&open).await.map_err(|e| server.failed(name, &e))?;
     // So that what is restored belongs to whom it shall belong, while the database is not yet theirs to connect to.
     let client = server.connect(name).await?;
     let mut prepare = format!(
@@ -356,6 +389,9 @@ pub(super) async fn create_for(
             prepare.push_str(&format!("; CREATE SCHEMA IF NOT EXISTS {schema} AUTHORIZATION {}", quoted(owner)));
         }
         prepare.push_str(&format!("; CREATE EXTENSION IF NOT EXISTS {} SCHEMA {schema}", quoted(&extension.name)));
+        if extension.immutable_unaccent {
+            prepare.push_str(&format!("; ALTER FUNCTION {schema}.unaccent(text) IMMUTABLE"));
+        }
     }
     client.batch_execute(&prepare).await.map_err(|e| server.failed(name, &e))
 }
@@ -432,13 +468,17 @@ mod tests {
 4210; 0 0 COMMENT public TABLE res_partner acme
 4211; 6104 16402 PUBLICATION - everything postgres
 4212; 6106 16403 PUBLICATION TABLE public everything t postgres
+4213; 0 16404 TABLE DATA public spatial_ref_sys postgres
 4214; 0 0 ACL public TABLE res_partner acme
 ";
-        let extensions = [Extension { name: "pg_trgm".into(), schema: "extensions".into() }];
-        let chosen = Chosen::of(contents, &extensions);
+        let extensions = [Extension { name: "pg_trgm".into(), schema: "extensions".into(), immutable_unaccent: false }];
+        let chosen = Chosen::of(contents, &extensions, &["public spatial_ref_sys".to_owned()]);
         let left: Vec<&str> = chosen.load.lines().map(|line| line.split(';').next().unwrap()).collect();
         assert_eq!(left, ["8", "215", "4210"]);
         assert_eq!(chosen.grants, "4214; 0 0 ACL public TABLE res_partner acme\n");
-        assert_eq!(chosen.left_out, ["PUBLICATION everything", "PUBLICATION TABLE public everything t"]);
+        assert_eq!(
+            chosen.left_out,
+            ["PUBLICATION everything", "PUBLICATION TABLE public everything t", "TABLE DATA public spatial_ref_sys"]
+        );
     }
 }

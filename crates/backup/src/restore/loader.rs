@@ -69,7 +69,7 @@ impl Loader {
     pub(crate) async fn connect(&self, database: &str) -> Result<Client, Error> {
         let client = self.server.connect(database).await?;
         let become_owner = format!(
-            "SET ROLE {}; SET search_path = public; SET lock_timeout = '30s'; SET statement_timeout = {}",
+            "SET ROLE {}; SET search_path = public; SET row_security = off; SET lock_timeout = '30s'; SET statement_timeout = {}",
             quoted(&self.owner),
             STATEMENT.as_millis()
         );

@@ -26,7 +26,7 @@ pub use gateway::GatewayConsole;
 pub(crate) use load::feed;
 pub(crate) use loader::Loader;
 pub use swap::Previous;
-pub(crate) use tree::{Tree, hand_over};
+pub(crate) use tree::Tree;
 
 use crate::logical::blocking;
 use crate::model::{
@@ -119,7 +119,7 @@ impl Restore {
             load::database(&loader, &plan.staging, in_place, repository, set, control).await?;
             control.phase("comparing rows", None);
             load::compare_rows(&self.server, &plan.staging, repository, set).await?;
-            self.identify(&loader, &plan.staging, mode).await
+            self.identify(&loader, &plan.staging, mode, set.artifact.uuid.as_deref()).await
         };
         let loaded = control.unless_cancelled(loaded).await;
         loader.remove(&self.server, &plan.staging, control).await;
@@ -138,14 +138,20 @@ impl Restore {
     }
 
     /// A copy becomes somebody else; what goes in place stays who it is.
-    async fn identify(&self, loader: &Loader, staging: &str, mode: &RestoreMode) -> Result<(), Error> {
-        match mode {
-            RestoreMode::Scratch => identity::make_new(loader, staging, None, false).await,
-            RestoreMode::NewTenant { base_url, keep_integrations, .. } => {
-                identity::make_new(loader, staging, base_url.as_deref(), *keep_integrations).await
-            }
-            RestoreMode::InPlaceSwap => self.outdate_caches(loader, &self.database, staging).await,
-        }
+    async fn identify(
+        &self,
+        loader: &Loader,
+        staging: &str,
+        mode: &RestoreMode,
+        uuid: Option<&str>,
+    ) -> Result<(), Error> {
+        let (base_url, keep) = match mode {
+            RestoreMode::Scratch => (None, false),
+            RestoreMode::NewTenant { base_url, keep_integrations, .. } => (base_url.as_deref(), *keep_integrations),
+            RestoreMode::InPlaceSwap => return self.outdate_caches(loader, &self.database, staging).await,
+        };
+        identity::make_new(loader, staging, base_url, keep).await?;
+        identity::verify(&self.server, staging, uuid, keep).await
     }
 
     pub(crate) async fn make_copy(
@@ -155,7 +161,8 @@ impl Restore {
         base_url: Option<&str>,
         keep_integrations: bool,
     ) -> Result<(), Error> {
-        identity::make_new(loader, staging, base_url, keep_integrations).await
+        identity::make_new(loader, staging, base_url, keep_integrations).await?;
+        identity::verify(&self.server, staging, None, keep_integrations).await
     }
 
     pub(crate) async fn create_for(
@@ -184,7 +191,8 @@ impl Restore {
         let failed = |e: &tokio_postgres::Error| self.server.failed(&plan.staging, e);
         let access = Access::of(&client, &self.database).await.map_err(|e| failed(&e))?;
         let (staging, database) = (quoted(&plan.staging), quoted(&plan.database));
-        let give = access.grant(&plan.staging);
+        // Who may connect to the original is not who may connect to a copy.
+        let give = access.for_everybody().grant(&plan.staging);
         let owner = quoted(owner);
         let statements =
             format!("ALTER DATABASE {staging} OWNER TO {owner}; {give}ALTER DATABASE {staging} RENAME TO {database}");
@@ -291,6 +299,9 @@ impl Restore {
 
     async fn drop_database(&self, name: &str) -> Result<(), Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
+        // A template cannot be dropped, and whoever owns one can make it one.
+        let plain = format!("ALTER DATABASE {} WITH IS_TEMPLATE false", quoted(name));
+        let _ = client.batch_execute(&plain).await;
         let drop = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quoted(name));
         client.batch_execute(&drop).await.map_err(|e| self.server.failed(name, &e))
     }

@@ -29,7 +29,7 @@ impl Restore {
         let started = Instant::now();
         let stamp = recovery.at.strftime("%Y%m%dt%H%M%S").to_string();
         let plan = self.plan_names(&stamp, mode).await?;
-        let recovered = recovery.run(control).await?;
+        let recovered = control.unless_cancelled(recovery.run(control)).await?;
         let made = AtomicBool::new(false);
         let outcome = self.load_recovered(&recovered, recovery, &plan, mode, &made, control).await;
         let server_gone = blocking(move || {
@@ -77,12 +77,13 @@ impl Restore {
         load::create_for(&self.server, &plan.staging, &locale, &extensions, &owner, made).await?;
         let loader = Loader::create(&self.server, &plan.staging, &owner).await?;
         let loaded = async {
-            let load = load::stream(&loader, &plan.staging, in_place, extensions, control);
+            let members = load::members(&self.server, &plan.staging).await?;
+            let load = load::stream(&loader, &plan.staging, in_place, (extensions, members), control);
             let grants = pipe(&from, &database, load, control).await?;
             load::grant(&loader, &plan.staging, grants, control).await?;
             let counted = count_rows(&from, &database, None, &CancellationToken::new()).await?;
             load::compare(&self.server, &plan.staging, &counted).await?;
-            self.identify(&loader, &plan.staging, mode).await
+            self.identify(&loader, &plan.staging, mode, None).await
         };
         let loaded = control.unless_cancelled(loaded).await;
         loader.remove(&self.server, &plan.staging, control).await;

@@ -30,6 +30,14 @@ impl Access {
         Ok(Self { grants: grants.collect(), limit: rows.first().map_or(-1, |row| row.get(3)) })
     }
 
+    /// What everybody may: connect, and make temporary tables.
+    pub(super) fn for_everybody(&self) -> Self {
+        let everybodys =
+            |(privilege, role, _): &&(String, Option<String>, bool)| role.is_none() && privilege != "CREATE";
+        let grants = self.grants.iter().filter(everybodys).map(|(privilege, _, _)| (privilege.clone(), None, false));
+        Self { grants: grants.collect(), limit: -1 }
+    }
+
     /// Statements that give the same to another, each with its `;`.
     pub(super) fn grant(&self, database: &str) -> String {
         let database = quoted(database);

@@ -45,8 +45,8 @@ impl Restore {
     ) -> Result<(Option<String>, Option<u64>), Error> {
         files::add(repository, set, target, control).await?;
         let previous = self.free_name().await?;
-        self.keep_files(target, &previous).await?;
-        stopped(control)?;
+        let kept = self.keep_files(target, &previous).await.and_then(|()| stopped(control));
+        self.or_without_files(kept, &previous, control).await?;
         control.phase("changing places", None);
         let owner = self.owner().await?;
         let changed = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await;
@@ -99,7 +99,12 @@ impl Restore {
             }
         };
         self.keep_late_files(&target, &replaced, control).await;
-        let _ = tokio::fs::remove_dir_all(&kept).await;
+        // Once more, now that the old state is there again: a collector may have taken what only that refers to.
+        let (from, to) = (kept.clone(), target.clone());
+        match blocking(move || files::link_tree(&from, &to)).await {
+            Ok(()) => drop(tokio::fs::remove_dir_all(&kept).await),
+            Err(error) => control.warn(format!("the database is in place, but perhaps not every file: {error}")),
+        }
         Ok(Restored {
             set: crate::model::SetId::default(),
             taken_at: Timestamp::now(),
@@ -112,32 +117,48 @@ impl Restore {
         })
     }
 
-    /// What swaps have left for a way back, oldest first.
+    /// What swaps have left for a way back, oldest first. A name alone proves nothing, because others may create databases:
+    /// it must belong to the tenant's owner, or to us after a way back that was interrupted.
     pub async fn previous(&self) -> Result<Vec<Previous>, Error> {
+        let now = Timestamp::now() + SignedDuration::from_mins(5);
+        let query = "SELECT datname::text FROM pg_database WHERE datdba IN (\
+                       SELECT datdba FROM pg_database WHERE datname = $1 \
+                       UNION SELECT oid FROM pg_roles WHERE rolname IN (current_user, $2)) ORDER BY 1";
+        let owner = self.owner.as_deref().unwrap_or_default();
+        Ok(self.named(query, &[&self.database, &owner]).await?.into_iter().filter(|p| p.since < now).collect())
+    }
+
+    async fn named(
+        &self,
+        query: &str,
+        parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<Previous>, Error> {
         let client = self.server.connect(&self.server.maintenance).await?;
-        let query = "SELECT datname::text FROM pg_database ORDER BY 1";
-        let rows = client.query(query, &[]).await.map_err(|e| self.server.failed(&self.database, &e))?;
+        let rows = client.query(query, parameters).await.map_err(|e| self.server.failed(&self.database, &e))?;
         Ok(rows.iter().filter_map(|row| parse_before(&self.database, row.get(0))).collect())
     }
 
     /// Removes what swaps have left, database and files, when it has been there for longer than `keep`.
     pub async fn drop_previous(&self, keep: Duration, now: Timestamp) -> Result<Vec<Previous>, Error> {
-        let mut dropped = Vec::new();
+        let (mut dropped, mut failed) = (Vec::new(), None);
         for previous in self.previous().await? {
             let age = now.duration_since(previous.since);
             if age.as_secs() < 0 || age.unsigned_abs() < keep {
                 continue;
             }
-            self.drop_database(&previous.database).await?;
+            if let Err(error) = self.drop_database(&previous.database).await {
+                failed = Some(error);
+                continue;
+            }
             let _ = tokio::fs::remove_dir_all(self.filestores.join(&previous.database)).await;
             dropped.push(previous);
         }
-        Ok(dropped)
+        failed.map_or(Ok(dropped), Err)
     }
 
     /// The name for what is replaced now; a second later where there is one of this second.
     pub(super) async fn free_name(&self) -> Result<String, Error> {
-        let taken = self.previous().await?;
+        let taken = self.named("SELECT datname::text FROM pg_database", &[]).await?;
         let mut now = Timestamp::now();
         loop {
             let name = before_name(&self.database, now)?;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::files::hash_of;
 use crate::Error;
-use crate::logical::stays_below;
+use crate::logical::{DEEPEST, stays_below};
 
 /// An open directory. Nothing is reached through a link, the directory itself neither.
 #[derive(Debug)]
@@ -24,8 +24,6 @@ pub(crate) struct Tree {
     owner: (u32, u32),
 }
 
-/// How deep directories may be: a filestore has one level.
-const DEEPEST: usize = 8;
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 impl Tree {
@@ -66,6 +64,24 @@ impl Tree {
             return Err(failed(io::Error::other("somebody has put another directory in its place")));
         }
         Self::of(root, path).map_err(failed)
+    }
+
+    /// Everything below this directory, which was made by us, and at last the directory itself, belongs to whom the directory
+    /// above belongs to, where we may say so. Whoever gets a directory finds nothing in it that is still to be given.
+    pub(crate) fn hand_over(&self) -> Result<(), Error> {
+        let failed = |e: io::Error| Error::files(&self.path, &e);
+        let above = File::open(self.path.parent().unwrap_or(&self.path)).map_err(failed)?;
+        let owner = owner_of(above.as_fd()).map_err(failed)?;
+        give_all(self.root.as_fd(), owner).map_err(failed)?;
+        // What was filled is what bears the name.
+        let (ours, named) = (
+            rustix::fs::fstat(&self.root).map_err(|e| failed(e.into()))?,
+            rustix::fs::statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW).map_err(|e| failed(e.into()))?,
+        );
+        if (ours.st_dev, ours.st_ino) == (named.st_dev, named.st_ino) {
+            return Ok(());
+        }
+        Err(failed(io::Error::other("somebody has put another directory in its place")))
     }
 
     /// A path that leads to this directory, whatever becomes of its name, for as long as this is open.
@@ -198,16 +214,6 @@ impl Tree {
         }
         Ok(inside)
     }
-}
-
-/// Everything below a directory that was made by us, and at last the directory, belongs to whom the directory above belongs
-/// to, where we may say so. Whoever gets a directory finds nothing in it that is still to be given.
-pub(crate) fn hand_over(path: &Path) -> Result<(), Error> {
-    let failed = |e: io::Error| Error::files(path, &e);
-    let above = File::open(path.parent().unwrap_or(path)).map_err(failed)?;
-    let owner = owner_of(above.as_fd()).map_err(failed)?;
-    let root = rustix::fs::openat(CWD, path, DIRECTORY, Mode::empty()).map_err(|e| refused(path, e))?;
-    give_all(root.as_fd(), owner).map_err(failed)
 }
 
 fn give_all(directory: BorrowedFd<'_>, owner: (u32, u32)) -> io::Result<()> {
