@@ -528,6 +528,8 @@ fn what_only_an_administrator_may_create_is_left_out_and_told_and_grants_come_ba
         house.cluster.create_role("auditing", "secret").await.unwrap();
         let admin = house.cluster.admin("acme").await.unwrap();
         let objects = r"CREATE PUBLICATION everything FOR ALL TABLES;
+            CREATE EXTENSION postgres_fdw; CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw;
+            CREATE USER MAPPING FOR acme_owner SERVER elsewhere; CREATE FOREIGN TABLE far (id int) SERVER elsewhere;
             CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$;
             CREATE EVENT TRIGGER noted ON ddl_command_end EXECUTE FUNCTION note();
             ALTER DEFAULT PRIVILEGES FOR ROLE reporting GRANT SELECT ON TABLES TO auditing;
@@ -546,7 +548,9 @@ fn what_only_an_administrator_may_create_is_left_out_and_told_and_grants_come_ba
         };
         house.restore().run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &control).await.unwrap();
         let told = warnings.lock().unwrap().join("\n");
-        for expected in ["PUBLICATION everything", "EVENT TRIGGER noted", "a grant"] {
+        for expected in
+            ["PUBLICATION everything", "EVENT TRIGGER noted", "SERVER elsewhere", "FOREIGN TABLE public far", "a grant"]
+        {
             assert!(told.contains(expected), "{expected}: {told}");
         }
         let admin = house.cluster.admin("acme").await.unwrap();
@@ -554,6 +558,13 @@ fn what_only_an_administrator_may_create_is_left_out_and_told_and_grants_come_ba
                      (SELECT count(*) FROM pg_publication)";
         let row = admin.query_one(query, &[]).await.unwrap();
         assert_eq!((row.get::<_, bool>(0), row.get::<_, i64>(1)), (true, 0));
+        // What cannot be left out is told when it is saved.
+        admin
+            .batch_execute("CREATE FUNCTION sure(int) RETURNS int LANGUAGE sql IMMUTABLE LEAKPROOF AS 'SELECT $1'")
+            .await
+            .unwrap();
+        let set = house.save().await;
+        assert!(set.note.as_ref().unwrap().contains("a restore will fail at public.sure(integer)"), "{:?}", set.note);
     });
 }
 

@@ -200,11 +200,18 @@ impl Iterator for Dump {
 
 /// What a program printed last before it failed, without what stands in the statement it names.
 pub(crate) fn last_words(stderr: &mut File, status: std::process::ExitStatus) -> String {
-    let mut text = String::new();
-    let read = stderr.seek(SeekFrom::Start(0)).and_then(|_| stderr.read_to_string(&mut text));
+    let mut bytes = Vec::new();
+    let read = stderr.seek(SeekFrom::Start(0)).and_then(|_| stderr.read_to_end(&mut bytes));
+    let text = String::from_utf8_lossy(&bytes);
     let words: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     match (read, words.len()) {
-        (Ok(_), 1..) => words[words.len().saturating_sub(3)..].join("; "),
+        (Ok(_), 1..) => {
+            // What it said first about what went wrong, and how it ended: what is between is context, and may be long.
+            let first = words.iter().position(|line| line.contains("ERROR:") || line.contains("error:"));
+            let last = words.len().saturating_sub(3);
+            let first = first.filter(|at| *at < last).map(|at| words[at]);
+            first.into_iter().chain(words[last..].iter().copied()).collect::<Vec<_>>().join("; ")
+        }
         _ => status.to_string(),
     }
 }

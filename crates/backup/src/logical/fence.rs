@@ -218,8 +218,9 @@ impl Snapshot {
         installed.await.map_err(|e| failed(&e))?;
         let undumped = undumped(&client).await.map_err(|e| failed(&e))?;
         let sequences = sequences(&client).await.map_err(|e| failed(&e))?;
+        let unrestorable = unrestorable(&client).await.map_err(|e| failed(&e))?;
         let _ = client.batch_execute("ROLLBACK").await;
-        Ok(Tenancy { uuid, attachments: files.into_values().collect(), modules, undumped, sequences })
+        Ok(Tenancy { uuid, attachments: files.into_values().collect(), modules, undumped, sequences, unrestorable })
     }
 
     /// Holds the snapshot until everybody who needs it has it.
@@ -247,6 +248,8 @@ pub(super) struct Tenancy {
     /// Tables that `pg_dump` leaves out.
     pub(super) undumped: Vec<String>,
     pub(super) sequences: Vec<Sequence>,
+    /// Functions that nobody but a superuser can create, so that no restore could.
+    pub(super) unrestorable: Vec<String>,
 }
 
 /// A sequence, whose value is read here and not by `pg_dump`: that selects from it by its name, under which a tenant could
@@ -257,6 +260,15 @@ pub(super) struct Sequence {
     pub(super) name: String,
     /// Sets it to what it was; none where it belongs to an extension.
     pub(super) statement: Option<String>,
+}
+
+async fn unrestorable(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let query = "SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+                 JOIN pg_namespace n ON n.oid = p.pronamespace \
+                 WHERE (p.proleakproof OR NOT l.lanpltrusted AND l.lanname <> 'sql') \
+                 AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT EXISTS (SELECT FROM pg_depend d \
+                   WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') ORDER BY 1";
+    Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Error> {

@@ -117,7 +117,7 @@ impl Backup {
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
-        let Tenancy { uuid, attachments, modules, undumped, sequences } =
+        let Tenancy { uuid, attachments, modules, undumped, sequences, unrestorable } =
             snapshot.read(&self.server, &database).await?;
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
@@ -198,6 +198,12 @@ impl Backup {
                 format!("the rows of {} tables of extensions are not saved, such as {names}", undumped.len());
             control.warn(left_out.clone());
             notes.push(left_out);
+        }
+        if !unrestorable.is_empty() {
+            let names = unrestorable.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let told = format!("a restore will fail at {names}: only a superuser could create that");
+            control.warn(told.clone());
+            notes.push(told);
         }
         let note = (!notes.is_empty()).then(|| notes.join("; "));
         let retry = fence.lowered.is_some() && filestore.missing > 0;

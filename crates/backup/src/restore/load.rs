@@ -167,7 +167,16 @@ impl Chosen {
             let made_already = is("EXTENSION -")
                 || is("COMMENT - EXTENSION")
                 || extensions.iter().any(|e| e.schema != "public" && is(&format!("SCHEMA - {}", e.schema)));
-            let administrators = ["PUBLICATION", "SUBSCRIPTION", "EVENT TRIGGER", "FOREIGN DATA WRAPPER"];
+            let administrators = [
+                "PUBLICATION",
+                "SUBSCRIPTION",
+                "EVENT TRIGGER",
+                "FOREIGN DATA WRAPPER",
+                // What stands on a wrapper that is not there.
+                "SERVER",
+                "USER MAPPING",
+                "FOREIGN TABLE",
+            ];
             if made_already {
             } else if is("ACL") || is("DEFAULT ACL") {
                 chosen.grants.push_str(line);
