@@ -39,6 +39,8 @@ struct State {
     /// What is not kept yet, oldest first.
     waiting: VecDeque<(CheckId, Change)>,
     look: Option<Look>,
+    /// A database that is away is left alone for a while: what is to be told must not wait for it.
+    not_before: Option<Timestamp>,
     pruned: Option<Timestamp>,
 }
 
@@ -52,6 +54,8 @@ impl std::fmt::Debug for History {
 const WAITING: usize = 10_000;
 /// How long keeping may take.
 const LIMIT: Duration = Duration::from_secs(10);
+/// After a failure the next try is this much later.
+const AGAIN: SignedDuration = SignedDuration::from_secs(60);
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS public.cofferdam_health_changes (
     at timestamptz NOT NULL, kind text NOT NULL, subject text NOT NULL, aspect text NOT NULL,
     was text NOT NULL, became text NOT NULL, what text NOT NULL, PRIMARY KEY (at, kind, subject, aspect))";
@@ -82,7 +86,9 @@ impl History {
         while state.waiting.len() > WAITING {
             state.waiting.pop_front();
         }
-        if state.waiting.is_empty() {
+        // A clock that is set back is no reason to wait for longer.
+        let early = |at: Timestamp| now < at && at.duration_since(now) <= AGAIN;
+        if state.waiting.is_empty() || state.not_before.is_some_and(early) {
             return Ok(());
         }
         let kept = tokio::time::timeout(LIMIT, self.write(state, now)).await;
@@ -91,7 +97,7 @@ impl History {
             |kept| kept.map_err(|error| reason(&error)),
         );
         kept.map_err(|error| {
-            state.look = None;
+            (state.look, state.not_before) = (None, now.checked_add(AGAIN).ok());
             format!("{} changes are not kept yet: {error}", state.waiting.len())
         })
     }
