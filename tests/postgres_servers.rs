@@ -417,14 +417,15 @@ async fn while_nobody_is_promoted_the_standby_is_left_in_peace() {
             tokio::time::sleep(Duration::from_millis(50)).await;
             at_work += u32::from(gate.usage().running > 0);
         }
-        // Only while somebody tries.
-        assert!(at_work <= 30, "in {at_work} of 60 looks a slot was held");
+        // Only while somebody tries: on a machine that does much else a try takes long.
+        assert!(at_work <= 50, "in {at_work} of 60 looks a slot was held");
     };
     let (outcomes, ()) = tokio::join!(futures_util::future::join_all(waiting), look);
     assert!(outcomes.iter().all(Result::is_err));
     tokio::time::sleep(Duration::from_millis(700)).await;
     let logins = sessions(&standby).await - before;
-    assert!(logins <= 25, "{logins} logins at the standby in four seconds");
+    // About 24; without pauses there would be hundreds.
+    assert!(logins <= 60, "{logins} logins at the standby in four seconds");
     assert_eq!(site.gateway.postgres_plane().unwrap().usage().connections["pg"].open, 0);
 }
 

@@ -324,7 +324,7 @@ fn nobody_joins_a_database_that_is_being_restored() {
         };
         let (outcome, (tried, inside)) = tokio::join!(run, join);
         outcome.unwrap();
-        assert!(tried > 10, "{tried}");
+        assert!(tried > 2, "{tried}");
         // At the very end it is the owner's, for an instant, under its old name: whoever comes then is sent away.
         assert!(inside <= 1, "{inside}");
     });

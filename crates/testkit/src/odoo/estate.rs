@@ -200,7 +200,8 @@ impl Estate {
                         estate.detach_oldest(&client).await?;
                         kept -= 1;
                     }
-                    tokio::task::yield_now().await;
+                    // Faster than any Odoo, and it leaves room for what is tested.
+                    tokio::time::sleep(Duration::from_millis(2)).await;
                 }
                 Ok(())
             })
