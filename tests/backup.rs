@@ -10,8 +10,8 @@ use std::time::Duration;
 use cofferdam_backup::drill::Drill;
 use cofferdam_backup::logical::Backup;
 use cofferdam_backup::model::{
-    BackupPolicy, CheckState, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, RestoreDrill,
-    RestoreMode, RestorePoint,
+    BackupPolicy, CheckState, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, Parallel,
+    RestoreDrill, RestoreMode, RestorePoint,
 };
 use cofferdam_backup::repository::{Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store};
 use cofferdam_backup::restore::Restore;
@@ -215,6 +215,7 @@ async fn drill_names(house: &House, object: &str) {
         key,
         programs: Some(binaries().unwrap()),
         place: None,
+        parallel: Parallel::default(),
     };
     let report = drill.run(&Control::default()).await.unwrap();
     assert!(!report.passed, "{report:?}");

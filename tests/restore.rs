@@ -1,20 +1,21 @@
 //! Restores against a real PostgreSQL: as a copy, in place, to a point in time, from elsewhere; and what a tenant may try.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cofferdam_backup::interchange::{Identity, Import, export};
 use cofferdam_backup::logical::Backup;
-use cofferdam_backup::model::{BackupPolicy, Consistency, RestoreMode, RestorePoint, SetId};
+use cofferdam_backup::model::{BackupPolicy, Consistency, DumpFormat, Parallel, RestoreMode, RestorePoint, SetId};
 use cofferdam_backup::physical::{BackupKind, PgBackRest, PhysicalEngine, Recovery};
 use cofferdam_backup::repository::{Directory, RepositoryKey};
 use cofferdam_backup::restore::{GatewayConsole, Restore};
 use cofferdam_backup::{Control, Error, Event, Server};
-use cofferdam_tenant::{Secret, Slug};
+use cofferdam_tenant::{ByteSize, Secret, Slug};
 use cofferdam_testkit::odoo::Estate;
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER, binaries};
 use cofferdam_tests::house::{House, KEY, blocking, runtime};
@@ -303,7 +304,7 @@ fn nobody_joins_a_database_that_is_being_restored() {
         let (restore, control) = (house.restore(), Control::default());
         let admin = house.cluster.admin("postgres").await.unwrap();
         house.cluster.create_role("stranger", "secret").await.unwrap();
-        let restored = std::sync::atomic::AtomicBool::new(false);
+        let restored = AtomicBool::new(false);
         let join = async {
             let (mut tried, mut inside) = (0, Vec::new());
             while !restored.load(Ordering::Relaxed) {
@@ -424,7 +425,7 @@ fn a_database_that_only_bears_the_name_is_no_way_back_and_a_way_back_loses_no_fi
         // A collector of what is there now takes what only the old state refers to, as often as it comes back.
         let path = house.estate.filestore.join(&late);
         let _ = std::fs::remove_file(&path);
-        let renamed = std::sync::atomic::AtomicBool::new(false);
+        let renamed = AtomicBool::new(false);
         let collector = async {
             while !renamed.load(Ordering::Relaxed) {
                 let query = "SELECT count(*) FROM pg_database WHERE datname = $1";
@@ -653,6 +654,112 @@ fn a_swap_takes_over_who_may_connect_and_with_which_settings() {
     });
 }
 
+/// A large database is dumped by several programs on one snapshot, and loaded by several: whatever its tables are called, and
+/// while others write, it comes back whole, from every way out.
+#[test]
+fn a_large_database_is_dumped_and_loaded_by_several_programs() {
+    runtime().block_on(async {
+        let house = House::new(3_000).await;
+        house.attach(5, 0).await;
+        let owner = house.owner().await;
+        owner
+            .batch_execute(
+                r#"CREATE SCHEMA "Zweit";
+                CREATE TABLE "Zweit"."a.b*""c|d" (id int PRIMARY KEY, text text);
+                INSERT INTO "Zweit"."a.b*""c|d" SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 20000) n;
+                CREATE TABLE parted (id int, text text) PARTITION BY RANGE (id);
+                CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (15000);
+                CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (15000) TO (MAXVALUE);
+                INSERT INTO parted SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 20000) n;
+                CREATE INDEX ON parted (text);
+                CREATE TABLE child (id int GENERATED ALWAYS AS IDENTITY, of int REFERENCES "Zweit"."a.b*""c|d", g int GENERATED ALWAYS AS (id * 2) STORED);
+                INSERT INTO child (of) SELECT n FROM generate_series(1, 20000) n;
+                CREATE TABLE seen (n int);
+                CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO seen VALUES (NEW.of); RETURN NEW; END';
+                CREATE TRIGGER see AFTER INSERT ON child FOR EACH ROW EXECUTE FUNCTION see();
+                CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM child;"#,
+            )
+            .await
+            .unwrap();
+        let parallel = Parallel { above: ByteSize(0), jobs: 3 };
+        let backup = Backup { policy: BackupPolicy { parallel, ..BackupPolicy::default() }, ..house.backup() };
+        let stop = AtomicBool::new(false);
+        // Rows that come after the snapshot are in none of the streams.
+        let write = async {
+            while !stop.load(Ordering::Relaxed) {
+                let more = r#"INSERT INTO "Zweit"."a.b*""c|d" SELECT max(id) + 1, 'late' FROM "Zweit"."a.b*""c|d";
+                              INSERT INTO child (of) SELECT max(id) FROM "Zweit"."a.b*""c|d""#;
+                owner.batch_execute(more).await.unwrap();
+            }
+        };
+        let save = async {
+            let set = backup.run(&Control::default()).await.unwrap();
+            stop.store(true, Ordering::Relaxed);
+            set
+        };
+        let (set, ()) = tokio::join!(save, write);
+        assert_eq!((set.artifact.format, set.consistency), (DumpFormat::Streams, Consistency::Fenced));
+
+        // By restic, and by hand.
+        let target = house.directory.path().join("by-restic");
+        let (good, text) = house.restic(&["restore", &set.id.0, "--verify", "--target", target.to_str().unwrap()]);
+        assert!(good, "{text}");
+        let streams: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(target.join("acme/streams.json")).unwrap()).unwrap();
+        let tables: BTreeSet<_> = streams.as_array().unwrap().iter().filter_map(|s| s["table"].as_str()).collect();
+        assert_eq!(tables, ["Zweit.a.b*\"c|d", "public.account_move_line", "public.parted_1", "public.parted_2"].into());
+        let number = streams.as_array().unwrap().iter().position(|s| s["table"] == "public.parted_1").unwrap();
+        let list = format!(
+            "set -e; cd {}; cat *.0000 | {1}/pg_restore --list; cat *.{number:04} | {1}/pg_restore --list",
+            target.join("acme/odoo.dump").display(),
+            binaries().unwrap().display()
+        );
+        let out = Command::new("bash").args(["-c", &list]).output().unwrap();
+        let list = String::from_utf8_lossy(&out.stdout);
+        assert_eq!(list.matches("TABLE DATA public parted_1 ").count(), 1, "{list}");
+        assert_eq!(list.matches("INDEX public parted_1_text_idx ").count(), 1, "{list}");
+
+        // By one program at a time, by several, and through Odoo's file.
+        let whole = async |database: &str| {
+            let client = house.cluster.admin(database).await.unwrap();
+            let query = r#"SELECT (SELECT count(*) FROM "Zweit"."a.b*""c|d"), (SELECT count(*) FROM child), (SELECT count(*) FROM parted),
+                  (SELECT count(*) FROM counted), (SELECT count(*) FROM seen),
+                  (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conrelid = 'child'::regclass AND convalidated),
+                  (SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid WHERE c.relname LIKE 'parted%' AND indisvalid),
+                  (SELECT sum(g - 2 * id) FROM child), nextval('child_id_seq') > (SELECT max(id) FROM child)"#;
+            let row = client.query_one(query, &[]).await.unwrap();
+            let numbers: Vec<i64> = (0..8).map(|n| row.get(n)).collect();
+            assert!(row.get::<_, bool>(8));
+            numbers
+        };
+        let point = RestorePoint::Set { id: set.id.clone() };
+        let mut first = None;
+        for jobs in [1, 3] {
+            let restore = Restore { parallel: Parallel { above: ByteSize(0), jobs }, ..house.restore() };
+            let restored = restore.run(&point, &RestoreMode::Scratch, &Control::default()).await.unwrap();
+            let numbers = whole(&restored.database).await;
+            assert_eq!(numbers[2..], [20_000, 1, numbers[4], 1, 3, 0], "{numbers:?}");
+            // Rows of the trigger's are those that were saved, and loading has not set it off.
+            assert_eq!(numbers[1], 20_000 + numbers[4]);
+            assert_eq!(*first.get_or_insert(numbers.clone()), numbers);
+            house.drop(&restored).await;
+        }
+        let (repository, file) = (Arc::new(house.repository()), house.directory.path().join("out.zip"));
+        export(&repository, &RestorePoint::Latest, &house.server(), &file, &Control::default()).await.unwrap();
+        let restore = Restore { database: "imported".into(), owner: Some("acme_owner".into()), ..house.restore() };
+        Import { restore, file, identity: Identity::Moved }.run(&Control::default()).await.unwrap();
+        assert_eq!(Some(whole("imported").await), first);
+
+        // One program that fails is a backup that fails, and names the table.
+        let admin = house.cluster.admin("acme").await.unwrap();
+        admin.batch_execute("ALTER TABLE parted_2 ENABLE ROW LEVEL SECURITY; ALTER TABLE parted_2 FORCE ROW LEVEL SECURITY").await.unwrap();
+        let server = Server { user: "acme_owner".into(), password: Some(Secret::new("odoo")), ..house.server() };
+        let error = Backup { server, ..backup }.run(&Control::default()).await.unwrap_err().to_string();
+        assert!(error.contains("parted_2") && error.contains("row-level security"), "{error}");
+        assert_eq!(house.repository().sets().unwrap().len(), 1);
+    });
+}
+
 /// "Odoo's zip format in and out." `reference`, Health and upgrades: "`dump.sql` + `manifest.json` + `filestore/ab/<sha1>`".
 #[test]
 fn an_estate_leaves_as_odoos_zip_file_and_comes_back_from_one() {
@@ -785,7 +892,7 @@ fn a_swap_through_the_gateway_under_load_fails_nobody() {
         admin.batch_execute("UPDATE res_partner SET name = 'new'").await.unwrap();
         drop(admin);
 
-        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(false));
         let workers: Vec<_> = (0..4)
             .map(|_| {
                 let (stop, port) = (Arc::clone(&stop), site.address().port());
@@ -823,6 +930,7 @@ fn a_swap_through_the_gateway_under_load_fails_nobody() {
                 Server { user: "chief".into(), password: Some(Secret::new("chief-secret")), ..through },
                 "cofferdam",
             )),
+            parallel: Parallel::default(),
         };
         tokio::time::sleep(Duration::from_millis(200)).await;
         let swapped = restore.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap();
@@ -934,6 +1042,8 @@ fn one_tenant_goes_back_to_a_second_before_a_mistake_and_its_neighbours_notice_n
             store: Arc::new(Directory::new(directory.path().join("logical"))),
             key: RepositoryKey::new(KEY).unwrap(),
             gateway: None,
+            // As a large one: rows first, what stands on them by several programs.
+            parallel: Parallel { above: ByteSize(0), jobs: 2 },
         };
         let recovery = |at| Recovery {
             engine: Arc::new(stanza.clone()),

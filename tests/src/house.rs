@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use cofferdam_backup::logical::Backup;
-use cofferdam_backup::model::{BackupPolicy, BackupSet, RestoreMode, RestorePoint, Restored};
+use cofferdam_backup::model::{BackupPolicy, BackupSet, Parallel, RestoreMode, RestorePoint, Restored};
 use cofferdam_backup::repository::{Directory, Repository, RepositoryKey};
 use cofferdam_backup::restore::Restore;
 use cofferdam_backup::{Control, Server};
@@ -79,6 +79,7 @@ impl House {
             store: Arc::new(Directory::new(self.repository_path())),
             key: RepositoryKey::new(KEY).unwrap(),
             gateway: None,
+            parallel: Parallel::default(),
         }
     }
 

@@ -5,7 +5,7 @@
 //! use std::sync::Arc;
 //!
 //! use cofferdam_backup::logical::Backup;
-//! use cofferdam_backup::model::{BackupPolicy, RestoreMode, RestorePoint};
+//! use cofferdam_backup::model::{BackupPolicy, Parallel, RestoreMode, RestorePoint};
 //! use cofferdam_backup::repository::{Directory, KeySource};
 //! use cofferdam_backup::restore::Restore;
 //! use cofferdam_backup::{Control, Event, Server};
@@ -44,6 +44,7 @@
 //!     store,
 //!     key,
 //!     gateway: None,
+//!     parallel: Parallel::default(),
 //! };
 //! let restored = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &control).await?;
 //! println!("look into {}", restored.database);

@@ -7,7 +7,7 @@ use cofferdam_tenant::{ByteSize, HumanDuration, ServerTls};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{BackupPolicy, FenceLimits, Immutability, RecoveryObjective, Retention, Schedule};
+use crate::model::{BackupPolicy, FenceLimits, Immutability, Parallel, RecoveryObjective, Retention, Schedule};
 
 /// The file.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -175,6 +175,8 @@ pub struct TenantConfig {
     pub immutability: Option<Immutability>,
     /// Its own limits for the fence.
     pub fence: Option<FenceLimits>,
+    /// What is a large database of its, and how many programs dump and load it.
+    pub parallel: Option<Parallel>,
 }
 
 /// Drills.

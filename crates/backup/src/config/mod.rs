@@ -18,7 +18,7 @@ pub use file::{
 use crate::Error;
 use crate::drill::{Drill, ReportKey};
 use crate::logical::Backup;
-use crate::model::{BackupPolicy, Immutability, RestoreDrill, RestorePoint, Schedule};
+use crate::model::{BackupPolicy, Immutability, Parallel, RestoreDrill, RestorePoint, Schedule};
 use crate::physical::{PgBackRest, Recovery};
 use crate::repository::{Directory, KeySource, S3, S3Options, Store, StoreError};
 use crate::restore::{GatewayConsole, Restore};
@@ -195,6 +195,7 @@ impl TenantSetup {
             store: self.store().map_err(crate::repository::RepositoryError::from)?,
             key: self.fetch_key().await?,
             gateway: self.console.clone(),
+            parallel: self.policy.parallel,
         })
     }
 
@@ -212,6 +213,7 @@ impl TenantSetup {
             key: self.fetch_key().await?,
             programs: self.server.programs.clone(),
             place: None,
+            parallel: self.policy.parallel,
         })
     }
 
@@ -248,6 +250,9 @@ impl TenantSetup {
 /// How long an application's own check may take.
 const CHECK: std::time::Duration = std::time::Duration::from_secs(600);
 
+/// Programs that work on one database at a time, at most.
+const MOST_JOBS: u32 = 64;
+
 /// Understands the file.
 struct Understanding<'a>(Reader<'a>);
 
@@ -271,6 +276,7 @@ impl Understanding<'_> {
             self.fault(&["concurrency"], "0", "at least 1");
         }
         self.schedule(&["policy", "schedule"], &config.policy.schedule);
+        self.parallel(&["policy", "parallel", "jobs"], &config.policy.parallel);
         let store = self.repository(&config.repository);
         let key = self.key(&config.repository.key);
         if matches!(store, Some(StoreSetup::Directory(_))) {
@@ -344,6 +350,9 @@ impl Understanding<'_> {
         if let Some(schedule) = &tenant.schedule {
             self.schedule(&["tenants", name, "schedule"], schedule);
         }
+        if let Some(parallel) = &tenant.parallel {
+            self.parallel(&["tenants", name, "parallel", "jobs"], parallel);
+        }
         let server = match &tenant.server {
             Some(server) => server.clone(),
             None if config.servers.len() == 1 => config.servers.keys().next()?.clone(),
@@ -369,6 +378,7 @@ impl Understanding<'_> {
                 retention: tenant.retention.unwrap_or(policy.retention),
                 immutability: tenant.immutability.or(policy.immutability),
                 fence: tenant.fence.unwrap_or(policy.fence),
+                parallel: tenant.parallel.unwrap_or(policy.parallel),
             },
             filestore: tenant.filestore.map_or_else(|| filestores.join(&database), |path| self.path(&path)),
             database,
@@ -406,6 +416,13 @@ impl Understanding<'_> {
             check_command: config.check_command.clone(),
             schedule: config.schedule.clone(),
         })
+    }
+
+    fn parallel(&mut self, path: &[&str], parallel: &Parallel) {
+        if !(1..=MOST_JOBS).contains(&parallel.jobs) {
+            let expected = format!("1 to {MOST_JOBS} programs at a time");
+            self.fault(path, parallel.jobs.to_string(), expected);
+        }
     }
 
     fn schedule(&mut self, path: &[&str], schedule: &Schedule) {

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 pub use report::{ReportKey, ReportSignature, SignedReport};
 
 use crate::logical::blocking;
-use crate::model::{BackupSet, CheckOutcome, CheckState, DrillReport, RecoveryObjective, RestoreDrill};
+use crate::model::{BackupSet, CheckOutcome, CheckState, DrillReport, Parallel, RecoveryObjective, RestoreDrill};
 use crate::repository::{Depth, Repository, RepositoryKey, Store};
 use crate::restore::{fresh_files, load_checked, make_new};
 use crate::scratch::ScratchCluster;
@@ -37,6 +37,8 @@ pub struct Drill {
     pub programs: Option<PathBuf>,
     /// Where the restored database and files are for a while; the directory for temporary files if none.
     pub place: Option<PathBuf>,
+    /// How large databases are loaded: as they would be in earnest.
+    pub parallel: Parallel,
 }
 
 /// The database that a drill restores into.
@@ -132,7 +134,7 @@ impl Drill {
         let client = cluster.server.connect("postgres").await?;
         let owner = format!("CREATE ROLE {OWNER} LOGIN");
         client.batch_execute(&owner).await.map_err(|e| cluster.server.failed(DATABASE, &e))?;
-        let loaded = load_checked(&cluster.server, DATABASE, OWNER, repository, set, control).await;
+        let loaded = load_checked(&cluster.server, DATABASE, OWNER, (repository, set), &self.parallel, control).await;
         let (loader, loaded) = match loaded {
             Ok(loader) => (Some(loader), Ok(())),
             Err(error) => (None, Err(error)),

@@ -21,8 +21,8 @@ pub use import::{Identity, Import};
 use crate::logical::{blocking, last_words, paths};
 use crate::model::{BackupSet, RestorePoint};
 use crate::program::Running;
-use crate::repository::{Reader, Repository};
-use crate::restore::{manifest, stopped};
+use crate::repository::Repository;
+use crate::restore::{Dumped, manifest, stopped};
 use crate::server::Server;
 use crate::{Control, Error};
 
@@ -76,7 +76,16 @@ pub async fn export(
         let reader = repository.reader(&set.id)?;
         control.phase("writing the dump", Some(set.artifact.bytes + set.filestore.bytes));
         begin(&mut zip, "dump.sql", &path)?;
-        write_sql(&reader, &set, &server, &mut zip, &control)?;
+        let dumped = Dumped::of(&reader, &set)?;
+        if dumped.tables().next().is_none() {
+            write_sql((&dumped, 0), &[], &server, &mut zip, &control)?;
+        } else {
+            write_sql((&dumped, 0), &["--section=pre-data", "--section=data"], &server, &mut zip, &control)?;
+            for (stream, _) in dumped.tables() {
+                write_sql((&dumped, stream), &["--data-only"], &server, &mut zip, &control)?;
+            }
+            write_sql((&dumped, 0), DEFINITIONS, &server, &mut zip, &control)?;
+        }
         if reader.has(paths::SEQUENCES) {
             reader.file(paths::SEQUENCES, &mut zip)?;
         }
@@ -136,10 +145,10 @@ fn broken(path: &Path, error: &zip::result::ZipError) -> Error {
     Error::Files { path: path.display().to_string(), reason: error.to_string() }
 }
 
-/// The dump as SQL: `pg_restore` rewrites it, with no server.
+/// A stream of the dump as SQL: `pg_restore` rewrites it, with no server.
 fn write_sql(
-    reader: &Reader<'_>,
-    set: &BackupSet,
+    (dumped, stream): (&Dumped<'_>, usize),
+    options: &[&str],
     server: &Server,
     zip: &mut Zip,
     control: &Control,
@@ -147,7 +156,7 @@ fn write_sql(
     let failed = |reason: String| Error::Program { program: "pg_restore".to_owned(), reason };
     let mut stderr = tempfile::tempfile().map_err(|e| failed(e.to_string()))?;
     let mut command = server.program("pg_restore", &server.maintenance);
-    command.args(["--no-owner", "--no-privileges", "--file=-"]);
+    command.args(["--no-owner", "--no-privileges", "--file=-"]).args(options);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     command.stderr(stderr.try_clone().map_err(|e| failed(e.to_string()))?);
     let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
@@ -163,7 +172,7 @@ fn write_sql(
             drop(stdout);
             copied
         });
-        let fed = crate::restore::feed(reader, set, &mut stdin, control);
+        let fed = dumped.feed(stream, &mut stdin, control);
         drop(stdin);
         (fed, writer.join())
     });
@@ -176,8 +185,12 @@ fn write_sql(
     if !status.success() {
         return Err(failed(last_words(&mut stderr, status)));
     }
-    fed
+    // For what stands in the table of contents the program does not read on.
+    if options == DEFINITIONS { Ok(()) } else { fed }
 }
+
+/// What is made when the rows are there.
+const DEFINITIONS: &[&str] = &["--section=post-data"];
 
 /// Counts what passes.
 struct Counting<'a, W>(&'a mut W, &'a Control);

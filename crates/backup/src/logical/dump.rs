@@ -1,16 +1,17 @@
-//! The database's part of a backup: `pg_dump` as a stream, and how many rows there are to find again.
+//! The database's part of a backup: `pg_dump` as a stream, or as several, and how many rows there are to find again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
-use std::process::{ChildStdout, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::fence::Sequence;
+use super::fence::{Sequence, Table};
 use super::paths;
 use crate::program::Running;
 use crate::repository::Entry;
@@ -21,53 +22,58 @@ use crate::{Control, Error};
 /// Rows by `schema.table`, in the snapshot.
 pub type RowCounts = BTreeMap<String, u64>;
 
-/// What a dump's stream was, when it has ended well.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Streamed {
-    pub(super) bytes: u64,
-    pub(super) sha256: String,
+/// One stream of a dump. A dump has one, or one for each large table besides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Stream {
+    /// Of whose rows it is, as `schema.table`; none: of everything that is in no other.
+    pub(crate) table: Option<String>,
+    pub(crate) bytes: u64,
+    /// In hexadecimal.
+    pub(crate) sha256: String,
+    /// The numbers of its parts.
+    pub(crate) parts: Vec<u32>,
+    /// Whether the program has said that this is all.
+    #[serde(skip)]
+    pub(crate) done: bool,
 }
 
-/// A running `pg_dump`, whose stream comes in parts: the repository wants to know the size of a file before it has read
-/// it, and parts are stored side by side. Nothing but a few parts is ever in memory, and nothing on disk. Dropped, the
-/// program is stopped.
+/// What is known of the streams.
+pub(super) type Shared = Arc<Mutex<Vec<Stream>>>;
+
+/// A running `pg_dump`, or several on the same snapshot, whose streams come in parts: the repository wants to know the size
+/// of a file before it has read it, and parts are stored side by side. Nothing but a few parts is ever in memory, and
+/// nothing on disk. Dropped, the programs are stopped.
 pub(super) struct Dump {
-    child: Option<Running>,
-    stdout: ChildStdout,
-    stderr: File,
-    hash: Sha256,
-    bytes: u64,
-    part: usize,
-    control: Control,
+    parts: mpsc::Receiver<io::Result<Part>>,
+    number: u32,
     taken_at: Timestamp,
-    room: Arc<Room>,
-    /// Cancelled when the program has begun to write, and so has its snapshot.
-    begun: CancellationToken,
-    done: Arc<Mutex<Option<Streamed>>>,
+    streams: Shared,
+    _stop: DropGuard,
 }
-
-/// What is known of the stream when it has ended well.
-type Shared = Arc<Mutex<Option<Streamed>>>;
 
 /// Bytes of a part. A multiple of what the repository cuts, so that a change moves few cuts.
 const PART: usize = 16 << 20;
-/// Parts in memory at a time.
-const PARTS: usize = 4;
+/// Parts in memory at a time, besides one of each program.
+const PARTS: usize = 3;
 
 /// How many parts are in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Room {
-    taken: Mutex<usize>,
+    free: Mutex<usize>,
     freed: Condvar,
 }
 
 impl Room {
+    fn of(places: usize) -> Arc<Self> {
+        Arc::new(Self { free: Mutex::new(places), freed: Condvar::new() })
+    }
+
     fn take(self: &Arc<Self>) -> Place {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        while *taken >= PARTS {
-            taken = self.freed.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        while *free == 0 {
+            free = self.freed.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
-        *taken += 1;
+        *free -= 1;
         Place(Arc::clone(self))
     }
 }
@@ -76,13 +82,14 @@ struct Place(Arc<Room>);
 
 impl Drop for Place {
     fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         self.0.freed.notify_one();
     }
 }
 
-/// A part, which frees its place when it has been read.
+/// A part of a stream, which frees its place when it has been read.
 struct Part {
+    stream: usize,
     bytes: Cursor<Vec<u8>>,
     _place: Place,
 }
@@ -93,86 +100,162 @@ impl Read for Part {
     }
 }
 
-impl Dump {
-    /// Starts `pg_dump` on a snapshot.
-    pub(super) fn start(
-        server: &Server,
-        database: &str,
-        (snapshot, sequences): (&str, &[Sequence]),
-        taken_at: Timestamp,
-        begun: CancellationToken,
-        control: Control,
-    ) -> Result<(Self, Shared), Error> {
-        let failed = |reason: String| Error::Program { program: "pg_dump".to_owned(), reason };
-        let stderr = tempfile::tempfile().map_err(|e| failed(e.to_string()))?;
-        let written = stderr.try_clone().map_err(|e| failed(e.to_string()))?;
-        let mut command = server.program("pg_dump", database);
-        // Uncompressed: the repository compresses, and what has not changed since the last time is stored once.
-        command.args(["--format=custom", "--compress=0", "--no-password", "--lock-wait-timeout=30s"]);
-        command.arg(format!("--snapshot={snapshot}"));
-        for sequence in sequences {
-            command.arg(format!("--exclude-table-data={}", sequence.name));
-        }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(written);
-        let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
-        let Some(stdout) = child.stdout.take() else { return Err(failed("it has no output".to_owned())) };
-        let done = Arc::new(Mutex::new(None));
-        let dump = Self {
-            child: Some(Running::new(child, &control)),
-            stdout,
-            stderr,
-            hash: Sha256::new(),
-            bytes: 0,
-            part: 0,
-            control,
-            taken_at,
-            room: Arc::default(),
-            begun,
-            done: Arc::clone(&done),
-        };
-        Ok((dump, done))
-    }
-
-    /// The end of the stream: good only if the program says so.
-    fn finish(&mut self) -> io::Result<()> {
-        let Some(child) = self.child.take() else { return Ok(()) };
-        let status = child.wait()?;
-        if !status.success() {
-            return Err(io::Error::other(format!("pg_dump: {}", last_words(&mut self.stderr, status))));
-        }
-        Ok(())
-    }
+/// What is dumped.
+pub(super) struct Subject<'a> {
+    /// The server, or a gateway in front of it.
+    pub(super) server: &'a Server,
+    pub(super) database: &'a str,
+    /// The snapshot's name.
+    pub(super) snapshot: &'a str,
+    pub(super) sequences: &'a [Sequence],
+    /// Tables that get a program each for their rows, largest first.
+    pub(super) large: &'a [Table],
+    /// Programs at a time.
+    pub(super) jobs: usize,
+    pub(super) taken_at: Timestamp,
 }
 
 impl Dump {
-    /// The next part; empty at the end.
-    fn read_part(&mut self) -> io::Result<Vec<u8>> {
-        let mut part = Vec::new();
+    /// Starts `pg_dump` on a snapshot. `begun` is cancelled when every program has the snapshot.
+    pub(super) fn start(
+        subject: &Subject<'_>,
+        begun: CancellationToken,
+        control: &Control,
+    ) -> Result<(Self, Shared), Error> {
+        let Subject { server, database, snapshot, sequences, large, jobs, taken_at } = *subject;
+        // Uncompressed: the repository compresses, and what has not changed since the last time is stored once.
+        let command = || {
+            let mut command = server.program("pg_dump", database);
+            command.args(["--format=custom", "--compress=0", "--no-password", "--lock-wait-timeout=30s"]);
+            command.arg(format!("--snapshot={snapshot}"));
+            command
+        };
+        let mut all = command();
+        for name in sequences.iter().map(|sequence| &sequence.name).chain(large.iter().map(|table| &table.quoted)) {
+            all.arg(format!("--exclude-table-data={name}"));
+        }
+        let mut commands = vec![all];
+        commands.extend(large.iter().map(|table| {
+            let mut one = command();
+            one.args(["--data-only", "--strict-names"]).arg(format!("--table={}", table.quoted));
+            one
+        }));
+        let mut streams = vec![Stream::default()];
+        streams.extend(large.iter().map(|table| Stream { table: Some(table.name.clone()), ..Stream::default() }));
+        let jobs = jobs.clamp(1, commands.len());
+        let streams: Shared = Arc::new(Mutex::new(streams));
+        let (sender, parts) = mpsc::channel();
+        let control = control.child();
+        let work = Arc::new(Work {
+            left: Mutex::new((commands.len(), commands.into_iter().enumerate().collect())),
+            begun,
+            room: Room::of(PARTS + jobs),
+            streams: Arc::clone(&streams),
+            control: control.clone(),
+            runtime: tokio::runtime::Handle::try_current().ok(),
+        });
+        for _ in 0..jobs {
+            let (work, sender) = (Arc::clone(&work), sender.clone());
+            let failed = |e: io::Error| Error::Program { program: "pg_dump".to_owned(), reason: e.to_string() };
+            std::thread::Builder::new()
+                .name("dump".to_owned())
+                .spawn(move || {
+                    let _runtime = work.runtime.as_ref().map(tokio::runtime::Handle::enter);
+                    while let Some((stream, command)) = work.next() {
+                        if let Err(error) = work.read(stream, command, &sender) {
+                            let _ = sender.send(Err(error));
+                            return;
+                        }
+                    }
+                })
+                .map_err(failed)?;
+        }
+        let dump = Self { parts, number: 0, taken_at, streams: Arc::clone(&streams), _stop: control.stop_on_drop() };
+        Ok((dump, streams))
+    }
+}
+
+/// Programs that are to run, and what those that run have in common.
+struct Work {
+    /// How many have not begun to write, and those that have not been started.
+    left: Mutex<(usize, VecDeque<(usize, Command)>)>,
+    begun: CancellationToken,
+    room: Arc<Room>,
+    streams: Shared,
+    control: Control,
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+impl Work {
+    fn next(&self) -> Option<(usize, Command)> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).1.pop_front()
+    }
+
+    /// One more program has its snapshot.
+    fn has_begun(&self) {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.0 = left.0.saturating_sub(1);
+        if left.0 == 0 {
+            self.begun.cancel();
+        }
+    }
+
+    /// Runs a program to its end, and passes on what it writes. A stream is good only if the program says so.
+    fn read(&self, stream: usize, mut command: Command, parts: &mpsc::Sender<io::Result<Part>>) -> io::Result<()> {
+        let mut stderr = tempfile::tempfile()?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr.try_clone()?);
+        let mut child = command.spawn().map_err(|e| io::Error::other(format!("pg_dump: {e}")))?;
+        let stdout = child.stdout.take();
+        let child = Running::new(child, &self.control);
+        let mut stdout = stdout.ok_or_else(|| io::Error::other("pg_dump has no output"))?;
+        let (mut hash, mut bytes) = (Sha256::new(), 0_u64);
         let mut buffer = vec![0; 256 << 10];
-        while part.len() < PART {
-            if self.control.is_cancelled() {
+        let mut ended = false;
+        while !ended {
+            let place = self.room.take();
+            let mut part = Vec::new();
+            while part.len() < PART {
+                if self.control.is_cancelled() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                let wanted = buffer.len().min(PART - part.len());
+                let read = match stdout.read(&mut buffer[..wanted]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    read => read?,
+                };
+                if read == 0 {
+                    ended = true;
+                    break;
+                }
+                if bytes == 0 && part.is_empty() {
+                    self.has_begun();
+                }
+                self.control.add(read as u64);
+                part.extend_from_slice(&buffer[..read]);
+            }
+            if ended {
+                // Before the last part is passed on: who has all of them has a dump.
+                let status = child.wait()?;
+                if self.control.is_cancelled() {
+                    return Err(io::ErrorKind::Interrupted.into());
+                }
+                if !status.success() {
+                    return Err(io::Error::other(format!("pg_dump: {}", last_words(&mut stderr, status))));
+                }
+            }
+            hash.update(&part);
+            bytes += part.len() as u64;
+            if ended {
+                let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(known) = streams.get_mut(stream) {
+                    (known.bytes, known.sha256, known.done) = (bytes, hex::encode(hash.finalize_reset()), true);
+                }
+            }
+            if !part.is_empty() && parts.send(Ok(Part { stream, bytes: Cursor::new(part), _place: place })).is_err() {
                 return Err(io::ErrorKind::Interrupted.into());
             }
-            let wanted = buffer.len().min(PART - part.len());
-            let read = match self.stdout.read(&mut buffer[..wanted]) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                read => read?,
-            };
-            if read == 0 {
-                self.finish()?;
-                break;
-            }
-            self.begun.cancel();
-            self.control.add(read as u64);
-            part.extend_from_slice(&buffer[..read]);
         }
-        self.hash.update(&part);
-        self.bytes += part.len() as u64;
-        if self.child.is_none() {
-            let sha256 = hex::encode(std::mem::take(&mut self.hash).finalize());
-            *self.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(Streamed { bytes: self.bytes, sha256 });
-        }
-        Ok(part)
+        Ok(())
     }
 }
 
@@ -180,22 +263,40 @@ impl Iterator for Dump {
     type Item = io::Result<Entry>;
 
     fn next(&mut self) -> Option<io::Result<Entry>> {
-        self.child.as_ref()?;
-        let place = self.room.take();
-        let bytes = match self.read_part() {
-            Ok(bytes) if bytes.is_empty() => return None,
-            Ok(bytes) => bytes,
+        // At the end nobody is left who could send.
+        let part = match self.parts.recv().ok()? {
+            Ok(part) => part,
             Err(error) => return Some(Err(error)),
         };
-        let path = format!("{}/{:08}", paths::DUMP, self.part);
-        self.part += 1;
+        let number = self.number;
+        self.number += 1;
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = part_path(number, (streams.len() > 1).then_some(part.stream));
+        if let Some(stream) = streams.get_mut(part.stream) {
+            stream.parts.push(number);
+        }
+        drop(streams);
         Some(Ok(Entry {
             path,
-            size: bytes.len() as u64,
+            size: part.bytes.get_ref().len() as u64,
             modified: Some(self.taken_at),
-            open: Box::new(move || Ok(Box::new(Part { bytes: Cursor::new(bytes), _place: place }))),
+            open: Box::new(move || Ok(Box::new(part))),
         }))
     }
+}
+
+/// Where a part is: numbered as they came, of whichever stream, because what is stored must come sorted.
+pub(crate) fn part_path(number: u32, stream: Option<usize>) -> String {
+    match stream {
+        None => format!("{}/{number:08}", paths::DUMP),
+        Some(stream) => format!("{}/{number:08}.{stream:04}", paths::DUMP),
+    }
+}
+
+/// The streams of a dump, if every one of them has ended well.
+pub(super) fn whole(streams: &Shared) -> Option<Vec<Stream>> {
+    let streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
+    streams.iter().all(|stream| stream.done).then(|| streams.clone())
 }
 
 /// What a program printed last before it failed, without what stands in the statement it names.

@@ -219,8 +219,17 @@ impl Snapshot {
         let undumped = undumped(&client).await.map_err(|e| failed(&e))?;
         let sequences = sequences(&client).await.map_err(|e| failed(&e))?;
         let unrestorable = unrestorable(&client).await.map_err(|e| failed(&e))?;
+        let tables = tables(&client).await.map_err(|e| failed(&e))?;
         let _ = client.batch_execute("ROLLBACK").await;
-        Ok(Tenancy { uuid, attachments: files.into_values().collect(), modules, undumped, sequences, unrestorable })
+        Ok(Tenancy {
+            uuid,
+            attachments: files.into_values().collect(),
+            modules,
+            undumped,
+            sequences,
+            unrestorable,
+            tables,
+        })
     }
 
     /// Holds the snapshot until everybody who needs it has it.
@@ -250,6 +259,37 @@ pub(super) struct Tenancy {
     pub(super) sequences: Vec<Sequence>,
     /// Functions that nobody but a superuser can create, so that no restore could.
     pub(super) unrestorable: Vec<String>,
+    /// Ordinary tables whose rows `pg_dump` saves, largest first.
+    pub(super) tables: Vec<Table>,
+}
+
+/// A table and what it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Table {
+    /// Schema and name, as in the counts of rows.
+    pub(super) name: String,
+    /// Schema and name in quotes, in which a pattern of `pg_dump` means itself.
+    pub(super) quoted: String,
+    /// Without indexes.
+    pub(super) bytes: u64,
+}
+
+async fn tables(client: &Client) -> Result<Vec<Table>, tokio_postgres::Error> {
+    // `pg_table_size` looks at files; of one that is gone by now it knows nothing.
+    let query = "SELECT n.nspname::text, c.relname::text, coalesce(pg_table_size(c.oid), 0) \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'information_schema' \
+                 AND n.nspname NOT LIKE 'pg\\_%' AND NOT EXISTS (SELECT FROM pg_depend d \
+                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 3 DESC, 1, 2";
+    let table = |row: &tokio_postgres::Row| {
+        let (schema, name): (String, String) = (row.get(0), row.get(1));
+        Table {
+            quoted: format!("{}.{}", quoted(&schema), quoted(&name)),
+            name: format!("{schema}.{name}"),
+            bytes: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
+        }
+    };
+    Ok(client.query(query, &[]).await?.iter().map(table).collect())
 }
 
 /// A sequence, whose value is read here and not by `pg_dump`: that selects from it by its name, under which a tenant could

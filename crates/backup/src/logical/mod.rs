@@ -19,19 +19,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use dump::RowCounts;
-pub(crate) use dump::{count_rows, last_words};
+pub(crate) use dump::{Stream, count_rows, last_words, part_path};
 pub(crate) use filestore::{DEEPEST, is_sha1, stays_below};
 pub use filestore::{Manifest, ManifestFile};
 
 use crate::model::{
     BackupPolicy, BackupSet, Consistency, DatabaseArtifact, DumpFormat, EngineKind, FilestoreSummary, LockAttestation,
-    Phases,
+    Parallel, Phases,
 };
 use crate::repository::{Entry, Repository, RepositoryKey, Store};
 use crate::server::Server;
 use crate::{Control, Error};
-use dump::{Dump, dump_version};
-use fence::{Fence, FenceReport, Sequence, Snapshot, Tenancy};
+use dump::{Dump, Subject, dump_version};
+use fence::{Fence, FenceReport, Sequence, Snapshot, Table, Tenancy};
 use filestore::{Files, SharedFindings};
 
 /// What is to be backed up, and where to.
@@ -61,6 +61,7 @@ pub(crate) mod paths {
     pub(crate) const MANIFEST: &str = "manifest.json";
     pub(crate) const DUMP: &str = "odoo.dump";
     pub(crate) const SEQUENCES: &str = "sequences.sql";
+    pub(crate) const STREAMS: &str = "streams.json";
     pub(crate) const TABLES: &str = "tables.json";
 }
 
@@ -117,8 +118,10 @@ impl Backup {
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
-        let Tenancy { uuid, attachments, modules, undumped, sequences, unrestorable } =
+        let Tenancy { uuid, attachments, modules, undumped, sequences, unrestorable, tables } =
             snapshot.read(&self.server, &database).await?;
+        let parallel = &self.policy.parallel;
+        let large = large(tables, snapshot.database_bytes, parallel);
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
             let (server, major) = (dump_server.clone(), snapshot.server_major);
@@ -126,8 +129,16 @@ impl Backup {
         };
         control.phase("reading database and files", Some(snapshot.database_bytes));
         let (taken_at, begun, counting) = (snapshot.taken_at, CancellationToken::new(), CancellationToken::new());
-        let (dump, streamed) =
-            Dump::start(&dump_server, &database, (&snapshot.id, &sequences), taken_at, begun.clone(), control.clone())?;
+        let subject = Subject {
+            server: &dump_server,
+            database: &database,
+            snapshot: &snapshot.id,
+            sequences: &sequences,
+            large: &large,
+            jobs: parallel.jobs as usize,
+            taken_at,
+        };
+        let (dump, streams) = Dump::start(&subject, begun.clone(), control)?;
         let (rows_in, rows_out) = mpsc::sync_channel::<Result<RowCounts, Error>>(1);
         {
             let (server, database, id) = (self.server.clone(), database.clone(), snapshot.id.clone());
@@ -146,7 +157,7 @@ impl Backup {
         let rows: Arc<std::sync::Mutex<RowCounts>> = Arc::default();
         let files =
             Files::new(Arc::clone(&manifest), &self.filestore, findings.clone(), control.clone(), copied.clone());
-        let entries = entries(files, &manifest, dump, &sequences, (rows_out, &rows), taken_at)?;
+        let entries = entries(files, &manifest, (dump, &streams), &sequences, (rows_out, &rows), taken_at)?;
         let (lsn, locale, database_bytes) = (snapshot.lsn.clone(), snapshot.locale.clone(), snapshot.database_bytes);
         let (extensions, changes) = (snapshot.extensions.clone(), snapshot.changes);
         let server_version = snapshot.server_version.clone();
@@ -179,7 +190,7 @@ impl Backup {
         let fence = fence.unwrap_or_else(|error| Err(Error::panicked(&error)));
         let fence =
             fence.unwrap_or_else(|error| FenceReport { lowered: Some(error.to_string()), ..Default::default() });
-        let Some(streamed) = streamed.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some(streams) = dump::whole(&streams) else {
             return Err(Error::Program { program: "pg_dump".to_owned(), reason: "it did not finish".to_owned() });
         };
         let rows = std::mem::take(&mut *rows.lock().unwrap_or_else(PoisonError::into_inner));
@@ -217,9 +228,9 @@ impl Backup {
             consistency,
             note,
             artifact: DatabaseArtifact {
-                format: DumpFormat::Custom,
-                bytes: streamed.bytes,
-                sha256: Some(streamed.sha256),
+                format: if large.is_empty() { DumpFormat::Custom } else { DumpFormat::Streams },
+                bytes: streams.iter().map(|stream| stream.bytes).sum(),
+                sha256: streams.first().map(|stream| stream.sha256.clone()),
                 server_version,
                 dump_version: version,
                 lsn,
@@ -247,6 +258,20 @@ impl Backup {
         Ok((candidate, retry))
     }
 }
+
+/// The tables that get a program of their own for their rows, in a database that is large: those that are worth it.
+fn large(tables: Vec<Table>, database_bytes: u64, parallel: &Parallel) -> Vec<Table> {
+    let jobs = parallel.jobs_for(database_bytes);
+    if jobs == 1 {
+        return Vec::new();
+    }
+    // Smaller ones would not keep a program busy for long enough to be worth starting it.
+    let worth = database_bytes / (u64::from(jobs) * 8);
+    tables.into_iter().filter(|table| table.bytes > worth).take(LARGE).collect()
+}
+
+/// Tables with a program each, at most: every one makes `pg_dump` read the whole catalog again.
+const LARGE: usize = 64;
 
 /// A backup of which nothing has moved for so long does not go on: somebody holds what it waits for.
 const IDLE: Duration = Duration::from_secs(15 * 60);
@@ -296,7 +321,7 @@ impl Publish {
 fn entries(
     files: Files,
     manifest: &Manifest,
-    dump: Dump,
+    (dump, streams): (Dump, &dump::Shared),
     sequences: &[Sequence],
     (counted, rows): (mpsc::Receiver<Result<RowCounts, Error>>, &Arc<std::sync::Mutex<RowCounts>>),
     taken_at: Timestamp,
@@ -306,6 +331,15 @@ fn entries(
     let manifest = document(paths::MANIFEST, text, taken_at);
     let statements: Vec<&str> = sequences.iter().filter_map(|sequence| sequence.statement.as_deref()).collect();
     let sequences = document(paths::SEQUENCES, (statements.join("\n") + "\n").into_bytes(), taken_at);
+    let streams = Arc::clone(streams);
+    // Which part belongs to which, where there is more than one.
+    let streams = std::iter::once_with(move || {
+        let whole = dump::whole(&streams).ok_or_else(|| io::Error::other("pg_dump did not finish"));
+        match whole {
+            Ok(streams) if streams.len() == 1 => None,
+            whole => Some(whole.and_then(|s| Ok(document(paths::STREAMS, serde_json::to_vec(&s)?, taken_at)))),
+        }
+    });
     let rows = Arc::clone(rows);
     let tables = std::iter::once_with(move || {
         let counts = counted
@@ -316,7 +350,7 @@ fn entries(
         *rows.lock().unwrap_or_else(PoisonError::into_inner) = counts;
         Ok(document(paths::TABLES, text, taken_at))
     });
-    Ok(files.chain([Ok(manifest)]).chain(dump).chain([Ok(sequences)]).chain(tables))
+    Ok(files.chain([Ok(manifest)]).chain(dump).chain([Ok(sequences)]).chain(streams.flatten()).chain(tables))
 }
 
 fn document(path: &str, text: Vec<u8>, taken_at: Timestamp) -> Entry {

@@ -9,7 +9,7 @@ mod set;
 
 pub use drill::{CheckOutcome, CheckState, DrillReport, RestoreDrill};
 pub use policy::{
-    BackupPolicy, FenceLimits, Immutability, LockMode, RecoveryObjective, Retention, Schedule, ScheduleError,
+    BackupPolicy, FenceLimits, Immutability, LockMode, Parallel, RecoveryObjective, Retention, Schedule, ScheduleError,
 };
 pub use restore::{RestoreMode, RestorePlan, RestorePoint, RestoreRequest, Restored};
 pub use set::{

@@ -1,6 +1,6 @@
 //! What an operator promises and how it is kept: objectives, schedules, retention, immutability.
 
-use cofferdam_tenant::HumanDuration;
+use cofferdam_tenant::{ByteSize, HumanDuration};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use schemars::JsonSchema;
@@ -39,6 +39,31 @@ pub struct BackupPolicy {
     pub immutability: Option<Immutability>,
     /// How much a backup may get in the way of the tenant.
     pub fence: FenceLimits,
+    /// How large databases are dumped and loaded.
+    pub parallel: Parallel,
+}
+
+/// How a large database is dumped and loaded: by several programs at a time, on one snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Parallel {
+    /// A database is large when it takes more than this on its server.
+    pub above: ByteSize,
+    /// How many programs dump it, or load its rows and make its indexes, at a time. 1: never more than one.
+    pub jobs: u32,
+}
+
+impl Parallel {
+    /// How many programs work on a database that takes so many bytes.
+    pub fn jobs_for(&self, database_bytes: u64) -> u32 {
+        if database_bytes > self.above.0 { self.jobs.max(1) } else { 1 }
+    }
+}
+
+impl Default for Parallel {
+    fn default() -> Self {
+        Self { above: ByteSize(10 << 30), jobs: 4 }
+    }
 }
 
 /// When backups are made: a cron expression in a time zone.

@@ -75,6 +75,10 @@ pub enum DumpFormat {
     /// `pg_dump`'s custom format, uncompressed, because the repository compresses and finds what has not changed. One
     /// stream in parts: `cat odoo.dump/* | pg_restore`.
     Custom,
+    /// Several such streams of one snapshot, side by side: the first without the rows of the largest tables, each of the
+    /// others with those of one. A part's name ends with the number of its stream: `cat odoo.dump/*.0000 | pg_restore`, and
+    /// so on with `--data-only`. `streams.json` says which tables they are.
+    Streams,
 }
 
 /// The database's part of a set.
@@ -84,7 +88,7 @@ pub struct DatabaseArtifact {
     pub format: DumpFormat,
     /// Bytes of the dump before compression.
     pub bytes: u64,
-    /// SHA-256 of the dump's stream, in hexadecimal.
+    /// SHA-256 of the dump's stream, in hexadecimal; of the first, where there are several.
     pub sha256: Option<String>,
     /// The server's version, as in `server_version`.
     pub server_version: String,

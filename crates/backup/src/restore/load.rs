@@ -1,18 +1,20 @@
 //! A dump into a database that nobody else can reach, and whether everything arrived.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
+use super::dumped::{Counted, Dumped};
 use super::loader::Loader;
 use crate::interchange::statements;
 use crate::logical::{RowCounts, blocking, count_rows, last_words, paths};
-use crate::model::{BackupSet, DatabaseLocale, Extension, LocaleProvider};
+use crate::model::{BackupSet, DatabaseLocale, Extension, LocaleProvider, Parallel};
 use crate::program::Running;
-use crate::repository::{Reader, Repository};
+use crate::repository::Repository;
 use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 
@@ -22,22 +24,35 @@ pub(super) async fn database(
     loader: &Loader,
     name: &str,
     keep_grants: bool,
-    repository: &Arc<Repository>,
-    set: &BackupSet,
+    (repository, set): (&Arc<Repository>, &BackupSet),
+    parallel: &Parallel,
     control: &Control,
 ) -> Result<(), Error> {
+    let jobs = parallel.jobs_for(set.artifact.database_bytes);
     let (again, control_again) = (loader.clone(), control.clone());
     let (loader, database) = (loader.clone(), name.to_owned());
     let (repository, set, control) = (Arc::clone(repository), set.clone(), control.clone());
     let members = members(&loader.server, name).await?;
     let loaded = blocking(move || {
         let reader = repository.reader(&set.id)?;
-        let beginning = |sink: &mut dyn Write| feed(&reader, &set, sink, &Control::default());
-        let contents = contents(pg_restore(&loader.server), &control, beginning)?;
+        let dumped = Dumped::of(&reader, &set)?;
+        // The table of contents is at the beginning, and is needed more than once.
+        let beginning = |sink: &mut dyn Write| dumped.feed(0, sink, &Control::default());
+        let head = tempfile::NamedTempFile::new().map_err(|e| broken("pg_restore", &e))?;
+        let contents =
+            contents(pg_restore(&loader.server), &control, |sink| beginning(&mut Tee(sink, head.as_file())))?;
         let chosen = Chosen::of(&contents, &set.artifact.extensions, &members);
         chosen.tell(&control);
-        let load = load_command(&loader, &database);
-        run(load, &chosen.load, &control, |stdin| feed(&reader, &set, stdin, &control))?;
+        let load = || load_command(&loader, &database);
+        if jobs == 1 && dumped.tables().next().is_none() {
+            run(load(), &chosen.load, &control, |stdin| dumped.feed(0, stdin, &control))?;
+        } else {
+            let mut rows = load();
+            rows.args(["--section=pre-data", "--section=data"]);
+            run(rows, &chosen.load, &control, |stdin| dumped.feed(0, stdin, &control))?;
+            tables(&dumped, jobs, &load, &control)?;
+            indexes(load(), &chosen.load, head.path(), jobs, &control)?;
+        }
         let mut sequences = Vec::new();
         // Sets of before there was such a file have them in the dump.
         if reader.has(paths::SEQUENCES) {
@@ -59,6 +74,77 @@ pub(super) async fn database(
     grant(&again, name, grants, &control_again).await
 }
 
+/// What `pg_restore` reads, kept.
+struct Tee<'a>(&'a mut dyn Write, &'a std::fs::File);
+
+impl Write for Tee<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        // First what is kept: at the end the other side closes before it has taken everything.
+        self.1.write_all(buffer)?;
+        self.0.write_all(buffer)?;
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Loads the streams with rows of one table each, several at a time.
+fn tables(
+    dumped: &Dumped<'_>,
+    jobs: u32,
+    load: &(impl Fn() -> Command + Sync),
+    control: &Control,
+) -> Result<(), Error> {
+    let left = Mutex::new(dumped.tables().collect::<VecDeque<_>>());
+    let failed = Mutex::new(None);
+    // One that fails stops the others.
+    let control = control.child();
+    let runtime = tokio::runtime::Handle::try_current().ok();
+    let work = || {
+        let _runtime = runtime.as_ref().map(tokio::runtime::Handle::enter);
+        loop {
+            let next = left.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some((stream, table)) = next else { return };
+            let mut rows = load();
+            rows.arg("--data-only");
+            let loaded = fed(rows, &control, |stdin| dumped.feed(stream, stdin, &control));
+            if let Err(error) = loaded {
+                let error = match error {
+                    Error::Program { program, reason } => {
+                        Error::Program { program, reason: format!("{table}: {reason}") }
+                    }
+                    other => other,
+                };
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                control.cancel();
+                return;
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(work);
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// Makes what stands on rows: indexes, constraints, triggers. For them nothing of a dump is read but its beginning.
+fn indexes(
+    mut command: Command,
+    entries: &str,
+    head: &std::path::Path,
+    jobs: u32,
+    control: &Control,
+) -> Result<(), Error> {
+    command.arg("--section=post-data").arg(format!("--jobs={jobs}"));
+    let list = list(entries)?;
+    command.arg("--use-list").arg(list.path()).arg(head);
+    fed(command, control, |_| Ok(()))
+}
+
 /// Tables that belong to extensions of a database, as `schema name`: whoever loads may not write into them.
 pub(super) async fn members(server: &Server, database: &str) -> Result<Vec<String>, Error> {
     let client = server.connect(database).await?;
@@ -75,9 +161,10 @@ pub(super) fn stream(
     name: &str,
     keep_grants: bool,
     (extensions, members): (Vec<Extension>, Vec<String>),
+    jobs: u32,
     control: &Control,
 ) -> impl FnOnce(&mut dyn Read) -> Result<Option<Grants>, Error> + Send + 'static {
-    let (server, load) = (loader.server.clone(), load_command(loader, name));
+    let (server, mut load, again) = (loader.server.clone(), load_command(loader, name), load_command(loader, name));
     let control = control.clone();
     move |dump| {
         // Its beginning is read twice: the table of contents is there.
@@ -94,17 +181,24 @@ pub(super) fn stream(
         })?;
         let chosen = Chosen::of(&contents, &extensions, &members);
         chosen.tell(&control);
+        if jobs > 1 {
+            load.args(["--section=pre-data", "--section=data"]);
+        }
         run(load, &chosen.load, &control, |stdin| {
-            let mut sink = Counted { inner: stdin, control: control.clone(), broken: None, written: 0 };
-            let copied = io::copy(&mut beginning.as_slice().chain(dump), &mut sink);
+            let copied = io::copy(&mut beginning.as_slice().chain(dump), &mut Counted::new(stdin, &control));
             copied.map(drop).map_err(|e| broken("pg_restore", &e))
         })?;
+        if jobs > 1 {
+            let mut head = tempfile::NamedTempFile::new().map_err(|e| broken("pg_restore", &e))?;
+            head.write_all(&beginning).map_err(|e| broken("pg_restore", &e))?;
+            indexes(again, &chosen.load, head.path(), jobs, &control)?;
+        }
         let again = |sink: &mut dyn Write| sink.write_all(&beginning).map_err(|e| broken("pg_restore", &e));
         if keep_grants { grants(pg_restore(&server), &chosen.grants, &control, again) } else { Ok(None) }
     }
 }
 
-fn broken(program: &str, error: &io::Error) -> Error {
+pub(super) fn broken(program: &str, error: &io::Error) -> Error {
     Error::Program { program: program.to_owned(), reason: error.to_string() }
 }
 
@@ -267,10 +361,19 @@ fn run(
     control: &Control,
     feed: impl FnOnce(&mut ChildStdin) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let failed = |e: io::Error| broken("pg_restore", &e);
-    let mut stderr = tempfile::tempfile().map_err(failed)?;
     let list = list(entries)?;
     command.arg("--use-list").arg(list.path());
+    fed(command, control, feed)
+}
+
+/// Runs the loading program, with everything that it is fed.
+fn fed(
+    mut command: Command,
+    control: &Control,
+    feed: impl FnOnce(&mut ChildStdin) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let failed = |e: io::Error| broken("pg_restore", &e);
+    let mut stderr = tempfile::tempfile().map_err(failed)?;
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(stderr.try_clone().map_err(failed)?);
     let mut child: Child = command.spawn().map_err(failed)?;
     let stdin = child.stdin.take();
@@ -286,65 +389,6 @@ fn run(
         };
     }
     fed
-}
-
-/// The parts of a dump, one after the other.
-pub(crate) fn feed(
-    reader: &Reader<'_>,
-    set: &BackupSet,
-    stdin: &mut dyn Write,
-    control: &Control,
-) -> Result<(), Error> {
-    let mut sink = Counted { inner: stdin, control: control.clone(), broken: None, written: 0 };
-    let mut part = 0;
-    while sink.written < set.artifact.bytes {
-        let path = format!("{}/{part:08}", paths::DUMP);
-        let read = reader.file(&path, &mut sink);
-        if control.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        if let Some(error) = sink.broken.take() {
-            return Err(broken("pg_restore", &error));
-        }
-        read?;
-        part += 1;
-    }
-    if sink.written != set.artifact.bytes {
-        let reason = format!("{} bytes were read and {} were saved", sink.written, set.artifact.bytes);
-        return Err(Error::Mismatch { what: paths::DUMP.to_owned(), reason });
-    }
-    Ok(())
-}
-
-/// A program's input that counts, stops when it shall, and remembers why it broke.
-struct Counted<W> {
-    inner: W,
-    control: Control,
-    written: u64,
-    broken: Option<io::Error>,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        if self.control.is_cancelled() {
-            return Err(io::Error::other("stopped"));
-        }
-        match self.inner.write(buffer) {
-            Ok(written) => {
-                self.control.add(written as u64);
-                self.written += written as u64;
-                Ok(written)
-            }
-            Err(error) => {
-                self.broken.get_or_insert_with(|| io::Error::new(error.kind(), error.to_string()));
-                Err(error)
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
 }
 
 /// Creates a database that only its creator can connect to, for things that will belong to somebody, with the extensions

@@ -4,6 +4,7 @@
 //! identity where it is a copy, and renamed. Whatever fails before that leaves the world as it was; the half-loaded
 //! database is removed.
 
+mod dumped;
 mod files;
 mod gateway;
 mod identity;
@@ -21,16 +22,16 @@ use std::time::Instant;
 
 use cofferdam_tenant::Slug;
 
+pub(crate) use dumped::Dumped;
 pub(crate) use files::{Hashing, manifest};
 pub use gateway::GatewayConsole;
-pub(crate) use load::feed;
 pub(crate) use loader::Loader;
 pub use swap::Previous;
 pub(crate) use tree::Tree;
 
 use crate::logical::blocking;
 use crate::model::{
-    BackupSet, DatabaseLocale, Extension, FilestoreSummary, RestoreMode, RestorePlan, RestorePoint, Restored,
+    BackupSet, DatabaseLocale, Extension, FilestoreSummary, Parallel, RestoreMode, RestorePlan, RestorePoint, Restored,
 };
 use crate::repository::{Repository, RepositoryKey, Store};
 use crate::server::{Server, quoted};
@@ -56,6 +57,8 @@ pub struct Restore {
     pub key: RepositoryKey,
     /// The gateway in front, which lets transactions wait while databases are renamed.
     pub gateway: Option<GatewayConsole>,
+    /// How large databases are loaded.
+    pub parallel: Parallel,
 }
 
 impl Restore {
@@ -116,7 +119,7 @@ impl Restore {
         load::create_for(&self.server, &plan.staging, &artifact.locale, &artifact.extensions, &owner, made).await?;
         let loader = Loader::create(&self.server, &plan.staging, &owner).await?;
         let loaded = async {
-            load::database(&loader, &plan.staging, in_place, repository, set, control).await?;
+            load::database(&loader, &plan.staging, in_place, (repository, set), &self.parallel, control).await?;
             control.phase("comparing rows", None);
             load::compare_rows(&self.server, &plan.staging, repository, set).await?;
             self.identify(&loader, &plan.staging, mode, set.artifact.uuid.as_deref()).await
@@ -322,15 +325,15 @@ pub(crate) async fn load_checked(
     server: &Server,
     database: &str,
     owner: &str,
-    repository: &Arc<Repository>,
-    set: &BackupSet,
+    (repository, set): (&Arc<Repository>, &BackupSet),
+    parallel: &Parallel,
     control: &Control,
 ) -> Result<Loader, Error> {
     let made = AtomicBool::new(false);
     let artifact = &set.artifact;
     load::create_for(server, database, &artifact.locale, &artifact.extensions, owner, &made).await?;
     let loader = Loader::create(server, database, owner).await?;
-    load::database(&loader, database, false, repository, set, control).await?;
+    load::database(&loader, database, false, (repository, set), parallel, control).await?;
     load::compare_rows(server, database, repository, set).await?;
     Ok(loader)
 }

@@ -68,17 +68,19 @@ impl Restore {
         let in_place = matches!(mode, RestoreMode::InPlaceSwap);
         let owner = self.owner().await?;
         let (from, database) = (recovered.server().clone(), recovery.database.clone());
-        let (locale, extensions) = {
+        let (locale, extensions, jobs) = {
             let client = from.connect_to_tenant(&database).await?;
             let failed = |e: &tokio_postgres::Error| from.failed(&database, e);
             let locale = locale_of(&client).await.map_err(|e| failed(&e))?;
-            (locale, extensions_of(&client).await.map_err(|e| failed(&e))?)
+            let size = client.query_one("SELECT pg_database_size(current_database())", &[]).await;
+            let bytes = u64::try_from(size.map_err(|e| failed(&e))?.get::<_, i64>(0)).unwrap_or(0);
+            (locale, extensions_of(&client).await.map_err(|e| failed(&e))?, self.parallel.jobs_for(bytes))
         };
         load::create_for(&self.server, &plan.staging, &locale, &extensions, &owner, made).await?;
         let loader = Loader::create(&self.server, &plan.staging, &owner).await?;
         let loaded = async {
             let members = load::members(&self.server, &plan.staging).await?;
-            let load = load::stream(&loader, &plan.staging, in_place, (extensions, members), control);
+            let load = load::stream(&loader, &plan.staging, in_place, (extensions, members), jobs, control);
             let grants = pipe(&from, &database, load, control).await?;
             load::grant(&loader, &plan.staging, grants, control).await?;
             let counted = count_rows(&from, &database, None, &CancellationToken::new()).await?;
