@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cofferdam::Gateway;
@@ -12,7 +12,12 @@ use cofferdam_testkit::TenantDirectory;
 use cofferdam_testkit::load::{HttpClient, Response};
 use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
 use cofferdam_tests::eventually;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
+use prost::Message;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 const ACME: &str = "acme.example.com";
@@ -291,6 +296,160 @@ async fn every_request_is_a_line_of_json_and_continues_its_trace() {
     house.gateway.reload().await.unwrap();
     house.get("/testkit/echo").await;
     eventually(|| async { std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() == 1) }).await;
+}
+
+/// A collector that takes spans by OTLP over HTTP, and remembers with which authorization they came.
+struct Collector {
+    address: SocketAddr,
+    got: Arc<Mutex<Vec<(String, ResourceSpans)>>>,
+}
+
+impl Collector {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, got) = (listener.local_addr().unwrap(), Arc::new(Mutex::new(Vec::new())));
+        let all = Arc::clone(&got);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let all = Arc::clone(&all);
+                tokio::spawn(async move {
+                    let mut stream = tokio::io::BufReader::new(stream);
+                    loop {
+                        let (mut length, mut authorization, mut first) = (0, String::new(), String::new());
+                        loop {
+                            let mut line = String::new();
+                            if stream.read_line(&mut line).await.unwrap() == 0 {
+                                return;
+                            }
+                            match line.trim_end().split_once(": ") {
+                                Some(("content-length", value)) => length = value.parse().unwrap(),
+                                Some(("authorization", value)) => value.clone_into(&mut authorization),
+                                None if line.trim_end().is_empty() => break,
+                                None => first = line,
+                                _ => {}
+                            }
+                        }
+                        assert!(first.starts_with("POST /v1/traces HTTP/1.1"), "{first}");
+                        let mut body = vec![0; length];
+                        stream.read_exact(&mut body).await.unwrap();
+                        let request = ExportTraceServiceRequest::decode(&*body).unwrap();
+                        all.lock()
+                            .unwrap()
+                            .extend(request.resource_spans.into_iter().map(|r| (authorization.clone(), r)));
+                        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                });
+            }
+        });
+        Self { address, got }
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let got = self.got.lock().unwrap();
+        got.iter().flat_map(|(_, r)| &r.scope_spans).flat_map(|s| s.spans.clone()).collect()
+    }
+}
+
+fn said(span: &Span, key: &str) -> Option<String> {
+    let value = span.attributes.iter().find(|a| a.key == key)?.value.clone()?.value?;
+    Some(match value {
+        any_value::Value::StringValue(text) => text,
+        any_value::Value::IntValue(number) => number.to_string(),
+        other => panic!("{other:?}"),
+    })
+}
+
+fn in_hex(bytes: &[u8]) -> String {
+    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from_digit(n.into(), 16).unwrap()).collect()
+}
+
+/// "OTLP traces": a span for a request, with its wait and its worker's time inside, in the trace that it continues.
+#[tokio::test]
+async fn spans_of_recorded_requests_reach_a_collector_and_those_of_others_do_not() {
+    let (odoo, collector) = (odoo().await, Collector::start().await);
+    let traces = |share: &str| {
+        format!(
+            "  traces: {{ endpoint: 'http://{}/', share: {share}, authorization: Bearer sesame }}\n",
+            collector.address
+        )
+    };
+    let trusting = "  trusted_proxies: [127.0.0.1]\n";
+    let house = house(&[odoo.http()], &(traces("0") + trusting), "").await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let parent = |flags: &str| format!("00-{trace}-00f067aa0ba902b7-{flags}");
+    // A proxy that is trusted says what is recorded; of what else comes nothing is.
+    house.ask("POST", ACME, "/testkit/echo?secret=1", &[("traceparent", &parent("00"))], "a=1").await;
+    let recorded = parent("01");
+    let report = house.ask("GET", ACME, "/report/pdf/x/1?ms=50", &[("traceparent", &recorded)], "").await;
+    let id = report.header("x-request-id").unwrap().to_owned();
+    eventually(|| async { collector.spans().len() >= 3 }).await;
+    let spans = collector.spans();
+    assert_eq!(spans.len(), 3, "{spans:#?}");
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
+    let (request, wait, worker) = (named("GET report"), named("wait for a worker"), named("worker"));
+    assert!(spans.iter().all(|span| in_hex(&span.trace_id) == trace));
+    assert_eq!((in_hex(&request.span_id), in_hex(&request.parent_span_id)), (id, "00f067aa0ba902b7".into()));
+    assert!(
+        [wait, worker].iter().all(|span| span.parent_span_id == request.span_id && span.span_id != request.span_id)
+    );
+    assert_ne!(wait.span_id, worker.span_id);
+    let about = ["cofferdam.tenant", "cofferdam.class", "url.path", "http.response.status_code", "http.request.method"];
+    let found: Vec<_> = about.iter().map(|key| said(request, key).unwrap()).collect();
+    assert_eq!(found, ["acme", "report", "/report/pdf/x/1", "200", "GET"]);
+    assert_eq!(said(worker, "server.port"), Some(odoo.http().port().to_string()));
+    let lasted = |span: &Span| span.end_time_unix_nano - span.start_time_unix_nano;
+    assert!(lasted(worker) >= 50_000_000 && lasted(request) >= lasted(worker), "{spans:#?}");
+    assert!(
+        wait.start_time_unix_nano >= request.start_time_unix_nano
+            && wait.end_time_unix_nano <= worker.start_time_unix_nano + 1_000_000
+    );
+    assert!(!format!("{spans:?}").contains("secret"));
+    let (authorization, of) = collector.got.lock().unwrap()[0].clone();
+    assert_eq!(authorization, "Bearer sesame");
+    let service = of.resource.unwrap().attributes.into_iter().find(|a| a.key == "service.name").unwrap();
+    assert!(format!("{service:?}").contains("cofferdam"));
+
+    // Whoever is not trusted is not believed. What is recorded by choice is told to the server, and an error is one.
+    let before = collector.spans().len();
+    house.directory.main(&house.main.replace(trusting, "")).unwrap();
+    house.gateway.reload().await.unwrap();
+    let echo = house.ask("GET", ACME, "/testkit/echo", &[("traceparent", &recorded)], "").await;
+    assert!(echo.text().contains(&format!("-{}-01\n", echo.header("x-request-id").unwrap())), "passed on as it came");
+    house.directory.main(&house.main.replace(trusting, "").replace("share: 0", "share: 1")).unwrap();
+    house.gateway.reload().await.unwrap();
+    let echo = house.get("/testkit/echo").await;
+    assert!(echo.text().contains(&format!("{}-01\n", echo.header("x-request-id").unwrap())), "{}", echo.text());
+    house.get("/web/database/manager").await;
+    house.get("/websocketless").await;
+    eventually(|| async { collector.spans().len() >= before + 7 }).await;
+    let spans = collector.spans().split_off(before);
+    assert_eq!(spans.iter().filter(|span| span.kind == SpanKind::Server as i32).count(), 3, "{spans:#?}");
+    let failed: Vec<_> = spans.iter().filter(|s| s.status.as_ref().is_some_and(|s| s.code == 2)).collect();
+    assert_eq!(failed.iter().map(|span| said(span, "error.type").unwrap()).collect::<Vec<_>>(), ["500"]);
+    let closed = spans.iter().find(|span| said(span, "http.response.status_code").as_deref() == Some("404")).unwrap();
+    assert_eq!(closed.name, "GET");
+    // What waits when the gateway ends is sent.
+    let before = collector.spans().len();
+    house.get("/testkit/echo").await;
+    house.gateway.drain();
+    assert!(house.gateway.wait().await.complete);
+    assert!(collector.spans().len() >= before + 3);
+}
+
+/// A collector that is away or hangs costs no request anything.
+#[tokio::test]
+async fn a_collector_that_does_not_answer_holds_nobody_up() {
+    let odoo = odoo().await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let traces = format!("  traces: {{ endpoint: 'http://{}', share: 1 }}\n", silent.local_addr().unwrap());
+    let house = house(&[odoo.http()], &traces, "").await;
+    for _ in 0..200 {
+        assert_eq!(house.get("/testkit/echo").await.status, 200);
+    }
+    // Nor does another collector, or none, wait for what the old one was to get.
+    house.directory.main(&house.main.replace(&traces, "")).unwrap();
+    house.gateway.reload().await.unwrap();
+    assert_eq!(house.get("/testkit/echo").await.status, 200);
 }
 
 #[tokio::test]

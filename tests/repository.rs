@@ -86,13 +86,14 @@ fn foreign_types_stay_inside_the_crate_that_wraps_them() {
         if !library || path.components().any(|c| c.as_os_str() == "tests") {
             continue;
         }
-        let wrappers: [(&str, &[&str]); 8] = [
+        let wrappers: [(&str, &[&str]); 9] = [
             ("pingora", &["crates/http"]),
             ("axum", &["crates/admin"]),
             ("rustic_core", &["crates/backup"]),
             ("aws_sdk_s3", &["crates/backup"]),
             ("redis", &["crates/health"]),
-            ("reqwest", &["crates/health"]),
+            ("reqwest", &["crates/health", "crates/http"]),
+            ("opentelemetry", &["crates/http"]),
             ("deadpool_postgres", &["crates/health"]),
             ("rustls", &["crates/postgres", "crates/http", "crates/tls", "crates/health"]),
         ];

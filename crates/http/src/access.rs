@@ -25,7 +25,10 @@ const EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(crate) struct Record {
     pub(crate) class: Option<Class>,
-    pub(crate) wait: Duration,
+    /// Since when it was queued for a worker, and for how long.
+    pub(crate) queued: Option<(Instant, Duration)>,
+    /// When the last server was asked.
+    pub(crate) asked: Option<Instant>,
     pub(crate) server: Option<String>,
     /// What the cache had to do with it.
     pub(crate) cache: Option<&'static str>,
@@ -44,9 +47,9 @@ impl Work {
         self.0.store(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
     }
 
-    fn milliseconds(&self) -> Option<f64> {
+    pub(crate) fn time(&self) -> Option<Duration> {
         let micros = self.0.load(Ordering::Relaxed);
-        (micros > 0).then(|| micros as f64 / 1e3)
+        (micros > 0).then(|| Duration::from_micros(micros))
     }
 }
 
@@ -79,8 +82,8 @@ impl<'a> Line<'a> {
     /// What a record says of it.
     pub(crate) fn fill(mut self, record: &'a Record) -> Self {
         self.class = record.class.map(Class::as_str);
-        self.wait_ms = record.wait.as_secs_f64() * 1e3;
-        self.worker_ms = record.work.milliseconds();
+        self.wait_ms = record.queued.map_or(0.0, |(_, wait)| wait.as_secs_f64() * 1e3);
+        self.worker_ms = record.work.time().map(|time| time.as_secs_f64() * 1e3);
         self.upstream = record.server.as_deref();
         self.attempts = record.attempts;
         self.cache = record.cache;

@@ -103,7 +103,8 @@ fn account(
 ) {
     let took = begun.elapsed();
     let is_slow = snapshot.slow_request.is_some_and(|slow| took >= slow);
-    if snapshot.access_log.is_none() && !is_slow && !tracing::enabled!(tracing::Level::DEBUG) {
+    let spans = request.filter(|r| r.is_recorded).and(snapshot.spans.as_deref());
+    if snapshot.access_log.is_none() && spans.is_none() && !is_slow && !tracing::enabled!(tracing::Level::DEBUG) {
         return;
     }
     let head = client.head();
@@ -136,6 +137,9 @@ fn account(
     };
     if let Some(log) = &snapshot.access_log {
         log.write(&line);
+    }
+    if let (Some(spans), Some(request), Some(record)) = (spans, request, &record) {
+        spans.ended(&request.trace, &line, record, begun, request.scheme);
     }
     let (tenant, path, status) = (line.tenant.unwrap_or_default(), line.path, line.status);
     if is_slow {
@@ -390,7 +394,7 @@ async fn slot(request: &Request<'_>, class: Class, client: &mut Client) -> Resul
         () = &mut timer => acquire.give_up(),
         () = client.gone() => return Err(Failure::Broken),
     };
-    request.note(|record| record.wait = begun.elapsed());
+    request.note(|record| record.queued = Some((begun, begun.elapsed())));
     outcome.map_err(|rejection| {
         request.plane.counters.refused.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(tenant = %tenant.slug, %rejection, "request refused");

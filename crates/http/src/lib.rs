@@ -48,6 +48,7 @@ mod route;
 mod sendfile;
 mod session;
 mod socket;
+mod spans;
 mod spool;
 mod tls;
 mod trace;
@@ -65,6 +66,9 @@ pub enum HttpError {
     /// The configuration has no `http` section.
     #[error("the configuration has no `http` section")]
     NotConfigured,
+    /// Traces cannot be sent.
+    #[error("http.traces: {0}")]
+    Traces(String),
     /// The access log cannot be opened.
     #[error("http.access_log: `{path}` cannot be opened: {error}")]
     AccessLog {

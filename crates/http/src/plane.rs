@@ -32,6 +32,7 @@ use crate::pool::PoolAccess;
 use crate::reply::Refusal;
 use crate::room::Room;
 use crate::session::SessionKey;
+use crate::spans::Spans;
 use crate::tls::FrontTls;
 
 /// The expected or measured request time from which on work counts as expensive on this plane.
@@ -106,6 +107,7 @@ pub(crate) struct Snapshot {
     /// The value of Strict-Transport-Security.
     pub(crate) hsts: Option<HeaderValue>,
     pub(crate) access_log: Option<AccessLog>,
+    pub(crate) spans: Option<Arc<Spans>>,
     pub(crate) slow_request: Option<Duration>,
     pub(crate) cache: Arc<Store>,
     pub(crate) compression: u32,
@@ -226,11 +228,19 @@ impl HttpPlane {
             .as_ref()
             .map(|path| AccessLog::open(path).map_err(|error| HttpError::AccessLog { path: path.clone(), error }));
         let access_log = access_log.transpose()?;
+        let wanted = front.config.traces.clone().map(|config| (config, front.traces_authorization.clone()));
+        let kept = self.snapshot.load().spans.clone();
+        let spans = match (wanted, kept) {
+            (None, _) => None,
+            (Some(wanted), Some(kept)) if kept.is_of(&wanted) => Some(kept),
+            (Some(wanted), _) => Some(Arc::new(Spans::new(wanted, self.run).map_err(HttpError::Traces)?)),
+        };
         self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
         let mut snapshot = Snapshot::new(Arc::clone(catalog), front);
         let old = self.snapshot.load_full();
         snapshot.tls = tls;
         snapshot.access_log = access_log;
+        snapshot.spans = spans;
         if old.cache.is_of(&front.config.cache, front.config.spool_directory.as_ref()) {
             snapshot.cache = Arc::clone(&old.cache);
         }
@@ -327,7 +337,11 @@ impl HttpPlane {
         }
         self.cut.cancel();
         let snapshot = self.snapshot();
-        let _ = tokio::task::spawn_blocking(move || snapshot.access_log.as_ref().map(AccessLog::flush)).await;
+        let flush = move || {
+            let _ = snapshot.access_log.as_ref().map(AccessLog::flush);
+            let _ = snapshot.spans.as_ref().map(|spans| spans.flush());
+        };
+        let _ = tokio::task::spawn_blocking(flush).await;
         finished
     }
 
@@ -435,6 +449,7 @@ impl Snapshot {
             tls: None,
             proxy_protocol: config.proxy_protocol,
             access_log: None,
+            spans: None,
             cache: Arc::new(Store::new(&config.cache, config.spool_directory.clone())),
             compression: config.compression,
             policy: changes(&config.headers),

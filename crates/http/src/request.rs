@@ -44,6 +44,8 @@ pub(crate) struct Request<'a> {
     /// Whether one of the pool's own workers calls back.
     pub(crate) from_workers: bool,
     pub(crate) trace: Trace,
+    /// Whether its spans are sent.
+    pub(crate) is_recorded: bool,
     /// Which of two pools it goes to, where there are two.
     choice: Option<Choice>,
     record: Mutex<Record>,
@@ -142,6 +144,13 @@ pub(crate) fn judge<'a>(
         // Browsers resolve them before they ask; servers of Odoo's kind do not.
         return Err(Refusal::new(400, "Bad request", "the request target has a segment of dots").closing());
     }
+    let mut trace = Trace::of(&head.headers, plane.run, id);
+    // A browser that says so is not believed: anybody could have everything recorded.
+    let is_told = trace.is_recorded() && snapshot.trusts(connection.peer.ip());
+    let is_recorded = snapshot.spans.as_ref().is_some_and(|spans| is_told || spans.chooses(trace.number()));
+    if is_recorded {
+        trace.record();
+    }
     let request = Request {
         plane,
         snapshot,
@@ -153,7 +162,8 @@ pub(crate) fn judge<'a>(
         path,
         id: id.to_owned(),
         from_workers: Network::any(&access.pool.workers_from, client),
-        trace: Trace::of(&head.headers, plane.run, id),
+        trace,
+        is_recorded,
         choice,
         record: Mutex::default(),
         validators: OnceLock::new(),

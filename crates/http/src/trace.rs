@@ -10,8 +10,13 @@ pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) struct Trace {
     /// 32 hexadecimal digits.
     pub(crate) id: String,
-    flags: String,
+    /// Whose span this one is in: 16 hexadecimal digits.
+    pub(crate) parent: Option<String>,
+    flags: u8,
 }
+
+/// The flag of a trace that is recorded.
+const RECORDED: u8 = 1;
 
 impl Trace {
     /// The trace that the client continues, if it names one in the form of the standard; a new one otherwise. `run` and the
@@ -22,12 +27,27 @@ impl Trace {
             (Some(one), None) => one.to_str().ok().and_then(parse),
             _ => None,
         };
-        continued.unwrap_or_else(|| Self { id: format!("{run:016x}{request_id}"), flags: "00".to_owned() })
+        continued.unwrap_or_else(|| Self { id: format!("{run:016x}{request_id}"), parent: None, flags: 0 })
+    }
+
+    /// Whether whoever came before records it.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.flags & RECORDED != 0
+    }
+
+    /// It is recorded here, which the next shall know.
+    pub(crate) fn record(&mut self) {
+        self.flags |= RECORDED;
+    }
+
+    /// The trace's number.
+    pub(crate) fn number(&self) -> u128 {
+        u128::from_str_radix(&self.id, 16).unwrap_or(0)
     }
 
     /// What the server is told: the request is a span of its own, by its id.
     pub(crate) fn header(&self, request_id: &str) -> String {
-        format!("00-{}-{request_id}-{}", self.id, self.flags)
+        format!("00-{}-{request_id}-{:02x}", self.id, self.flags)
     }
 }
 
@@ -46,7 +66,11 @@ fn parse(text: &str) -> Option<Trace> {
         && some(parent)
         && hex(flags, 2)
         && complete)
-        .then(|| Trace { id: id.to_owned(), flags: flags.to_owned() })
+        .then(|| Trace {
+            id: id.to_owned(),
+            parent: Some(parent.to_owned()),
+            flags: u8::from_str_radix(flags, 16).unwrap_or(0),
+        })
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ pub(crate) async fn send(
             let mut record = request.record();
             record.server = Some(load.server.address.to_string());
             record.attempts += 1;
+            record.asked = Some(begun);
             Arc::clone(&record.work)
         };
         let occupied = Occupied { permit: permit.take(), _in_flight: in_flight, begun, work };

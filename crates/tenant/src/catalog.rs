@@ -335,6 +335,8 @@ pub struct HttpFront {
     pub config: HttpConfig,
     /// What binds session cookies to their tenant.
     pub session_key: Option<Secret>,
+    /// What the collector of traces wants to see.
+    pub traces_authorization: Option<Secret>,
     /// The certificates for hosts of any tenant.
     pub certificates: Vec<TlsFiles>,
 }

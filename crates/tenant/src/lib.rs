@@ -46,7 +46,7 @@ pub use config::{
     HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, LoginConfig, LoginProtectionConfig,
     MaintenanceConfig, NetworksConfig, NotificationPolicy, Placement, PlanConfig, PoolConfig, PoolingMode,
     PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServerTls, ServiceConfig,
-    TenantFile, TenantTlsConfig, TlsMode, WakeConfig,
+    TenantFile, TenantTlsConfig, TlsMode, TracesConfig, WakeConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

@@ -7,10 +7,13 @@ mod server;
 
 pub use server::{connector, towards_server};
 
+use std::sync::Arc;
+
 use cofferdam_tenant::TlsFiles;
-use rustls::RootCertStore;
+use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_platform_verifier::BuilderVerifierExt;
 
 /// A certificate, key or authority that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,14 @@ pub fn roots(what: &'static str, text: &str) -> Result<RootCertStore, TlsError> 
         roots.add(certificate)?;
     }
     Ok(roots)
+}
+
+/// TLS as browsers speak it: with the authorities that this machine trusts.
+pub fn towards_anybody() -> Result<ClientConfig, TlsError> {
+    Ok(ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_platform_verifier()?
+        .with_no_client_auth())
 }
 
 /// All certificates of a text; at least one.

@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::net::TcpStream;
 use x509_parser::parse_x509_certificate;
 
@@ -28,16 +27,6 @@ pub struct CertificateProbe {
     pub limits: (f64, f64),
     /// How often to look.
     pub interval: Duration,
-}
-
-/// TLS as browsers speak it, with the authorities that this machine trusts.
-pub(crate) fn client_config() -> Result<ClientConfig, String> {
-    Ok(ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_platform_verifier()
-        .map_err(|e| e.to_string())?
-        .with_no_client_auth())
 }
 
 /// Takes any certificate: this is about when it ends. Whether it is trusted is seen by whoever fetches a page.

@@ -33,7 +33,7 @@ const LONGEST: usize = 1 << 20;
 pub(super) fn client(url: &reqwest::Url, connect: Option<std::net::SocketAddr>) -> Result<reqwest::Client, String> {
     let host = url.host_str().ok_or("it names no host")?.to_owned();
     let mut builder = reqwest::Client::builder()
-        .tls_backend_preconfigured(super::certificate::client_config()?)
+        .tls_backend_preconfigured(super::client_config()?)
         .redirect(reqwest::redirect::Policy::none())
         .pool_max_idle_per_host(0)
         .no_proxy()

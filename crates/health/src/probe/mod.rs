@@ -23,7 +23,6 @@ use jiff::Timestamp;
 
 pub use backups::BackupsProbe;
 pub use certificate::CertificateProbe;
-pub(crate) use certificate::client_config;
 pub use disk::DiskProbe;
 pub use flow::{LoginProbe, WebSocketProbe};
 pub use gateway::GatewayProbe;
@@ -126,4 +125,9 @@ pub(crate) fn graded(value: f64, warn: f64, fail: f64) -> Status {
     } else {
         Status::Pass
     }
+}
+
+/// TLS as browsers speak it, with the authorities that this machine trusts.
+pub(crate) fn client_config() -> Result<rustls::ClientConfig, String> {
+    cofferdam_tls::towards_anybody().map_err(|e| e.to_string())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{Check, Place};
 use crate::catalog::{Canary, HttpFront, Maintenance, Pool, TenantTls, TlsFiles};
-use crate::config::{GatewayConfig, HeaderPolicyConfig, MaintenanceConfig, TenantFile};
+use crate::config::{GatewayConfig, HeaderPolicyConfig, MaintenanceConfig, TenantFile, TracesConfig};
 use crate::diagnostic::one_of;
 use crate::ids::PoolName;
 use crate::units::Secret;
@@ -68,6 +68,7 @@ impl Check<'_> {
             let found = format!("a key of fewer than {SHORTEST_KEY} bytes");
             self.fault(main, &["http", "session_key"], found, "a longer one, such as `openssl rand -base64 32` gives");
         }
+        let traces_authorization = http.traces.as_ref().and_then(|traces| self.traces(main, traces));
         let mut certificates = Vec::new();
         if let Some(tls) = &http.tls {
             if tls.listen.is_empty() {
@@ -89,7 +90,36 @@ impl Check<'_> {
                 *path = self.secrets.locate(path);
             }
         }
-        Some(HttpFront { config, session_key, certificates })
+        Some(HttpFront { config, session_key, traces_authorization, certificates })
+    }
+
+    /// Where traces go; what the collector wants to see of us, if anything.
+    fn traces(&mut self, main: &Place<'_>, traces: &TracesConfig) -> Option<Secret> {
+        let host = ["http://", "https://"].iter().find_map(|scheme| traces.endpoint.strip_prefix(scheme));
+        let plain = |host: &str| {
+            let name = host.split('/').next().unwrap_or_default();
+            !name.is_empty() && !name.starts_with(':') && !host.contains(['?', '#', '@', ' '])
+        };
+        if !host.is_some_and(plain) {
+            let found = format!("`{}`", traces.endpoint);
+            self.fault(main, &["http", "traces", "endpoint"], found, "an address such as `http://127.0.0.1:4318`");
+        }
+        if !(0.0..=1.0).contains(&traces.share) {
+            self.fault(main, &["http", "traces", "share"], format!("`{}`", traces.share), "a number from 0 to 1");
+        }
+        let authorization = self.secret(
+            main,
+            &["http", "traces"],
+            "authorization",
+            traces.authorization.as_ref(),
+            traces.authorization_file.as_ref(),
+            traces.authorization_env.as_ref(),
+        )?;
+        if authorization.expose().bytes().all(|b| matches!(b, b' '..=b'~')) {
+            return Some(authorization);
+        }
+        self.fault(main, &["http", "traces", "authorization"], "other than printable characters", "plain text");
+        None
     }
 
     /// A page that is served instead of a site.

@@ -41,6 +41,8 @@ pub struct HttpConfig {
     pub wildcard_hosts: bool,
     /// File to which a line of JSON is written for each request; `-` for standard output. Opened anew by each reload.
     pub access_log: Option<PathBuf>,
+    /// Traces of requests, sent to a collector by OTLP.
+    pub traces: Option<TracesConfig>,
     /// Requests that take longer are warnings in the log too.
     pub slow_request: Option<HumanDuration>,
     /// Static files and compiled assets that are kept.
@@ -79,6 +81,41 @@ pub struct HttpConfig {
     pub max_backlog: ByteSize,
     /// Where large request bodies wait for a worker, and large answers for their client; absent: the system's temporary directory.
     pub spool_directory: Option<PathBuf>,
+}
+
+/// Traces of requests, sent to a collector by OTLP over HTTP.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TracesConfig {
+    /// The collector, such as `http://127.0.0.1:4318`: spans are sent to `/v1/traces` below it.
+    pub endpoint: String,
+    /// The part of traces that is recorded, from 0 to 1. Those that a trusted proxy says are recorded always are.
+    #[serde(default = "hundredth")]
+    #[schemars(range(min = 0, max = 1))]
+    pub share: f64,
+    /// The value of the header Authorization, in plain text.
+    pub authorization: Option<Secret>,
+    /// File with the value of the header Authorization.
+    pub authorization_file: Option<PathBuf>,
+    /// Environment variable with the value of the header Authorization.
+    pub authorization_env: Option<String>,
+}
+
+impl TracesConfig {
+    /// To a collector, with nothing else said.
+    pub fn to(endpoint: impl Into<String>) -> Self {
+        Self {
+            endpoint: endpoint.into(),
+            share: hundredth(),
+            authorization: None,
+            authorization_file: None,
+            authorization_env: None,
+        }
+    }
+}
+
+fn hundredth() -> f64 {
+    0.01
 }
 
 /// TLS for clients of the HTTP plane.

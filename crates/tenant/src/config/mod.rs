@@ -16,7 +16,7 @@ mod http;
 pub use http::{
     CacheConfig, CanaryConfig, CertificateConfig, HeaderChanges, HeaderPolicyConfig, HealthConfig, HttpConfig,
     HttpTlsConfig, InternalRouteConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, Scheme,
-    TenantTlsConfig, WakeConfig,
+    TenantTlsConfig, TracesConfig, WakeConfig,
 };
 
 /// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
