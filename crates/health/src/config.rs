@@ -273,6 +273,8 @@ pub struct EmailFile {
     /// How the connection is encrypted.
     #[serde(default)]
     pub encryption: Encryption,
+    /// A file with the authorities that may vouch for the server; those that this machine trusts if left out.
+    pub ca_file: Option<PathBuf>,
     /// Who we are there.
     pub user: Option<String>,
     /// The file with the password.
@@ -726,8 +728,27 @@ impl Understanding<'_> {
             .enumerate()
             .filter_map(|(n, text)| address(&["notices", "email", "to", &n.to_string()], text))
             .collect();
-        let encryption = config.encryption;
-        Some(Email { server: config.server.clone(), port: config.port, encryption, login, from: from?, to })
+        let authorities = match &config.ca_file {
+            None => None,
+            Some(file) => {
+                let field = ["notices", "email", "ca_file"];
+                let text = self.file(&field, file)?;
+                if let Err(error) = Email::authorities(&text) {
+                    self.fault(&field, format!("`{}`: {error}", file.display()), "a file with certificates");
+                    return None;
+                }
+                Some(text)
+            }
+        };
+        Some(Email {
+            server: config.server.clone(),
+            port: config.port,
+            encryption: config.encryption,
+            authorities,
+            login,
+            from: from?,
+            to,
+        })
     }
 
     fn cluster(&mut self, name: &str, config: &ClusterFile) -> Option<Database> {

@@ -9,6 +9,8 @@ use jiff::Timestamp;
 use lettre::message::Mailbox;
 use lettre::message::header::ContentType;
 use lettre::transport::smtp::authentication::Credentials;
+use lettre::transport::smtp::client::{Certificate, CertificateStore, Tls as SmtpTls, TlsParameters};
+use lettre::transport::smtp::{SMTP_PORT, SUBMISSION_PORT, SUBMISSIONS_PORT};
 use lettre::{AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor};
 use serde_json::{Value, json};
 
@@ -72,9 +74,27 @@ pub(crate) struct Email {
     pub(crate) server: String,
     pub(crate) port: Option<u16>,
     pub(crate) encryption: Encryption,
+    /// Certificates, as PEM.
+    pub(crate) authorities: Option<String>,
     pub(crate) login: Option<(String, Secret)>,
     pub(crate) from: Mailbox,
     pub(crate) to: Vec<Mailbox>,
+}
+
+impl Email {
+    /// Certificates of authorities; at least one.
+    pub(crate) fn authorities(text: &str) -> Result<Certificate, String> {
+        cofferdam_tls::certificates("certificate", text).map_err(|e| e.to_string())?;
+        Certificate::from_pem(text.as_bytes()).map_err(|e| e.to_string())
+    }
+
+    fn tls(&self) -> Result<TlsParameters, String> {
+        let mut tls = TlsParameters::builder(self.server.clone());
+        if let Some(text) = &self.authorities {
+            tls = tls.certificate_store(CertificateStore::None).add_root_certificate(Self::authorities(text)?);
+        }
+        tls.build().map_err(|e| e.to_string())
+    }
 }
 
 /// Why something was not sent.
@@ -107,15 +127,16 @@ impl Sinks {
     /// And by e-mail.
     pub(crate) fn and_email(mut self, email: &Email) -> Result<Self, String> {
         let server = &email.server;
-        let builder = match email.encryption {
-            Encryption::Starttls => AsyncSmtpTransport::<Tokio1Executor>::starttls_relay(server),
-            Encryption::Implicit => AsyncSmtpTransport::<Tokio1Executor>::relay(server),
-            Encryption::None => Ok(AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(server)),
+        let tls = || email.tls().map_err(|e| format!("{server}: {e}"));
+        let (tls, port) = match email.encryption {
+            Encryption::Starttls => (SmtpTls::Required(tls()?), SUBMISSION_PORT),
+            Encryption::Implicit => (SmtpTls::Wrapper(tls()?), SUBMISSIONS_PORT),
+            Encryption::None => (SmtpTls::None, SMTP_PORT),
         };
-        let mut builder = builder.map_err(|e| format!("{server}: {e}"))?.timeout(Some(LIMIT));
-        if let Some(port) = email.port {
-            builder = builder.port(port);
-        }
+        let mut builder = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(server)
+            .tls(tls)
+            .port(email.port.unwrap_or(port))
+            .timeout(Some(LIMIT));
         if let Some((user, password)) = &email.login {
             builder = builder.credentials(Credentials::new(user.clone(), password.expose().to_owned()));
         }
