@@ -677,7 +677,7 @@ fn a_large_database_is_dumped_and_loaded_by_several_programs() {
                 CREATE TABLE seen (n int);
                 CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN INSERT INTO seen VALUES (NEW.of); RETURN NEW; END';
                 CREATE TRIGGER see AFTER INSERT ON child FOR EACH ROW EXECUTE FUNCTION see();
-                CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM child;"#,
+                CREATE MATERIALIZED VIEW counted AS SELECT count(*) FROM child; ANALYZE"#,
             )
             .await
             .unwrap();

@@ -72,7 +72,6 @@ pub mod plan;
 mod program;
 pub mod repository;
 pub mod restore;
-mod rows;
 pub mod runner;
 #[cfg(test)]
 mod sample;

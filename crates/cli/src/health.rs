@@ -107,11 +107,8 @@ fn with_repository(mut setup: Setup, path: &Path) -> Result<anyhow::Result<Setup
     let Some(file) = &setup.file.repository else { return Ok(Ok(setup)) };
     let backups = crate::backup::FILE.read(&path.parent().unwrap_or(Path::new(".")).join(file))?;
     Ok(backups.write_and_read().map_err(anyhow::Error::from).map(|write_and_read| {
-        setup.add(Arc::new(RepositoryProbe {
-            name: "backups".to_owned(),
-            try_it: Arc::new(move || write_and_read().map_err(|error| error.to_string())),
-            interval: Duration::from_secs(300),
-        }));
+        let try_it = Arc::new(move || write_and_read().map_err(|error| error.to_string()));
+        setup.add(Arc::new(RepositoryProbe::new("backups", try_it, Duration::from_secs(300))));
         setup
     }))
 }
@@ -390,8 +387,8 @@ fn start(setup: Setup, stop: &CancellationToken) -> anyhow::Result<Arc<Observer>
 fn write_rules(setup: &Setup, directory: &Path) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     let files = [
-        ("cofferdam.rules.yml", rules::prometheus()),
-        ("cofferdam.rules.test.yml", rules::promtool_tests("cofferdam.rules.yml")),
+        ("cofferdam.rules.yml", rules::prometheus(setup.file.backups.is_some())),
+        ("cofferdam.rules.test.yml", rules::promtool_tests("cofferdam.rules.yml", setup.file.backups.is_some())),
         ("cofferdam.time_intervals.yml", rules::alertmanager_intervals(&setup.named_calendars, Timestamp::now())),
         ("cofferdam-services.json", serde_json::to_string_pretty(&rules::executive_dashboard())?),
         ("cofferdam-platform.json", serde_json::to_string_pretty(&rules::platform_dashboard())?),

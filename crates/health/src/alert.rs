@@ -3,7 +3,7 @@
 //! Pure: a picture and an instant go in, notices come out. What business events make bearable is borne while they last;
 //! what would be lost, what keeps others out, and an exhausted budget never are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cofferdam_tenant::calendar::{Calendar, Effects};
@@ -72,6 +72,9 @@ struct Open {
     named: bool,
 }
 
+/// How often is repeated that nothing is left.
+const DAILY: SignedDuration = SignedDuration::from_hours(24);
+
 /// Remembers who was told what.
 #[derive(Debug, Default)]
 pub struct Alerts {
@@ -133,6 +136,7 @@ impl Alerts {
         calendars: &dyn Calendars,
     ) -> Vec<Notice> {
         let mut wanted: BTreeMap<String, Notice> = BTreeMap::new();
+        let mut budgets_gone = BTreeSet::new();
         // When what explained a trouble is over, there is patience with what it leaves behind.
         for state in picture.checks.values().filter(|state| state.because_of.is_some()) {
             self.borne.insert(state.check.to_string(), now);
@@ -152,6 +156,9 @@ impl Alerts {
         }
         for ((tenant, objective), budget) in budgets {
             if let Some(notice) = of_budget(tenant, *objective, budget, now) {
+                if budget.burning.is_none() {
+                    budgets_gone.insert(notice.key.clone());
+                }
                 wanted.insert(notice.key.clone(), notice);
             }
         }
@@ -177,10 +184,11 @@ impl Alerts {
         let mut told = Vec::new();
         let repeat = SignedDuration::try_from(self.options.repeat).unwrap_or(SignedDuration::MAX);
         for (key, notice) in wanted {
-            let again = self
-                .open
-                .get(&key)
-                .is_none_or(|open| now.duration_since(open.told) >= repeat || notice.urgency > open.notice.urgency);
+            let again = self.open.get(&key).is_none_or(|open| {
+                // That a month's budget is gone changes slowly.
+                let repeat = if budgets_gone.contains(&key) { repeat.max(DAILY) } else { repeat };
+                now.duration_since(open.told) >= repeat || notice.urgency > open.notice.urgency
+            });
             let since = self.open.get(&key).map_or(notice.since, |open| open.notice.since);
             let notice = Notice { since, ..notice };
             if again {
@@ -273,7 +281,8 @@ fn of_budget(tenant: &str, objective: Objective, budget: &Budget, now: Timestamp
             let left = 100.0 * budget.left.max(0.0);
             (urgency, format!("its budget for {goal} is spent {rate:.0} times too fast; {left:.0} % are left"))
         }
-        None if budget.is_exhausted() => (Urgency::Ticket, format!("nothing is left of its budget for {goal}")),
+        // What something shared has spent was told where it is.
+        None if budget.own_left <= 0.0 => (Urgency::Ticket, format!("nothing is left of its budget for {goal}")),
         None => return None,
     };
     let subject = Subject::Tenant(tenant.to_owned());
@@ -443,13 +452,13 @@ mod tests {
         let engine = engine();
         let now = at("2026-11-27T08:00:00Z");
         let key = ("acme".to_owned(), Objective::Availability);
-        let burning = Budget { objective: 0.999, left: 0.4, burning: Some((20.0, Urgency::Page)) };
+        let burning = Budget { objective: 0.999, left: 0.4, own_left: 0.4, burning: Some((20.0, Urgency::Page)) };
         let mut alerts = Alerts::new(AlertOptions::default());
         let told = alerts.step(now, &engine.picture(now), &BTreeMap::from([(key.clone(), burning)]), &payroll());
         assert_eq!(told.len(), 1);
         let expected = "its budget for 99.9 % of the time that it works is spent 20 times too fast; 40 % are left";
         assert!(told[0].summary.contains(expected), "{}", told[0].summary);
-        let gone = Budget { objective: 0.999, left: -0.2, burning: None };
+        let gone = Budget { objective: 0.999, left: -0.2, own_left: -0.2, burning: None };
         let mut alerts = Alerts::new(AlertOptions::default());
         let told = alerts.step(now, &engine.picture(now), &BTreeMap::from([(key, gone)]), &payroll());
         assert!(told.iter().any(|n| n.summary.contains("nothing is left of its budget for 99.9 %")), "{told:?}");
@@ -490,8 +499,7 @@ mod tests {
         };
         let told = step(Status::Fail, now);
         let over = step(Status::Pass, now + SignedDuration::from_secs(5));
-        let keys =
-            |notices: &[Notice]| notices.iter().map(|n| n.key.clone()).collect::<std::collections::BTreeSet<_>>();
+        let keys = |notices: &[Notice]| notices.iter().map(|n| n.key.clone()).collect::<BTreeSet<_>>();
         assert_eq!((told.len(), keys(&told)), (21, keys(&over)));
         assert!(over.iter().any(|notice| notice.summary.contains("with it 29 of those")), "{over:#?}");
     }

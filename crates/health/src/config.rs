@@ -1,6 +1,6 @@
 //! `health.yaml`: what is looked at, and whom it is told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -102,8 +102,8 @@ pub struct ClusterFile {
     /// A database that is always there.
     #[serde(default = "maintenance")]
     pub maintenance: String,
-    /// The role that looks into tenants' databases, if it is another. It needs `CONNECT` and `SELECT`, and must have nothing
-    /// else: what tenants have put into indexes runs as it.
+    /// The role that looks into tenants' databases, if it is another. It needs `CONNECT`, and `SELECT` on `ir_module_module`,
+    /// `ir_cron`, `ir_cron_trigger`, `mail_mail` and `queue_job` there, and must have nothing else.
     pub tenant_user: Option<String>,
     /// The file with its password.
     pub tenant_password_file: Option<PathBuf>,
@@ -314,6 +314,8 @@ pub struct Setup {
     probes: Vec<Arc<dyn Probe>>,
     /// What a tenant cannot be well without.
     needs: Vec<(Subject, CheckId)>,
+    /// What a check cannot be well without.
+    needs_of_checks: Vec<(CheckId, CheckId)>,
 }
 
 impl std::fmt::Debug for Setup {
@@ -387,8 +389,16 @@ impl Setup {
         for (subject, check) in &self.needs {
             engine.subject_needs(subject.clone(), check.clone());
         }
+        for (check, other) in &self.needs_of_checks {
+            engine.needs(check.clone(), other.clone());
+        }
         Watcher::new(self.probes.clone(), engine, self.file.concurrency as usize)
     }
+}
+
+/// Whether something is an address that can be asked by HTTP.
+fn is_web(url: &str) -> bool {
+    reqwest::Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.host_str().is_some())
 }
 
 /// Understands the file.
@@ -411,8 +421,12 @@ impl std::ops::DerefMut for Understanding<'_> {
 impl Understanding<'_> {
     fn setup(&mut self, file: HealthFile, catalog: Option<&Catalog>) -> Setup {
         let interval = file.interval.0;
-        if interval < Duration::from_secs(1) {
-            self.fault(&["interval"], file.interval.to_string(), "at least `1s`");
+        if !(Duration::from_secs(1)..=Duration::from_secs(3_600)).contains(&interval) {
+            self.fault(&["interval"], file.interval.to_string(), "from `1s` to `1h`");
+        }
+        self.notices(&file.notices);
+        if let Some(kept) = file.history.as_ref().filter(|kept| kept.keep.0 < Duration::from_secs(3_600)) {
+            self.fault(&["history", "keep"], kept.keep.to_string(), "at least `1h`");
         }
         if file.concurrency == 0 {
             self.fault(&["concurrency"], "0", "at least 1");
@@ -435,6 +449,10 @@ impl Understanding<'_> {
             self.fault(&["history", "cluster"], format!("`{}`", kept.cluster), expected);
         }
         for (name, cluster) in &file.clusters {
+            self.port(&["clusters", name, "port"], cluster.port);
+            if let Some(front) = &cluster.gateway {
+                self.port(&["clusters", name, "gateway", "port"], front.port);
+            }
             let Some(server) = self.cluster(name, cluster) else { continue };
             if let Some(kept) = file.history.as_ref().filter(|kept| kept.cluster == *name) {
                 history = Some(Database { database: kept.database.clone(), ..server.clone() });
@@ -465,6 +483,7 @@ impl Understanding<'_> {
             clusters.insert(name.clone(), server);
         }
         for (name, redis) in &file.redis {
+            self.port(&["redis", name, "port"], redis.port);
             let field = ["redis", name, "password_file"];
             let Some(password) = self.secret_file(&field, redis.password_file.as_deref()) else { continue };
             match RedisProbe::new(name, &redis.host, redis.port, password.as_ref(), interval) {
@@ -473,6 +492,11 @@ impl Understanding<'_> {
             }
         }
         for (name, gateway) in &file.gateways {
+            if !is_web(&gateway.admin) {
+                let expected = "an address such as `http://127.0.0.1:9180`";
+                self.fault(&["gateways", name, "admin"], format!("`{}`", gateway.admin), expected);
+                continue;
+            }
             let field = ["gateways", name, "token_file"];
             let Some(token) = self.secret_file(&field, gateway.token_file.as_deref()) else { continue };
             match GatewayProbe::new(name, &gateway.admin, token, interval) {
@@ -516,7 +540,7 @@ impl Understanding<'_> {
                 self.fault(&["disks", name], found, "`warn` below `fail`, both per cent");
             }
             let (path, limits) = (self.path(&disk.path), (disk.warn, disk.fail));
-            probes.push(Arc::new(DiskProbe { name: name.clone(), path, limits, interval }));
+            probes.push(Arc::new(DiskProbe::new(name, path, limits, interval)));
         }
         let known = self.calendars(&file);
         let mut tenants = file.tenants.clone();
@@ -580,11 +604,62 @@ impl Understanding<'_> {
                 let expected = format!("one of {}", names(tenants.keys()));
                 self.fault(&["services", name, "tenants"], format!("`{tenant}`"), expected);
             }
+            if service.tenants.is_empty() {
+                self.fault(&["services", name, "tenants"], "nobody", "a tenant");
+            }
+            if !self.is_content() {
+                continue;
+            }
+            let aspects: BTreeSet<String> = probes
+                .iter()
+                .flat_map(|probe| probe.checks())
+                .filter(|check| matches!(&check.subject, Subject::Tenant(tenant) if service.tenants.contains(tenant)))
+                .map(|check| check.aspect)
+                .collect();
+            for check in service.checks.iter().filter(|check| !aspects.contains(*check)) {
+                let expected = format!("one of {}", names(aspects.iter()));
+                self.fault(&["services", name, "checks"], format!("`{check}`"), expected);
+            }
+        }
+        // Whoever goes through the gateway gets nowhere without it; of several, another may have served.
+        let mut needs_of_checks = Vec::new();
+        if let (Some(gateway), 1) = (file.gateways.keys().next(), file.gateways.len()) {
+            let own = probes.iter().flat_map(|probe| probe.checks());
+            let through = ["page", "login", "websocket", "database through the gateway"];
+            let through = own.filter(|check| {
+                matches!(check.subject, Subject::Tenant(_)) && through.contains(&check.aspect.as_str())
+            });
+            needs_of_checks.extend(through.map(|check| (check, GatewayProbe::reachable(gateway))));
         }
         if probes.is_empty() && self.is_content() {
             self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");
         }
-        Setup { file, calendars, named_calendars: known, objectives, email, history, probes, needs }
+        Setup { file, calendars, named_calendars: known, objectives, email, history, probes, needs, needs_of_checks }
+    }
+
+    fn notices(&mut self, notices: &NoticesFile) {
+        for (field, url) in [("webhook", &notices.webhook), ("alertmanager", &notices.alertmanager)] {
+            if let Some(url) = url.as_ref().filter(|url| !is_web(url)) {
+                let expected = "an address such as `http://127.0.0.1:9093`";
+                // An address may have something secret in it.
+                let found = url.split(['?', '#']).next().unwrap_or_default();
+                self.fault(&["notices", field], format!("`{found}`"), expected);
+            }
+        }
+        if let Some(repeat) = notices.repeat.filter(|repeat| repeat.0 < Duration::from_secs(60)) {
+            self.fault(&["notices", "repeat"], repeat.to_string(), "at least `1m`");
+        }
+        if let Some(email) = &notices.email
+            && email.port == Some(0)
+        {
+            self.port(&["notices", "email", "port"], 0);
+        }
+    }
+
+    fn port(&mut self, field: &[&str], port: u16) {
+        if port == 0 {
+            self.fault(field, "0", "a port from 1 to 65535");
+        }
     }
 
     fn calendars(&mut self, file: &HealthFile) -> BTreeMap<String, Calendar> {
@@ -626,7 +701,7 @@ impl Understanding<'_> {
                         let (tenant, latency) = (name.to_owned(), limits.latency.0);
                         probes.push(Arc::new(ThroughProbe { tenant, database, latency, interval }));
                     }
-                    probes.push(Arc::new(TenantProbe { tenant: name.to_owned(), database, limits, interval }));
+                    probes.push(Arc::new(TenantProbe::new(name, database, limits, interval)));
                     needs.push((subject.clone(), ClusterProbe::reachable(&cluster)));
                 }
                 None if file.clusters.contains_key(&cluster) => {}
@@ -639,7 +714,13 @@ impl Understanding<'_> {
             let expected = format!("one of {}", names(file.clusters.keys()));
             self.fault(&["tenants", name], "no `cluster`", expected);
         }
-        if let Some(url) = &tenant.page {
+        if let Some(url) = tenant.page.as_ref().filter(|url| !is_web(url)) {
+            self.fault(
+                &["tenants", name, "page"],
+                format!("`{url}`"),
+                "an address such as `https://acme.example.com/web/login`",
+            );
+        } else if let Some(url) = &tenant.page {
             let within = tenant.page_within.map_or(2.0, |within| within.0.as_secs_f64());
             match HttpProbe::new(name, url, tenant.connect, tenant.expect.clone(), (within, within * 5.0), interval) {
                 Ok(probe) => {
@@ -657,8 +738,19 @@ impl Understanding<'_> {
                 probes.push(Arc::new(CertificateProbe { tenant, host, connect, limits: (21.0, 7.0), interval }));
             }
         }
+        if tenant.page_within.is_some_and(|within| within.0.is_zero()) {
+            self.fault(&["tenants", name, "page_within"], "`0s`", "a time above zero");
+        }
         if tenant.page.is_none() {
-            for (field, given) in [("websocket", tenant.websocket), ("login", tenant.login.is_some())] {
+            if file.clusters.is_empty() && tenant.redis.is_none() {
+                self.fault(&["tenants", name], "nothing to look at", "a `cluster` with its database, or a `page`");
+            }
+            for (field, given) in [
+                ("websocket", tenant.websocket),
+                ("login", tenant.login.is_some()),
+                ("expect", tenant.expect.is_some()),
+                ("connect", tenant.connect.is_some()),
+            ] {
                 if given {
                     self.fault(&["tenants", name, field], "no `page`", "a `page`, at whose site that is");
                 }
@@ -847,24 +939,46 @@ tenants:
   acme: { database: acme }
   beta: { cluster: mian, calendar: xmas, redis: r }
   core: { page: not-a-page, availability: 120 }
+  dora: { cluster: main, expect: well }
 calendars: { de: { time_zone: Mars/Olympus, events: [{ name: a, kind: payroll, business_days: 0 }] } }
-services: { payroll: { title: Payroll, tenants: [nobody] } }
+services: { payroll: { title: Payroll, tenants: [nobody] }, close: { title: Close } }
+redis: { r0: { host: r, port: 0 } }
+gateways: { g: { admin: 'localhost:9180' } }
+notices: { alertmanager: '127.0.0.1:9093', webhook: 'not a url?token=secret', repeat: 0s }
+history: { cluster: main, database: health, keep: 0s }
 ";
         let error = Setup::read(&Source::new("/etc/health.yaml", wrong), None, &NoSecrets).unwrap_err().to_string();
         for expected in [
-            "health.yaml:2:11: interval: found 10ms, expected at least `1s`",
+            "health.yaml:2:11: interval: found 10ms, expected from `1s` to `1h`",
             "clusters.other.password_env: found `NOPE`, which is not set",
             "tenants.acme: found no `cluster`, expected one of `main`, `other`",
             "tenants.beta.cluster: found `mian`",
             "tenants.beta.calendar: found `xmas`, expected one of `de`",
-            "tenants.beta.redis: found `r`, expected one of none",
+            "tenants.beta.redis: found `r`, expected one of `r0`",
             "tenants.core.page: found `not-a-page`",
             "tenants.core.availability: found 120",
             "calendars.de.time_zone: found `Mars/Olympus`",
             "calendars.de.events.0.business_days: found 0",
-            "services.payroll.tenants: found `nobody`, expected one of `acme`, `beta`, `core`",
+            "tenants.dora.expect: found no `page`",
+            "services.close.tenants: found nobody, expected a tenant",
+            "redis.r0.port: found 0",
+            "gateways.g.admin: found `localhost:9180`, expected an address such as",
+            "notices.alertmanager: found `127.0.0.1:9093`, expected an address such as",
+            "notices.webhook: found `not a url`",
+            "notices.repeat: found 0s, expected at least `1m`",
+            "history.keep: found 0s, expected at least `1h`",
+            "services.payroll.tenants: found `nobody`, expected one of `acme`, `beta`, `core`, `dora`",
         ] {
             assert!(error.contains(expected), "{expected}\n{error}");
         }
+        assert!(!error.contains("secret"), "{error}");
+        // What a service needs must be something that is looked at.
+        let typo = "clusters: { main: { host: a, user: odoo } }\ntenants: { acme: {} }\n\
+                    services: { payroll: { title: Payroll, tenants: [acme], checks: [database, pgae] } }\n";
+        let error = Setup::read(&Source::new("h.yaml", typo), None, &NoSecrets).unwrap_err().to_string();
+        assert!(
+            error.contains("services.payroll.checks: found `pgae`, expected one of `bloat`, `cron`, `database`"),
+            "{error}"
+        );
     }
 }

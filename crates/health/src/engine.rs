@@ -62,6 +62,8 @@ struct Check {
     latest: Observation,
     /// What the last looks have seen, if not what is believed, and how often in a row.
     doubt: Option<(Status, u32)>,
+    /// Since when failures have been seen that were not believed, and when the last of them was.
+    flapping: Option<(Timestamp, Timestamp)>,
     history: VecDeque<Change>,
 }
 
@@ -120,6 +122,9 @@ impl Picture {
     }
 }
 
+/// Failures that are farther apart than this are not one that comes and goes.
+const CALM: SignedDuration = SignedDuration::from_secs(600);
+
 /// So many changes wait for somebody to take them.
 const NEWS: usize = 10_000;
 
@@ -131,8 +136,8 @@ pub struct Engine {
     /// What cannot be well where the other is not.
     needs: BTreeMap<CheckId, BTreeSet<CheckId>>,
     needs_of_subject: BTreeMap<Subject, BTreeSet<CheckId>>,
-    /// How often checks are looked at that are looked at more rarely than others.
-    intervals: BTreeMap<CheckId, Duration>,
+    /// How old observations may be, of checks that are looked at more rarely than others.
+    within: BTreeMap<CheckId, Duration>,
     /// Changes that nobody has taken yet, oldest first.
     news: VecDeque<(CheckId, Change)>,
 }
@@ -153,17 +158,21 @@ impl Engine {
         self.needs_of_subject.entry(subject).or_default().insert(other);
     }
 
-    /// A check is looked at so often: what is older than five times that says nothing any more.
-    pub fn expect_every(&mut self, check: CheckId, interval: Duration) {
-        self.intervals.insert(check, interval);
+    /// What was seen of a check says nothing any more when it is older than this, or than what holds for all.
+    pub fn expect_within(&mut self, check: CheckId, age: Duration) {
+        self.within.insert(check, age);
     }
 
     /// Takes an observation in.
     pub fn observe(&mut self, mut observation: Observation) {
         let Hysteresis { worse_after, better_after } = self.options.hysteresis;
         let Some(check) = self.checks.get_mut(&observation.check) else {
-            let (status, since) = (observation.status, observation.at);
-            let check = Check { status, since, latest: observation.clone(), doubt: None, history: VecDeque::new() };
+            let (seen, since) = (observation.status, observation.at);
+            // Nobody is woken by the first look, and nobody is told that all is well where the first look has failed.
+            let doubt = (seen == Status::Fail && worse_after > 1).then_some((seen, 1));
+            let status = if doubt.is_some() { Status::Unknown } else { seen };
+            let latest = observation.clone();
+            let check = Check { status, since, latest, doubt, flapping: None, history: VecDeque::new() };
             self.checks.insert(observation.check, check);
             return;
         };
@@ -206,6 +215,14 @@ impl Engine {
                 check.doubt = Some((so_far, times));
             }
         }
+        check.flapping = match check.flapping {
+            _ if check.status == Status::Fail => None,
+            Some((since, last)) if seen == Status::Fail && observation.at.duration_since(last) < CALM => {
+                Some((since, observation.at))
+            }
+            _ if seen == Status::Fail => Some((observation.at, observation.at)),
+            flapping => flapping,
+        };
         check.latest = observation;
     }
 
@@ -226,20 +243,31 @@ impl Engine {
 
     /// How everything is at an instant.
     pub fn picture(&self, now: Timestamp) -> Picture {
-        let status_of = |check: &Check| {
-            let own = self.intervals.get(&check.latest.check).map_or(Duration::ZERO, |interval| *interval * 5);
+        // Since when what was seen of a check says nothing, if it does not.
+        let blind_since = |check: &Check| {
+            let own = self.within.get(&check.latest.check).copied().unwrap_or_default();
             let stale = SignedDuration::try_from(self.options.stale_after.max(own)).unwrap_or(SignedDuration::MAX);
-            if now.duration_since(check.latest.at) > stale { Status::Unknown } else { check.status }
+            let since = check.latest.at.checked_add(stale).unwrap_or(Timestamp::MAX);
+            (now > since).then_some(since)
         };
+        let status_of = |check: &Check| if blind_since(check).is_some() { Status::Unknown } else { check.status };
         let checks = self.checks.iter().map(|(id, check)| {
-            let status = status_of(check);
+            let blind = blind_since(check);
+            let (status, since) = blind.map_or((check.status, check.since), |since| (Status::Unknown, since));
+            let mut observation = check.latest.clone();
+            if blind.is_some() {
+                let last = check.latest.at.strftime("%Y-%m-%d %H:%M:%S UTC");
+                observation.text = format!("not looked at since {last}; then: {}", check.latest.text);
+            }
+            // What was seen and is not believed yet has its reason too.
+            let troubled = status != Status::Pass || check.latest.status != Status::Pass;
             let state = CheckState {
                 check: id.clone(),
                 status,
-                since: check.since,
+                since,
                 topic: check.latest.topic,
-                observation: check.latest.clone(),
-                because_of: (status != Status::Pass).then(|| self.cause(id, &status_of)).flatten(),
+                observation,
+                because_of: troubled.then(|| self.cause(id, &status_of, now)).flatten(),
             };
             (id.to_string(), state)
         });
@@ -248,9 +276,12 @@ impl Engine {
 
     /// The check farthest down of those that a check needs and that fail. Of several that need each other, the first by
     /// name stands for all.
-    fn cause(&self, check: &CheckId, status_of: &dyn Fn(&Check) -> Status) -> Option<CheckId> {
-        // A failure that was seen and is not believed yet explains others already: who needs it is not told of first.
-        let fails = |c: &Check| status_of(c) == Status::Fail || c.latest.status == Status::Fail;
+    fn cause(&self, check: &CheckId, status_of: &dyn Fn(&Check) -> Status, now: Timestamp) -> Option<CheckId> {
+        // A failure that was seen and is not believed yet explains others already: who needs it is not told of first. But not
+        // for ever: one that comes and goes, and is never believed, explains nobody's lasting trouble.
+        let patience = SignedDuration::try_from(self.options.stale_after).unwrap_or(SignedDuration::MAX);
+        let lately = |c: &Check| c.flapping.is_none_or(|(since, _)| now.duration_since(since) <= patience);
+        let fails = |c: &Check| status_of(c) == Status::Fail || c.latest.status == Status::Fail && lately(c);
         let failing = |other: &&CheckId| self.checks.get(*other).is_some_and(fails);
         let mut seen = vec![check.clone()];
         loop {
@@ -305,13 +336,46 @@ mod tests {
     }
 
     #[test]
+    fn the_first_look_alone_wakes_nobody() {
+        let mut engine = Engine::new(EngineOptions::default());
+        let check = CheckId::tenant("acme", "database");
+        let status = |engine: &Engine, s| engine.picture(at(s)).checks["tenant acme: database"].status;
+        engine.observe(look(&check, Status::Fail, 0));
+        assert_eq!(status(&engine, 0), Status::Unknown);
+        engine.observe(look(&check, Status::Fail, 30));
+        assert_eq!(status(&engine, 30), Status::Fail);
+    }
+
+    /// One look that is not believed explains others for a while; one that comes and goes does not for ever.
+    #[test]
+    fn a_server_that_comes_and_goes_does_not_explain_a_tenant_that_stays_away() {
+        let mut engine = Engine::new(EngineOptions::default());
+        let (cluster, page) = (CheckId::shared("cluster main", "reachable"), CheckId::tenant("acme", "page"));
+        engine.subject_needs(page.subject.clone(), cluster.clone());
+        let mut explained = Vec::new();
+        for n in 0..40 {
+            let status = if n % 2 == 0 { Status::Fail } else { Status::Pass };
+            engine.observe(look(&cluster, status, n * 30));
+            engine.observe(look(&page, Status::Fail, n * 30 + 1));
+            let picture = engine.picture(at(n * 30 + 1));
+            explained.push(picture.checks["tenant acme: page"].because_of.is_some());
+        }
+        assert!(explained[2], "at first it may be the server");
+        assert!(explained[10..].iter().all(|explained| !explained), "{explained:?}");
+    }
+
+    #[test]
     fn what_nobody_looks_at_any_more_is_unknown() {
         let mut engine = Engine::new(EngineOptions::default());
         let check = CheckId::tenant("acme", "database");
         engine.observe(look(&check, Status::Pass, 0));
         assert_eq!(engine.picture(at(150)).status_of(&check.subject), Status::Pass);
         assert_eq!(engine.picture(at(151)).status_of(&check.subject), Status::Unknown);
-        engine.expect_every(check.clone(), Duration::from_secs(300));
+        // Since then, and not since it was well.
+        let state = &engine.picture(at(200)).checks["tenant acme: database"];
+        assert_eq!(state.since, at(150));
+        assert!(state.observation.text.starts_with("not looked at since "), "{}", state.observation.text);
+        engine.expect_within(check.clone(), Duration::from_secs(1_500));
         assert_eq!(
             engine.picture(at(1_500)).status_of(&check.subject),
             Status::Pass,

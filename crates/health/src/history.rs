@@ -1,6 +1,7 @@
 //! What has been, beyond what fits in memory: changes of checks, kept in PostgreSQL.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -10,7 +11,7 @@ use tokio_postgres::Client;
 
 use crate::engine::Change;
 use crate::model::{CheckId, Subject};
-use crate::probe::{Database, Look, reason};
+use crate::probe::{Database, Look, LookError, reason};
 
 /// A change of a check, as it was kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -67,7 +68,7 @@ impl History {
         Self { database, keep, state: Mutex::default() }
     }
 
-    async fn open(&self) -> Result<Look, tokio_postgres::Error> {
+    async fn open(&self) -> Result<Look, LookError> {
         let look = self.database.connect().await?;
         // Made as for looking, which writes nothing.
         look.client.batch_execute("SET default_transaction_read_only = off").await?;
@@ -75,6 +76,20 @@ impl History {
         let there = "SELECT to_regclass('public.cofferdam_health_changes') IS NOT NULL";
         if !look.client.query_one(there, &[]).await?.get::<_, bool>(0) {
             look.client.batch_execute(TABLE).await?;
+        }
+        // Where everybody may create tables, somebody else may have made one of this name: what writes into it would run what
+        // its owner has put there, and show it what is written.
+        let whose = "SELECT c.relkind = 'r' AND (c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user) \
+                       OR o.rolsuper OR c.relowner = d.datdba), o.rolname::text \
+                     FROM pg_class c JOIN pg_roles o ON o.oid = c.relowner, pg_database d \
+                     WHERE c.oid = to_regclass('public.cofferdam_health_changes') AND d.datname = current_database()";
+        let row = look.client.query_one(whose, &[]).await?;
+        if !row.get::<_, bool>(0) {
+            let owner: String = row.get(1);
+            let reason = format!(
+                "public.cofferdam_health_changes is {owner}'s, and nothing is written there; expected a table of ours"
+            );
+            return Err(io::Error::other(reason).into());
         }
         Ok(look)
     }
@@ -94,7 +109,7 @@ impl History {
         let kept = tokio::time::timeout(LIMIT, self.write(state, now)).await;
         let kept = kept.map_or_else(
             |_| Err(format!("no answer within {} s", LIMIT.as_secs())),
-            |kept| kept.map_err(|error| reason(&error)),
+            |kept| kept.map_err(|error| error.reason()),
         );
         kept.map_err(|error| {
             (state.look, state.not_before) = (None, now.checked_add(AGAIN).ok());
@@ -102,7 +117,7 @@ impl History {
         })
     }
 
-    async fn write(&self, state: &mut State, now: Timestamp) -> Result<(), tokio_postgres::Error> {
+    async fn write(&self, state: &mut State, now: Timestamp) -> Result<(), LookError> {
         if state.look.as_ref().is_none_or(|look| look.client.is_closed()) {
             state.look = Some(self.open().await?);
         }
@@ -145,7 +160,7 @@ impl History {
 
     /// What was kept since an instant, of a tenant or of everybody, newest first, at most `limit`.
     pub async fn since(&self, tenant: Option<&str>, since: Timestamp, limit: u32) -> Result<Vec<Kept>, String> {
-        let look = self.open().await.map_err(|error| reason(&error))?;
+        let look = self.open().await.map_err(|error| error.reason())?;
         read(&look.client, tenant, since, limit).await.map_err(|error| reason(&error))
     }
 }

@@ -29,12 +29,7 @@
 //!     // None of a tenant's checks can be well where its server is not: one cause, told once.
 //!     engine.subject_needs(Subject::Tenant(tenant.into()), ClusterProbe::reachable("main"));
 //!     let database = Database { database: tenant.into(), ..server.clone() };
-//!     probes.push(Arc::new(TenantProbe {
-//!         tenant: tenant.into(),
-//!         database,
-//!         limits: TenantLimits::default(),
-//!         interval: every,
-//!     }));
+//!     probes.push(Arc::new(TenantProbe::new(tenant, database, TenantLimits::default(), every)));
 //! }
 //! let watcher = Watcher::new(probes, engine, 8);
 //! let mut alerts = Alerts::new(AlertOptions::default());

@@ -23,8 +23,8 @@ use crate::{History, Watcher};
 pub struct Observer {
     setup: Setup,
     watcher: Watcher,
-    told: Mutex<Told>,
-    sinks: tokio::sync::Mutex<Sinks>,
+    told: Arc<Mutex<Told>>,
+    sinks: Arc<tokio::sync::Mutex<Sinks>>,
     history: Option<History>,
 }
 
@@ -40,8 +40,14 @@ struct Told {
     tallies: ByObjective<Tally>,
     budgets: ByObjective<Budget>,
     counted: Timestamp,
+    /// When what was counted last of an objective was seen: nothing is counted twice.
+    seen: ByObjective<Timestamp>,
     /// When Alertmanager was last told what is open.
     refreshed: Timestamp,
+    /// Notices that nobody sends yet.
+    unsent: Vec<Notice>,
+    /// What went wrong in sending that nobody has heard of yet.
+    problems: Vec<String>,
 }
 
 /// What a step has come to.
@@ -55,6 +61,8 @@ pub struct Step {
 
 /// How often Alertmanager hears what is still open.
 const REFRESH: Duration = Duration::from_secs(60);
+/// How long a step waits for its notices to be sent.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Observer {
     /// Begins to look, on the runtime that is current, until `stop`. Fails, in words, where notices cannot be sent.
@@ -74,12 +82,21 @@ impl Observer {
             tallies: BTreeMap::new(),
             budgets: BTreeMap::new(),
             counted: Timestamp::now(),
+            seen: BTreeMap::new(),
             refreshed: Timestamp::now(),
+            unsent: Vec::new(),
+            problems: Vec::new(),
         };
         let (looking, stop) = (watcher.clone(), stop.clone());
         tokio::spawn(async move { looking.run(&stop).await });
         let history = setup.history();
-        Ok(Arc::new(Self { setup, watcher, told: Mutex::new(told), sinks: tokio::sync::Mutex::new(sinks), history }))
+        Ok(Arc::new(Self {
+            setup,
+            watcher,
+            told: Arc::new(Mutex::new(told)),
+            sinks: Arc::new(tokio::sync::Mutex::new(sinks)),
+            history,
+        }))
     }
 
     /// What is watched.
@@ -92,23 +109,34 @@ impl Observer {
         (self.setup.file.interval.0 / 10).clamp(Duration::from_millis(200), Duration::from_secs(5))
     }
 
-    /// Counts, decides who is told what, and sends it. What could not be sent waits for the next step.
+    /// Counts, decides who is told what, and sends it. What could not be sent waits for the next step; what takes long goes on
+    /// beside the next, so that a step takes seconds at most.
     pub async fn step(&self) -> Step {
         let now = Timestamp::now();
         let notices = self.decide(now);
-        let mut sinks = self.sinks.lock().await;
-        let mut problems = sinks.send(&notices).await;
-        let open: Option<Vec<Notice>> = {
-            let told = &mut *self.told();
-            let due = now.duration_since(told.refreshed).unsigned_abs() >= REFRESH;
-            due.then(|| {
-                told.refreshed = now;
-                told.alerts.open().into_iter().cloned().collect()
-            })
-        };
-        if let Some(open) = open {
-            problems.extend(sinks.refresh(&open.iter().collect::<Vec<_>>()).await);
+        self.told().unsent.extend(notices.iter().cloned());
+        // Whoever is told may take its time: nobody waits for that for long, and what went wrong is told with a later step.
+        if let Ok(mut sinks) = Arc::clone(&self.sinks).try_lock_owned() {
+            let told = Arc::clone(&self.told);
+            let sending = tokio::spawn(async move {
+                let unsent = std::mem::take(&mut locked(&told).unsent);
+                let mut problems = sinks.send(&unsent).await;
+                let open: Option<Vec<Notice>> = {
+                    let told = &mut *locked(&told);
+                    let due = now.duration_since(told.refreshed).unsigned_abs() >= REFRESH;
+                    due.then(|| {
+                        told.refreshed = now;
+                        told.alerts.open().into_iter().cloned().collect()
+                    })
+                };
+                if let Some(open) = open {
+                    problems.extend(sinks.refresh(&open.iter().collect::<Vec<_>>()).await);
+                }
+                locked(&told).problems.extend(problems);
+            });
+            let _ = tokio::time::timeout(PATIENCE, sending).await;
         }
+        let mut problems = std::mem::take(&mut self.told().problems);
         let news = self.watcher.with_engine(crate::engine::Engine::take_news);
         if let Some(history) = &self.history
             && let Err(problem) = history.keep(news, now).await
@@ -125,6 +153,10 @@ impl Observer {
         if now.duration_since(told.counted).unsigned_abs() >= self.setup.file.interval.0 {
             told.counted = now;
             for key in self.setup.objectives.keys() {
+                let Some(newest) = newest(&picture, &key.0, key.1) else { continue };
+                if told.seen.insert(key.clone(), newest) == Some(newest) {
+                    continue;
+                }
                 if let Some(look) = judge(&picture, &key.0, key.1, &self.setup.calendars, now) {
                     told.tallies.entry(key.clone()).or_default().add(now, look);
                 }
@@ -138,7 +170,7 @@ impl Observer {
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.told)
     }
 
     /// How everything is now.
@@ -187,6 +219,17 @@ impl Observer {
     }
 }
 
+fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When what an objective is judged by was seen last.
+fn newest(picture: &Picture, tenant: &str, objective: Objective) -> Option<Timestamp> {
+    let subject = Subject::Tenant(tenant.to_owned());
+    let states = picture.of(&subject).filter(|state| objective.aspects().contains(&state.check.aspect.as_str()));
+    states.map(|state| state.observation.at).max()
+}
+
 /// How a tenant's checks count for an objective now; none where nobody could look.
 fn judge(
     picture: &Picture,
@@ -199,8 +242,12 @@ fn judge(
     let effects = calendars.effects(&subject, now);
     let mut look = None;
     for state in picture.of(&subject).filter(|state| objective.aspects().contains(&state.check.aspect.as_str())) {
-        let bad = match (objective, state.status) {
+        // What was seen, believed or not: whoever was sent away by every second look was not served half of the time. What is
+        // too old says nothing.
+        let seen = state.observation.status;
+        let bad = match (objective, seen) {
             (_, Status::Unknown) => continue,
+            _ if state.since > state.observation.at => continue,
             (Objective::Availability, status) => status == Status::Fail,
             (Objective::Latency, status) => status != Status::Pass && !eased(&state.observation, state.topic, &effects),
         };
@@ -247,6 +294,28 @@ mod tests {
         assert_eq!(step(&cluster, Status::Fail), Some(Look::Shared));
         assert_eq!(step(&database, Status::Fail), Some(Look::Shared));
         assert_eq!(step(&cluster, Status::Pass), Some(Look::Bad));
+    }
+
+    /// "Which part of looks": a look that is not believed, because the next is good, is a bad look all the same.
+    #[test]
+    fn looks_that_fail_now_and_then_count_each() {
+        let mut engine = Engine::new(EngineOptions::default());
+        let page = CheckId::tenant("acme", "page");
+        let start: Timestamp = "2026-11-27T08:00:00Z".parse().unwrap();
+        let calendars: BTreeMap<String, Calendar> = BTreeMap::new();
+        let mut bad = 0;
+        for n in 0..1_000 {
+            let now = start + jiff::SignedDuration::from_secs(30 * n);
+            let status = if n % 2 == 0 { Status::Pass } else { Status::Fail };
+            engine.observe(Observation::pass(page.clone(), Topic::Availability, now, "seen").with(status));
+            let picture = engine.picture(now);
+            assert_eq!(newest(&picture, "acme", Objective::Availability), Some(now));
+            let look = judge(&picture, "acme", Objective::Availability, &calendars, now);
+            bad += u32::from(look == Some(Look::Bad));
+        }
+        assert_eq!(bad, 500);
+        let late = start + jiff::SignedDuration::from_secs(30 * 2_000);
+        assert_eq!(judge(&engine.picture(late), "acme", Objective::Availability, &calendars, late), None);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::slo::{BURN_RULES, Urgency};
 /// Windows of burn rates, as Prometheus writes them, shortest first.
 const WINDOWS: [&str; 7] = ["5m", "30m", "1h", "2h", "6h", "1d", "3d"];
 
-/// Recording and alerting rules.
-pub fn prometheus() -> String {
+/// Recording and alerting rules; those about backups only where there are `backups`.
+pub fn prometheus(backups: bool) -> String {
     let mut text = String::from("# Written by `cofferdam health rules`.\ngroups:\n");
     text.push_str("  - name: cofferdam-objectives\n    rules:\n");
     for window in WINDOWS {
@@ -35,7 +35,12 @@ pub fn prometheus() -> String {
                 let allowed = format!("({} * (1 - cofferdam_health_objective))", rule.rate);
                 format!("cofferdam:bad_looks:ratio_rate{window} > on (tenant, objective) {allowed}")
             };
-            pairs.push(format!("({} and {})", above(long), above(short)));
+            // One bad look alone says nothing of how fast a budget is spent.
+            let some = format!(
+                "on (tenant, objective) sum by (tenant, objective) \
+                 (increase(cofferdam_health_looks_total{{result=\"bad\"}}[{long}])) > 2.5"
+            );
+            pairs.push(format!("({} and {} and {some})", above(long), above(short)));
         }
         let (name, severity) = match urgency {
             Urgency::Page => ("CofferdamBudgetBurnsFast", "page"),
@@ -64,7 +69,9 @@ pub fn prometheus() -> String {
     alert(
         &mut text,
         "CofferdamFails",
-        "cofferdam_health_cause == 1 and cofferdam_health_status{topic!~\"latency|backlog\"} == 3",
+        // Where nothing has a limit, no calendar can move it.
+        "cofferdam_health_cause == 1 and (cofferdam_health_status{topic!~\"latency|backlog\"} == 3 \
+         or (cofferdam_health_status{topic=~\"latency|backlog\"} == 3 unless on (kind, subject, aspect) cofferdam_health_limit))",
         "1m",
         "page",
         "never",
@@ -82,17 +89,17 @@ pub fn prometheus() -> String {
     );
     // Thresholds move with the tenant's calendar; a tenant without one has a factor of one.
     let factor = "on (subject) group_left () (label_replace(business_calendar_latency_factor, \"subject\", \"$1\", \
-                  \"tenant\", \"(.*)\") or on (subject) (max by (subject) (cofferdam_health_limit{kind=\"tenant\"}) * 0 + 1))";
+                  \"tenant\", \"(.*)\") or on (subject) (max by (subject) (cofferdam_health_limit) * 0 + 1))";
     alert(
         &mut text,
         "CofferdamSlow",
         &format!(
-            "cofferdam_health_figure{{kind=\"tenant\"}} \
-             >= (cofferdam_health_limit{{kind=\"tenant\"}} * {factor}) \
-             and on (kind, subject, aspect) cofferdam_health_cause{{topic=~\"latency|backlog\"}} == 1"
+            "cofferdam_health_figure >= (cofferdam_health_limit * {factor}) \
+             and on (kind, subject, aspect) cofferdam_health_cause{{topic=~\"latency|backlog\"}} == 1 \
+             and on (kind, subject, aspect) cofferdam_health_status{{topic=~\"latency|backlog\"}} == 3"
         ),
         "5m",
-        "ticket",
+        "page",
         "calendar",
         "{{ $labels.subject }}: {{ $labels.figure }} is {{ $value | humanize }}",
     );
@@ -114,34 +121,11 @@ pub fn prometheus() -> String {
         "never",
         "{{ $labels.subject }}: nobody could look at {{ $labels.aspect }} lately",
     );
-    text.push_str("  - name: cofferdam-backups\n    rules:\n");
-    alert(
-        &mut text,
-        "CofferdamRecoveryPointMissed",
-        "cofferdam_backup_rpo_seconds > on (tenant) cofferdam_backup_rpo_objective_seconds",
-        "5m",
-        "page",
-        "never",
-        "more of {{ $labels.tenant }} would be lost now than is allowed",
-    );
-    alert(
-        &mut text,
-        "CofferdamDrillFailed",
-        "cofferdam_drill_passed == 0",
-        "1m",
-        "page",
-        "never",
-        "a backup of {{ $labels.tenant }} could not be restored",
-    );
-    alert(
-        &mut text,
-        "CofferdamNobodyMakesBackups",
-        "absent(cofferdam_backup_rpo_seconds) or (time() - max(cofferdam_backup_time_seconds) > 600)",
-        "15m",
-        "page",
-        "never",
-        "nobody writes backups' metrics",
-    );
+    if backups {
+        text.push_str("  - name: cofferdam-backups\n    rules:\n");
+        about_backups(&mut text);
+    }
+    text.push_str("  - name: cofferdam-watch\n    rules:\n");
     alert(
         &mut text,
         "CofferdamNobodyWatches",
@@ -152,6 +136,36 @@ pub fn prometheus() -> String {
         "nobody writes health's metrics",
     );
     text
+}
+
+fn about_backups(text: &mut String) {
+    alert(
+        text,
+        "CofferdamRecoveryPointMissed",
+        "cofferdam_backup_rpo_seconds > on (tenant) cofferdam_backup_rpo_objective_seconds",
+        "5m",
+        "page",
+        "never",
+        "more of {{ $labels.tenant }} would be lost now than is allowed",
+    );
+    alert(
+        text,
+        "CofferdamDrillFailed",
+        "cofferdam_drill_passed == 0",
+        "1m",
+        "page",
+        "never",
+        "a backup of {{ $labels.tenant }} could not be restored",
+    );
+    alert(
+        text,
+        "CofferdamNobodyMakesBackups",
+        "absent(cofferdam_backup_rpo_seconds) or (time() - max(cofferdam_backup_time_seconds) > 600)",
+        "15m",
+        "page",
+        "never",
+        "nobody writes backups' metrics",
+    );
 }
 
 fn alert(text: &mut String, name: &str, expr: &str, lasts: &str, severity: &str, muted: &str, summary: &str) {
@@ -176,7 +190,7 @@ fn window(seconds: u64) -> &'static str {
 }
 
 /// Unit tests for the rules, which `promtool test rules` runs beside the file `rules`.
-pub fn promtool_tests(rules: &str) -> String {
+pub fn promtool_tests(rules: &str, backups: bool) -> String {
     let labels = r#"kind="tenant", subject="acme", aspect="page latency""#;
     let slow = |factor: &str| {
         format!(
@@ -193,13 +207,16 @@ pub fn promtool_tests(rules: &str) -> String {
     let is_slow = |at: &str| {
         format!(
             "      - eval_time: {at}\n        alertname: CofferdamSlow\n        exp_alerts:\n          - exp_labels: \
-             {{ severity: ticket, muted_by: calendar, {}, figure: page_takes }}\n            \
+             {{ severity: page, muted_by: calendar, {}, figure: page_takes }}\n            \
              exp_annotations: {{ summary: 'acme: page_takes is 2' }}\n",
             labels.replace('=', ": ")
         )
     };
     let is_not_slow = |at: &str| format!("      - {{ eval_time: {at}, alertname: CofferdamSlow, exp_alerts: [] }}\n");
     let rpo = |at: &str| {
+        if !backups {
+            return String::new();
+        }
         format!(
             "      - eval_time: {at}\n        alertname: CofferdamRecoveryPointMissed\n        exp_alerts:\n          - \
              exp_labels: {{ severity: page, muted_by: never, tenant: acme }}\n            \

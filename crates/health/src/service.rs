@@ -114,13 +114,14 @@ fn word(status: Status) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Engine, EngineOptions};
+    use crate::engine::{Engine, EngineOptions, Hysteresis};
     use crate::model::{CheckId, Evidence, Observation, Topic};
     use jiff::Timestamp;
 
     #[test]
     fn a_service_is_as_well_as_the_worst_that_it_needs_and_says_why() {
-        let mut engine = Engine::new(EngineOptions::default());
+        let hysteresis = Hysteresis { worse_after: 1, better_after: 1 };
+        let mut engine = Engine::new(EngineOptions { hysteresis, ..EngineOptions::default() });
         let now = Timestamp::UNIX_EPOCH;
         let cluster = CheckId::shared("cluster main", "reachable");
         let see = |check: CheckId, status, text: &str| {

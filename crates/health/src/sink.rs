@@ -108,6 +108,8 @@ enum Failure {
 /// More than this is not kept for a sink that does not answer: the oldest go.
 const WAITING: usize = 1_000;
 const LIMIT: Duration = Duration::from_secs(5);
+/// Servers of mail think about whom they talk to.
+const LETTER: Duration = Duration::from_secs(20);
 
 impl Sinks {
     /// Sinks for a webhook's address and Alertmanager's, where there are any.
@@ -115,6 +117,8 @@ impl Sinks {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(crate::probe::client_config()?)
             .timeout(LIMIT)
+            // Whoever follows asks for a page, and takes it for an answer.
+            .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(|e| e.to_string())?;
         let sink = |url: &str, kind| Sink { way: Way::Post(url.to_owned()), kind, waiting: VecDeque::new() };
@@ -160,46 +164,50 @@ impl Sinks {
         problems
     }
 
-    /// Sends notices, and those that are still waiting. What went wrong, by sink; what was not sent then waits.
+    /// Sends notices, and those that are still waiting, to all sinks at a time. What went wrong, by sink; what was not sent
+    /// then waits.
     pub async fn send(&mut self, notices: &[Notice]) -> Vec<String> {
-        let mut problems = Vec::new();
-        for sink in &mut self.sinks {
-            sink.waiting.extend(notices.iter().cloned());
-            while sink.waiting.len() > WAITING {
-                sink.waiting.pop_front();
-            }
-            if sink.waiting.is_empty() {
-                continue;
-            }
-            // A few at a time, so that what is too much for somebody is not too much for ever.
-            while !sink.waiting.is_empty() {
-                let some: Vec<&Notice> = sink.waiting.iter().take(AT_A_TIME).collect();
-                let sent = match &sink.way {
-                    Way::Post(url) => {
-                        let body = match sink.kind {
-                            Kind::Alertmanager => Value::Array(some.iter().map(|n| to_alertmanager(n)).collect()),
-                            _ => json!({ "notices": some }),
-                        };
-                        post(&self.client, url, &body).await
-                    }
-                    Way::Mail(letters) => mail(letters, &some).await,
-                };
-                let (number, name) = (some.len(), sink.kind.name());
-                match sent {
-                    Ok(()) => drop(sink.waiting.drain(..number)),
-                    Err(Failure::Refused(reason)) => {
-                        sink.waiting.drain(..number);
-                        problems.push(format!("{name}: {number} notices were refused, and are lost: {reason}"));
-                    }
-                    Err(Failure::Later(reason)) => {
-                        let waiting = sink.waiting.len();
-                        problems.push(format!("{name}: {waiting} notices were not sent yet: {reason}"));
-                        break;
-                    }
+        let client = &self.client;
+        let sent = self.sinks.iter_mut().map(|sink| sink.send(client, notices));
+        futures_util::future::join_all(sent).await.into_iter().flatten().collect()
+    }
+}
+
+impl Sink {
+    async fn send(&mut self, client: &reqwest::Client, notices: &[Notice]) -> Option<String> {
+        let mut problem = None;
+        self.waiting.extend(notices.iter().cloned());
+        while self.waiting.len() > WAITING {
+            self.waiting.pop_front();
+        }
+        // A few at a time, so that what is too much for somebody is not too much for ever.
+        while !self.waiting.is_empty() {
+            let some: Vec<&Notice> = self.waiting.iter().take(AT_A_TIME).collect();
+            let sent = match &self.way {
+                Way::Post(url) => {
+                    let body = match self.kind {
+                        Kind::Alertmanager => Value::Array(some.iter().map(|n| to_alertmanager(n)).collect()),
+                        _ => json!({ "notices": some }),
+                    };
+                    post(client, url, &body).await
+                }
+                Way::Mail(letters) => mail(letters, &some).await,
+            };
+            let (number, name) = (some.len(), self.kind.name());
+            match sent {
+                Ok(()) => drop(self.waiting.drain(..number)),
+                Err(Failure::Refused(reason)) => {
+                    self.waiting.drain(..number);
+                    problem = Some(format!("{name}: {number} notices were refused, and are lost: {reason}"));
+                }
+                Err(Failure::Later(reason)) => {
+                    let waiting = self.waiting.len();
+                    problem = Some(format!("{name}: {waiting} notices were not sent yet: {reason}"));
+                    break;
                 }
             }
         }
-        problems
+        problem
     }
 }
 
@@ -213,6 +221,10 @@ async fn post(client: &reqwest::Client, url: &str, body: &Value) -> Result<(), F
     let reason = || format!("it answers {}", status.as_u16());
     match status.as_u16() {
         200..=299 => Ok(()),
+        300..=399 => Err(Failure::Later(format!(
+            "{}: somebody else is to be asked, at an address that is to stand here",
+            reason()
+        ))),
         // Too early, too much just now, or somebody has yet to let us in.
         401 | 403 | 408 | 425 | 429 => Err(Failure::Later(reason())),
         400..=499 => Err(Failure::Refused(reason())),
@@ -242,7 +254,11 @@ async fn mail(letters: &Letters, notices: &[&Notice]) -> Result<(), Failure> {
         message = message.to(one.clone());
     }
     let message = message.body(text).map_err(|e| Failure::Refused(e.to_string()))?;
-    match transport.send(message).await {
+    // A server that says nothing is given up too: the library only limits how long connecting takes.
+    let Ok(sent) = tokio::time::timeout(LETTER, transport.send(message)).await else {
+        return Err(Failure::Later(format!("no answer within {} s", LETTER.as_secs())));
+    };
+    match sent {
         Ok(_) => Ok(()),
         Err(error) if error.is_permanent() => Err(Failure::Refused(error.to_string())),
         Err(error) => {

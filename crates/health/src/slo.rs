@@ -69,6 +69,20 @@ impl Counts {
     /// Which part was bad in a window that ends at an instant. The time before anything was counted was good: whoever has
     /// looked for a minute does not know that a month is lost.
     pub fn bad(&self, now: Timestamp, window: Duration) -> f64 {
+        let (good, all) = self.window(now, window);
+        let Some(first) = self.first.filter(|_| all > 0) else { return 0.0 };
+        let known = (now.duration_since(first).as_secs_f64().max(0.0) + RINGS[0].0 as f64) / window.as_secs_f64();
+        (1.0 - good as f64 / all as f64) * known.min(1.0)
+    }
+
+    /// How many were bad in a window that ends at an instant.
+    pub fn number_bad(&self, now: Timestamp, window: Duration) -> u64 {
+        let (good, all) = self.window(now, window);
+        all - good
+    }
+
+    /// How many were good, and how many there were.
+    fn window(&self, now: Timestamp, window: Duration) -> (u64, u64) {
         let seconds = window.as_secs().cast_signed();
         let ring = self.rings.iter().find(|ring| seconds <= ring.width * (ring.length() - 1));
         let ring = ring.unwrap_or(&self.rings[2]);
@@ -80,11 +94,12 @@ impl Counts {
             good += u64::from(bucket.good);
             all += u64::from(bucket.all);
         }
-        let Some(first) = self.first.filter(|_| all > 0) else { return 0.0 };
-        let known = (now.duration_since(first).as_secs_f64().max(0.0) + RINGS[0].0 as f64) / window.as_secs_f64();
-        (1.0 - good as f64 / all as f64) * known.min(1.0)
+        (good, all)
     }
 }
+
+/// So many bad looks a rule needs: one alone says nothing of how fast a budget is spent, however rarely is looked.
+const LEAST: u64 = 3;
 
 /// How urgent a burning budget is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -144,6 +159,8 @@ pub struct Budget {
     pub objective: f64,
     /// What is left of what may be bad, from 1 to 0; below nought it is overdrawn.
     pub left: f64,
+    /// The same without what something shared has spent.
+    pub own_left: f64,
     /// How many times too fast it is being spent, by the most urgent rule that is met.
     pub burning: Option<(f64, Urgency)>,
 }
@@ -213,7 +230,7 @@ impl Tally {
     /// What has become of the budget.
     pub fn budget(&self, objective: f64, now: Timestamp) -> Budget {
         let (all, own) = (Budget::of(&self.all, objective, now), Budget::of(&self.own, objective, now));
-        Budget { burning: own.burning, ..all }
+        Budget { burning: own.burning, own_left: own.left, ..all }
     }
 }
 
@@ -224,9 +241,11 @@ impl Budget {
         let rate = |window| counts.bad(now, window) / allowed;
         let burning = BURN_RULES
             .iter()
+            .filter(|rule| counts.number_bad(now, rule.long) >= LEAST)
             .find(|rule| rate(rule.long) > rule.rate && rate(rule.short) > rule.rate)
             .map(|rule| (rate(rule.long), rule.urgency));
-        Self { objective, left: 1.0 - rate(PERIOD), burning }
+        let left = 1.0 - rate(PERIOD);
+        Self { objective, left, own_left: left, burning }
     }
 
     /// Whether there is nothing left.

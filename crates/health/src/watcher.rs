@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, Picture};
-use crate::model::Observation;
+use crate::model::{Observation, Status, Topic};
 use crate::probe::{Probe, look};
 
 /// Runs probes and gathers what they see.
@@ -25,14 +25,14 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// A watcher of probes. At most `concurrency` of them look at a time.
+    /// A watcher of probes. At most `concurrency` of a kind look at a time: those that hang keep out nobody of another kind.
     ///
     /// What a probe cannot look at because nothing answers is a consequence of that.
     pub fn new(probes: Vec<Arc<dyn Probe>>, mut engine: Engine, concurrency: usize) -> Self {
         for probe in &probes {
             let reachability = probe.reachability();
             for check in probe.checks() {
-                engine.expect_every(check, probe.interval());
+                engine.expect_within(check, probe.interval() * 5 + probe.timeout());
             }
             for check in probe.checks().into_iter().filter(|check| *check != reachability) {
                 engine.needs(check, reachability.clone());
@@ -53,17 +53,17 @@ impl Watcher {
 
     /// Looks at everything once.
     pub async fn look_once(&self) {
-        let room = Arc::new(Semaphore::new(self.concurrency));
+        let mut rooms = Rooms::of(self.concurrency);
         let mut looks = JoinSet::new();
         for probe in self.probes.iter() {
-            let (probe, room) = (Arc::clone(probe), Arc::clone(&room));
+            let (probe, room) = (Arc::clone(probe), rooms.of_kind(probe.kind()));
             looks.spawn(async move {
                 let _place = room.acquire_owned().await;
                 look(probe.as_ref(), Timestamp::now()).await
             });
         }
         while let Some(found) = looks.join_next().await {
-            // A probe that panics has seen nothing; what it looks at grows stale and is unknown then.
+            // A probe that panics has seen nothing, and what it looks at stays unknown.
             self.take(found.unwrap_or_default());
         }
     }
@@ -80,7 +80,7 @@ impl Watcher {
             .enumerate()
             .map(|(index, probe)| Reverse((begun + offset(&probe.name(), probe.interval()), index)))
             .collect();
-        let room = Arc::new(Semaphore::new(self.concurrency));
+        let mut rooms = Rooms::of(self.concurrency);
         let mut looks: JoinSet<Vec<Observation>> = JoinSet::new();
         let mut running: HashMap<tokio::task::Id, usize> = HashMap::new();
         loop {
@@ -88,10 +88,17 @@ impl Watcher {
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(found) = looks.join_next_with_id() => {
-                    // A probe that panics has seen nothing. What it looks at grows stale, and is unknown then.
-                    let (id, found) = found.unwrap_or_else(|error| (error.id(), Vec::new()));
+                    let (id, found) = found.map_or_else(|error| (error.id(), None), |(id, found)| (id, Some(found)));
                     if let Some(index) = running.remove(&id) {
                         let probe = &self.probes[index];
+                        // A fault of ours: it says so, and does not just vanish.
+                        let found = found.unwrap_or_else(|| {
+                            let unknown = |check| {
+                                let text = "the probe has broken: please report it";
+                                Observation::pass(check, Topic::Availability, Timestamp::now(), text).with(Status::Unknown)
+                            };
+                            probe.checks().into_iter().map(unknown).collect()
+                        });
                         let interval = probe.interval().max(Duration::from_millis(100));
                         // On its own beat, whatever it took.
                         let late = (Instant::now() - begun).saturating_sub(offset(&probe.name(), interval));
@@ -103,7 +110,8 @@ impl Watcher {
                 }
                 () = tokio::time::sleep_until(next.unwrap_or(begun)), if next.is_some() => {
                     if let Some(Reverse((_, index))) = times.pop() {
-                        let (probe, room) = (Arc::clone(&self.probes[index]), Arc::clone(&room));
+                        let probe = Arc::clone(&self.probes[index]);
+                        let room = rooms.of_kind(probe.kind());
                         let handle = looks.spawn(async move {
                             let _place = room.acquire_owned().await;
                             look(probe.as_ref(), Timestamp::now()).await
@@ -124,6 +132,22 @@ impl Watcher {
     }
 }
 
+/// Room for looks, by their kind.
+struct Rooms {
+    each: usize,
+    rooms: HashMap<&'static str, Arc<Semaphore>>,
+}
+
+impl Rooms {
+    fn of(each: usize) -> Self {
+        Self { each, rooms: HashMap::new() }
+    }
+
+    fn of_kind(&mut self, kind: &'static str) -> Arc<Semaphore> {
+        Arc::clone(self.rooms.entry(kind).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
+    }
+}
+
 /// A probe's place in its interval.
 fn offset(name: &str, interval: Duration) -> Duration {
     let mut hasher = DefaultHasher::new();
@@ -135,7 +159,7 @@ fn offset(name: &str, interval: Duration) -> Duration {
 mod tests {
     use super::*;
     use crate::engine::EngineOptions;
-    use crate::model::{CheckId, Status, Topic};
+    use crate::model::CheckId;
     use async_trait::async_trait;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -179,6 +203,60 @@ mod tests {
             self.looks.fetch_add(1, Ordering::SeqCst);
             vec![Observation::pass(self.reachability(), Topic::Availability, now, "well")]
         }
+    }
+
+    /// Looks of its kind hang for as long as they may, or are done at once, or break.
+    struct OfKind(&'static str, usize, Arc<AtomicUsize>);
+
+    #[async_trait]
+    impl Probe for OfKind {
+        fn name(&self) -> String {
+            format!("{} {}", self.0, self.1)
+        }
+
+        fn kind(&self) -> &'static str {
+            self.0
+        }
+
+        fn checks(&self) -> Vec<CheckId> {
+            vec![self.reachability()]
+        }
+
+        fn reachability(&self) -> CheckId {
+            CheckId::tenant(&format!("{}{}", self.0, self.1), "x")
+        }
+
+        fn interval(&self) -> Duration {
+            Duration::from_secs(10)
+        }
+
+        async fn look(&self, now: Timestamp) -> Vec<Observation> {
+            match self.0 {
+                "hangs" => tokio::time::sleep(Duration::from_secs(60)).await,
+                "breaks" => panic!("a fault of ours"),
+                _ => drop(self.2.fetch_add(1, Ordering::SeqCst)),
+            }
+            vec![Observation::pass(self.reachability(), Topic::Availability, now, "well")]
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_hang_keep_out_nobody_of_another_kind_and_one_that_breaks_says_so() {
+        let looks = Arc::new(AtomicUsize::new(0));
+        let of = |kind, n| -> Arc<dyn Probe> { Arc::new(OfKind(kind, n, Arc::clone(&looks))) };
+        let mut probes: Vec<_> = (0..100).map(|n| of("hangs", n)).collect();
+        probes.extend([of("quick", 0), of("breaks", 0)]);
+        let watcher = Watcher::new(probes, Engine::new(EngineOptions::default()), 2);
+        let stop = CancellationToken::new();
+        let (running, ends) = (watcher.clone(), stop.clone());
+        let task = tokio::spawn(async move { running.run(&ends).await });
+        tokio::time::sleep(Duration::from_secs(101)).await;
+        stop.cancel();
+        task.await.unwrap();
+        assert!((9..=11).contains(&looks.load(Ordering::SeqCst)), "{looks:?}");
+        let picture = watcher.picture(Timestamp::now());
+        let broken = &picture.checks["tenant breaks0: x"];
+        assert!(broken.status == Status::Unknown && broken.observation.text.contains("has broken"), "{broken:#?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 
+use cofferdam_rows as rows;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -15,7 +16,6 @@ use super::fence::{Sequence, Table};
 use super::paths;
 use crate::program::Running;
 use crate::repository::Entry;
-use crate::rows;
 use crate::server::{Server, literal, quoted};
 use crate::{Control, Error};
 

@@ -15,9 +15,9 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::{ChangeCounter, DatabaseLocale, Extension, FenceLimits};
-use crate::rows::{self, Read};
 use crate::server::{Server, changes_of, extensions_of, literal, locale_of, quoted};
 use crate::{Control, Error, Event};
+use cofferdam_rows::{self as rows, Read};
 
 /// The lock that keeps the collector from deleting, or the reason why there is none.
 pub(super) struct Fence {
@@ -275,9 +275,11 @@ pub(super) struct Table {
 }
 
 async fn tables(client: &Client) -> Result<Vec<Table>, tokio_postgres::Error> {
-    // `pg_table_size` looks at files; of one that is gone by now it knows nothing.
-    let query = "SELECT n.nspname::text, c.relname::text, coalesce(pg_table_size(c.oid), 0) \
+    // As they were when they were last vacuumed or analyzed: asking for files would wait for whoever holds a table.
+    let query = "SELECT n.nspname::text, c.relname::text, \
+                   (greatest(c.relpages, 0) + greatest(coalesce(t.relpages, 0), 0))::int8 * current_setting('block_size')::int8 \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 LEFT JOIN pg_class t ON t.oid = c.reltoastrelid \
                  WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'information_schema' \
                  AND n.nspname NOT LIKE 'pg\\_%' AND NOT EXISTS (SELECT FROM pg_depend d \
                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 3 DESC, 1, 2";

@@ -8,8 +8,8 @@ use tokio_postgres::Client;
 
 use super::loader::Loader;
 use crate::Error;
-use crate::rows::{self, Read};
 use crate::server::{Server, literal};
+use cofferdam_rows::{self as rows, Read};
 
 /// Makes a copy somebody else: new `database.uuid` and secret, its own address, and unless told otherwise, neutralized.
 ///

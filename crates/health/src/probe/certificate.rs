@@ -88,6 +88,10 @@ impl CertificateProbe {
         let names = certificate.subject_alternative_name().ok().flatten().map(|names| {
             let text = |name: &x509_parser::extensions::GeneralName<'_>| match name {
                 x509_parser::extensions::GeneralName::DNSName(name) => Some((*name).to_owned()),
+                x509_parser::extensions::GeneralName::IPAddress(bytes) => match bytes.len() {
+                    4 => <[u8; 4]>::try_from(*bytes).ok().map(|ip| std::net::Ipv4Addr::from(ip).to_string()),
+                    _ => <[u8; 16]>::try_from(*bytes).ok().map(|ip| std::net::Ipv6Addr::from(ip).to_string()),
+                },
                 _ => None,
             };
             names.value.general_names.iter().filter_map(text).collect()
@@ -100,6 +104,10 @@ impl CertificateProbe {
 impl Probe for CertificateProbe {
     fn name(&self) -> String {
         format!("certificate of {}", self.host)
+    }
+
+    fn kind(&self) -> &'static str {
+        "certificate"
     }
 
     fn checks(&self) -> Vec<CheckId> {

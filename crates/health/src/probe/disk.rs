@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Probe, bytes, graded};
+use super::{Alone, Probe, bytes, graded};
 use crate::model::{CheckId, Evidence, Observation, Status, Topic};
 
 /// Looks at how full the file system is that a directory is on.
@@ -20,12 +20,24 @@ pub struct DiskProbe {
     pub limits: (f64, f64),
     /// How often to look.
     pub interval: Duration,
+    alone: Alone,
+}
+
+impl DiskProbe {
+    /// A probe of the file system that a directory is on.
+    pub fn new(name: &str, path: PathBuf, limits: (f64, f64), interval: Duration) -> Self {
+        Self { name: name.to_owned(), path, limits, interval, alone: Alone::default() }
+    }
 }
 
 #[async_trait]
 impl Probe for DiskProbe {
     fn name(&self) -> String {
         format!("disk {}", self.name)
+    }
+
+    fn kind(&self) -> &'static str {
+        "disk"
     }
 
     fn checks(&self) -> Vec<CheckId> {
@@ -45,14 +57,14 @@ impl Probe for DiskProbe {
             |status, text: String| Observation::pass(self.reachability(), Topic::Capacity, now, text).with(status);
         let path = self.path.clone();
         // A file system of a server that is gone can keep whoever asks waiting.
-        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&path)).await;
+        let asked = self.alone.run(move || rustix::fs::statvfs(&path)).await;
         let stat = match asked {
             Ok(Ok(stat)) => stat,
             Ok(Err(error)) => {
                 let error = std::io::Error::from(error);
                 return vec![room(Status::Fail, format!("{} cannot be looked at: {error}", self.path.display()))];
             }
-            Err(error) => return vec![room(Status::Unknown, error.to_string())],
+            Err(error) => return vec![room(Status::Fail, format!("{}: {error}", self.path.display()))],
         };
         // As `df` has it: what is kept for root is neither used nor free.
         let share = |all: u64, free: u64, available: u64| {

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use reqwest::header::{COOKIE, SET_COOKIE};
 use serde_json::{Value, json};
 
-use super::http::{client, why};
+use super::http::{client, read, why};
 use super::{Probe, graded, seconds};
 use crate::model::{CheckId, Evidence, Observation, Status, Topic};
 
@@ -60,7 +60,9 @@ impl LoginProbe {
             let pair = value.to_str().ok()?.split(';').next()?.trim();
             pair.starts_with("session_id=").then(|| pair.to_owned())
         });
-        let answer: Value = answer.json().await.map_err(why)?;
+        let body = read(answer).await.map_err(why)?;
+        let answer: Value =
+            serde_json::from_slice(&body).map_err(|error| format!("{path} answers no JSON: {error}"))?;
         if let Some(error) = answer.get("error") {
             let said = error["data"]["message"].as_str().or(error["message"].as_str()).unwrap_or("an error");
             return Err(format!("{path} says `{said}`"));
@@ -91,6 +93,10 @@ impl LoginProbe {
 impl Probe for LoginProbe {
     fn name(&self) -> String {
         format!("login to {}", self.tenant)
+    }
+
+    fn kind(&self) -> &'static str {
+        "login"
     }
 
     fn checks(&self) -> Vec<CheckId> {
@@ -171,6 +177,10 @@ impl WebSocketProbe {
 impl Probe for WebSocketProbe {
     fn name(&self) -> String {
         format!("websocket of {}", self.tenant)
+    }
+
+    fn kind(&self) -> &'static str {
+        "websocket"
     }
 
     fn checks(&self) -> Vec<CheckId> {

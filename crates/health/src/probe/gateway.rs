@@ -46,6 +46,11 @@ impl GatewayProbe {
         Ok(Self { name: name.to_owned(), url, token, interval, client })
     }
 
+    /// The check that says whether a gateway is there at all.
+    pub fn reachable(name: &str) -> CheckId {
+        CheckId::shared(&format!("gateway {name}"), "reachable")
+    }
+
     fn id(&self, aspect: &str) -> CheckId {
         CheckId::shared(&format!("gateway {}", self.name), aspect)
     }

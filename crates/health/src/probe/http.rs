@@ -78,24 +78,34 @@ impl HttpProbe {
     }
 
     async fn fetch(&self) -> Result<(u16, String), reqwest::Error> {
-        let mut response = self.client.get(&self.url).send().await?;
+        let response = self.client.get(&self.url).send().await?;
         let status = response.status().as_u16();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            let room = LONGEST - body.len();
-            body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if body.len() == LONGEST {
-                break;
-            }
-        }
+        let body = read(response).await?;
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
+}
+
+/// What somebody answers, up to a bound.
+pub(super) async fn read(mut response: reqwest::Response) -> Result<Vec<u8>, reqwest::Error> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        let room = LONGEST - body.len();
+        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if body.len() == LONGEST {
+            break;
+        }
+    }
+    Ok(body)
 }
 
 #[async_trait]
 impl Probe for HttpProbe {
     fn name(&self) -> String {
         format!("page of {}", self.tenant)
+    }
+
+    fn kind(&self) -> &'static str {
+        "page"
     }
 
     fn checks(&self) -> Vec<CheckId> {

@@ -106,8 +106,10 @@ impl KubernetesProbe {
         let (mut items, mut from) = (Vec::new(), String::new());
         for _ in 0..PARTS {
             let mut answer = self.api.get(&format!("{path}?limit={PART}{from}")).await?;
-            if let Value::Array(some) = answer["items"].take() {
-                items.extend(some);
+            match answer.get_mut("items").map(Value::take) {
+                Some(Value::Array(some)) => items.extend(some),
+                Some(Value::Null) => {}
+                _ => return Err(format!("{path} answers something else than a list")),
             }
             match answer["metadata"]["continue"].as_str().filter(|token| !token.is_empty()) {
                 // Made of letters that need no escape in a URL.
@@ -321,6 +323,26 @@ mod tests {
                     "containerStatuses": [{ "restartCount": 3, "state": { "running": {} }, "lastState": { "terminated":
                         { "reason": "Error", "exitCode": 1, "finishedAt": "2026-11-27T07:10:00Z" } } }] }),
         )
+    }
+
+    /// Something else than an API server answers.
+    struct Odd(Value);
+
+    #[async_trait]
+    impl KubernetesApi for Odd {
+        async fn get(&self, _: &str) -> Result<Value, String> {
+            Ok(self.0.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_list_is_no_answer() {
+        for odd in [json!([]), json!("well"), json!({ "items": {} }), json!(null), json!({})] {
+            let (name, namespace, interval) = ("main".into(), "odoo".into(), Duration::from_secs(30));
+            let probe = KubernetesProbe { name, namespace, api: Arc::new(Odd(odd.clone())), interval };
+            let found = probe.look("2026-11-27T08:00:00Z".parse().unwrap()).await;
+            assert!(found.len() == 1 && found[0].status == Status::Fail, "{odd}: {found:#?}");
+        }
     }
 
     #[tokio::test]

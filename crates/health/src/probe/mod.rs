@@ -16,6 +16,8 @@ mod postgres;
 mod repository;
 mod store;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +32,7 @@ pub use http::HttpProbe;
 pub use kubernetes::{KubernetesApi, KubernetesProbe, KubernetesServer};
 pub use odoo::{TenantLimits, TenantProbe, ThroughProbe};
 pub use postgres::{ClusterLimits, ClusterProbe, Database, Tls};
-pub(crate) use postgres::{Look, reason};
+pub(crate) use postgres::{Look, LookError, reason};
 pub use repository::{RepositoryProbe, WriteAndRead};
 pub use store::RedisProbe;
 
@@ -51,6 +53,11 @@ pub trait Probe: Send + Sync {
 
     /// How often it should be looked at.
     fn interval(&self) -> Duration;
+
+    /// Its kind. Those of one kind share a bound on how many look at a time.
+    fn kind(&self) -> &'static str {
+        "other"
+    }
 
     /// How long looking may take.
     fn timeout(&self) -> Duration {
@@ -92,6 +99,30 @@ fn one_line(text: &str) -> String {
 }
 
 const LONGEST_TEXT: usize = 500;
+
+/// Runs something that may block, and perhaps for ever: not a second time while the first still hangs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Alone(Arc<AtomicBool>);
+
+impl Alone {
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+        struct Leaves(Arc<AtomicBool>);
+        impl Drop for Leaves {
+            fn drop(&mut self) {
+                self.0.store(false, Ordering::SeqCst);
+            }
+        }
+        if self.0.swap(true, Ordering::SeqCst) {
+            return Err("the look before this one still hangs".to_owned());
+        }
+        let leaves = Leaves(Arc::clone(&self.0));
+        let work = move || {
+            let _leaves = leaves;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
+    }
+}
 
 /// Seconds as people say them.
 pub(crate) fn seconds(value: f64) -> String {

@@ -1,14 +1,18 @@
 //! A PostgreSQL cluster: is it there, does it keep up, will it run out of something.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use cofferdam_rows::{Bounded, BoundedTls};
 use cofferdam_tenant::{Secret, ServerTls, TlsMode};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use jiff::Timestamp;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, NoTls, Row};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -69,29 +73,97 @@ impl Database {
         if let Some(Tls(_, insist)) = &self.tls {
             config.ssl_mode(*insist);
         }
-        config.options("-c statement_timeout=4000 -c lock_timeout=1000 -c search_path=pg_catalog -c default_transaction_read_only=on -c row_security=off -c constraint_exclusion=off");
+        config.options("-c statement_timeout=4000 -c lock_timeout=1000 -c search_path=pg_catalog -c datestyle=ISO -c default_transaction_read_only=on -c row_security=off -c constraint_exclusion=off");
         config
     }
 
     /// A connection for one look. A thousand tenants' databases are looked at one after the other: keeping a connection
     /// to each would cost the server a thousand processes.
-    pub(crate) async fn connect(&self) -> Result<Look, tokio_postgres::Error> {
+    pub(crate) async fn connect(&self) -> Result<Look, LookError> {
+        let connect = async {
+            if self.host.starts_with('/') {
+                let path = format!("{}/.s.PGSQL.{}", self.host, self.port);
+                self.speak(tokio::net::UnixStream::connect(path).await?).await
+            } else {
+                let stream = tokio::net::TcpStream::connect((self.host.as_str(), self.port)).await?;
+                stream.set_nodelay(true)?;
+                self.speak(stream).await
+            }
+        };
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "nobody takes the connection");
+        tokio::time::timeout(CONNECT, connect).await.map_err(|_| late())?
+    }
+
+    async fn speak<S>(&self, stream: S) -> Result<Look, LookError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         // Whoever uses the client is told when its connection breaks.
         let (client, socket) = if let Some(Tls(connector, _)) = &self.tls {
-            let (client, connection) = self.config().connect(connector.clone()).await?;
+            let mut connector = connector.clone();
+            let tls = MakeTlsConnect::<Bounded<S>>::make_tls_connect(&mut connector, &self.host);
+            let tls = BoundedTls::new(tls.map_err(io::Error::other)?, LARGEST_MESSAGE);
+            let stream = Bounded::negotiating(stream, LARGEST_MESSAGE);
+            let (client, connection) = self.config().connect_raw(stream, tls).await?;
             (client, tokio::spawn(connection))
         } else {
-            let (client, connection) = self.config().connect(NoTls).await?;
+            let (client, connection) = self.config().connect_raw(Bounded::new(stream, LARGEST_MESSAGE), NoTls).await?;
             (client, tokio::spawn(connection))
         };
-        Ok(Look { client, _socket: AbortOnDropHandle::new(socket) })
+        Ok(Look { client, socket: AbortOnDropHandle::new(socket) })
+    }
+}
+
+/// How long a server may take to take a connection.
+const CONNECT: Duration = Duration::from_secs(4);
+/// Bytes of a message, which a row is, at most: what a tenant has written is in it.
+const LARGEST_MESSAGE: u32 = 1 << 20;
+
+/// Why a look has failed.
+#[derive(Debug)]
+pub(crate) enum LookError {
+    Socket(io::Error),
+    Server(tokio_postgres::Error),
+}
+
+impl From<io::Error> for LookError {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for LookError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Server(error)
+    }
+}
+
+impl LookError {
+    /// In one line.
+    pub(crate) fn reason(&self) -> String {
+        match self {
+            Self::Socket(error) => error.to_string(),
+            Self::Server(error) => reason(error),
+        }
     }
 }
 
 /// A connection for one look. Its socket closes with it, whatever the server is still doing.
 pub(crate) struct Look {
     pub(crate) client: Client,
-    _socket: AbortOnDropHandle<Result<(), tokio_postgres::Error>>,
+    socket: AbortOnDropHandle<Result<(), tokio_postgres::Error>>,
+}
+
+impl Look {
+    /// Why something has failed: where the connection broke, what broke it.
+    pub(crate) async fn reason(self, error: &tokio_postgres::Error) -> String {
+        if error.is_closed()
+            && let Ok(Err(broken)) = self.socket.await
+        {
+            return reason(&broken);
+        }
+        reason(error)
+    }
 }
 
 /// Why a server did not answer, in one line.
@@ -298,7 +370,8 @@ const ASPECTS: [&str; 8] =
 const UNARCHIVED: &str = "SELECT extract(epoch FROM clock_timestamp() - min(modification))::float8 \
                           FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
 
-/// Everything in one statement. A replica says how far it is behind itself, unless it has
+/// Everything in one statement. PostgreSQL 13 does not know since when somebody waits. Whoever takes the log without replaying it,
+/// as `pg_receivewal` and logical subscribers do, is no replica. A replica says how far it is behind itself, unless it has
 /// everything that was sent: for how long nothing was replayed, and if nothing ever was, since when it runs.
 const QUERY: &str = "
 WITH activity AS (
@@ -307,14 +380,17 @@ WITH activity AS (
   SELECT datname, extract(epoch FROM clock_timestamp() - xact_start)::float8 AS age FROM activity
   WHERE xact_start IS NOT NULL ORDER BY xact_start LIMIT 1
 ), waiting AS (
-  SELECT a.datname, extract(epoch FROM clock_timestamp() - coalesce(l.waitstart, a.state_change))::float8 AS age
+  SELECT a.datname, extract(epoch FROM clock_timestamp()
+    - coalesce((to_jsonb(l)->>'waitstart')::timestamptz, a.state_change))::float8 AS age
   FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted ORDER BY 2 DESC LIMIT 1
 ), wrapped AS (
   SELECT datname, 100.0 * greatest(age(datfrozenxid), mxid_age(datminmxid)) / 2000000000 AS used FROM pg_database
   ORDER BY 2 DESC LIMIT 1
 ), behind AS (
   SELECT coalesce(nullif(application_name, ''), client_addr::text) AS name,
-    extract(epoch FROM replay_lag)::float8 AS lag FROM pg_stat_replication ORDER BY replay_lag DESC NULLS LAST LIMIT 1
+    extract(epoch FROM replay_lag)::float8 AS lag FROM pg_stat_replication WHERE replay_lsn IS NOT NULL
+    AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = pg_stat_replication.pid AND s.slot_type = 'logical')
+  ORDER BY replay_lag DESC NULLS LAST LIMIT 1
 ), slot AS (
   SELECT slot_name, pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
     ELSE pg_current_wal_lsn() END, restart_lsn)::float8 AS kept
@@ -335,7 +411,8 @@ SELECT (SELECT count(*)::float8 FROM activity) AS connections,
       - coalesce(pg_last_xact_replay_timestamp(), pg_postmaster_start_time()))::float8 END
   ELSE CASE WHEN EXISTS (SELECT FROM behind) THEN coalesce((SELECT lag FROM behind), 0) END END AS lag,
   (SELECT name FROM behind) AS lag_of,
-  (SELECT count(*)::float8 FROM pg_stat_replication) AS replicas,
+  (SELECT count(*)::float8 FROM pg_stat_replication r WHERE state = 'streaming' AND replay_lsn IS NOT NULL
+    AND NOT EXISTS (SELECT FROM pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')) AS replicas,
   CASE WHEN pg_is_in_recovery() THEN 1.0 ELSE 0.0 END::float8 AS is_replica,
   (SELECT kept FROM slot) AS slot_bytes, (SELECT slot_name::text FROM slot) AS slot_of,
   (SELECT failing FROM archiver) AS archive_failing, (SELECT last_failed_wal FROM archiver) AS archive_failed,
@@ -346,6 +423,10 @@ SELECT (SELECT count(*)::float8 FROM activity) AS connections,
 impl Probe for ClusterProbe {
     fn name(&self) -> String {
         format!("cluster {}", self.name)
+    }
+
+    fn kind(&self) -> &'static str {
+        "cluster"
     }
 
     fn checks(&self) -> Vec<CheckId> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Probe, graded, seconds};
+use super::{Alone, Probe, graded, seconds};
 use crate::model::{CheckId, Evidence, Observation, Status, Topic};
 
 /// Writes something, reads it again, compares, removes it; says in words what went wrong. May block.
@@ -21,6 +21,14 @@ pub struct RepositoryProbe {
     pub try_it: WriteAndRead,
     /// How often to look.
     pub interval: Duration,
+    alone: Alone,
+}
+
+impl RepositoryProbe {
+    /// A probe of a place for backups.
+    pub fn new(name: &str, try_it: WriteAndRead, interval: Duration) -> Self {
+        Self { name: name.to_owned(), try_it, interval, alone: Alone::default() }
+    }
 }
 
 impl std::fmt::Debug for RepositoryProbe {
@@ -33,6 +41,10 @@ impl std::fmt::Debug for RepositoryProbe {
 impl Probe for RepositoryProbe {
     fn name(&self) -> String {
         format!("repository {}", self.name)
+    }
+
+    fn kind(&self) -> &'static str {
+        "repository"
     }
 
     fn checks(&self) -> Vec<CheckId> {
@@ -54,7 +66,7 @@ impl Probe for RepositoryProbe {
     async fn look(&self, now: Timestamp) -> Vec<Observation> {
         let started = Instant::now();
         let try_it = Arc::clone(&self.try_it);
-        let tried = tokio::task::spawn_blocking(move || try_it()).await.unwrap_or_else(|e| Err(e.to_string()));
+        let tried = self.alone.run(move || try_it()).await.and_then(|tried| tried);
         let took = started.elapsed().as_secs_f64();
         let (status, text) = match tried {
             Ok(()) => (graded(took, 10.0, f64::INFINITY), format!("written and read again in {}", seconds(took))),

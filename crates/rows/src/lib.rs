@@ -4,6 +4,15 @@
 //! table's owner has written, as whoever asks. `COPY` of an ordinary table is not planned, and knows neither indexes nor
 //! rules nor views; with row security off it refuses to apply policies. So tables are read with `COPY`, and what is wanted
 //! of their rows is worked out here.
+//!
+//! Internal to this workspace: its functions speak tokio-postgres, and nothing that an embedding program sees does.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod bounded;
+
+pub use bounded::{Bounded, BoundedTls};
 
 use futures_util::TryStreamExt;
 use tokio_postgres::Client;
@@ -11,7 +20,7 @@ use tokio_postgres::error::SqlState;
 
 /// What stands under a table's name.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Read<T> {
+pub enum Read<T> {
     /// Nothing does.
     Nothing,
     /// Something that is no ordinary table, that has children, or that lacks one of the columns as a plain type.
@@ -22,7 +31,7 @@ pub(crate) enum Read<T> {
 
 /// Passes the named columns of a table's rows, as text, to somebody. Within a transaction, so that the table stays what it
 /// was found to be. The table's name must be safe to stand in a statement.
-pub(crate) async fn each(
+pub async fn each(
     client: &Client,
     table: &str,
     columns: &[&str],
@@ -48,7 +57,7 @@ pub(crate) async fn each(
 }
 
 /// Counts a table's rows, those of its children not among them. Within a transaction, as [`each`].
-pub(crate) async fn count(client: &Client, table: &str) -> Result<Read<u64>, tokio_postgres::Error> {
+pub async fn count(client: &Client, table: &str) -> Result<Read<u64>, tokio_postgres::Error> {
     match hold(client, table, &[]).await? {
         Read::Nothing => return Ok(Read::Nothing),
         Read::Odd => return Ok(Read::Odd),
