@@ -368,16 +368,16 @@ fn in_hex(bytes: &[u8]) -> String {
 async fn spans_of_recorded_requests_reach_a_collector_and_those_of_others_do_not() {
     let (odoo, collector) = (odoo().await, Collector::start().await);
     let traces = |share: &str| {
+        let endpoint = format!("'http://{}/'", collector.address);
         format!(
-            "  traces: {{ endpoint: 'http://{}/', share: {share}, authorization: Bearer sesame }}\n",
-            collector.address
+            "  traces: {{ endpoint: {endpoint}, share: {share}, believe: [127.0.0.1], authorization: Bearer sesame }}\n"
         )
     };
-    let trusting = "  trusted_proxies: [127.0.0.1]\n";
-    let house = house(&[odoo.http()], &(traces("0") + trusting), "").await;
+    let trusting = "believe: [127.0.0.1], ";
+    let house = house(&[odoo.http()], &traces("0"), "").await;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
     let parent = |flags: &str| format!("00-{trace}-00f067aa0ba902b7-{flags}");
-    // A proxy that is trusted says what is recorded; of what else comes nothing is.
+    // A proxy that is believed says what is recorded; of what else comes nothing is.
     house.ask("POST", ACME, "/testkit/echo?secret=1", &[("traceparent", &parent("00"))], "a=1").await;
     let recorded = parent("01");
     let report = house.ask("GET", ACME, "/report/pdf/x/1?ms=50", &[("traceparent", &recorded)], "").await;
@@ -409,7 +409,7 @@ async fn spans_of_recorded_requests_reach_a_collector_and_those_of_others_do_not
     let service = of.resource.unwrap().attributes.into_iter().find(|a| a.key == "service.name").unwrap();
     assert!(format!("{service:?}").contains("cofferdam"));
 
-    // Whoever is not trusted is not believed. What is recorded by choice is told to the server, and an error is one.
+    // Nobody else is believed. What is recorded by choice is told to the server, and an error is one.
     let before = collector.spans().len();
     house.directory.main(&house.main.replace(trusting, "")).unwrap();
     house.gateway.reload().await.unwrap();
@@ -421,9 +421,15 @@ async fn spans_of_recorded_requests_reach_a_collector_and_those_of_others_do_not
     assert!(echo.text().contains(&format!("{}-01\n", echo.header("x-request-id").unwrap())), "{}", echo.text());
     house.get("/web/database/manager").await;
     house.get("/websocketless").await;
-    eventually(|| async { collector.spans().len() >= before + 7 }).await;
+    house.ask("MADE-UP", ACME, "/survey/start/0e8b7c1a-55a4-4c0e-9d0f-2f6f0c0a9b1d", &[], "").await;
+    eventually(|| async { collector.spans().len() >= before + 10 }).await;
     let spans = collector.spans().split_off(before);
-    assert_eq!(spans.iter().filter(|span| span.kind == SpanKind::Server as i32).count(), 3, "{spans:#?}");
+    assert_eq!(spans.iter().filter(|span| span.kind == SpanKind::Server as i32).count(), 4, "{spans:#?}");
+    let made_up = spans.iter().find(|span| said(span, "http.request.method").as_deref() == Some("_OTHER")).unwrap();
+    assert_eq!(
+        (made_up.name.as_str(), said(made_up, "url.path").unwrap().as_str()),
+        ("HTTP interactive", "/survey/start/…")
+    );
     let failed: Vec<_> = spans.iter().filter(|s| s.status.as_ref().is_some_and(|s| s.code == 2)).collect();
     assert_eq!(failed.iter().map(|span| said(span, "error.type").unwrap()).collect::<Vec<_>>(), ["500"]);
     let closed = spans.iter().find(|span| said(span, "http.response.status_code").as_deref() == Some("404")).unwrap();

@@ -706,9 +706,12 @@ fn a_large_database_is_dumped_and_loaded_by_several_programs() {
         assert!(good, "{text}");
         let streams: serde_json::Value =
             serde_json::from_slice(&std::fs::read(target.join("acme/streams.json")).unwrap()).unwrap();
-        let tables: BTreeSet<_> = streams.as_array().unwrap().iter().filter_map(|s| s["table"].as_str()).collect();
-        assert_eq!(tables, ["Zweit.a.b*\"c|d", "public.account_move_line", "public.parted_1", "public.parted_2"].into());
-        let number = streams.as_array().unwrap().iter().position(|s| s["table"] == "public.parted_1").unwrap();
+        let streams = streams.as_array().unwrap();
+        let of = |stream: &serde_json::Value| -> Vec<String> { serde_json::from_value(stream["tables"].clone()).unwrap() };
+        assert_eq!((streams.len(), of(&streams[0])), (3, Vec::new()));
+        let tables: BTreeSet<_> = streams.iter().flat_map(of).collect();
+        assert_eq!(tables, ["Zweit.a.b*\"c|d", "public.account_move_line", "public.parted_1", "public.parted_2"].map(str::to_owned).into());
+        let number = streams.iter().position(|s| of(s).contains(&"public.parted_1".to_owned())).unwrap();
         let list = format!(
             "set -e; cd {}; cat *.0000 | {1}/pg_restore --list; cat *.{number:04} | {1}/pg_restore --list",
             target.join("acme/odoo.dump").display(),
@@ -718,6 +721,7 @@ fn a_large_database_is_dumped_and_loaded_by_several_programs() {
         let list = String::from_utf8_lossy(&out.stdout);
         assert_eq!(list.matches("TABLE DATA public parted_1 ").count(), 1, "{list}");
         assert_eq!(list.matches("INDEX public parted_1_text_idx ").count(), 1, "{list}");
+        assert!(!list.contains("SEQUENCE SET"), "values of sequences are read by their ids: {list}");
 
         // By one program at a time, by several, and through Odoo's file.
         let whole = async |database: &str| {
@@ -757,6 +761,105 @@ fn a_large_database_is_dumped_and_loaded_by_several_programs() {
         let error = Backup { server, ..backup }.run(&Control::default()).await.unwrap_err().to_string();
         assert!(error.contains("parted_2") && error.contains("row-level security"), "{error}");
         assert_eq!(house.repository().sets().unwrap().len(), 1);
+    });
+}
+
+/// Between the snapshot and the locks of those who read on it there is an instant, and a tenant may use it.
+#[test]
+fn what_a_tenant_does_between_snapshot_and_dump_neither_runs_nor_loses_anything() {
+    runtime().block_on(async {
+        let house = House::new(500).await;
+        let owner = house.owner().await;
+        owner
+            .batch_execute(
+                "CREATE TABLE big (id serial, text text); INSERT INTO big (text) SELECT repeat(md5(n::text), 20) FROM generate_series(1, 9000) n;
+                 CREATE TABLE other (id serial, text text); INSERT INTO other (text) SELECT repeat(md5(n::text), 20) FROM generate_series(1, 9000) n;
+                 CREATE FUNCTION evil(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS 'BEGIN RETURN true; END'; ANALYZE",
+            )
+            .await
+            .unwrap();
+        // Programs that wait until they are let go.
+        let programs = house.directory.path().join("programs");
+        std::fs::create_dir(&programs).unwrap();
+        let (started, go) = (house.directory.path().join("started"), house.directory.path().join("go"));
+        for name in ["pg_dump", "pg_restore"] {
+            let real = binaries().unwrap().join(name);
+            let wait = format!(
+                "case \"$*\" in *--snapshot*) touch {}; while ! [ -e {} ]; do sleep 0.02; done;; esac",
+                started.display(),
+                go.display()
+            );
+            let script = format!("#!/bin/sh\n{wait}\nexec {} \"$@\"\n", real.display());
+            std::fs::write(programs.join(name), script).unwrap();
+            std::fs::set_permissions(programs.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let save = async |jobs: u32, meanwhile: &str| {
+            let _ = (std::fs::remove_file(&started), std::fs::remove_file(&go));
+            let parallel = Parallel { above: ByteSize(0), jobs };
+            let policy = BackupPolicy { parallel, ..BackupPolicy::default() };
+            let server = Server { programs: Some(programs.clone()), ..house.server() };
+            let backup = Backup { policy, server, ..house.backup() };
+            let meddle = async {
+                cofferdam_tests::eventually(async || started.exists()).await;
+                // Not before the rows of these have been counted: that takes locks too.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                owner.batch_execute(meanwhile).await.unwrap();
+                std::fs::write(&go, "").unwrap();
+            };
+            let control = Control::default();
+            tokio::join!(backup.run(&control), meddle).0
+        };
+        let trap = "ALTER SEQUENCE big_id_seq RENAME TO away; CREATE TABLE big_id_seq (last_value bigint, is_called bool);
+                    CREATE INDEX ON big_id_seq (last_value) WHERE evil(1);
+                    CREATE OR REPLACE FUNCTION evil(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'it ran'; END $$";
+        let error = save(3, trap).await.unwrap_err().to_string();
+        assert!(error.contains("public.big_id_seq was emptied, rewritten or replaced") && !error.contains("it ran"), "{error}");
+        owner.batch_execute("DROP TABLE big_id_seq; ALTER SEQUENCE away RENAME TO big_id_seq").await.unwrap();
+        for jobs in [1, 3] {
+            for change in [
+                "TRUNCATE other",
+                "ALTER TABLE other ALTER id TYPE bigint USING id + 0",
+                "ALTER TABLE other RENAME TO old; CREATE TABLE other (id int, text varchar)",
+            ] {
+                let error = save(jobs, change).await.unwrap_err().to_string();
+                assert!(error.contains("public.other") && error.contains("try again"), "{jobs}, {change}: {error}");
+            }
+            owner.batch_execute("DROP TABLE other; ALTER TABLE old RENAME TO other; INSERT INTO other SELECT * FROM big").await.unwrap();
+        }
+        assert_eq!(house.repository().sets().unwrap().len(), 0);
+        let set = save(3, "SELECT 1").await.unwrap();
+        assert_eq!(set.artifact.format, DumpFormat::Streams);
+        house.drop(&house.scratch(&set).await).await;
+    });
+}
+
+/// Which part a row of a partitioned table is in depends on the numbers of an enum's values, which another database counts anew;
+/// and a constraint may look into another table, whose rows must be there first.
+#[test]
+fn rows_that_move_to_another_part_are_the_same_rows_and_constraints_find_what_they_look_for() {
+    runtime().block_on(async {
+        let house = House::new(50).await;
+        let owner = house.owner().await;
+        owner
+            .batch_execute(
+                "CREATE TYPE mood AS ENUM ('a', 'b', 'c', 'd', 'e', 'f', 'g');
+                 CREATE TABLE parted (m mood, n int) PARTITION BY HASH (m);
+                 CREATE TABLE hp0 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+                 CREATE TABLE hp1 PARTITION OF parted FOR VALUES WITH (MODULUS 2, REMAINDER 1);
+                 INSERT INTO parted SELECT (enum_range(NULL::mood))[1 + n % 7], n FROM generate_series(1, 2000) n;
+                 CREATE TABLE a_large (n int); INSERT INTO a_large SELECT generate_series(1, 50000);
+                 CREATE FUNCTION known(int) RETURNS bool STABLE LANGUAGE sql AS 'SELECT EXISTS (SELECT FROM public.a_large WHERE n = $1)';
+                 CREATE TABLE small (of int CHECK (known(of))); INSERT INTO small VALUES (42); ANALYZE",
+            )
+            .await
+            .unwrap();
+        let parallel = Parallel { above: ByteSize(0), jobs: 3 };
+        let backup = Backup { policy: BackupPolicy { parallel, ..BackupPolicy::default() }, ..house.backup() };
+        let set = backup.run(&Control::default()).await.unwrap();
+        assert_eq!(set.artifact.format, DumpFormat::Custom, "one after the other, as pg_dump orders them");
+        for _ in 0..3 {
+            house.drop(&house.scratch(&set).await).await;
+        }
     });
 }
 

@@ -17,13 +17,15 @@ impl House {
     async fn new() -> Self {
         let cluster = Cluster::start().unwrap();
         let admin = cluster.admin("postgres").await.unwrap();
-        let watcher = "CREATE ROLE watcher LOGIN PASSWORD 'watcher-secret'; GRANT pg_read_all_data TO watcher";
+        let watcher = "CREATE ROLE watcher LOGIN PASSWORD 'watcher-secret'";
         admin.batch_execute(watcher).await.unwrap();
         for name in ["acme", "beta"] {
             cluster.create_database(name, SUPERUSER.0).await.unwrap();
             let client = cluster.admin(name).await.unwrap();
             let tables = "CREATE TABLE ir_module_module (id serial, name text, state text); \
-                          INSERT INTO ir_module_module (name, state) VALUES ('base', 'installed')";
+                          INSERT INTO ir_module_module (name, state) VALUES ('base', 'installed'); \
+                          CREATE TABLE ir_cron (id serial, cron_name text, active bool, nextcall timestamp); \
+                          GRANT SELECT ON ir_module_module, ir_cron TO watcher";
             client.batch_execute(tables).await.unwrap();
         }
         let house = Self { cluster, directory: tempfile::tempdir().unwrap() };

@@ -124,6 +124,9 @@ pub(crate) struct Timeouts {
     pub(crate) write: Duration,
 }
 
+/// How long the last spans may take to be sent.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// What the plane is doing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -337,11 +340,12 @@ impl HttpPlane {
         }
         self.cut.cancel();
         let snapshot = self.snapshot();
-        let flush = move || {
-            let _ = snapshot.access_log.as_ref().map(AccessLog::flush);
-            let _ = snapshot.spans.as_ref().map(|spans| spans.flush());
-        };
-        let _ = tokio::task::spawn_blocking(flush).await;
+        if let Some(spans) = snapshot.spans.clone() {
+            // Beside the log, and not for long: a collector that hangs is no reason to stay.
+            let sent = tokio::task::spawn_blocking(move || spans.flush());
+            let _ = tokio::time::timeout(FAREWELL, sent).await;
+        }
+        let _ = tokio::task::spawn_blocking(move || snapshot.access_log.as_ref().map(AccessLog::flush)).await;
         finished
     }
 

@@ -146,8 +146,9 @@ pub(crate) fn judge<'a>(
     }
     let mut trace = Trace::of(&head.headers, plane.run, id);
     // A browser that says so is not believed: anybody could have everything recorded.
-    let is_told = trace.is_recorded() && snapshot.trusts(connection.peer.ip());
-    let is_recorded = snapshot.spans.as_ref().is_some_and(|spans| is_told || spans.chooses(trace.number()));
+    let is_recorded = snapshot.spans.as_ref().is_some_and(|spans| {
+        trace.is_recorded() && spans.believes(connection.peer.ip()) || spans.chooses(trace.number())
+    });
     if is_recorded {
         trace.record();
     }

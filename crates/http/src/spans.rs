@@ -5,12 +5,18 @@
 //! into a bounded queue, which a thread of its own sends; what finds the queue full is dropped, and no request waits.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use cofferdam_tenant::{Secret, TracesConfig};
+use async_trait::async_trait;
+use bytes::Bytes;
+use cofferdam_tenant::{Network, Secret, TracesConfig};
+use http::HeaderValue;
+use http::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{
@@ -79,6 +85,11 @@ impl Spans {
         self.wanted == *wanted
     }
 
+    /// Whether somebody is believed who says that a trace is recorded.
+    pub(crate) fn believes(&self, address: IpAddr) -> bool {
+        Network::any(&self.wanted.0.believe, address)
+    }
+
     /// Whether a trace belongs to the share that is recorded; every request of a trace does, or none.
     pub(crate) fn chooses(&self, trace: u128) -> bool {
         mixed((trace >> 64) as u64 ^ mixed(trace as u64 ^ self.seed)) <= self.below && self.below > 0
@@ -90,11 +101,13 @@ impl Spans {
         let (end, now) = (SystemTime::now(), Instant::now());
         // The clock may be set meanwhile; how long things took does not come from it.
         let at = |moment: Instant| end.checked_sub(now.saturating_duration_since(moment)).unwrap_or(end);
+        // Whoever asks makes up methods, and each would be a name.
+        let method = METHODS.into_iter().find(|known| *known == line.method);
         let of_request = SpanId::from_hex(line.request_id).unwrap_or(SpanId::INVALID);
         let mut about = vec![
-            KeyValue::new("http.request.method", line.method.to_owned()),
+            KeyValue::new("http.request.method", method.unwrap_or("_OTHER")),
             KeyValue::new("url.scheme", scheme),
-            KeyValue::new("url.path", line.path.to_owned()),
+            KeyValue::new("url.path", shown(line.path)),
             KeyValue::new("server.address", line.host.to_owned()),
             KeyValue::new("client.address", line.client.clone()),
             KeyValue::new("network.protocol.name", "http"),
@@ -102,6 +115,10 @@ impl Spans {
             KeyValue::new("http.request.body.size", whole(line.bytes_in)),
             KeyValue::new("http.response.body.size", whole(line.bytes_out)),
         ];
+        if method.is_none() {
+            let original: String = line.method.chars().take(32).collect();
+            about.push(KeyValue::new("http.request.method_original", original));
+        }
         about.extend(line.tenant.map(|tenant| KeyValue::new("cofferdam.tenant", tenant.to_owned())));
         about.extend(line.class.map(|class| KeyValue::new("cofferdam.class", class)));
         about.extend(line.cache.map(|cache| KeyValue::new("cofferdam.cache", cache)));
@@ -141,9 +158,10 @@ impl Spans {
             instrumentation_scope: self.scope.clone(),
         };
         // Few names: a path is not one, there are as many as records in a database.
+        let method = method.unwrap_or("HTTP");
         let name = match line.class {
-            Some(class) => format!("{} {class}", line.method),
-            None => line.method.to_owned(),
+            Some(class) => format!("{method} {class}"),
+            None => method.to_owned(),
         };
         if let Some((queued, wait)) = record.queued {
             let time = (at(queued), at(queued + wait));
@@ -192,19 +210,63 @@ fn exporter((config, authorization): &Wanted) -> Result<SpanExporter, String> {
     let client = reqwest::blocking::Client::builder()
         .tls_backend_preconfigured(cofferdam_tls::towards_anybody().map_err(|e| e.to_string())?)
         .redirect(reqwest::redirect::Policy::none())
+        // What the environment says of proxies is meant for others.
+        .no_proxy()
         .timeout(TIMEOUT)
         .build()
         .map_err(|e| e.to_string())?;
-    let headers = authorization.iter().map(|value| ("authorization".to_owned(), value.expose().to_owned()));
+    let authorization = authorization.as_ref().map(|value| {
+        let mut value = HeaderValue::from_str(value.expose()).map_err(|e| e.to_string())?;
+        value.set_sensitive(true);
+        Ok::<_, String>(value)
+    });
+    let client = Client { inner: client, authorization: authorization.transpose()? };
     SpanExporter::builder()
         .with_http()
         .with_http_client(client)
-        .with_headers(headers.collect())
         .with_endpoint(format!("{}/v1/traces", config.endpoint.trim_end_matches('/')))
         .with_timeout(TIMEOUT)
         .build()
         .map_err(|e| e.to_string())
 }
+
+/// Sends what the configuration says and nothing that the environment says.
+#[derive(Debug)]
+struct Client {
+    inner: reqwest::blocking::Client,
+    authorization: Option<HeaderValue>,
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, mut request: http::Request<Bytes>) -> Result<http::Response<Bytes>, HttpError> {
+        let headers = request.headers_mut();
+        let kept = [CONTENT_TYPE, CONTENT_ENCODING].map(|name| headers.remove(&name).map(|value| (name, value)));
+        headers.clear();
+        headers.extend(kept.into_iter().flatten());
+        if let Some(value) = &self.authorization {
+            headers.insert(AUTHORIZATION, value.clone());
+        }
+        self.inner.send_bytes(request).await
+    }
+}
+
+/// What anybody may ask with.
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+
+/// A path without what opens something to whoever has it: links to sign up, to share and to answer have it in the path.
+fn shown(path: &str) -> String {
+    let shown: String = path.chars().take(LONGEST_PATH).collect();
+    let segments = shown.split('/').map(|segment| {
+        let (digits, letters) = (segment.contains(char::is_numeric), segment.contains(char::is_alphabetic));
+        let opens = segment.len() >= 16 && digits && letters || segment.len() > 64;
+        if opens && !segment.contains('.') { "…" } else { segment }
+    });
+    segments.collect::<Vec<_>>().join("/")
+}
+
+/// Characters of a path that are sent.
+const LONGEST_PATH: usize = 512;
 
 fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
@@ -224,6 +286,20 @@ mod tests {
     fn spans(share: f64) -> Spans {
         let config = TracesConfig { share, ..TracesConfig::to("http://127.0.0.1:1") };
         Spans::new((config, None), 1).unwrap()
+    }
+
+    #[test]
+    fn paths_are_sent_without_what_opens_something() {
+        for (path, expected) in [
+            ("/web/dataset/call_kw/sale.order/web_search_read", "/web/dataset/call_kw/sale.order/web_search_read"),
+            ("/survey/start/0e8b7c1a-55a4-4c0e-9d0f-2f6f0c0a9b1d", "/survey/start/…"),
+            ("/mail/unsubscribe/a8f5f167f44f4964e6c998dee827110c/42", "/mail/unsubscribe/…/42"),
+            ("/web/assets/1/a1b2c3d/web.assets_backend.min.js", "/web/assets/1/a1b2c3d/web.assets_backend.min.js"),
+            ("/web/content/18446744073709551615", "/web/content/18446744073709551615"),
+        ] {
+            assert_eq!(shown(path), expected);
+        }
+        assert_eq!(shown(&format!("/{}", "x".repeat(5_000))), "/…");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The database's part of a backup: `pg_dump` as a stream, or as several, and how many rows there are to find again.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::process::{Command, Stdio};
@@ -25,8 +25,8 @@ pub type RowCounts = BTreeMap<String, u64>;
 /// One stream of a dump. A dump has one, or one for each large table besides.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stream {
-    /// Of whose rows it is, as `schema.table`; none: of everything that is in no other.
-    pub(crate) table: Option<String>,
+    /// Of whose rows it is, as `schema.table`; nobody's: of everything that is in no other.
+    pub(crate) tables: Vec<String>,
     pub(crate) bytes: u64,
     /// In hexadecimal.
     pub(crate) sha256: String,
@@ -49,6 +49,21 @@ pub(super) struct Dump {
     taken_at: Timestamp,
     streams: Shared,
     _stop: DropGuard,
+}
+
+/// A group of tables whose rows one program dumps.
+type Group<'a> = Vec<&'a Table>;
+
+/// Tables in so many groups, about as large as each other: the largest goes where least is.
+fn groups(tables: &[Table], number: usize) -> Vec<Group<'_>> {
+    let mut groups: Vec<(u64, Group<'_>)> = (0..number.min(tables.len())).map(|_| (0, Vec::new())).collect();
+    for table in tables {
+        if let Some((bytes, group)) = groups.iter_mut().min_by_key(|(bytes, _)| *bytes) {
+            *bytes += table.bytes;
+            group.push(table);
+        }
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
 }
 
 /// Bytes of a part. A multiple of what the repository cuts, so that a change moves few cuts.
@@ -108,15 +123,17 @@ pub(super) struct Subject<'a> {
     /// The snapshot's name.
     pub(super) snapshot: &'a str,
     pub(super) sequences: &'a [Sequence],
-    /// Tables that get a program each for their rows, largest first.
+    /// Tables whose rows other programs dump, largest first.
     pub(super) large: &'a [Table],
-    /// Programs at a time.
+    /// Programs, at most.
     pub(super) jobs: usize,
     pub(super) taken_at: Timestamp,
 }
 
 impl Dump {
-    /// Starts `pg_dump` on a snapshot. `begun` is cancelled when every program has the snapshot.
+    /// Starts `pg_dump` on a snapshot. `begun` is cancelled when every program has the snapshot, and its locks: all of them start
+    /// at once. One that started later would find what was done to its tables meanwhile, and wait behind whoever waits for
+    /// those that run.
     pub(super) fn start(
         subject: &Subject<'_>,
         begun: CancellationToken,
@@ -128,44 +145,46 @@ impl Dump {
             let mut command = server.program("pg_dump", database);
             command.args(["--format=custom", "--compress=0", "--no-password", "--lock-wait-timeout=30s"]);
             command.arg(format!("--snapshot={snapshot}"));
+            // With a table come the sequences that it owns: of no program's does anybody read one by its name.
+            for sequence in sequences {
+                command.arg(format!("--exclude-table-data={}", sequence.name));
+            }
             command
         };
         let mut all = command();
-        for name in sequences.iter().map(|sequence| &sequence.name).chain(large.iter().map(|table| &table.quoted)) {
-            all.arg(format!("--exclude-table-data={name}"));
+        for table in large {
+            all.arg(format!("--exclude-table-data={}", table.quoted));
         }
-        let mut commands = vec![all];
-        commands.extend(large.iter().map(|table| {
+        let (mut commands, mut streams) = (vec![all], vec![Stream::default()]);
+        for group in groups(large, jobs.saturating_sub(1)) {
             let mut one = command();
-            one.args(["--data-only", "--strict-names"]).arg(format!("--table={}", table.quoted));
-            one
-        }));
-        let mut streams = vec![Stream::default()];
-        streams.extend(large.iter().map(|table| Stream { table: Some(table.name.clone()), ..Stream::default() }));
-        let jobs = jobs.clamp(1, commands.len());
+            one.args(["--data-only", "--strict-names"]);
+            one.args(group.iter().map(|table| format!("--table={}", table.quoted)));
+            commands.push(one);
+            let tables = group.iter().map(|table| table.name.clone()).collect();
+            streams.push(Stream { tables, ..Stream::default() });
+        }
+        let programs = commands.len();
         let streams: Shared = Arc::new(Mutex::new(streams));
         let (sender, parts) = mpsc::channel();
         let control = control.child();
         let work = Arc::new(Work {
-            left: Mutex::new((commands.len(), commands.into_iter().enumerate().collect())),
+            left: Mutex::new(programs),
             begun,
-            room: Room::of(PARTS + jobs),
+            room: Room::of(PARTS + programs),
             streams: Arc::clone(&streams),
             control: control.clone(),
             runtime: tokio::runtime::Handle::try_current().ok(),
         });
-        for _ in 0..jobs {
+        for (stream, command) in commands.into_iter().enumerate() {
             let (work, sender) = (Arc::clone(&work), sender.clone());
             let failed = |e: io::Error| Error::Program { program: "pg_dump".to_owned(), reason: e.to_string() };
             std::thread::Builder::new()
                 .name("dump".to_owned())
                 .spawn(move || {
                     let _runtime = work.runtime.as_ref().map(tokio::runtime::Handle::enter);
-                    while let Some((stream, command)) = work.next() {
-                        if let Err(error) = work.read(stream, command, &sender) {
-                            let _ = sender.send(Err(error));
-                            return;
-                        }
+                    if let Err(error) = work.read(stream, command, &sender) {
+                        let _ = sender.send(Err(error));
                     }
                 })
                 .map_err(failed)?;
@@ -175,10 +194,10 @@ impl Dump {
     }
 }
 
-/// Programs that are to run, and what those that run have in common.
+/// What the programs have in common.
 struct Work {
-    /// How many have not begun to write, and those that have not been started.
-    left: Mutex<(usize, VecDeque<(usize, Command)>)>,
+    /// How many have not begun to write.
+    left: Mutex<usize>,
     begun: CancellationToken,
     room: Arc<Room>,
     streams: Shared,
@@ -187,15 +206,11 @@ struct Work {
 }
 
 impl Work {
-    fn next(&self) -> Option<(usize, Command)> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).1.pop_front()
-    }
-
     /// One more program has its snapshot.
     fn has_begun(&self) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        left.0 = left.0.saturating_sub(1);
-        if left.0 == 0 {
+        *left = left.saturating_sub(1);
+        if *left == 0 {
             self.begun.cancel();
         }
     }
@@ -365,6 +380,14 @@ pub(crate) async fn count_rows(
     for row in tables {
         let (schema, table): (String, String) = (row.get(0), row.get(1));
         let name = format!("{}.{}", quoted(&schema), quoted(&table));
+        // The lock has come after the snapshot, which knows nothing of what was done to the table between them.
+        let rewritten =
+            "SELECT pg_relation_filenode(oid) IS DISTINCT FROM relfilenode FROM pg_class WHERE oid = to_regclass($1)";
+        let rewritten = client.query_opt(rewritten, &[&name]).await.map_err(|e| failed(&e))?;
+        if snapshot.is_some() && rewritten.is_none_or(|row| row.get(0)) {
+            let reason = format!("{schema}.{table} was emptied or rewritten while its rows were counted; try again");
+            return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
+        }
         // Rolled back, so that no table is held for longer than it is counted.
         client.batch_execute("SAVEPOINT one").await.map_err(|e| failed(&e))?;
         let rows::Read::Rows(count) = rows::count(&client, &name).await.map_err(|e| failed(&e))? else {

@@ -232,8 +232,15 @@ impl Snapshot {
         })
     }
 
-    /// Holds the snapshot until everybody who needs it has it.
-    pub(super) async fn hold(self, everybody: &[CancellationToken]) {
+    /// Holds the snapshot until everybody who needs it has it, and its locks. A table to which something was done before,
+    /// of which the snapshot knows nothing: an old snapshot finds no rows in a table that was emptied since, and somebody
+    /// else's in one that was put under its name.
+    pub(super) async fn hold(
+        self,
+        server: &Server,
+        database: &str,
+        everybody: &[CancellationToken],
+    ) -> Result<Option<String>, Error> {
         for one in everybody {
             while !one.is_cancelled() {
                 tokio::select! {
@@ -245,7 +252,15 @@ impl Snapshot {
                 }
             }
         }
+        // The catalog is read as of the snapshot, what the functions say is as of now.
+        let query = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE c.relkind IN ('r', 'p', 'S', 'v', 'm', 'f') AND c.relpersistence = 'p' AND n.nspname <> 'information_schema' \
+                     AND n.nspname NOT LIKE 'pg\\_%' AND (c.relkind = 'r' AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode \
+                       OR to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass) ORDER BY 1 LIMIT 1";
+        let changed = self.client.query_opt(query, &[]).await;
         let _ = self.client.batch_execute("ROLLBACK").await;
+        let changed = changed.map_err(|e| server.failed(database, &e))?;
+        Ok(changed.map(|row| row.get(0)))
     }
 }
 
@@ -259,7 +274,8 @@ pub(super) struct Tenancy {
     pub(super) sequences: Vec<Sequence>,
     /// Functions that nobody but a superuser can create, so that no restore could.
     pub(super) unrestorable: Vec<String>,
-    /// Ordinary tables whose rows `pg_dump` saves, largest first.
+    /// Ordinary tables whose rows `pg_dump` saves, largest first. None where a constraint, a default or a generated column uses a
+    /// function that is not PostgreSQL's own: it may look into other tables, whose rows must then be there first.
     pub(super) tables: Vec<Table>,
 }
 
@@ -282,7 +298,9 @@ async fn tables(client: &Client) -> Result<Vec<Table>, tokio_postgres::Error> {
                  LEFT JOIN pg_class t ON t.oid = c.reltoastrelid \
                  WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'information_schema' \
                  AND n.nspname NOT LIKE 'pg\\_%' AND NOT EXISTS (SELECT FROM pg_depend d \
-                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') ORDER BY 3 DESC, 1, 2";
+                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
+                 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_proc'::regclass \
+                   AND d.classid IN ('pg_constraint'::regclass, 'pg_attrdef'::regclass)) ORDER BY 3 DESC, 1, 2";
     let table = |row: &tokio_postgres::Row| {
         let (schema, name): (String, String) = (row.get(0), row.get(1));
         Table {

@@ -25,7 +25,7 @@ pub use filestore::{Manifest, ManifestFile};
 
 use crate::model::{
     BackupPolicy, BackupSet, Consistency, DatabaseArtifact, DumpFormat, EngineKind, FilestoreSummary, LockAttestation,
-    Parallel, Phases,
+    Phases,
 };
 use crate::repository::{Entry, Repository, RepositoryKey, Store};
 use crate::server::Server;
@@ -120,8 +120,9 @@ impl Backup {
         let snapshot = Snapshot::take(&self.server, &database).await?;
         let Tenancy { uuid, attachments, modules, undumped, sequences, unrestorable, tables } =
             snapshot.read(&self.server, &database).await?;
-        let parallel = &self.policy.parallel;
-        let large = large(tables, snapshot.database_bytes, parallel);
+        // A gateway lets a tenant's background work in one by one.
+        let jobs = if self.dump_through.is_some() { 1 } else { self.policy.parallel.jobs_for(snapshot.database_bytes) };
+        let large = large(tables, snapshot.database_bytes, jobs);
         let dump_server = self.dump_through.as_ref().unwrap_or(&self.server).clone();
         let version = {
             let (server, major) = (dump_server.clone(), snapshot.server_major);
@@ -135,7 +136,7 @@ impl Backup {
             snapshot: &snapshot.id,
             sequences: &sequences,
             large: &large,
-            jobs: parallel.jobs as usize,
+            jobs: jobs as usize,
             taken_at,
         };
         let (dump, streams) = Dump::start(&subject, begun.clone(), control)?;
@@ -177,7 +178,7 @@ impl Backup {
             archived
         };
         let users = [begun.clone(), counting.clone()];
-        let (archived, fence, ()) = tokio::join!(archive, fence, snapshot.hold(&users));
+        let (archived, fence, changed) = tokio::join!(archive, fence, snapshot.hold(&self.server, &database, &users));
         if idle.is_finished() {
             let reason = format!("nothing has moved for {} minutes: somebody holds up pg_dump", IDLE.as_secs() / 60);
             return Err(Error::Program { program: "pg_dump".to_owned(), reason });
@@ -185,7 +186,15 @@ impl Backup {
         if control.is_cancelled() {
             return Err(Error::Cancelled);
         }
+        // This explains whatever else has failed.
+        if let Ok(Some(table)) = &changed {
+            let reason = format!(
+                "{table} was emptied, rewritten or replaced after the snapshot, whose rows are gone; try again"
+            );
+            return Err(Error::Database { server: self.server.name(), database: self.database.clone(), reason });
+        }
         let archived = archived?;
+        changed?;
         // A watcher that lost its connection has lost the fence, at a time that nobody knows.
         let fence = fence.unwrap_or_else(|error| Err(Error::panicked(&error)));
         let fence =
@@ -259,19 +268,15 @@ impl Backup {
     }
 }
 
-/// The tables that get a program of their own for their rows, in a database that is large: those that are worth it.
-fn large(tables: Vec<Table>, database_bytes: u64, parallel: &Parallel) -> Vec<Table> {
-    let jobs = parallel.jobs_for(database_bytes);
+/// The tables whose rows other programs dump, in a database that is large: those that are worth it.
+fn large(tables: Vec<Table>, database_bytes: u64, jobs: u32) -> Vec<Table> {
     if jobs == 1 {
         return Vec::new();
     }
-    // Smaller ones would not keep a program busy for long enough to be worth starting it.
+    // Smaller ones are a part of the rest.
     let worth = database_bytes / (u64::from(jobs) * 8);
-    tables.into_iter().filter(|table| table.bytes > worth).take(LARGE).collect()
+    tables.into_iter().filter(|table| table.bytes > worth).collect()
 }
-
-/// Tables with a program each, at most: every one makes `pg_dump` read the whole catalog again.
-const LARGE: usize = 64;
 
 /// A backup of which nothing has moved for so long does not go on: somebody holds what it waits for.
 const IDLE: Duration = Duration::from_secs(15 * 60);

@@ -34,10 +34,9 @@ impl<'a> Dumped<'a> {
         Ok(Self { reader, format, streams })
     }
 
-    /// The streams with the rows of one table each.
-    pub(crate) fn tables(&self) -> impl Iterator<Item = (usize, &str)> {
-        let named = self.streams.iter().enumerate().skip(1);
-        named.map(|(number, stream)| (number, stream.table.as_deref().unwrap_or_default()))
+    /// The streams with the rows of some tables each, and the tables' names.
+    pub(crate) fn tables(&self) -> impl Iterator<Item = (usize, &[String])> {
+        self.streams.iter().enumerate().skip(1).map(|(number, stream)| (number, stream.tables.as_slice()))
     }
 
     /// One stream, its parts one after the other.

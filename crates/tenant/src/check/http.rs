@@ -95,12 +95,16 @@ impl Check<'_> {
 
     /// Where traces go; what the collector wants to see of us, if anything.
     fn traces(&mut self, main: &Place<'_>, traces: &TracesConfig) -> Option<Secret> {
-        let host = ["http://", "https://"].iter().find_map(|scheme| traces.endpoint.strip_prefix(scheme));
-        let plain = |host: &str| {
-            let name = host.split('/').next().unwrap_or_default();
-            !name.is_empty() && !name.starts_with(':') && !host.contains(['?', '#', '@', ' '])
-        };
-        if !host.is_some_and(plain) {
+        let good = url::Url::parse(&traces.endpoint).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.host_str().is_some_and(|host| !host.is_empty())
+                && url.port() != Some(0)
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.query().is_none()
+                && url.fragment().is_none()
+        });
+        if !good {
             let found = format!("`{}`", traces.endpoint);
             self.fault(main, &["http", "traces", "endpoint"], found, "an address such as `http://127.0.0.1:4318`");
         }

@@ -89,10 +89,14 @@ pub struct HttpConfig {
 pub struct TracesConfig {
     /// The collector, such as `http://127.0.0.1:4318`: spans are sent to `/v1/traces` below it.
     pub endpoint: String,
-    /// The part of traces that is recorded, from 0 to 1. Those that a trusted proxy says are recorded always are.
+    /// The part of traces that is recorded, from 0 to 1.
     #[serde(default = "hundredth")]
     #[schemars(range(min = 0, max = 1))]
     pub share: f64,
+    /// Those who are believed when they say that a trace is recorded: proxies that make traces themselves, and do not just pass on
+    /// what a browser says.
+    #[serde(default)]
+    pub believe: Vec<Network>,
     /// The value of the header Authorization, in plain text.
     pub authorization: Option<Secret>,
     /// File with the value of the header Authorization.
@@ -107,6 +111,7 @@ impl TracesConfig {
         Self {
             endpoint: endpoint.into(),
             share: hundredth(),
+            believe: Vec::new(),
             authorization: None,
             authorization_file: None,
             authorization_env: None,
