@@ -321,7 +321,7 @@ fn is_root() -> bool {
 }
 
 /// Processor time of a process and all its threads, from the kernel's accounting in ticks of a hundredth of a second.
-fn cpu_of(pid: u32) -> Duration {
+pub(crate) fn cpu_of(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in parentheses may contain anything; what counts comes after it: the state, and eleven fields later utime
     // and stime.
@@ -330,7 +330,7 @@ fn cpu_of(pid: u32) -> Duration {
     Duration::from_millis(10 * ticks)
 }
 
-fn resident_of(pid: u32) -> u64 {
+pub(crate) fn resident_of(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap_or("");
     line.split_whitespace().next().and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0) << 10

@@ -151,6 +151,8 @@ pub(crate) enum BenchCommand {
     Postgres(ThroughputArgs),
     /// What a proxy costs: wrk directly, through NGINX, HAProxy and Cofferdam.
     Http(WebArgs),
+    /// What looking after many tenants costs: processor time, memory, connections, series.
+    Health(WatchCostArgs),
     /// The scheduling policies, simulated: the same result on every machine.
     Simulate(SimulateArgs),
 }
@@ -210,6 +212,28 @@ pub(crate) enum BenchProtocol {
     Extended,
     /// Parse once by name.
     Prepared,
+}
+
+/// What looking after many tenants costs.
+///
+/// `cofferdam health watch` looks at so many tenants of one private PostgreSQL; counted is what that takes of a processor.
+#[derive(Debug, Args)]
+pub(crate) struct WatchCostArgs {
+    /// Tenants that are looked at.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
+    pub(crate) tenants: u32,
+    /// Databases that they have.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub(crate) databases: u32,
+    /// How often each is looked at, in seconds.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) interval: u64,
+    /// How long is measured, in seconds.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// What a proxy costs, beside NGINX, HAProxy and the engine without our logic.

@@ -5,11 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use cofferdam_bench::isolation::{self, Options, Plane, Workload};
-use cofferdam_bench::{Peer, simulate, throughput, web};
+use cofferdam_bench::{Peer, health, simulate, throughput, web};
 
 use crate::args::{
     BenchCommand, BenchLoad, BenchPeer, BenchPlane, BenchProtocol, BenchScript, BenchWorkload, IsolationArgs,
-    SimulateArgs, ThroughputArgs, WebArgs,
+    SimulateArgs, ThroughputArgs, WatchCostArgs, WebArgs,
 };
 
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
@@ -18,6 +18,7 @@ pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
         BenchCommand::Isolation(args) => until_interrupted(isolated(args)),
         BenchCommand::Postgres(args) => until_interrupted(pooled(args)),
         BenchCommand::Http(args) => until_interrupted(proxied(args)),
+        BenchCommand::Health(args) => until_interrupted(watched(args)),
     }
 }
 
@@ -94,6 +95,23 @@ async fn proxied(args: &WebArgs) -> anyhow::Result<ExitCode> {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}", web::table(&report));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn watched(args: &WatchCostArgs) -> anyhow::Result<ExitCode> {
+    let options = health::Options {
+        tenants: args.tenants,
+        databases: args.databases,
+        seconds: args.seconds,
+        interval: args.interval,
+        cofferdam: std::env::current_exe().context("cannot tell what program this is")?,
+    };
+    let report = health::measure(&options, |line| eprintln!("{line}")).await?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", health::table(&report));
     }
     Ok(ExitCode::SUCCESS)
 }
