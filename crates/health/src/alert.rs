@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use cofferdam_tenant::calendar::{Calendar, Effects};
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::engine::{CheckState, Picture};
 use crate::model::{CheckId, Observation, Status, Subject, Topic};
@@ -32,7 +32,7 @@ impl Default for AlertOptions {
 }
 
 /// Whether a trouble begins or ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// It is there.
@@ -42,7 +42,7 @@ pub enum Phase {
 }
 
 /// What somebody is told.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Notice {
     /// The same for all notices of one trouble.
     pub key: String,
@@ -62,7 +62,11 @@ pub struct Notice {
     pub consequences: usize,
 }
 
-#[derive(Debug, Clone)]
+/// What somebody was told and is not over: what has to outlive whoever tells.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Told(BTreeMap<String, Open>);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Open {
     notice: Notice,
     told: Timestamp,
@@ -83,6 +87,8 @@ pub struct Alerts {
     /// The last instant at which a trouble was there and was borne, by key.
     borne: BTreeMap<String, Timestamp>,
     minute: (i64, u32),
+    /// Until then, what was told by whoever was here before is not over for not having been looked at yet.
+    patient_until: Option<Timestamp>,
 }
 
 /// The business calendar of a subject, if it has one.
@@ -118,6 +124,16 @@ impl Alerts {
     /// Nobody was told anything yet.
     pub fn new(options: AlertOptions) -> Self {
         Self { options, ..Self::default() }
+    }
+
+    /// Goes on from what was told before. Until `patient_until` what nobody has looked at yet is not over.
+    pub fn resume(&mut self, told: Told, patient_until: Timestamp) {
+        (self.open, self.patient_until) = (told.0, Some(patient_until));
+    }
+
+    /// What somebody was told and is not over.
+    pub fn told(&self) -> Told {
+        Told(self.open.clone())
     }
 
     /// What is open now, the most urgent first.
@@ -164,14 +180,17 @@ impl Alerts {
         }
         self.borne.retain(|key, _| picture.checks.get(key).is_some_and(|state| state.status != Status::Pass));
         let (mut over, mut unnamed_over) = (Vec::new(), 0);
-        let borne = &self.borne;
+        let (borne, patient_until) = (&self.borne, self.patient_until);
         self.open.retain(|key, open| {
             // A trouble that has become another's consequence is not over, and it is not told of either.
             // The same holds for one that is borne from now on.
             let goes_on = picture.checks.get(key).is_some_and(|state| state.status != Status::Pass)
                 && borne.get(key) == Some(&now);
             open.folded = !wanted.contains_key(key) && goes_on;
-            if wanted.contains_key(key) || goes_on {
+            // What was looked at once and is not believed yet has not been seen to be well either.
+            let unseen = picture.checks.get(key).is_none_or(|state| state.status == Status::Unknown);
+            let waits = unseen && patient_until.is_some_and(|until| now < until);
+            if wanted.contains_key(key) || goes_on || waits {
                 return true;
             }
             if open.named {
@@ -360,6 +379,35 @@ mod tests {
             told.iter().map(|n| (n.key.as_str(), n.phase)).collect::<Vec<_>>(),
             [("cluster main: reachable", Phase::Resolved)]
         );
+    }
+
+    /// Whoever is started anew goes on from what was told: nothing is told twice, and what has ended meanwhile is said to be over.
+    #[test]
+    fn what_was_told_before_a_restart_is_not_told_again_and_its_end_is() {
+        let (database, page) = (CheckId::tenant("acme", "database"), CheckId::tenant("beta", "page"));
+        let gone = CheckId::tenant("left", "page");
+        let start = at("2026-11-27T10:00:00Z");
+        let step = |alerts: &mut Alerts, engine: &Engine, seconds: i64| {
+            let now = start + SignedDuration::from_secs(seconds);
+            let told = alerts.step(now, &engine.picture(now), &BTreeMap::new(), &none());
+            told.iter().map(|notice| (notice.key.clone(), notice.phase)).collect::<Vec<_>>()
+        };
+        let (mut before, mut alerts) = (engine(), Alerts::new(AlertOptions::default()));
+        for check in [&database, &page, &gone] {
+            before.observe(seen(check, Topic::Availability, Status::Fail, start));
+        }
+        assert_eq!(step(&mut alerts, &before, 100).len(), 3);
+        let kept = serde_json::to_string(&alerts.told()).unwrap();
+
+        let (mut after, mut alerts) = (engine(), Alerts::new(AlertOptions::default()));
+        alerts.resume(serde_json::from_str(&kept).unwrap(), start + SignedDuration::from_secs(300));
+        assert_eq!(step(&mut alerts, &after, 200), [], "nobody has looked yet");
+        after.observe(seen(&database, Topic::Availability, Status::Fail, start + SignedDuration::from_secs(210)));
+        after.observe(seen(&page, Topic::Availability, Status::Pass, start + SignedDuration::from_secs(210)));
+        assert_eq!(step(&mut alerts, &after, 220), [("tenant beta: page".to_owned(), Phase::Resolved)]);
+        assert_eq!(step(&mut alerts, &after, 290), [], "it goes on and was told");
+        // Nobody looks after this one any more.
+        assert_eq!(step(&mut alerts, &after, 301), [("tenant left: page".to_owned(), Phase::Resolved)]);
     }
 
     /// The server is believed to be well before all of its tenants are: they look on beats of their own.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -256,6 +256,8 @@ pub struct NoticesFile {
     pub alertmanager: Option<String>,
     /// Who gets notices by e-mail.
     pub email: Option<EmailFile>,
+    /// A file that remembers what was told and is not over, so that whoever is started anew tells nothing twice and of every end.
+    pub state: Option<PathBuf>,
     /// What goes on is told again after so long.
     pub repeat: Option<HumanDuration>,
     /// A trouble is told when it has lasted for so long; two intervals at least.
@@ -311,6 +313,7 @@ pub struct Setup {
     /// How notices go out by e-mail, if they do.
     email: Option<Email>,
     history: Option<Database>,
+    state: Option<PathBuf>,
     probes: Vec<Arc<dyn Probe>>,
     /// What a tenant cannot be well without.
     needs: Vec<(Subject, CheckId)>,
@@ -374,6 +377,11 @@ impl Setup {
     pub fn history(&self) -> Option<History> {
         let keep = self.file.history.as_ref()?.keep.0;
         Some(History::new(self.history.clone()?, keep))
+    }
+
+    /// Where is remembered what was told.
+    pub fn state(&self) -> Option<&Path> {
+        self.state.as_deref()
     }
 
     /// Looks at something else too.
@@ -621,6 +629,7 @@ impl Understanding<'_> {
                 self.fault(&["services", name, "checks"], format!("`{check}`"), expected);
             }
         }
+        let state = file.notices.state.as_ref().map(|path| self.path(path));
         // Whoever goes through the gateway gets nowhere without it; of several, another may have served.
         let mut needs_of_checks = Vec::new();
         if let (Some(gateway), 1) = (file.gateways.keys().next(), file.gateways.len()) {
@@ -634,7 +643,18 @@ impl Understanding<'_> {
         if probes.is_empty() && self.is_content() {
             self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");
         }
-        Setup { file, calendars, named_calendars: known, objectives, email, history, probes, needs, needs_of_checks }
+        Setup {
+            file,
+            calendars,
+            named_calendars: known,
+            objectives,
+            email,
+            history,
+            state,
+            probes,
+            needs,
+            needs_of_checks,
+        }
     }
 
     fn notices(&mut self, notices: &NoticesFile) {

@@ -1,14 +1,15 @@
 //! Looks, counts, remembers, tells: everything that a watch does, for whoever runs one.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::alert::{AlertOptions, Alerts, Calendars, Notice, eased};
+use crate::alert::{self, AlertOptions, Alerts, Calendars, Notice, eased};
 use crate::config::Setup;
 use crate::engine::Picture;
 use crate::metrics::{Sources, render};
@@ -37,6 +38,8 @@ impl std::fmt::Debug for Observer {
 /// What a watch remembers.
 struct Told {
     alerts: Alerts,
+    /// What the file remembers of what was told.
+    kept: alert::Told,
     tallies: ByObjective<Tally>,
     budgets: ByObjective<Budget>,
     counted: Timestamp,
@@ -77,15 +80,29 @@ impl Observer {
             repeat: notices.repeat.map_or(defaults.repeat, |repeat| repeat.0),
             ..defaults
         };
+        let mut alerts = Alerts::new(options);
+        let mut problems = Vec::new();
+        if let Some(path) = setup.state() {
+            match remembered(path) {
+                Ok(told) => {
+                    let patience = SignedDuration::try_from(setup.file.interval.0 * 10).unwrap_or(SignedDuration::MAX);
+                    let until = Timestamp::now().checked_add(patience).unwrap_or(Timestamp::MAX);
+                    alerts.resume(told, until);
+                }
+                Err(error) => problems.push(format!("what was told before is not known: {}: {error}", path.display())),
+            }
+        }
+        let kept = alerts.told();
         let told = Told {
-            alerts: Alerts::new(options),
+            alerts,
+            kept,
             tallies: BTreeMap::new(),
             budgets: BTreeMap::new(),
             counted: Timestamp::now(),
             seen: BTreeMap::new(),
             refreshed: Timestamp::now(),
             unsent: Vec::new(),
-            problems: Vec::new(),
+            problems,
         };
         let (looking, stop) = (watcher.clone(), stop.clone());
         tokio::spawn(async move { looking.run(&stop).await });
@@ -137,6 +154,9 @@ impl Observer {
             let _ = tokio::time::timeout(PATIENCE, sending).await;
         }
         let mut problems = std::mem::take(&mut self.told().problems);
+        if let Err(problem) = self.remember().await {
+            problems.push(problem);
+        }
         let news = self.watcher.with_engine(crate::engine::Engine::take_news);
         if let Some(history) = &self.history
             && let Err(problem) = history.keep(news, now).await
@@ -144,6 +164,24 @@ impl Observer {
             problems.push(problem);
         }
         Step { notices, problems }
+    }
+
+    /// Writes down what was told, where it has changed.
+    async fn remember(&self) -> Result<(), String> {
+        let Some(path) = self.setup.state() else { return Ok(()) };
+        let now = self.told().alerts.told();
+        if self.told().kept == now {
+            return Ok(());
+        }
+        let text = serde_json::to_vec(&now).map_err(|e| e.to_string())?;
+        let beside = path.with_extension("unfinished");
+        let write = async {
+            tokio::fs::write(&beside, text).await?;
+            tokio::fs::rename(&beside, path).await
+        };
+        write.await.map_err(|error| format!("what was told is not remembered: {}: {error}", path.display()))?;
+        self.told().kept = now;
+        Ok(())
     }
 
     fn decide(&self, now: Timestamp) -> Vec<Notice> {
@@ -216,6 +254,14 @@ impl Observer {
         let told = self.told();
         let budgets = &told.budgets;
         page(&PageSources { picture: &picture, services: &services, budgets, isolation }, Timestamp::now())
+    }
+}
+
+fn remembered(path: &Path) -> Result<alert::Told, String> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map_err(|e| e.to_string()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(alert::Told::default()),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -305,7 +351,7 @@ mod tests {
         let calendars: BTreeMap<String, Calendar> = BTreeMap::new();
         let mut bad = 0;
         for n in 0..1_000 {
-            let now = start + jiff::SignedDuration::from_secs(30 * n);
+            let now = start + SignedDuration::from_secs(30 * n);
             let status = if n % 2 == 0 { Status::Pass } else { Status::Fail };
             engine.observe(Observation::pass(page.clone(), Topic::Availability, now, "seen").with(status));
             let picture = engine.picture(now);
@@ -314,7 +360,7 @@ mod tests {
             bad += u32::from(look == Some(Look::Bad));
         }
         assert_eq!(bad, 500);
-        let late = start + jiff::SignedDuration::from_secs(30 * 2_000);
+        let late = start + SignedDuration::from_secs(30 * 2_000);
         assert_eq!(judge(&engine.picture(late), "acme", Objective::Availability, &calendars, late), None);
     }
 

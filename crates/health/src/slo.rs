@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Counts of good and of all, in buckets that grow coarser with age. A few kilobytes, however long it runs.
 #[derive(Debug, Clone)]
@@ -102,7 +102,7 @@ impl Counts {
 const LEAST: u64 = 3;
 
 /// How urgent a burning budget is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Urgency {
     /// Somebody should look in working hours.

@@ -184,7 +184,12 @@ impl KubernetesProbe {
                 }
             }
             if ready.is_empty() && age > PATIENCE && !explained {
-                troubles.push((Status::Fail, format!("pod {name} is {phase} for {}", seconds(age))));
+                let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+                let unplaced =
+                    conditions.filter(|c| text(&c["type"]) == "PodScheduled" && text(&c["status"]) == "False");
+                let why = unplaced.map(|c| format!(": {}, {}", text(&c["reason"]), text(&c["message"]))).next();
+                let text = format!("pod {name} is {phase} for {}{}", seconds(age), why.unwrap_or_default());
+                troubles.push((Status::Fail, text));
             }
         }
         self.told("pods", Topic::Availability, now, pods.len(), "pods are as they should be", troubles)
@@ -323,6 +328,139 @@ mod tests {
                     "containerStatuses": [{ "restartCount": 3, "state": { "running": {} }, "lastState": { "terminated":
                         { "reason": "Error", "exitCode": 1, "finishedAt": "2026-11-27T07:10:00Z" } } }] }),
         )
+    }
+
+    /// Answers that an API server has sent.
+    struct Recorded(Option<u16>);
+
+    #[async_trait]
+    impl KubernetesApi for Recorded {
+        async fn get(&self, path: &str) -> Result<Value, String> {
+            if let Some(status) = self.0 {
+                return Err(format!("it answers {status}"));
+            }
+            let body = match path {
+                "/api/v1/nodes?limit=500" => include_str!("../../tests/recorded/kubernetes-nodes.json"),
+                "/api/v1/namespaces/odoo/pods?limit=500" => include_str!("../../tests/recorded/kubernetes-pods.json"),
+                other => return Err(format!("nobody asks for {other}")),
+            };
+            serde_json::from_str(body).map_err(|e| e.to_string())
+        }
+    }
+
+    fn recorded(status: Option<u16>) -> KubernetesProbe {
+        let (name, namespace, interval) = ("main".into(), "odoo".into(), Duration::from_secs(30));
+        KubernetesProbe { name, namespace, api: Arc::new(Recorded(status)), interval }
+    }
+
+    /// "Kubernetes pods and nodes through an API trait (recorded real responses in tests)."
+    #[tokio::test]
+    async fn what_an_api_server_says_of_nodes_and_pods_is_understood() {
+        let probe = recorded(None);
+        let now: Timestamp = "2026-11-27T21:20:00Z".parse().unwrap();
+        let nodes = probe.list("/api/v1/nodes").await.unwrap();
+        let pods = probe.list("/api/v1/namespaces/odoo/pods").await.unwrap();
+        // Each alone, so that it is seen what is said of it: the state of the whole is that of the worst.
+        let said = |of: Observation| (of.status, of.text);
+        let node = |name: &str| {
+            let one: Vec<Value> = nodes.iter().filter(|node| name_of(node) == name).cloned().collect();
+            assert_eq!(one.len(), 1, "{name}");
+            said(probe.nodes(&one, now))
+        };
+        assert_eq!((nodes.len(), pods.len()), (7, 16));
+        for well in ["control-1", "worker-1", "worker-5"] {
+            assert_eq!(node(well).0, Status::Pass, "{well}: one that takes no new pods is well too");
+        }
+        for (name, status, words) in [
+            ("worker-2", Status::Warn, "has MemoryPressure: KubeletHasInsufficientMemory"),
+            ("worker-3", Status::Fail, "is not ready: NodeStatusUnknown"),
+            ("worker-4", Status::Fail, "is not ready: KubeletNotReady"),
+            ("worker-6", Status::Fail, "is not ready: NodeStatusNeverUpdated"),
+        ] {
+            let (found, text) = node(name);
+            assert!(found == status && text.contains(words), "{name}: {found:?} {text}");
+        }
+        let pod = |name: &str, number: usize| {
+            let some: Vec<Value> = pods.iter().filter(|pod| name_of(pod).starts_with(name)).cloned().collect();
+            assert_eq!(some.len(), number, "{name}");
+            said(probe.pods(&some, now))
+        };
+        // Of those that go nobody is told: `odoo-debug` has an hour to go, `odoo-shell` has failed and is held back.
+        for well in ["odoo-debug", "odoo-shell", "odoo-migrate", "postgres-0", "odoo-web-c86fd99c7-c7g84"] {
+            assert_eq!(pod(well, 1).0, Status::Pass, "{well}");
+        }
+        for (name, number, status, words) in [
+            ("odoo-analytics", 1, Status::Fail, "is Pending for 10 min: Unschedulable, 0/7 nodes are available"),
+            ("odoo-addons", 1, Status::Fail, "does not start: CrashLoopBackOff, 5 times restarted: back-off 2m40s"),
+            ("odoo-backup", 1, Status::Warn, "has failed"),
+            // The one on a node that is gone is being deleted, the other cannot be placed.
+            ("odoo-cache", 2, Status::Fail, "Unschedulable"),
+            ("odoo-cron", 1, Status::Warn, "was restarted: OOMKilled (137)"),
+            ("odoo-longpoll", 1, Status::Fail, "is not ready for 8 min: Running, ContainersNotReady"),
+            ("odoo-report", 1, Status::Fail, "does not start: ImagePullBackOff, 0 times restarted: Back-off pulling"),
+            ("odoo-web-c86fd99c7-gtzc5", 1, Status::Warn, "has failed: Evicted"),
+            ("odoo-worker", 1, Status::Fail, "does not start: CrashLoopBackOff, 7 times restarted: back-off 5m0s"),
+        ] {
+            let (found, text) = pod(name, number);
+            assert!(found == status && text.contains(words), "{name}: {found:?} {text}");
+        }
+        let found = probe.look(now).await;
+        assert_eq!(found.iter().map(|o| o.status).collect::<Vec<_>>(), [Status::Pass, Status::Fail, Status::Fail]);
+        for status in [401, 403, 410] {
+            let found = recorded(Some(status)).look(now).await;
+            assert!(found.len() == 1 && found[0].status == Status::Fail && found[0].text.contains(&status.to_string()));
+        }
+    }
+
+    /// Pages, and what is refused, over a socket, byte for byte as the server sent them.
+    #[tokio::test]
+    async fn pages_of_an_api_server_are_followed_to_the_end() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let first = include_str!("../../tests/recorded/kubernetes-pods-page1.json");
+        let second = include_str!("../../tests/recorded/kubernetes-pods-page2.json");
+        let token = serde_json::from_str::<Value>(first).unwrap()["metadata"]["continue"].as_str().unwrap().to_owned();
+        let next = serde_json::from_str::<Value>(second).unwrap()["metadata"]["continue"].as_str().unwrap().to_owned();
+        tokio::spawn(async move {
+            loop {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 8_192];
+                let read = tcp.read(&mut request).await.unwrap();
+                let request = String::from_utf8_lossy(&request[..read]).into_owned();
+                let asked = request.split(' ').nth(1).unwrap();
+                let (status, body) = match asked {
+                    "/api/v1/namespaces/odoo/pods?limit=500" => ("200 OK", first.to_owned()),
+                    asked if asked.ends_with(&format!("&continue={token}")) => ("200 OK", second.to_owned()),
+                    // The last page, cut from what the server would go on with.
+                    asked if asked.ends_with(&format!("&continue={next}")) => (
+                        "200 OK",
+                        r#"{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}"#
+                            .to_owned(),
+                    ),
+                    "/api/v1/nodes?limit=500" => {
+                        ("403 Forbidden", include_str!("../../tests/recorded/kubernetes-forbidden.json").to_owned())
+                    }
+                    _ => (
+                        "401 Unauthorized",
+                        include_str!("../../tests/recorded/kubernetes-unauthorized.json").to_owned(),
+                    ),
+                };
+                let length = body.len();
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                );
+                tcp.write_all((head + &body).as_bytes()).await.unwrap();
+            }
+        });
+        let (name, namespace, interval) = ("main".into(), "odoo".into(), Duration::from_secs(30));
+        let api = Arc::new(KubernetesServer::new(&url, None, None).unwrap());
+        let probe = KubernetesProbe { name, namespace, api, interval };
+        let pods = probe.list("/api/v1/namespaces/odoo/pods").await.unwrap();
+        assert_eq!(pods.len(), 2);
+        assert_ne!(name_of(&pods[0]), name_of(&pods[1]));
+        let refused = probe.look("2026-11-27T21:20:00Z".parse().unwrap()).await;
+        assert!(refused[0].status == Status::Fail && refused[0].text.contains("403"), "{refused:#?}");
     }
 
     /// Something else than an API server answers.
