@@ -32,6 +32,11 @@ pub(super) enum SqlError {
     /// A line, or a statement of several, that nothing could be done with but fill the memory.
     #[error("line {line}: it is longer than {} MiB", LONGEST >> 20)]
     Long { line: u64 },
+    /// Text in another encoding, of which nobody here knows what it says.
+    #[error(
+        "line {line}: found a statement that is not UTF-8; expected a dump in UTF-8, such as Odoo and `pg_dump -E UTF8` make"
+    )]
+    Encoding { line: u64 },
     /// It ends in the middle.
     #[error("line {line}: the dump ends inside {what} that began at line {began}")]
     Unfinished { line: u64, what: &'static str, began: u64 },
@@ -121,7 +126,8 @@ impl<R: BufRead> Pieces<R> {
             }
             if lexer.feed(&line) {
                 // More than one statement on a line is one piece: the server takes them apart.
-                let text = String::from_utf8_lossy(text.trim_ascii()).into_owned();
+                let text =
+                    str::from_utf8(text.trim_ascii()).map_err(|_| SqlError::Encoding { line: began })?.to_owned();
                 let copy = text.len() > 5
                     && text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("COPY "))
                     && text.trim_end_matches(';').trim_end().to_ascii_lowercase().ends_with("from stdin");
@@ -297,6 +303,14 @@ mod tests {
             other => panic!("{other:?}"),
         };
         pieces(text).unwrap().into_iter().map(only).collect()
+    }
+
+    #[test]
+    fn text_in_another_encoding_is_an_error_and_no_other_text() {
+        let mut pieces = Pieces::new(&b"SELECT 1;\nCOMMENT ON TABLE t IS 'M\xfcll';\n"[..]);
+        assert!(matches!(pieces.next(), Ok(Some(Piece::Statement(_)))));
+        let error = pieces.next().unwrap_err().to_string();
+        assert!(error.starts_with("line 2: found a statement that is not UTF-8"), "{error}");
     }
 
     #[test]

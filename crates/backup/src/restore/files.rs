@@ -174,6 +174,19 @@ pub(super) fn link_tree(from: &Path, to: &Path) -> Result<(), Error> {
     Tree::open_or_make(to)?.link_all(&from)
 }
 
+/// Why the files of a tenant cannot be kept for a way back beside it: links do not go from one file system to another.
+pub(super) fn apart(filestores: &Path, target: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let (all, own) = (fs::metadata(filestores).ok()?, fs::metadata(target).ok()?);
+    (all.dev() != own.dev()).then(|| {
+        format!(
+            "{} is on a file system of its own: what is there could not be kept beside it; expected it on that of {}",
+            target.display(),
+            filestores.display()
+        )
+    })
+}
+
 pub(super) fn free_bytes(directory: &Path) -> Option<u64> {
     let mut directory: PathBuf = directory.to_owned();
     // It may not be there yet; its file system is that of the next one above.
@@ -258,5 +271,21 @@ impl<W: Write> Write for Hashing<W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_on_a_file_system_of_their_own_are_told_of_before_anything_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let own = directory.path().join("acme");
+        assert_eq!(apart(directory.path(), &own), None, "there are none yet");
+        fs::create_dir(&own).unwrap();
+        assert_eq!(apart(directory.path(), &own), None);
+        let told = apart(directory.path(), Path::new("/proc")).unwrap();
+        assert!(told.contains("/proc is on a file system of its own"), "{told}");
     }
 }

@@ -253,14 +253,18 @@ struct Chosen {
 impl Chosen {
     fn of(contents: &str, extensions: &[Extension], members: &[String]) -> Self {
         let mut chosen = Self::default();
+        // The schemas of extensions. Owner and name are told apart by nothing but a space, which both may have: of several
+        // that begin with a name, the shortest is meant.
+        let schemas = extensions.iter().filter(|e| e.schema != "public").map(|e| format!(" SCHEMA - {} ", e.schema));
+        let made: Vec<&str> = schemas
+            .filter_map(|begin| contents.lines().filter(|line| line.contains(&begin)).min_by_key(|line| line.len()))
+            .collect();
         for line in contents.lines().filter(|line| !line.starts_with(';')) {
             // `4201; 0 0 COMMENT - EXTENSION pg_trgm `: two numbers, then what it is.
             let entry = line.split_once("; ").and_then(|(_, rest)| rest.splitn(3, ' ').nth(2)).unwrap_or_default();
             let is = |kind: &str| entry.strip_prefix(kind).is_some_and(|rest| rest.starts_with(' '));
             // [`create_for`] has made the extensions, and the schemas that they are in.
-            let made_already = is("EXTENSION -")
-                || is("COMMENT - EXTENSION")
-                || extensions.iter().any(|e| e.schema != "public" && is(&format!("SCHEMA - {}", e.schema)));
+            let made_already = is("EXTENSION -") || is("COMMENT - EXTENSION") || made.contains(&line);
             let administrators = [
                 "PUBLICATION",
                 "SUBSCRIPTION",
@@ -539,6 +543,7 @@ mod tests {
 4201; 0 0 COMMENT - EXTENSION pg_trgm 
 7; 2615 16500 SCHEMA - extensions acme
 8; 2615 16501 SCHEMA - extensions_of_ours acme
+9; 2615 16502 SCHEMA - extensions of ours acme
 215; 1259 16401 TABLE public res_partner acme
 4210; 0 0 COMMENT public TABLE res_partner acme
 4211; 6104 16402 PUBLICATION - everything postgres
@@ -549,7 +554,7 @@ mod tests {
         let extensions = [Extension { name: "pg_trgm".into(), schema: "extensions".into(), immutable_unaccent: false }];
         let chosen = Chosen::of(contents, &extensions, &["public spatial_ref_sys".to_owned()]);
         let left: Vec<&str> = chosen.load.lines().map(|line| line.split(';').next().unwrap()).collect();
-        assert_eq!(left, ["8", "215", "4210"]);
+        assert_eq!(left, ["8", "9", "215", "4210"]);
         assert_eq!(chosen.grants, "4214; 0 0 ACL public TABLE res_partner acme\n");
         assert_eq!(
             chosen.left_out,

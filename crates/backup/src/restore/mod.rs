@@ -219,6 +219,9 @@ impl Restore {
         }
         self.owner().await?;
         let target = self.filestores.join(&database);
+        if in_place && let Some(apart) = files::apart(&self.filestores, &target) {
+            return Err(Error::Refused(format!("{apart}; nothing was changed")));
+        }
         let existing = self.databases(&[&database, &staging]).await?;
         if existing.contains(&staging) {
             let advice = "if no restore is running it was left by one that died: drop it and try again";
