@@ -101,7 +101,10 @@ pub struct Picture {
 impl Picture {
     /// The checks of a subject.
     pub fn of(&self, subject: &Subject) -> impl Iterator<Item = &CheckState> {
-        self.checks.values().filter(move |state| state.check.subject == *subject)
+        // The names of its checks begin with its own, and so does the name of another perhaps.
+        let begin = format!("{subject}: ");
+        let named = self.checks.range(begin.clone()..).take_while(move |(name, _)| name.starts_with(&begin));
+        named.map(|(_, state)| state).filter(move |state| state.check.subject == *subject)
     }
 
     /// The worst of a subject's checks. Unknown if there is none.

@@ -191,11 +191,10 @@ impl Observer {
         if now.duration_since(told.counted).unsigned_abs() >= self.setup.file.interval.0 {
             told.counted = now;
             for key in self.setup.objectives.keys() {
-                let Some(newest) = newest(&picture, &key.0, key.1) else { continue };
-                if told.seen.insert(key.clone(), newest) == Some(newest) {
-                    continue;
-                }
-                if let Some(look) = judge(&picture, &key.0, key.1, &self.setup.calendars, now) {
+                let judged = judge(&picture, &key.0, key.1, &self.setup.calendars, now);
+                if let Some((look, seen)) = judged
+                    && told.seen.insert(key.clone(), seen) != Some(seen)
+                {
                     told.tallies.entry(key.clone()).or_default().add(now, look);
                 }
             }
@@ -269,24 +268,17 @@ fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
     told.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// When what an objective is judged by was seen last.
-fn newest(picture: &Picture, tenant: &str, objective: Objective) -> Option<Timestamp> {
-    let subject = Subject::Tenant(tenant.to_owned());
-    let states = picture.of(&subject).filter(|state| objective.aspects().contains(&state.check.aspect.as_str()));
-    states.map(|state| state.observation.at).max()
-}
-
-/// How a tenant's checks count for an objective now; none where nobody could look.
+/// How a tenant's checks count for an objective now, and when the last of them was seen; none where nobody could look.
 fn judge(
     picture: &Picture,
     tenant: &str,
     objective: Objective,
     calendars: &dyn Calendars,
     now: Timestamp,
-) -> Option<Look> {
+) -> Option<(Look, Timestamp)> {
     let subject = Subject::Tenant(tenant.to_owned());
     let effects = calendars.effects(&subject, now);
-    let mut look = None;
+    let mut look: Option<(Look, Timestamp)> = None;
     for state in picture.of(&subject).filter(|state| objective.aspects().contains(&state.check.aspect.as_str())) {
         // What was seen, believed or not: whoever was sent away by every second look was not served half of the time. What is
         // too old says nothing.
@@ -304,11 +296,13 @@ fn judge(
             (true, true) => Look::Shared,
         };
         // The worst of them: a fault of its own counts before another's.
-        look = Some(match (look, this) {
-            (Some(Look::Bad), _) | (_, Look::Bad) => Look::Bad,
-            (Some(Look::Shared), _) | (_, Look::Shared) => Look::Shared,
+        let (so_far, seen) = look.unwrap_or((Look::Good, state.observation.at));
+        let worst = match (so_far, this) {
+            (Look::Bad, _) | (_, Look::Bad) => Look::Bad,
+            (Look::Shared, _) | (_, Look::Shared) => Look::Shared,
             _ => Look::Good,
-        });
+        };
+        look = Some((worst, seen.max(state.observation.at)));
     }
     look
 }
@@ -332,7 +326,7 @@ mod tests {
         let calendars: BTreeMap<String, Calendar> = BTreeMap::new();
         let mut step = |check: &CheckId, status: Status| {
             engine.observe(Observation::pass(check.clone(), Topic::Availability, now, "seen").with(status));
-            judge(&engine.picture(now), "acme", Objective::Availability, &calendars, now)
+            judge(&engine.picture(now), "acme", Objective::Availability, &calendars, now).map(|(look, _)| look)
         };
         assert_eq!(step(&database, Status::Unknown), None);
         assert_eq!(step(&database, Status::Warn), Some(Look::Good));
@@ -355,9 +349,9 @@ mod tests {
             let status = if n % 2 == 0 { Status::Pass } else { Status::Fail };
             engine.observe(Observation::pass(page.clone(), Topic::Availability, now, "seen").with(status));
             let picture = engine.picture(now);
-            assert_eq!(newest(&picture, "acme", Objective::Availability), Some(now));
-            let look = judge(&picture, "acme", Objective::Availability, &calendars, now);
-            bad += u32::from(look == Some(Look::Bad));
+            let (look, seen) = judge(&picture, "acme", Objective::Availability, &calendars, now).unwrap();
+            assert_eq!(seen, now);
+            bad += u32::from(look == Look::Bad);
         }
         assert_eq!(bad, 500);
         let late = start + SignedDuration::from_secs(30 * 2_000);
@@ -373,7 +367,7 @@ mod tests {
             .figure(Evidence::new("page_takes", 2.0, "s").limited(1.0));
         engine.observe(slow);
         let judged = |calendars: &BTreeMap<String, Calendar>| {
-            judge(&engine.picture(now), "acme", Objective::Latency, calendars, now)
+            judge(&engine.picture(now), "acme", Objective::Latency, calendars, now).map(|(look, _)| look)
         };
         assert_eq!(judged(&BTreeMap::new()), Some(Look::Bad));
         let config: CalendarConfig = serde_json::from_value(serde_json::json!({

@@ -247,11 +247,6 @@ impl Budget {
         let left = 1.0 - rate(PERIOD);
         Self { objective, left, own_left: left, burning }
     }
-
-    /// Whether there is nothing left.
-    pub fn is_exhausted(&self) -> bool {
-        self.left <= 0.0
-    }
 }
 
 #[cfg(test)]
@@ -289,7 +284,7 @@ mod tests {
         // One look in a hundred is bad, for three days: ten times too many for 99.9 per cent, and a month's budget.
         looks(&mut counts, 0..4_400, |minute| minute % 100 != 0);
         let budget = Budget::of(&counts, 0.999, at(4_399));
-        assert!(budget.burning.is_some() && budget.is_exhausted(), "{budget:?}");
+        assert!(budget.burning.is_some() && budget.left <= 0.0, "{budget:?}");
         // For a minute, and nothing is known of the month.
         let mut counts = Counts::default();
         looks(&mut counts, 0..2, |minute| minute == 0);

@@ -47,10 +47,12 @@ pub async fn each(
     let encoding = if encoding.get(0) { " (ENCODING 'SQL_ASCII')" } else { "" };
     let rows = client.copy_out(&format!("COPY {table} ({}) TO STDOUT{encoding}", columns.join(", "))).await?;
     let mut rows = std::pin::pin!(rows);
+    let mut fields = Vec::with_capacity(columns.len());
     // The protocol promises one row in each message.
     while let Some(line) = rows.try_next().await? {
         let line = line.strip_suffix(b"\n").unwrap_or(&line);
-        let fields: Vec<_> = line.split(|byte| *byte == b'\t').map(field).collect();
+        fields.clear();
+        fields.extend(line.split(|byte| *byte == b'\t').map(field));
         row(&fields);
     }
     Ok(Read::Rows(()))
@@ -107,6 +109,9 @@ async fn hold(client: &Client, table: &str, columns: &[&str]) -> Result<Read<()>
 fn field(written: &[u8]) -> Option<String> {
     if written == b"\\N" {
         return None;
+    }
+    if !written.contains(&b'\\') {
+        return Some(String::from_utf8_lossy(written).into_owned());
     }
     let mut plain = Vec::with_capacity(written.len());
     let mut bytes = written.iter();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 
 use cofferdam_rows as rows;
@@ -22,10 +23,10 @@ use crate::{Control, Error};
 /// Rows by `schema.table`, in the snapshot.
 pub type RowCounts = BTreeMap<String, u64>;
 
-/// One stream of a dump. A dump has one, or one for each large table besides.
+/// One stream of a dump. A dump has one, or others besides for the rows of its largest tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stream {
-    /// Of whose rows it is, as `schema.table`; nobody's: of everything that is in no other.
+    /// The tables of whose rows it is, as `schema.table`; none: of everything that is in no other.
     pub(crate) tables: Vec<String>,
     pub(crate) bytes: u64,
     /// In hexadecimal.
@@ -169,7 +170,7 @@ impl Dump {
         let (sender, parts) = mpsc::channel();
         let control = control.child();
         let work = Arc::new(Work {
-            left: Mutex::new(programs),
+            left: AtomicUsize::new(programs),
             begun,
             room: Room::of(PARTS + programs),
             streams: Arc::clone(&streams),
@@ -197,7 +198,7 @@ impl Dump {
 /// What the programs have in common.
 struct Work {
     /// How many have not begun to write.
-    left: Mutex<usize>,
+    left: AtomicUsize,
     begun: CancellationToken,
     room: Arc<Room>,
     streams: Shared,
@@ -208,9 +209,7 @@ struct Work {
 impl Work {
     /// One more program has its snapshot.
     fn has_begun(&self) {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        *left = left.saturating_sub(1);
-        if *left == 0 {
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.begun.cancel();
         }
     }

@@ -76,7 +76,7 @@ pub enum DumpFormat {
     /// stream in parts: `cat odoo.dump/* | pg_restore`.
     Custom,
     /// Several such streams of one snapshot, side by side: the first without the rows of the largest tables, each of the
-    /// others with those of one. A part's name ends with the number of its stream: `cat odoo.dump/*.0000 | pg_restore`, and
+    /// others with those of some. A part's name ends with the number of its stream: `cat odoo.dump/*.0000 | pg_restore`, and
     /// so on with `--data-only`. `streams.json` says which tables they are.
     Streams,
 }

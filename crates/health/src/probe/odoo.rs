@@ -181,25 +181,22 @@ impl TenantProbe {
                 .figure(Evidence::new("answered_in", latency, "s").limited(fail)),
         );
         // What is wrong with one table is no reason to say nothing of the others.
-        let without = if there.is_there("ir_cron") {
-            None
+        let absent = |aspect: &str, text: &str| self.seen(aspect, Topic::Backlog, now, text);
+        found.push(if there.is_there("ir_cron") {
+            self.part(client, "cron", "ir_cron", &there, now, self.cron(client, now, &there)).await?
         } else {
-            let text = "the table of scheduled jobs is missing: no job runs";
-            Some(self.seen("cron", Topic::Backlog, now, text).with(Status::Fail))
-        };
-        found.push(match without {
-            Some(without) => without,
-            None => self.part(client, "cron", "ir_cron", &there, now, self.cron(client, now, &there)).await?,
+            absent("cron", "the table of scheduled jobs is missing: no job runs").with(Status::Fail)
         });
-        for (aspect, table) in [("mail", "mail_mail"), ("queue", "queue_job")] {
-            found.push(if !there.is_there(table) {
-                self.seen(aspect, Topic::Backlog, now, "the module is not installed")
-            } else if aspect == "mail" {
-                self.part(client, aspect, table, &there, now, self.mail(client, now, &there)).await?
-            } else {
-                self.part(client, aspect, table, &there, now, self.queue(client, now, &there)).await?
-            });
-        }
+        found.push(if there.is_there("mail_mail") {
+            self.part(client, "mail", "mail_mail", &there, now, self.mail(client, now, &there)).await?
+        } else {
+            absent("mail", "the module is not installed")
+        });
+        found.push(if there.is_there("queue_job") {
+            self.part(client, "queue", "queue_job", &there, now, self.queue(client, now, &there)).await?
+        } else {
+            absent("queue", "the module is not installed")
+        });
         found.push(self.apart(client, "bloat", Topic::Capacity, now, self.bloat(client, now)).await?);
         Ok(found)
     }
