@@ -11,12 +11,12 @@ use cofferdam_health::config::Setup;
 use cofferdam_health::engine::{Engine, EngineOptions, Hysteresis, Picture};
 use cofferdam_health::model::{CheckId, Observation, Status, Subject, Topic};
 use cofferdam_health::probe::{
-    CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, HttpProbe, LoginProbe, RedisProbe,
-    RepositoryProbe, TenantLimits, TenantProbe, ThroughProbe, WebSocketProbe, conformance, look,
+    CertificateProbe, ClusterLimits, ClusterProbe, Database, DiskProbe, HttpProbe, LoginProbe, Probe, RedisProbe,
+    RepositoryProbe, TenantLimits, TenantProbe, ThroughProbe, Tls, WebSocketProbe, conformance, look,
 };
 use cofferdam_health::sink::Sinks;
 use cofferdam_health::{History, Watcher, explain, rules};
-use cofferdam_tenant::{Secret, Source};
+use cofferdam_tenant::{Secret, ServerTls, Source, TlsMode};
 use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions, USER};
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER};
 use cofferdam_testkit::redis::Redis;
@@ -127,6 +127,45 @@ async fn seen(watcher: &Watcher) -> Picture {
 
 fn status(picture: &Picture, check: &str) -> Status {
     picture.checks.get(check).unwrap_or_else(|| panic!("{check} is not among {:?}", picture.checks.keys())).status
+}
+
+/// Keys are derived once and kept: with each way to log in, and when the password changes.
+#[test]
+fn whoever_looks_logs_in_as_the_server_asks_and_with_the_password_that_holds_now() {
+    runtime().block_on(async {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap().self_signed(&key).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let ca_file = directory.path().join("ca.pem");
+        std::fs::write(&ca_file, certificate.pem()).unwrap();
+        let encrypted = |mode| Tls::read(&ServerTls { mode, ca_file: Some(ca_file.clone()) }).unwrap();
+        for auth in ["scram-sha-256", "md5", "password", "trust"] {
+            let tls = Some((certificate.pem(), key.serialize_pem()));
+            let cluster = Cluster::start_with(&ClusterOptions { auth, tls, ..ClusterOptions::default() }).unwrap();
+            tenant(&cluster, "acme").await;
+            let admin = cluster.admin("postgres").await.unwrap();
+            let modes = [TlsMode::Disable, TlsMode::Prefer, TlsMode::Require, TlsMode::VerifyFull];
+            for (n, password) in ["first-secret", "second-secret"].into_iter().enumerate() {
+                admin.batch_execute(&format!("ALTER ROLE watcher PASSWORD '{password}'")).await.unwrap();
+                for mode in modes {
+                    let look = async |password: &str| {
+                        let (password, tls) = (Some(Secret::new(password)), encrypted(mode));
+                        let database = Database { user: WATCHER.0.into(), password, tls, ..server(&cluster, "acme") };
+                        let probe =
+                            TenantProbe::new("acme", database, TenantLimits::default(), Duration::from_secs(30));
+                        probe.look(Timestamp::now()).await.swap_remove(0)
+                    };
+                    for _ in 0..2 {
+                        let seen = look(password).await;
+                        assert_eq!(seen.status, Status::Pass, "{auth} {mode:?} {n}: {}", seen.text);
+                    }
+                    let seen = look(if n == 0 { "wrong-secret" } else { "first-secret" }).await;
+                    let refused = seen.text.contains("password authentication failed") && seen.text.contains("28P01");
+                    assert_eq!(refused, auth != "trust", "{auth} {mode:?} {n}: {}", seen.text);
+                }
+            }
+        }
+    });
 }
 
 /// `reference`, Health: "`?db_server_status=1` only opens a connection to `postgres`: a broken tenant database still passes.

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use cofferdam_tenant::{Cluster, PostgresFront, TlsMode};
 pub use cofferdam_tls::TlsError;
-use cofferdam_tls::{identity, pem, roots};
+use cofferdam_tls::{end_point, identity, pem, roots};
 use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ServerConfig};
-use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -62,23 +61,6 @@ pub(crate) fn towards(cluster: &Cluster) -> Result<Option<Arc<ClientConfig>>, Tl
     let mut config = cofferdam_tls::towards_server(cluster.tls, "tls_ca", cluster.tls_ca.as_deref(), identity)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Some(Arc::new(config)))
-}
-
-/// The channel binding `tls-server-end-point` of a certificate (RFC 5929): its hash, by the hash function that it is
-/// signed with. `None` for signatures without one, such as Ed25519.
-pub(crate) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    match parsed.signature_algorithm.algorithm.to_id_string().as_str() {
-        // MD5 and SHA-1 are replaced by SHA-256; RSA and ECDSA.
-        "1.2.840.113549.1.1.4"
-        | "1.2.840.113549.1.1.5"
-        | "1.2.840.10045.4.1"
-        | "1.2.840.113549.1.1.11"
-        | "1.2.840.10045.4.3.2" => Some(Sha256::digest(certificate).to_vec()),
-        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(Sha384::digest(certificate).to_vec()),
-        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(Sha512::digest(certificate).to_vec()),
-        _ => None,
-    }
 }
 
 /// The common name of a certificate, when it has exactly one.

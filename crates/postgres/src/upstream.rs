@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::auth::{
-    ClientKeys, Knows, SCRAM, SCRAM_PLUS, ScramClient, ScramError, Verifiers, md5_response, md5_stored, nonce,
+    ClientKeys, Derived, Knows, SCRAM, SCRAM_PLUS, ScramClient, ScramError, Verifiers, md5_response, md5_stored, nonce,
 };
 use crate::session::Backend;
 use crate::stream::Stream;
@@ -166,7 +166,7 @@ pub(crate) async fn connect(
 ) -> Result<Upstream, UpstreamError> {
     let limit = to.cluster.connect_timeout;
     let shown = verifiers.shown(login);
-    let credentials = Credentials { login, shown: shown.as_deref() };
+    let credentials = Credentials { login, shown: shown.as_deref(), derived: &verifiers.derived };
     let try_it = |to| log_in(to, credentials, database, settings, application_name);
     let work = async {
         // As libpq: `allow` encrypts when the server insists, `prefer` does without when the server insists on that.
@@ -208,6 +208,7 @@ struct Credentials<'a> {
     login: &'a Login,
     /// What a client has shown to have, when the password is not known.
     shown: Option<&'a ClientKeys>,
+    derived: &'a Derived,
 }
 
 async fn log_in(
@@ -222,7 +223,7 @@ async fn log_in(
     let binding = match &stream {
         Stream::Tls(tls, _) => {
             let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            leaf.and_then(|leaf| crate::tls::end_point(leaf))
+            leaf.and_then(|leaf| cofferdam_tls::end_point(leaf))
         }
         Stream::Plain(_) => None,
     };
@@ -244,7 +245,7 @@ async fn log_in(
     });
     stream.drain(&mut outbound).await?;
     let mut inbound = BytesMut::new();
-    let mut scram: Option<ScramClient<'_>> = None;
+    let mut scram: Option<ScramClient> = None;
     let mut reported = BTreeMap::new();
     let mut key = (0, Vec::new());
     loop {
@@ -306,16 +307,21 @@ async fn encrypted(mut tcp: TcpStream, to: Target<'_>, config: &Arc<ClientConfig
     }
 }
 
-fn authenticate<'a>(
+fn authenticate(
     body: &[u8],
-    credentials: Credentials<'a>,
+    credentials: Credentials<'_>,
     binding: Option<&[u8]>,
     is_private: bool,
-    scram: &mut Option<ScramClient<'a>>,
+    scram: &mut Option<ScramClient>,
     out: &mut BytesMut,
 ) -> Result<(), UpstreamError> {
     let Some((code, data)) = body.split_first_chunk::<4>() else { return Err(UpstreamError::Protocol) };
-    let Credentials { login, shown } = credentials;
+    let Credentials { login, shown, derived } = credentials;
+    let knows = || match (&login.password, shown) {
+        (Password::Plain(password), _) => Ok(Knows::Password(password.expose(), derived)),
+        (_, Some(keys)) => Ok(Knows::Keys(keys)),
+        _ => Err(UpstreamError::NoPassword),
+    };
     match u32::from_be_bytes(*code) {
         // A server that does not prove that it knows the password is not the one that was to be proved to.
         0 if scram.is_some() => return Err(UpstreamError::Scram(ScramError::WrongServer)),
@@ -349,13 +355,10 @@ fn authenticate<'a>(
             if binding.is_none() && !offered(SCRAM) {
                 return Err(UpstreamError::Authentication(10));
             }
-            let knows = match (&login.password, shown) {
-                (Password::Plain(password), _) => Knows::Password(password.expose()),
-                (_, Some(keys)) => Knows::Keys(keys),
-                _ => return Err(UpstreamError::NoPassword),
-            };
+            // Nothing is begun that cannot be ended.
+            knows()?;
             let nonce = nonce().map_err(io::Error::from)?;
-            let client = scram.insert(ScramClient::new(knows, &nonce, binding, can_bind));
+            let client = scram.insert(ScramClient::new(&nonce, binding, can_bind));
             let first = client.first();
             out.message(b'p', |b| {
                 b.put_slice(if binding.is_some() { SCRAM_PLUS } else { SCRAM }.as_bytes());
@@ -366,7 +369,7 @@ fn authenticate<'a>(
         }
         11 => {
             let client = scram.as_mut().ok_or(UpstreamError::Protocol)?;
-            let proof = client.prove(data)?;
+            let proof = client.prove(knows()?, data)?;
             out.message(b'p', |b| b.put_slice(proof.as_bytes()));
         }
         12 => scram.take().ok_or(UpstreamError::Protocol)?.finish(data)?,

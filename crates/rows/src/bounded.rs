@@ -1,12 +1,10 @@
 //! A connection to a server whose messages are not larger than somebody has room for.
 
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 /// A stream of PostgreSQL's messages of which none may be larger than a bound: reading one is an error, before any of it is
 /// kept. One row is one message, and what is in it is a tenant's.
@@ -99,47 +97,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_shutdown(cx)
-    }
-}
-
-impl<S: TlsStream + Unpin> TlsStream for Bounded<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        self.inner.channel_binding()
-    }
-}
-
-/// TLS in which messages are bounded.
-pub struct BoundedTls<C> {
-    inner: C,
-    largest: u32,
-}
-
-impl<C> fmt::Debug for BoundedTls<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BoundedTls").field("largest", &self.largest).finish_non_exhaustive()
-    }
-}
-
-impl<C> BoundedTls<C> {
-    /// What connects, and the largest message in bytes.
-    pub fn new(inner: C, largest: u32) -> Self {
-        Self { inner, largest }
-    }
-}
-
-impl<S, C> TlsConnect<S> for BoundedTls<C>
-where
-    C: TlsConnect<S>,
-    C::Stream: Unpin,
-    C::Future: Send + 'static,
-{
-    type Stream = Bounded<C::Stream>;
-    type Error = C::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, Self::Error>> + Send>>;
-
-    fn connect(self, stream: S) -> Self::Future {
-        let (connecting, largest) = (self.inner.connect(stream), self.largest);
-        Box::pin(async move { Ok(Bounded::new(connecting.await?, largest)) })
     }
 }
 

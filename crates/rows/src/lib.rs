@@ -5,14 +5,20 @@
 //! rules nor views; with row security off it refuses to apply policies. So tables are read with `COPY`, and what is wanted
 //! of their rows is worked out here.
 //!
-//! Internal to this workspace: its functions speak tokio-postgres, and nothing that an embedding program sees does.
+//! Whoever looks at many does not turn a password into keys for each ([`LogsIn`]).
+//!
+//! Internal to this workspace: its functions speak tokio-postgres and rustls, and nothing that an embedding program sees does.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod bounded;
+mod login;
 
-pub use bounded::{Bounded, BoundedTls};
+pub use bounded::Bounded;
+pub use login::{LogsIn, SecureLogin};
+
+use std::borrow::Cow;
 
 use futures_util::TryStreamExt;
 use tokio_postgres::Client;
@@ -35,7 +41,7 @@ pub async fn each(
     client: &Client,
     table: &str,
     columns: &[&str],
-    mut row: impl FnMut(&[Option<String>]),
+    mut row: impl FnMut(&[Option<Cow<'_, str>>]),
 ) -> Result<Read<()>, tokio_postgres::Error> {
     match hold(client, table, columns).await? {
         Read::Nothing => return Ok(Read::Nothing),
@@ -47,11 +53,10 @@ pub async fn each(
     let encoding = if encoding.get(0) { " (ENCODING 'SQL_ASCII')" } else { "" };
     let rows = client.copy_out(&format!("COPY {table} ({}) TO STDOUT{encoding}", columns.join(", "))).await?;
     let mut rows = std::pin::pin!(rows);
-    let mut fields = Vec::with_capacity(columns.len());
     // The protocol promises one row in each message.
     while let Some(line) = rows.try_next().await? {
         let line = line.strip_suffix(b"\n").unwrap_or(&line);
-        fields.clear();
+        let mut fields = Vec::with_capacity(columns.len());
         fields.extend(line.split(|byte| *byte == b'\t').map(field));
         row(&fields);
     }
@@ -106,12 +111,12 @@ async fn hold(client: &Client, table: &str, columns: &[&str]) -> Result<Read<()>
 }
 
 /// A field of a line, as `COPY` writes it.
-fn field(written: &[u8]) -> Option<String> {
+fn field(written: &[u8]) -> Option<Cow<'_, str>> {
     if written == b"\\N" {
         return None;
     }
     if !written.contains(&b'\\') {
-        return Some(String::from_utf8_lossy(written).into_owned());
+        return Some(String::from_utf8_lossy(written));
     }
     let mut plain = Vec::with_capacity(written.len());
     let mut bytes = written.iter();
@@ -127,7 +132,7 @@ fn field(written: &[u8]) -> Option<String> {
             (byte, None) => *byte,
         });
     }
-    Some(String::from_utf8_lossy(&plain).into_owned())
+    Some(Cow::Owned(String::from_utf8_lossy(&plain).into_owned()))
 }
 
 #[cfg(test)]

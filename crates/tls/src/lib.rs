@@ -5,7 +5,7 @@
 
 mod server;
 
-pub use server::{connector, towards_server};
+pub use server::{connector, end_point, insistence, towards_server};
 
 use std::sync::Arc;
 

@@ -8,8 +8,10 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use sha2::{Digest, Sha256, Sha384, Sha512};
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{TlsError, identity, pem, roots};
 
@@ -46,12 +48,33 @@ pub fn towards_server(
 
 /// What `tokio_postgres` connects with, and how much it insists.
 pub fn connector(mode: TlsMode, authorities: Option<&str>) -> Result<(MakeRustlsConnect, SslMode), TlsError> {
-    let insist = match mode {
+    Ok((MakeRustlsConnect::new(towards_server(mode, "ca_file", authorities, None)?), insistence(mode)))
+}
+
+/// How much `tokio_postgres` insists on encryption.
+pub fn insistence(mode: TlsMode) -> SslMode {
+    match mode {
         TlsMode::Disable => SslMode::Disable,
         TlsMode::Allow | TlsMode::Prefer => SslMode::Prefer,
         TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => SslMode::Require,
-    };
-    Ok((MakeRustlsConnect::new(towards_server(mode, "ca_file", authorities, None)?), insist))
+    }
+}
+
+/// The channel binding `tls-server-end-point` of a certificate (RFC 5929): its hash, by the hash function that it is
+/// signed with. `None` for signatures without one, such as Ed25519.
+pub fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    match parsed.signature_algorithm.algorithm.to_id_string().as_str() {
+        // MD5 and SHA-1 are replaced by SHA-256; RSA and ECDSA.
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.3.2" => Some(Sha256::digest(certificate).to_vec()),
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(Sha384::digest(certificate).to_vec()),
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(Sha512::digest(certificate).to_vec()),
+        _ => None,
+    }
 }
 
 /// Checks less than the name: what libpq does below `verify-full`.

@@ -182,7 +182,7 @@ impl Snapshot {
             if let [Some(key), value] = row
                 && key == "database.uuid"
             {
-                uuid.clone_from(value);
+                uuid = value.as_deref().map(str::to_owned);
             }
         });
         parameters.await.map_err(|e| failed(&e))?;
@@ -193,8 +193,8 @@ impl Snapshot {
             if name.is_empty() {
                 return;
             }
-            let file = files.entry(name.clone()).or_insert_with(|| Attachment::named(name));
-            file.checksum = file.checksum.take().max(checksum.clone());
+            let file = files.entry(name.to_string()).or_insert_with(|| Attachment::named(name));
+            file.checksum = file.checksum.take().max(checksum.as_deref().map(str::to_owned));
             file.size = file.size.max(size.as_ref().and_then(|size| size.parse().ok()));
         });
         // Which files there are cannot be known then, and a set without them would look whole.
@@ -212,7 +212,7 @@ impl Snapshot {
             if let [Some(name), Some(version), Some(state)] = row
                 && state == "installed"
             {
-                modules.insert(name.clone(), version.clone());
+                modules.insert(name.to_string(), version.to_string());
             }
         });
         installed.await.map_err(|e| failed(&e))?;

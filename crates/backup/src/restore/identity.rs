@@ -69,7 +69,7 @@ pub(super) async fn verify(
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await.map_err(|e| failed(&e))?;
     let (mut uuid, mut neutralized) = (None, false);
     let parameters = rows::each(&client, "public.ir_config_parameter", &["key", "value"], |row| match row {
-        [Some(key), value] if key == "database.uuid" => uuid.clone_from(value),
+        [Some(key), value] if key == "database.uuid" => uuid = value.as_deref().map(str::to_owned),
         [Some(key), Some(value)] if key == "database.is_neutralized" => neutralized = value == "true",
         _ => {}
     });
@@ -92,7 +92,7 @@ pub(super) async fn verify(
         let mut active = 0;
         let name = format!("public.{table}");
         let read = rows::each(&client, &name, columns, |row| {
-            let state = row.first().and_then(Option::as_deref).unwrap_or_default();
+            let state = row.first().and_then(|state| state.as_deref()).unwrap_or_default();
             let leads_nowhere = row.get(1).is_some_and(|host| host.as_deref() == Some("invalid"));
             active += u32::from(HARMFUL.contains(&state) && !leads_nowhere);
         });

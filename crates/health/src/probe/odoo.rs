@@ -2,6 +2,7 @@
 //!
 //! (`reference`: Health, "Probe the tenant's own database"; Health and upgrades, the tables.)
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -343,7 +344,7 @@ impl TenantProbe {
             columns.extend(["failure_count", "first_failure_date"]);
         }
         columns.extend(name);
-        let named = |row: &[Option<String>]| match (name, row.last()) {
+        let named = |row: &[Option<Cow<'_, str>>]| match (name, row.last()) {
             (Some(_), Some(Some(name))) => short(name),
             _ => format!("job {}", short(row[0].as_deref().unwrap_or("?"))),
         };
@@ -408,17 +409,18 @@ impl TenantProbe {
         columns.extend(there.one_of("mail_mail", &["scheduled_date"]));
         let (mut waiting, mut failed, mut age) = (0_u64, 0_u64, 0.0_f64);
         let read = rows::each(client, "public.mail_mail", &columns, |row| {
-            let created = there.since(row[1].as_deref());
+            // Most rows are done with, and their times nobody's business.
+            let created = || there.since(row[1].as_deref());
             match row[0].as_deref() {
                 Some("outgoing") => {
                     // A mail for later does not wait.
                     let scheduled = row.get(2).and_then(|time| there.since(time.as_deref()));
                     if scheduled.is_none_or(|by| by >= 0.0) {
                         waiting += 1;
-                        age = age.max(created.unwrap_or(0.0).min(scheduled.unwrap_or(f64::INFINITY)));
+                        age = age.max(created().unwrap_or(0.0).min(scheduled.unwrap_or(f64::INFINITY)));
                     }
                 }
-                Some("exception") => failed += u64::from(created.is_some_and(|age| age < DAY)),
+                Some("exception") => failed += u64::from(created().is_some_and(|age| age < DAY)),
                 _ => {}
             }
         });
@@ -451,14 +453,15 @@ impl TenantProbe {
         let (mut failed_lately, mut age, mut longest) = (0_u64, 0.0_f64, 0.0_f64);
         let read = rows::each(client, "public.queue_job", &columns, |row| {
             let at = |column: Option<usize>| column.and_then(|column| there.since(row[column].as_deref()));
-            let created = at(Some(1));
+            let created = || at(Some(1));
             match row[0].as_deref() {
                 Some(state @ ("pending" | "enqueued")) => {
                     // A job for later does not wait.
                     let eta = at(eta);
                     if state == "enqueued" || eta.is_none_or(|by| by >= 0.0) {
                         waiting += 1;
-                        age = age.max(created.unwrap_or(0.0).min(eta.filter(|by| *by >= 0.0).unwrap_or(f64::INFINITY)));
+                        age =
+                            age.max(created().unwrap_or(0.0).min(eta.filter(|by| *by >= 0.0).unwrap_or(f64::INFINITY)));
                     }
                 }
                 Some("started") => {
@@ -467,7 +470,7 @@ impl TenantProbe {
                 }
                 Some("failed") => {
                     failed += 1;
-                    failed_lately += u64::from(created.is_some_and(|age| age < DAY));
+                    failed_lately += u64::from(created().is_some_and(|age| age < DAY));
                 }
                 _ => {}
             }

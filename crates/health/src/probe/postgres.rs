@@ -3,16 +3,17 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use cofferdam_rows::{Bounded, BoundedTls};
+use cofferdam_rows::{Bounded, LogsIn, SecureLogin};
 use cofferdam_tenant::{Secret, ServerTls, TlsMode};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use jiff::Timestamp;
+use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::config::SslMode;
-use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, NoTls, Row};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -39,7 +40,7 @@ pub struct Database {
 
 /// What connections are encrypted with, read once.
 #[derive(Clone)]
-pub struct Tls(tokio_postgres_rustls::MakeRustlsConnect, SslMode);
+pub struct Tls(Arc<ClientConfig>, SslMode);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,9 +56,8 @@ impl Tls {
         }
         let read = |path: &PathBuf| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
         let authorities = tls.ca_file.as_ref().map(read).transpose()?;
-        let (connector, insist) =
-            cofferdam_tls::connector(tls.mode, authorities.as_deref()).map_err(|e| e.to_string())?;
-        Ok(Some(Self(connector, insist)))
+        let config = cofferdam_tls::towards_server(tls.mode, "ca_file", authorities.as_deref(), None);
+        Ok(Some(Self(Arc::new(config.map_err(|e| e.to_string())?), cofferdam_tls::insistence(tls.mode))))
     }
 }
 
@@ -99,15 +99,15 @@ impl Database {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         // Whoever uses the client is told when its connection breaks.
-        let (client, socket) = if let Some(Tls(connector, _)) = &self.tls {
-            let mut connector = connector.clone();
-            let tls = MakeTlsConnect::<Bounded<S>>::make_tls_connect(&mut connector, &self.host);
-            let tls = BoundedTls::new(tls.map_err(io::Error::other)?, LARGEST_MESSAGE);
+        let password = self.password.clone();
+        let (client, socket) = if let Some(Tls(config, _)) = &self.tls {
+            let tls = SecureLogin::new(Arc::clone(config), &self.host, password, LARGEST_MESSAGE);
             let stream = Bounded::negotiating(stream, LARGEST_MESSAGE);
             let (client, connection) = self.config().connect_raw(stream, tls).await?;
             (client, tokio::spawn(connection))
         } else {
-            let (client, connection) = self.config().connect_raw(Bounded::new(stream, LARGEST_MESSAGE), NoTls).await?;
+            let stream = LogsIn::new(Bounded::new(stream, LARGEST_MESSAGE), password);
+            let (client, connection) = self.config().connect_raw(stream, NoTls).await?;
             (client, tokio::spawn(connection))
         };
         Ok(Look { client, socket: AbortOnDropHandle::new(socket) })
@@ -230,7 +230,10 @@ impl ClusterProbe {
         let recycling_method = RecyclingMethod::Fast;
         let options = ManagerConfig { recycling_method };
         let manager = match &server.tls {
-            Some(Tls(connector, _)) => Manager::from_config(server.config(), connector.clone(), options),
+            Some(Tls(config, _)) => {
+                let connector = tokio_postgres_rustls::MakeRustlsConnect::new(config.as_ref().clone());
+                Manager::from_config(server.config(), connector, options)
+            }
             None => Manager::from_config(server.config(), NoTls, options),
         };
         let limit = Some(Duration::from_secs(4));

@@ -1,18 +1,17 @@
 //! Proving who a client is, and proving to a server who we are. Without I/O.
 
 mod md5;
-mod scram;
 
+pub(crate) use cofferdam_scram::nonce;
+pub use cofferdam_scram::{
+    ClientKeys, Derived, Knows, SCRAM, SCRAM_PLUS, ScramClient, ScramError, ScramKeys, ScramServer,
+};
 pub use md5::{md5_matches, md5_response, md5_stored};
-pub use scram::{ClientKeys, Knows, SCRAM, SCRAM_PLUS, ScramClient, ScramError, ScramKeys, ScramServer};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base64::Engine as _;
 use cofferdam_tenant::{Login, Password};
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::Sha256;
 
 /// SCRAM keys of the logins that have been used, so that the slow derivation happens once per password.
 #[derive(Debug)]
@@ -20,6 +19,8 @@ pub struct Verifiers {
     known: Mutex<HashMap<Login, Arc<ScramKeys>>>,
     /// What clients have proved to have, for logins of which the password is not known (rule 17).
     shown: Mutex<HashMap<Login, Arc<ClientKeys>>>,
+    /// What passwords are turned into to log in to servers.
+    pub(crate) derived: Derived,
     /// Makes the salt of a user that does not exist the same each time (rule 19).
     mock: [u8; 32],
 }
@@ -32,7 +33,7 @@ impl Verifiers {
     pub fn new() -> Result<Self, getrandom::Error> {
         let mut mock = [0; 32];
         getrandom::fill(&mut mock)?;
-        Ok(Self { known: Mutex::default(), shown: Mutex::default(), mock })
+        Ok(Self { known: Mutex::default(), shown: Mutex::default(), derived: Derived::default(), mock })
     }
 
     /// The keys of a login; those that nothing opens when what is stored of its password are none.
@@ -61,10 +62,7 @@ impl Verifiers {
 
     /// A salt that is stable per user name, as long as the process runs.
     fn salt(&self, user: &str) -> [u8; 16] {
-        let digest = hmac(&self.mock, user.as_bytes());
-        let mut salt = [0; 16];
-        salt.copy_from_slice(&digest[..16]);
-        salt
+        cofferdam_scram::salt_of(user, &self.mock)
     }
 
     /// Keeps what a client has proved to have, to log in to the server in its name.
@@ -85,18 +83,4 @@ impl Verifiers {
     pub(crate) fn forget(&self, login: &Login) {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).remove(login);
     }
-}
-
-/// Fresh randomness, printable.
-pub(crate) fn nonce() -> Result<String, getrandom::Error> {
-    let mut random = [0; 18];
-    getrandom::fill(&mut random)?;
-    Ok(base64::engine::general_purpose::STANDARD.encode(random))
-}
-
-pub(crate) fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
-    // HMAC takes keys of any length; the error type exists for MACs that do not.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
-    mac.update(data);
-    mac.finalize().into_bytes().into()
 }

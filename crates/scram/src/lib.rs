@@ -1,15 +1,21 @@
 //! Both sides of SCRAM-SHA-256 and SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677), as PostgreSQL speaks them.
 //!
 //! The client's side is our own because it has to work with keys instead of a password: what a client of ours proves is
-//! enough to log in to the server in its name (rule 17).
+//! enough to log in to the server in its name (rule 17). And what a password is turned into can be kept: that takes
+//! milliseconds of a processor, each time that somebody connects. Without I/O.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
-
-use super::hmac;
 
 /// The mechanism without channel binding.
 pub const SCRAM: &str = "SCRAM-SHA-256";
@@ -68,7 +74,8 @@ impl ScramKeys {
         })
     }
 
-    pub(crate) fn impossible(salt: &[u8]) -> Self {
+    /// Keys that no password opens.
+    pub fn impossible(salt: &[u8]) -> Self {
         Self { salt: salt.to_vec(), iterations: ITERATIONS, stored: [0; 32], server: [0; 32], possible: false }
     }
 }
@@ -108,6 +115,64 @@ impl ClientKeys {
             iterations,
         }
     }
+}
+
+/// Turns passwords into keys, and keeps what it has made: a password, its salt and its rounds always make the same.
+///
+/// Kept are keys, and of passwords a hash together with the salt; a server's salt changes when the password does.
+#[derive(Default)]
+pub struct Derived(Mutex<HashMap<[u8; 32], Arc<ClientKeys>>>);
+
+/// Keys that are not asked for any more are forgotten by starting over when there are this many.
+const MAX_DERIVED: usize = 20_000;
+
+impl std::fmt::Debug for Derived {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Derived(…)")
+    }
+}
+
+impl Derived {
+    fn keys(&self, password: &str, salt: &[u8], iterations: u32) -> Arc<ClientKeys> {
+        let mut name = Sha256::new();
+        name.update((salt.len() as u64).to_be_bytes());
+        name.update(salt);
+        name.update(iterations.to_be_bytes());
+        name.update(password);
+        let name = name.finalize().into();
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = kept().get(&name) {
+            return Arc::clone(keys);
+        }
+        let keys = Arc::new(ClientKeys::derive(password, salt, iterations));
+        let mut kept = kept();
+        if kept.len() >= MAX_DERIVED {
+            kept.clear();
+        }
+        Arc::clone(kept.entry(name).or_insert(keys))
+    }
+}
+
+/// Fresh randomness, printable: a nonce.
+pub fn nonce() -> Result<String, getrandom::Error> {
+    let mut random = [0; 18];
+    getrandom::fill(&mut random)?;
+    Ok(BASE64.encode(random))
+}
+
+/// A salt that is the same for a name each time, and that tells whoever does not know the secret nothing of it (rule 19).
+pub fn salt_of(name: &str, secret: &[u8; 32]) -> [u8; 16] {
+    let digest = hmac(secret, name.as_bytes());
+    let mut salt = [0; 16];
+    salt.copy_from_slice(&digest[..16]);
+    salt
+}
+
+fn hmac(key: &[u8], data: &[u8]) -> [u8; 32] {
+    // HMAC takes keys of any length; the error type exists for MACs that do not.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return [0; 32] };
+    mac.update(data);
+    mac.finalize().into_bytes().into()
 }
 
 /// Why an exchange ended.
@@ -221,16 +286,15 @@ impl<'a> ScramServer<'a> {
 /// What a client of SCRAM knows.
 #[derive(Debug, Clone, Copy)]
 pub enum Knows<'a> {
-    /// The password.
-    Password(&'a str),
+    /// The password, and what remembers its keys.
+    Password(&'a str, &'a Derived),
     /// The keys that somebody has proved to have.
     Keys(&'a ClientKeys),
 }
 
 /// The client's side: the first message out, the challenge in, the proof out, the server's signature in.
 #[derive(Debug)]
-pub struct ScramClient<'a> {
-    knows: Knows<'a>,
+pub struct ScramClient {
     header: &'static str,
     bound: Vec<u8>,
     bare: String,
@@ -239,10 +303,10 @@ pub struct ScramClient<'a> {
     expected: Option<[u8; 32]>,
 }
 
-impl<'a> ScramClient<'a> {
+impl ScramClient {
     /// `nonce` is fresh randomness, printable; `binding` the hash of the server's certificate, to be bound to it;
     /// `can_bind` says that it would be bound if the server had offered it.
-    pub fn new(knows: Knows<'a>, nonce: &str, binding: Option<&[u8]>, can_bind: bool) -> Self {
+    pub fn new(nonce: &str, binding: Option<&[u8]>, can_bind: bool) -> Self {
         let header = match (binding, can_bind) {
             (Some(_), _) => BINDING,
             // A server that has offered it notices that somebody in between has kept the offer back.
@@ -251,7 +315,7 @@ impl<'a> ScramClient<'a> {
         };
         let mut bound = format!("{header},,").into_bytes();
         bound.extend_from_slice(binding.unwrap_or_default());
-        Self { knows, header, bound, bare: format!("n=,r={nonce}"), nonce: nonce.to_owned(), expected: None }
+        Self { header, bound, bare: format!("n=,r={nonce}"), nonce: nonce.to_owned(), expected: None }
     }
 
     /// The first message.
@@ -260,7 +324,7 @@ impl<'a> ScramClient<'a> {
     }
 
     /// Takes the server's challenge and gives the proof.
-    pub fn prove(&mut self, challenge: &[u8]) -> Result<String, ScramError> {
+    pub fn prove(&mut self, knows: Knows<'_>, challenge: &[u8]) -> Result<String, ScramError> {
         let challenge = std::str::from_utf8(challenge).map_err(|_| ScramError::Malformed)?;
         let mut attributes = challenge.split(',');
         let mut attribute = |name: &str| attributes.next()?.strip_prefix(name);
@@ -271,9 +335,9 @@ impl<'a> ScramClient<'a> {
             return Err(ScramError::WrongServer);
         }
         let derived;
-        let keys = match self.knows {
-            Knows::Password(password) => {
-                derived = ClientKeys::derive(password, &salt, iterations);
+        let keys = match knows {
+            Knows::Password(password, keys) => {
+                derived = keys.keys(password, &salt, iterations);
                 &derived
             }
             // Keys for another salt would be a wrong proof that the server would count as a wrong password.
@@ -324,19 +388,34 @@ mod tests {
         binding: Option<&[u8]>,
         ours: Option<&[u8]>,
     ) -> Result<ClientKeys, ScramError> {
-        let mut client = ScramClient::new(knows, "clientnonce", binding, binding.is_some());
+        let mut client = ScramClient::new("clientnonce", binding, binding.is_some());
         let server = ScramServer::begin(keys, client.first().as_bytes(), "servernonce", ours, binding.is_some())?;
-        let proof = client.prove(server.challenge().as_bytes())?;
+        let proof = client.prove(knows, server.challenge().as_bytes())?;
         let (last, keys) = server.finish(proof.as_bytes())?;
         client.finish(last.as_bytes())?;
         Ok(keys)
+    }
+
+    #[test]
+    fn keys_are_derived_once_and_those_of_another_password_or_salt_are_others() {
+        let derived = Derived::default();
+        let keys = derived.keys("geheim", b"salt", 4096);
+        assert!(Arc::ptr_eq(&keys, &derived.keys("geheim", b"salt", 4096)));
+        for (password, salt, iterations) in
+            [("geheim", b"tals", 4096), ("Geheim", b"salt", 4096), ("geheim", b"salt", 4097)]
+        {
+            let other = derived.keys(password, salt, iterations);
+            assert_ne!(other.client, keys.client);
+            assert_eq!(other.client, ClientKeys::derive(password, salt, iterations).client);
+        }
+        assert_eq!(format!("{derived:?}"), "Derived(…)");
     }
 
     /// Rule 17.
     #[test]
     fn what_a_client_has_proved_is_enough_to_log_in_for_it_and_only_where_it_could() {
         let here = ScramKeys::derive("geheim", &[7; 16]);
-        let shown = prove(Knows::Password("geheim"), &here, None, None).unwrap();
+        let shown = prove(Knows::Password("geheim", &Derived::default()), &here, None, None).unwrap();
         assert!(prove(Knows::Keys(&shown), &here, None, None).is_ok());
         let elsewhere = ScramKeys::derive("geheim", &[8; 16]);
         assert_eq!(prove(Knows::Keys(&shown), &elsewhere, None, None).err(), Some(ScramError::WrongProof));
@@ -349,7 +428,7 @@ mod tests {
         let text = |b: &[u8]| BASE64.encode(b);
         let stored = format!("SCRAM-SHA-256$4096:{}${}:{}", text(&keys.salt), text(&keys.stored), text(&keys.server));
         let read = ScramKeys::parse(&stored).unwrap();
-        assert!(prove(Knows::Password("geheim"), &read, None, None).is_ok());
+        assert!(prove(Knows::Password("geheim", &Derived::default()), &read, None, None).is_ok());
         for bad in ["", "md5abc", "SCRAM-SHA-256$x:AA==$AA==:AA==", "SCRAM-SHA-256$4096:AA==$AA==:AA=="] {
             assert!(ScramKeys::parse(bad).is_none(), "{bad}");
         }
@@ -359,7 +438,8 @@ mod tests {
     #[test]
     fn a_channel_is_bound_to_our_certificate_and_a_downgrade_is_noticed() {
         let keys = ScramKeys::derive("geheim", &[7; 16]);
-        let knows = Knows::Password("geheim");
+        let derived = Derived::default();
+        let knows = Knows::Password("geheim", &derived);
         assert!(prove(knows, &keys, Some(b"hash"), Some(b"hash")).is_ok());
         let between = prove(knows, &keys, Some(b"of whoever sits between"), Some(b"hash"));
         assert_eq!(between.err(), Some(ScramError::ChannelBinding));
@@ -369,7 +449,7 @@ mod tests {
         assert_eq!(begin("p=tls-unique,,n=,r=abc", true), Some(ScramError::ChannelBinding));
         assert_eq!(begin("n,,n=,r=abc", false), None);
         // Our own client says `y` to a server that seems not to offer it.
-        assert_eq!(ScramClient::new(knows, "n", None, true).first(), "y,,n=,r=n");
+        assert_eq!(ScramClient::new("n", None, true).first(), "y,,n=,r=n");
     }
 
     #[test]
@@ -383,10 +463,10 @@ mod tests {
     /// Rule 19: for an unknown user the exchange runs to the same end as for a wrong password.
     #[test]
     fn the_mock_exchange_looks_like_a_wrong_password_with_a_stable_salt() {
-        let verifiers = super::super::Verifiers::new().unwrap();
-        let (first, again) = (verifiers.mock("nobody"), verifiers.mock("nobody"));
+        let mock = |name| ScramKeys::impossible(&salt_of(name, &[9; 32]));
+        let (first, again) = (mock("nobody"), mock("nobody"));
         assert_eq!(first.salt, again.salt);
-        assert_ne!(first.salt, verifiers.mock("somebody").salt);
+        assert_ne!(first.salt, mock("somebody").salt);
         let mut client = ScramSha256::new(b"x", ChannelBinding::unsupported());
         let server = ScramServer::begin(&first, client.message(), "n", None, false).unwrap();
         client.update(server.challenge().as_bytes()).unwrap();
@@ -413,8 +493,9 @@ mod tests {
             if let Ok(server) = ScramServer::begin(&keys, b"n,,n=,r=abc", "n", None, false) {
                 prop_assert!(server.finish(last.as_bytes()).is_err());
             }
-            let mut client = ScramClient::new(Knows::Password("x"), "n", None, false);
-            let _ = client.prove(first.as_bytes());
+            let derived = Derived::default();
+            let mut client = ScramClient::new("n", None, false);
+            let _ = client.prove(Knows::Password("x", &derived), first.as_bytes());
             prop_assert!(client.finish(last.as_bytes()).is_err());
             let _ = ScramKeys::parse(&first);
         }
