@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use cofferdam_health::alert::{AlertOptions, Alerts, Phase};
@@ -15,7 +15,7 @@ use cofferdam_health::probe::{
     RepositoryProbe, TenantLimits, TenantProbe, ThroughProbe, Tls, WebSocketProbe, conformance, look,
 };
 use cofferdam_health::sink::Sinks;
-use cofferdam_health::{History, Watcher, explain, rules};
+use cofferdam_health::{History, Observer, Watcher, explain, rules};
 use cofferdam_tenant::{Secret, ServerTls, Source, TlsMode};
 use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions, USER};
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, SUPERUSER};
@@ -886,6 +886,75 @@ fn backups_that_are_missing_stale_or_cannot_be_restored_are_found() {
     });
 }
 
+/// Whoever is started anew tells nothing twice and of every end, and a month's budget is a month's.
+#[test]
+fn what_was_told_and_counted_outlives_a_watch() {
+    runtime().block_on(async {
+        let cluster = Cluster::start().unwrap();
+        tenant(&cluster, "acme").await;
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "interval: 1s\nstate_directory: {}\nclusters:\n{}tenants:\n  acme: {{}}\nnotices: {{ after: 1s }}\n",
+            directory.path().join("state").display(),
+            cluster_entry("main", &cluster)
+        );
+        let stop = tokio_util::sync::CancellationToken::new();
+        let told = Mutex::new(Vec::new());
+        let step = async |observer: &Observer| {
+            let step = observer.step().await;
+            assert_eq!(step.problems, Vec::<String>::new());
+            let notices = step.notices.into_iter().filter(|notice| notice.key == "tenant acme: database");
+            told.lock().unwrap().extend(notices.map(|notice| notice.phase));
+        };
+        let bad = |observer: &Observer| {
+            let looks = "cofferdam_health_looks_total{tenant=\"acme\",objective=\"availability\",result=\"bad\"} ";
+            let number = observer.metrics().lines().find_map(|line| line.strip_prefix(looks)?.parse::<u32>().ok());
+            number.unwrap_or_default()
+        };
+        let observer = Observer::start(setup(&text), &stop).unwrap();
+        let admin = cluster.admin("postgres").await.unwrap();
+        admin.batch_execute("ALTER DATABASE acme RENAME TO elsewhere").await.unwrap();
+        eventually(async || {
+            step(&observer).await;
+            bad(&observer) >= 4 && !told.lock().unwrap().is_empty()
+        })
+        .await;
+        step(&observer).await;
+        let before = bad(&observer);
+        stop.cancel();
+        drop(observer);
+        // It goes on, and nobody is told again.
+        let stop = tokio_util::sync::CancellationToken::new();
+        let observer = Observer::start(setup(&text), &stop).unwrap();
+        assert!(bad(&observer) >= before - 1, "{} of {before}", bad(&observer));
+        eventually(async || {
+            step(&observer).await;
+            bad(&observer) >= before + 4
+        })
+        .await;
+        stop.cancel();
+        drop(observer);
+        // It ends while nobody looks.
+        admin.batch_execute("ALTER DATABASE elsewhere RENAME TO acme").await.unwrap();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let observer = Observer::start(setup(&text), &stop).unwrap();
+        eventually(async || {
+            step(&observer).await;
+            told.lock().unwrap().len() >= 2
+        })
+        .await;
+        assert_eq!(*told.lock().unwrap(), [Phase::Firing, Phase::Resolved]);
+        stop.cancel();
+        // What cannot be read is told.
+        for name in ["told.json", "looks.json"] {
+            std::fs::write(directory.path().join("state").join(name), "{").unwrap();
+        }
+        let observer = Observer::start(setup(&text), &stop).unwrap();
+        let problems = observer.step().await.problems;
+        assert!(problems.len() == 2 && problems[1].contains("looks.broken now"), "{problems:?}");
+    });
+}
+
 /// "Sinks: webhook, Alertmanager API; deduplicated, …, resolved notices."
 #[test]
 fn notices_reach_a_webhook_and_alertmanager_and_wait_for_one_that_does_not_answer() {
@@ -1060,7 +1129,7 @@ fn notices_that_are_refused_keep_nothing_back_and_those_by_e_mail_arrive() {
             silent.local_addr().unwrap().port()
         );
         let stop = tokio_util::sync::CancellationToken::new();
-        let observer = cofferdam_health::Observer::start(setup(&text), &stop).unwrap();
+        let observer = Observer::start(setup(&text), &stop).unwrap();
         eventually(async || !observer.step().await.notices.is_empty()).await;
         let step = tokio::time::timeout(Duration::from_secs(15), observer.step()).await;
         assert!(step.is_ok(), "a step waits for the mail server");

@@ -218,9 +218,11 @@ impl Engine {
                 check.doubt = Some((so_far, times));
             }
         }
+        // Several looks, however rare they are.
+        let calm = CALM.max(SignedDuration::try_from(self.options.stale_after).unwrap_or(CALM));
         check.flapping = match check.flapping {
             _ if check.status == Status::Fail => None,
-            Some((since, last)) if seen == Status::Fail && observation.at.duration_since(last) < CALM => {
+            Some((since, last)) if seen == Status::Fail && observation.at.duration_since(last) < calm => {
                 Some((since, observation.at))
             }
             _ if seen == Status::Fail => Some((observation.at, observation.at)),
@@ -275,6 +277,29 @@ impl Engine {
             (id.to_string(), state)
         });
         Picture { checks: checks.collect() }
+    }
+
+    /// Whether something else was at fault when a check failed at an instant: none while it has not been looked at since.
+    pub fn explained(&self, check: &CheckId, at: Timestamp) -> Option<bool> {
+        let mut seen = vec![check];
+        let (mut fails, mut known) = (false, true);
+        let mut next = 0;
+        while let Some(one) = seen.get(next).copied() {
+            next += 1;
+            let needs = self.needs.get(one).into_iter().chain(self.needs_of_subject.get(&one.subject)).flatten();
+            for other in needs {
+                if seen.contains(&other) {
+                    continue;
+                }
+                seen.push(other);
+                if let Some(other) = self.checks.get(other).filter(|other| other.latest.check.subject != check.subject)
+                {
+                    fails |= other.latest.status == Status::Fail;
+                    known &= other.latest.at > at;
+                }
+            }
+        }
+        if fails { Some(true) } else { known.then_some(false) }
     }
 
     /// The check farthest down of those that a check needs and that fail. Of several that need each other, the first by

@@ -59,6 +59,7 @@ pub mod config;
 pub mod engine;
 mod explain;
 mod history;
+mod memory;
 pub mod metrics;
 pub mod model;
 mod observer;

@@ -1,9 +1,8 @@
 //! Looks, counts, remembers, tells: everything that a watch does, for whoever runs one.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -12,8 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::alert::{self, AlertOptions, Alerts, Calendars, Notice, eased};
 use crate::config::Setup;
 use crate::engine::Picture;
+use crate::memory::{LOOKS, Memory, TOLD};
 use crate::metrics::{Sources, render};
-use crate::model::{Status, Subject};
+use crate::model::{CheckId, Status, Subject};
 use crate::page::{Isolation, PageSources, page};
 use crate::service::{ServiceState, health_json, states};
 use crate::sink::Sinks;
@@ -27,6 +27,7 @@ pub struct Observer {
     told: Arc<Mutex<Told>>,
     sinks: Arc<tokio::sync::Mutex<Sinks>>,
     history: Option<History>,
+    memory: Option<Memory>,
 }
 
 impl std::fmt::Debug for Observer {
@@ -38,13 +39,19 @@ impl std::fmt::Debug for Observer {
 /// What a watch remembers.
 struct Told {
     alerts: Alerts,
-    /// What the file remembers of what was told.
+    /// What is remembered of what was told.
     kept: alert::Told,
+    /// Until when looks are remembered.
+    looks_kept: Timestamp,
     tallies: ByObjective<Tally>,
     budgets: ByObjective<Budget>,
     counted: Timestamp,
-    /// When what was counted last of an objective was seen: nothing is counted twice.
-    seen: ByObjective<Timestamp>,
+    /// When what was counted last of a check was seen: no look is counted twice.
+    seen: BTreeMap<CheckId, Timestamp>,
+    /// Bad looks of which it is not known yet whether something shared was at fault.
+    open: Vec<(String, Objective, CheckId, Timestamp)>,
+    /// The clock at the last step, and one that nobody sets.
+    clock: (Timestamp, Instant),
     /// When Alertmanager was last told what is open.
     refreshed: Timestamp,
     /// Notices that nobody sends yet.
@@ -64,6 +71,8 @@ pub struct Step {
 
 /// How often Alertmanager hears what is still open.
 const REFRESH: Duration = Duration::from_secs(60);
+/// Clocks that part by more than this have been set, or have slept.
+const JUMP: SignedDuration = SignedDuration::from_secs(10);
 /// How long a step waits for its notices to be sent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -82,24 +91,36 @@ impl Observer {
         };
         let mut alerts = Alerts::new(options);
         let mut problems = Vec::new();
-        if let Some(path) = setup.state() {
-            match remembered(path) {
+        let mut tallies = BTreeMap::new();
+        let memory = setup.state().map(Memory::new);
+        if let Some(memory) = &memory {
+            match memory.recall(TOLD) {
                 Ok(told) => {
-                    let patience = SignedDuration::try_from(setup.file.interval.0 * 10).unwrap_or(SignedDuration::MAX);
+                    // Everything is looked at twice until then.
+                    let patience = watcher.longest().max(setup.file.interval.0 * 5) * 3;
+                    let patience = SignedDuration::try_from(patience).unwrap_or(SignedDuration::MAX);
                     let until = Timestamp::now().checked_add(patience).unwrap_or(Timestamp::MAX);
                     alerts.resume(told, until);
                 }
-                Err(error) => problems.push(format!("what was told before is not known: {}: {error}", path.display())),
+                Err(problem) => problems.push(problem),
+            }
+            match memory.recall::<Vec<((String, Objective), Tally)>>(LOOKS) {
+                // Of whoever is still promised something.
+                Ok(looks) => tallies.extend(looks.into_iter().filter(|(key, _)| setup.objectives.contains_key(key))),
+                Err(problem) => problems.push(problem),
             }
         }
-        let kept = alerts.told();
+        let (kept, now) = (alerts.told(), Timestamp::now());
         let told = Told {
             alerts,
             kept,
-            tallies: BTreeMap::new(),
+            looks_kept: now,
+            tallies,
             budgets: BTreeMap::new(),
-            counted: Timestamp::now(),
+            counted: now,
             seen: BTreeMap::new(),
+            open: Vec::new(),
+            clock: (now, Instant::now()),
             refreshed: Timestamp::now(),
             unsent: Vec::new(),
             problems,
@@ -113,6 +134,7 @@ impl Observer {
             told: Arc::new(Mutex::new(told)),
             sinks: Arc::new(tokio::sync::Mutex::new(sinks)),
             history,
+            memory,
         }))
     }
 
@@ -166,39 +188,58 @@ impl Observer {
         Step { notices, problems }
     }
 
-    /// Writes down what was told, where it has changed.
+    /// Writes down what was told and what was counted, where it has changed.
     async fn remember(&self) -> Result<(), String> {
-        let Some(path) = self.setup.state() else { return Ok(()) };
-        let now = self.told().alerts.told();
-        if self.told().kept == now {
-            return Ok(());
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let open = self.told().alerts.told();
+        if self.told().kept != open {
+            memory.keep(TOLD, serde_json::to_vec(&open)).await?;
+            self.told().kept = open;
         }
-        let text = serde_json::to_vec(&now).map_err(|e| e.to_string())?;
-        let beside = path.with_extension("unfinished");
-        let write = async {
-            tokio::fs::write(&beside, text).await?;
-            tokio::fs::rename(&beside, path).await
+        let (counted, looks) = {
+            let told = self.told();
+            if told.looks_kept == told.counted {
+                return Ok(());
+            }
+            (told.counted, serde_json::to_vec(&told.tallies.iter().collect::<Vec<_>>()))
         };
-        write.await.map_err(|error| format!("what was told is not remembered: {}: {error}", path.display()))?;
-        self.told().kept = now;
+        memory.keep(LOOKS, looks).await?;
+        self.told().looks_kept = counted;
         Ok(())
     }
 
     fn decide(&self, now: Timestamp) -> Vec<Notice> {
         let picture = self.watcher.picture(now);
         let told = &mut *self.told();
+        let (then, before) = std::mem::replace(&mut told.clock, (now, Instant::now()));
+        let passed = SignedDuration::try_from(before.elapsed()).unwrap_or(SignedDuration::MAX);
+        if (now.duration_since(then) - passed).abs() > JUMP {
+            told.alerts.clock_jumped(now);
+        }
+        let interval = self.setup.file.interval.0;
         // Each interval counts once.
-        if now.duration_since(told.counted).unsigned_abs() >= self.setup.file.interval.0 {
+        if now.duration_since(told.counted).unsigned_abs() >= interval {
             told.counted = now;
             for key in self.setup.objectives.keys() {
-                let judged = judge(&picture, &key.0, key.1, &self.setup.calendars, now);
-                if let Some((look, seen)) = judged
-                    && told.seen.insert(key.clone(), seen) != Some(seen)
-                {
-                    told.tallies.entry(key.clone()).or_default().add(now, look);
+                match judge(&picture, &key.0, key.1, &self.setup.calendars, now, &mut told.seen) {
+                    Some(Judged::Look(look)) => told.tallies.entry(key.clone()).or_default().add(now, look),
+                    Some(Judged::Bad(check, at)) => told.open.push((key.0.clone(), key.1, check, at)),
+                    None => {}
                 }
             }
         }
+        // Whose fault a bad look was is known when what it needs was looked at after it.
+        let patience = SignedDuration::try_from(interval * 3).unwrap_or(SignedDuration::MAX);
+        let tallies = &mut told.tallies;
+        self.watcher.with_engine(|engine| {
+            told.open.retain(|(tenant, objective, check, at)| {
+                let waited = now.duration_since(*at).abs() > patience;
+                let Some(shared) = engine.explained(check, *at).or(waited.then_some(false)) else { return true };
+                let look = if shared { Look::Shared } else { Look::Bad };
+                tallies.entry((tenant.clone(), *objective)).or_default().add(*at, look);
+                false
+            });
+        });
         let budget = |(key, tally): (&(String, Objective), &Tally)| {
             Some((key.clone(), tally.budget(*self.setup.objectives.get(key)?, now)))
         };
@@ -256,55 +297,59 @@ impl Observer {
     }
 }
 
-fn remembered(path: &Path) -> Result<alert::Told, String> {
-    match std::fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map_err(|e| e.to_string()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(alert::Told::default()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 fn locked(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
     told.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How a tenant's checks count for an objective now, and when the last of them was seen; none where nobody could look.
+/// How the looks at a tenant count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Judged {
+    Look(Look),
+    /// Bad, and nothing explains it yet: this one, seen then.
+    Bad(CheckId, Timestamp),
+}
+
+/// How what was seen of a tenant since the last time counts for an objective; none where nobody could look, or where what was
+/// bad then has not been looked at again. Each look counts once.
 fn judge(
     picture: &Picture,
     tenant: &str,
     objective: Objective,
     calendars: &dyn Calendars,
     now: Timestamp,
-) -> Option<(Look, Timestamp)> {
+    counted: &mut BTreeMap<CheckId, Timestamp>,
+) -> Option<Judged> {
     let subject = Subject::Tenant(tenant.to_owned());
     let effects = calendars.effects(&subject, now);
-    let mut look: Option<(Look, Timestamp)> = None;
+    let (mut good, mut waits, mut shared, mut own) = (false, false, false, None);
     for state in picture.of(&subject).filter(|state| objective.aspects().contains(&state.check.aspect.as_str())) {
         // What was seen, believed or not: whoever was sent away by every second look was not served half of the time. What is
         // too old says nothing.
-        let seen = state.observation.status;
-        let bad = match (objective, seen) {
+        let seen = &state.observation;
+        let bad = match (objective, seen.status) {
             (_, Status::Unknown) => continue,
-            _ if state.since > state.observation.at => continue,
+            _ if state.since > seen.at && state.status == Status::Unknown => continue,
             (Objective::Availability, status) => status == Status::Fail,
-            (Objective::Latency, status) => status != Status::Pass && !eased(&state.observation, state.topic, &effects),
+            (Objective::Latency, status) => status != Status::Pass && !eased(seen, state.topic, &effects),
         };
+        let fresh = counted.insert(state.check.clone(), seen.at) != Some(seen.at);
         let another = state.because_of.as_ref().is_some_and(|cause| cause.subject != subject);
-        let this = match (bad, another) {
-            (false, _) => Look::Good,
-            (true, false) => Look::Bad,
-            (true, true) => Look::Shared,
-        };
-        // The worst of them: a fault of its own counts before another's.
-        let (so_far, seen) = look.unwrap_or((Look::Good, state.observation.at));
-        let worst = match (so_far, this) {
-            (Look::Bad, _) | (_, Look::Bad) => Look::Bad,
-            (Look::Shared, _) | (_, Look::Shared) => Look::Shared,
-            _ => Look::Good,
-        };
-        look = Some((worst, seen.max(state.observation.at)));
+        match (fresh, bad) {
+            (true, false) => good = true,
+            (false, false) => {}
+            // One look that was bad is one, however long the next one takes; and meanwhile it is not good either.
+            (false, true) => waits = true,
+            (true, true) if another => shared = true,
+            (true, true) => own = own.or(Some(Judged::Bad(state.check.clone(), seen.at))),
+        }
     }
-    look
+    match own {
+        // A fault of its own counts before another's.
+        Some(own) => Some(own),
+        None if shared => Some(Judged::Look(Look::Shared)),
+        None if good && !waits => Some(Judged::Look(Look::Good)),
+        None => None,
+    }
 }
 
 #[cfg(test)]
@@ -324,16 +369,57 @@ mod tests {
         engine.subject_needs(database.subject.clone(), cluster.clone());
         let now: Timestamp = "2026-11-27T08:00:00Z".parse().unwrap();
         let calendars: BTreeMap<String, Calendar> = BTreeMap::new();
-        let mut step = |check: &CheckId, status: Status| {
-            engine.observe(Observation::pass(check.clone(), Topic::Availability, now, "seen").with(status));
-            judge(&engine.picture(now), "acme", Objective::Availability, &calendars, now).map(|(look, _)| look)
+        let mut counted = BTreeMap::new();
+        let mut at = now;
+        let mut step = |looks: &[(&CheckId, Status)]| {
+            at += SignedDuration::from_secs(30);
+            for (check, status) in looks {
+                engine.observe(Observation::pass((*check).clone(), Topic::Availability, at, "seen").with(*status));
+            }
+            let judged = judge(&engine.picture(at), "acme", Objective::Availability, &calendars, at, &mut counted);
+            let explained = match &judged {
+                Some(Judged::Bad(check, seen)) => engine.explained(check, *seen),
+                _ => None,
+            };
+            (judged.map(|judged| if let Judged::Look(look) = judged { look } else { Look::Bad }), explained)
         };
-        assert_eq!(step(&database, Status::Unknown), None);
-        assert_eq!(step(&database, Status::Warn), Some(Look::Good));
-        assert_eq!(step(&page, Status::Fail), Some(Look::Bad));
-        assert_eq!(step(&cluster, Status::Fail), Some(Look::Shared));
-        assert_eq!(step(&database, Status::Fail), Some(Look::Shared));
-        assert_eq!(step(&cluster, Status::Pass), Some(Look::Bad));
+        let (well, ill) = (Status::Pass, Status::Fail);
+        assert_eq!(step(&[(&database, Status::Unknown)]), (None, None));
+        assert_eq!(step(&[(&database, Status::Warn)]), (Some(Look::Good), None));
+        // Nobody has looked at the server since.
+        assert_eq!(
+            step(&[(&database, well), (&page, ill)]),
+            (Some(Look::Bad), Some(false)),
+            "it has never been looked at"
+        );
+        assert_eq!(step(&[(&database, well), (&cluster, ill)]), (None, None), "the same look is not counted again");
+        assert_eq!(step(&[(&database, ill), (&page, ill)]), (Some(Look::Shared), None));
+        assert_eq!(step(&[(&database, ill), (&page, well), (&cluster, well)]), (Some(Look::Bad), None));
+        assert_eq!(step(&[(&cluster, well), (&database, well), (&page, well)]), (Some(Look::Good), None));
+    }
+
+    /// A server that is away for a minute and a half: each tenant's look that falls between that and the server's own is not the
+    /// tenant's fault.
+    #[test]
+    fn a_bad_look_before_the_servers_own_is_the_servers() {
+        let mut engine = Engine::new(EngineOptions::default());
+        let (database, cluster) = (CheckId::tenant("acme", "database"), CheckId::shared("cluster main", "reachable"));
+        engine.subject_needs(database.subject.clone(), cluster.clone());
+        let start: Timestamp = "2026-11-27T08:00:00Z".parse().unwrap();
+        let seen = |engine: &mut Engine, check: &CheckId, second: i64, status: Status| {
+            let at = start + SignedDuration::from_secs(second);
+            engine.observe(Observation::pass(check.clone(), Topic::Availability, at, "seen").with(status));
+            at
+        };
+        seen(&mut engine, &cluster, 0, Status::Pass);
+        let at = seen(&mut engine, &database, 10, Status::Fail);
+        assert_eq!(engine.explained(&database, at), None);
+        seen(&mut engine, &cluster, 30, Status::Fail);
+        assert_eq!(engine.explained(&database, at), Some(true));
+        seen(&mut engine, &cluster, 60, Status::Pass);
+        let at = seen(&mut engine, &database, 70, Status::Fail);
+        seen(&mut engine, &cluster, 90, Status::Pass);
+        assert_eq!(engine.explained(&database, at), Some(false));
     }
 
     /// "Which part of looks": a look that is not believed, because the next is good, is a bad look all the same.
@@ -343,19 +429,20 @@ mod tests {
         let page = CheckId::tenant("acme", "page");
         let start: Timestamp = "2026-11-27T08:00:00Z".parse().unwrap();
         let calendars: BTreeMap<String, Calendar> = BTreeMap::new();
-        let mut bad = 0;
+        let (mut bad, mut counted) = (0, BTreeMap::new());
         for n in 0..1_000 {
             let now = start + SignedDuration::from_secs(30 * n);
             let status = if n % 2 == 0 { Status::Pass } else { Status::Fail };
             engine.observe(Observation::pass(page.clone(), Topic::Availability, now, "seen").with(status));
             let picture = engine.picture(now);
-            let (look, seen) = judge(&picture, "acme", Objective::Availability, &calendars, now).unwrap();
-            assert_eq!(seen, now);
-            bad += u32::from(look == Look::Bad);
+            let judged = judge(&picture, "acme", Objective::Availability, &calendars, now, &mut counted).unwrap();
+            bad += u32::from(judged == Judged::Bad(page.clone(), now));
+            assert_eq!(judge(&picture, "acme", Objective::Availability, &calendars, now, &mut counted), None);
         }
         assert_eq!(bad, 500);
         let late = start + SignedDuration::from_secs(30 * 2_000);
-        assert_eq!(judge(&engine.picture(late), "acme", Objective::Availability, &calendars, late), None);
+        counted.clear();
+        assert_eq!(judge(&engine.picture(late), "acme", Objective::Availability, &calendars, late, &mut counted), None);
     }
 
     #[test]
@@ -367,14 +454,17 @@ mod tests {
             .figure(Evidence::new("page_takes", 2.0, "s").limited(1.0));
         engine.observe(slow);
         let judged = |calendars: &BTreeMap<String, Calendar>| {
-            judge(&engine.picture(now), "acme", Objective::Latency, calendars, now).map(|(look, _)| look)
+            judge(&engine.picture(now), "acme", Objective::Latency, calendars, now, &mut BTreeMap::new())
         };
-        assert_eq!(judged(&BTreeMap::new()), Some(Look::Bad));
+        assert!(matches!(judged(&BTreeMap::new()), Some(Judged::Bad(..))));
         let config: CalendarConfig = serde_json::from_value(serde_json::json!({
             "time_zone": "Europe/Berlin",
             "events": [{ "name": "payroll", "kind": "payroll", "days": ["2026-11-27"], "effects": { "latency": 3.0 } }],
         }))
         .unwrap();
-        assert_eq!(judged(&BTreeMap::from([("acme".to_owned(), Calendar::new(&config).unwrap())])), Some(Look::Good));
+        assert_eq!(
+            judged(&BTreeMap::from([("acme".to_owned(), Calendar::new(&config).unwrap())])),
+            Some(Judged::Look(Look::Good))
+        );
     }
 }

@@ -9,95 +9,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-/// Counts of good and of all, in buckets that grow coarser with age. A few kilobytes, however long it runs.
-#[derive(Debug, Clone)]
-pub struct Counts {
-    rings: [Ring; 3],
-    /// When counting began.
-    first: Option<Timestamp>,
-}
-
-#[derive(Debug, Clone)]
-struct Ring {
-    width: i64,
-    buckets: Vec<Bucket>,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Bucket {
-    /// Which stretch of time it counts, since 1970; another one has been overwritten.
-    number: i64,
-    good: u32,
-    all: u32,
-}
-
-/// Width of a bucket in seconds, and how many there are: six hours, three days, thirty days.
-const RINGS: [(i64, usize); 3] = [(60, 360), (1_800, 144), (21_600, 120)];
-
-impl Ring {
-    fn length(&self) -> i64 {
-        i64::try_from(self.buckets.len()).unwrap_or(i64::MAX)
-    }
-}
-
-impl Default for Counts {
-    fn default() -> Self {
-        let ring = |(width, number): (i64, usize)| Ring { width, buckets: vec![Bucket::default(); number + 1] };
-        Self { rings: RINGS.map(ring), first: None }
-    }
-}
-
-impl Counts {
-    /// Counts something that was good or not.
-    pub fn add(&mut self, at: Timestamp, good: bool) {
-        self.first = Some(self.first.map_or(at, |first| first.min(at)));
-        for ring in &mut self.rings {
-            let number = at.as_second().div_euclid(ring.width);
-            let length = ring.length();
-            let Ok(index) = usize::try_from(number.rem_euclid(length)) else { continue };
-            let bucket = &mut ring.buckets[index];
-            if bucket.number < number || bucket.all == 0 {
-                *bucket = Bucket { number, good: 0, all: 0 };
-            }
-            if bucket.number == number {
-                bucket.all = bucket.all.saturating_add(1);
-                bucket.good = bucket.good.saturating_add(u32::from(good));
-            }
-        }
-    }
-
-    /// Which part was bad in a window that ends at an instant. The time before anything was counted was good: whoever has
-    /// looked for a minute does not know that a month is lost.
-    pub fn bad(&self, now: Timestamp, window: Duration) -> f64 {
-        let (good, all) = self.window(now, window);
-        let Some(first) = self.first.filter(|_| all > 0) else { return 0.0 };
-        let known = (now.duration_since(first).as_secs_f64().max(0.0) + RINGS[0].0 as f64) / window.as_secs_f64();
-        (1.0 - good as f64 / all as f64) * known.min(1.0)
-    }
-
-    /// How many were bad in a window that ends at an instant.
-    pub fn number_bad(&self, now: Timestamp, window: Duration) -> u64 {
-        let (good, all) = self.window(now, window);
-        all - good
-    }
-
-    /// How many were good, and how many there were.
-    fn window(&self, now: Timestamp, window: Duration) -> (u64, u64) {
-        let seconds = window.as_secs().cast_signed();
-        let ring = self.rings.iter().find(|ring| seconds <= ring.width * (ring.length() - 1));
-        let ring = ring.unwrap_or(&self.rings[2]);
-        let last = now.as_second().div_euclid(ring.width);
-        // The bucket of now is not full: as many full ones as the window has go with it.
-        let first = last - (seconds / ring.width).max(1) + 1;
-        let (mut good, mut all) = (0_u64, 0_u64);
-        for bucket in ring.buckets.iter().filter(|b| b.all > 0 && (first..=last).contains(&b.number)) {
-            good += u64::from(bucket.good);
-            all += u64::from(bucket.all);
-        }
-        (good, all)
-    }
-}
-
 /// So many bad looks a rule needs: one alone says nothing of how fast a budget is spent, however rarely is looked.
 const LEAST: u64 = 3;
 
@@ -166,7 +77,7 @@ pub struct Budget {
 }
 
 /// What an objective is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Objective {
     /// It could be worked with.
@@ -210,42 +121,174 @@ pub enum Look {
     Shared,
 }
 
-/// The looks of one objective.
-#[derive(Debug, Clone, Default)]
+/// The looks of one objective, counted in buckets that grow coarser with age: ten kilobytes, however long it runs.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(from = "Kept")]
 pub struct Tally {
-    all: Counts,
-    own: Counts,
+    rings: [Ring; 3],
+    /// When counting began.
+    first: Option<Timestamp>,
     /// So far: good, bad, and bad because of something that is shared.
     pub looks: [u64; 3],
+}
+
+#[derive(Debug, Clone)]
+struct Ring {
+    width: u32,
+    buckets: Vec<Bucket>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Bucket {
+    /// Which stretch of time it counts, since 1970; another one has been overwritten.
+    number: u32,
+    all: u32,
+    /// Bad, and for each of them nothing that is shared explains it.
+    own: u32,
+    /// Bad.
+    bad: u32,
+}
+
+/// Width of a bucket in seconds, and how many there are: six hours, three days, thirty days.
+const RINGS: [(u32, u32); 3] = [(60, 360), (1_800, 144), (21_600, 120)];
+
+impl Ring {
+    fn length(&self) -> u32 {
+        u32::try_from(self.buckets.len()).unwrap_or(u32::MAX)
+    }
+
+    fn number(&self, at: Timestamp) -> u32 {
+        u32::try_from(at.as_second().max(0) / i64::from(self.width)).unwrap_or(u32::MAX)
+    }
+
+    fn bucket(&mut self, number: u32) -> &mut Bucket {
+        let index = number % self.length();
+        &mut self.buckets[index as usize]
+    }
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        let ring = |(width, number)| Ring { width, buckets: vec![Bucket::default(); number as usize + 1] };
+        Self { rings: RINGS.map(ring), first: None, looks: [0; 3] }
+    }
 }
 
 impl Tally {
     /// Counts a look.
     pub fn add(&mut self, at: Timestamp, look: Look) {
-        self.all.add(at, look == Look::Good);
-        self.own.add(at, look != Look::Bad);
         self.looks[look as usize] += 1;
+        self.first = Some(self.first.map_or(at, |first| first.min(at)));
+        for ring in &mut self.rings {
+            let number = ring.number(at);
+            let bucket = ring.bucket(number);
+            // One that is long past; or of a time that has not come yet, because the clock was wrong.
+            if bucket.number != number {
+                *bucket = Bucket { number, ..Bucket::default() };
+            }
+            bucket.all = bucket.all.saturating_add(1);
+            bucket.own = bucket.own.saturating_add(u32::from(look == Look::Bad));
+            bucket.bad = bucket.bad.saturating_add(u32::from(look != Look::Good));
+        }
     }
 
     /// What has become of the budget.
     pub fn budget(&self, objective: f64, now: Timestamp) -> Budget {
-        let (all, own) = (Budget::of(&self.all, objective, now), Budget::of(&self.own, objective, now));
-        Budget { burning: own.burning, own_left: own.left, ..all }
+        let allowed = (1.0 - objective).max(f64::EPSILON);
+        let window = |window| self.window(now, window);
+        let rate = |window| part(window) / allowed;
+        let burning = BURN_RULES
+            .iter()
+            .map(|rule| (rule, window(rule.long), window(rule.short)))
+            .filter(|(_, long, _)| long.own >= LEAST)
+            .map(|(rule, long, short)| (rule, rate((long.own, long)), rate((short.own, short))))
+            .find(|(rule, long, short)| *long > rule.rate && *short > rule.rate)
+            .map(|(rule, long, _)| (long, rule.urgency));
+        let period = window(PERIOD);
+        let (left, own_left) = (1.0 - rate((period.bad, period)), 1.0 - rate((period.own, period)));
+        Budget { objective, left, own_left, burning }
+    }
+
+    /// What was counted in a window that ends at an instant.
+    fn window(&self, now: Timestamp, window: Duration) -> Window {
+        let seconds = u32::try_from(window.as_secs()).unwrap_or(u32::MAX);
+        let ring = self.rings.iter().find(|ring| seconds <= ring.width * (ring.length() - 1));
+        let ring = ring.unwrap_or(&self.rings[2]);
+        let last = ring.number(now);
+        // The bucket of now is not full: as many full ones as the window has go with it.
+        let first = last.saturating_sub((seconds / ring.width).max(1) - 1);
+        let known = self.first.map_or(0.0, |first| now.duration_since(first).as_secs_f64().max(0.0));
+        let known = (known + f64::from(RINGS[0].0)) / window.as_secs_f64();
+        let mut counted = Window { known: known.min(1.0), all: 0, own: 0, bad: 0 };
+        for bucket in ring.buckets.iter().filter(|bucket| (first..=last).contains(&bucket.number)) {
+            counted.all += u64::from(bucket.all);
+            counted.own += u64::from(bucket.own);
+            counted.bad += u64::from(bucket.bad);
+        }
+        counted
     }
 }
 
-impl Budget {
-    /// Looks at a budget.
-    pub fn of(counts: &Counts, objective: f64, now: Timestamp) -> Self {
-        let allowed = (1.0 - objective).max(f64::EPSILON);
-        let rate = |window| counts.bad(now, window) / allowed;
-        let burning = BURN_RULES
-            .iter()
-            .filter(|rule| counts.number_bad(now, rule.long) >= LEAST)
-            .find(|rule| rate(rule.long) > rule.rate && rate(rule.short) > rule.rate)
-            .map(|rule| (rate(rule.long), rule.urgency));
-        let left = 1.0 - rate(PERIOD);
-        Self { objective, left, own_left: left, burning }
+/// What was counted in a stretch of time.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    /// Which part of it anything was counted in.
+    known: f64,
+    all: u64,
+    own: u64,
+    bad: u64,
+}
+
+/// Which part of a window was bad, by some of its looks. The time before anything was counted was good: whoever has looked for
+/// a minute does not know that a month is lost.
+fn part((bad, window): (u64, Window)) -> f64 {
+    if window.all == 0 { 0.0 } else { bad as f64 / window.all as f64 * window.known }
+}
+
+/// A tally as it is kept: stretches of buckets that are alike are one.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Kept {
+    first: Option<Timestamp>,
+    looks: [u64; 3],
+    rings: [Vec<Run>; 3],
+}
+
+/// The first bucket's number, how many there are, and of each: all looks, those that were bad, and those of its own fault.
+type Run = (u32, u32, u32, u32, u32);
+
+impl Serialize for Tally {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let runs = |ring: &Ring| {
+            let mut buckets: Vec<Bucket> = ring.buckets.iter().copied().filter(|bucket| bucket.all > 0).collect();
+            buckets.sort_by_key(|bucket| bucket.number);
+            let mut runs: Vec<Run> = Vec::new();
+            for Bucket { number, all, own, bad } in buckets {
+                match runs.last_mut() {
+                    Some((first, times, a, b, o)) if *first + *times == number && (*a, *b, *o) == (all, bad, own) => {
+                        *times += 1;
+                    }
+                    _ => runs.push((number, 1, all, bad, own)),
+                }
+            }
+            runs
+        };
+        let rings = [runs(&self.rings[0]), runs(&self.rings[1]), runs(&self.rings[2])];
+        Kept { first: self.first, looks: self.looks, rings }.serialize(serializer)
+    }
+}
+
+impl From<Kept> for Tally {
+    fn from(kept: Kept) -> Self {
+        let mut tally = Self { first: kept.first, looks: kept.looks, ..Self::default() };
+        for (ring, runs) in tally.rings.iter_mut().zip(kept.rings) {
+            for (first, times, all, bad, own) in runs {
+                let (bad, own) = (bad.min(all), own.min(bad).min(all));
+                for number in (first..first.saturating_add(times)).take(ring.buckets.len()) {
+                    *ring.bucket(number) = Bucket { number, all, own, bad };
+                }
+            }
+        }
+        tally
     }
 }
 
@@ -257,43 +300,49 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + minutes * 60).unwrap()
     }
 
-    fn looks(counts: &mut Counts, minutes: std::ops::Range<i64>, good: impl Fn(i64) -> bool) {
+    fn looks(tally: &mut Tally, minutes: std::ops::Range<i64>, good: impl Fn(i64) -> bool) {
         for minute in minutes {
-            counts.add(at(minute), good(minute));
-            counts.add(at(minute), good(minute));
+            let look = if good(minute) { Look::Good } else { Look::Bad };
+            tally.add(at(minute), look);
+            tally.add(at(minute), look);
         }
+    }
+
+    fn bad(tally: &Tally, now: Timestamp, window: Duration) -> f64 {
+        let window = tally.window(now, window);
+        part((window.own, window))
     }
 
     #[test]
     fn an_outage_burns_at_once_and_stops_burning_when_it_is_over() {
-        let mut counts = Counts::default();
-        looks(&mut counts, 0..1_440, |_| true);
-        assert_eq!(Budget::of(&counts, 0.999, at(1_440)).burning, None);
-        looks(&mut counts, 1_440..1_443, |_| false);
-        let budget = Budget::of(&counts, 0.999, at(1_442));
+        let mut tally = Tally::default();
+        looks(&mut tally, 0..1_440, |_| true);
+        assert_eq!(tally.budget(0.999, at(1_440)).burning, None);
+        looks(&mut tally, 1_440..1_443, |_| false);
+        let budget = tally.budget(0.999, at(1_442));
         assert!(matches!(budget.burning, Some((rate, Urgency::Page)) if rate > 14.4), "{budget:?}");
-        looks(&mut counts, 1_443..1_480, |_| true);
+        looks(&mut tally, 1_443..1_480, |_| true);
         // The hour still says that it matters, the half hour that it is over.
-        assert!(counts.bad(at(1_479), Duration::from_secs(3_600)) > 0.01);
-        assert!(!matches!(Budget::of(&counts, 0.999, at(1_479)).burning, Some((_, Urgency::Page))));
+        assert!(bad(&tally, at(1_479), Duration::from_secs(3_600)) > 0.01);
+        assert!(!matches!(tally.budget(0.999, at(1_479)).burning, Some((_, Urgency::Page))));
     }
 
     #[test]
     fn a_slow_burn_is_a_ticket_and_an_empty_budget_is_told() {
-        let mut counts = Counts::default();
+        let mut tally = Tally::default();
         // One look in a hundred is bad, for three days: ten times too many for 99.9 per cent, and a month's budget.
-        looks(&mut counts, 0..4_400, |minute| minute % 100 != 0);
-        let budget = Budget::of(&counts, 0.999, at(4_399));
+        looks(&mut tally, 0..4_400, |minute| minute % 100 != 0);
+        let budget = tally.budget(0.999, at(4_399));
         assert!(budget.burning.is_some() && budget.left <= 0.0, "{budget:?}");
         // For a minute, and nothing is known of the month.
-        let mut counts = Counts::default();
-        looks(&mut counts, 0..2, |minute| minute == 0);
-        let budget = Budget::of(&counts, 0.999, at(1));
+        let mut tally = Tally::default();
+        looks(&mut tally, 0..2, |minute| minute == 0);
+        let budget = tally.budget(0.999, at(1));
         assert!(budget.left > 0.9, "{budget:?}");
         // Four in ten thousand of 99.9: neither.
-        let mut counts = Counts::default();
-        looks(&mut counts, 0..10_000, |minute| minute % 2_500 != 7);
-        let budget = Budget::of(&counts, 0.999, at(9_999));
+        let mut tally = Tally::default();
+        looks(&mut tally, 0..10_000, |minute| minute % 2_500 != 7);
+        let budget = tally.budget(0.999, at(9_999));
         assert!(budget.burning.is_none() && budget.left > 0.5, "{budget:?}");
     }
 
@@ -314,11 +363,50 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_past_does_not_count() {
-        let mut counts = Counts::default();
-        looks(&mut counts, 0..60, |_| false);
-        looks(&mut counts, 31 * 1_440..31 * 1_440 + 10, |_| true);
-        assert!(counts.bad(at(31 * 1_440 + 9), PERIOD) < f64::EPSILON);
-        assert!(Counts::default().bad(at(0), PERIOD) < f64::EPSILON);
+    fn what_is_long_past_or_of_a_wrong_clock_does_not_count() {
+        let mut tally = Tally::default();
+        looks(&mut tally, 0..60, |_| false);
+        looks(&mut tally, 31 * 1_440..31 * 1_440 + 10, |_| true);
+        assert!(bad(&tally, at(31 * 1_440 + 9), PERIOD) < f64::EPSILON);
+        assert!(bad(&Tally::default(), at(0), PERIOD) < f64::EPSILON);
+        let mut tally = Tally::default();
+        looks(&mut tally, 5_000_000..5_000_060, |_| false);
+        looks(&mut tally, 0..4_000, |_| true);
+        looks(&mut tally, 4_000..4_060, |_| false);
+        let lost = bad(&tally, at(4_059), Duration::from_secs(3_600));
+        assert!((lost - 1.0).abs() < f64::EPSILON, "{lost}");
+    }
+
+    proptest::proptest! {
+        /// What is written down and read back says the same, and goes on counting the same.
+        #[test]
+        fn a_tally_outlives_whoever_counts(looks in proptest::collection::vec((1_u16..2_000, 0_u8..3), 1..400)) {
+            let look = |n: u8| [Look::Good, Look::Bad, Look::Shared][usize::from(n)];
+            let mut tally = Tally::default();
+            let mut minute = 0;
+            for (later, seen) in &looks {
+                minute += i64::from(*later % if *seen == 0 { 3 } else { 2_000 });
+                tally.add(at(minute), look(*seen));
+            }
+            let mut again: Tally = serde_json::from_slice(&serde_json::to_vec(&tally).unwrap()).unwrap();
+            for (later, seen) in looks.iter().take(10) {
+                proptest::prop_assert_eq!(again.budget(0.99, at(minute)), tally.budget(0.99, at(minute)));
+                proptest::prop_assert_eq!(again.looks, tally.looks);
+                minute += i64::from(*later);
+                tally.add(at(minute), look(*seen));
+                again.add(at(minute), look(*seen));
+            }
+        }
+
+        #[test]
+        fn whatever_is_kept_is_no_reason_to_break(first in 0_u32.., times in 0_u32.., all in 0_u32.., bad in 0_u32..) {
+            let kept = serde_json::json!({
+                "first": null, "looks": [1, 2, 3],
+                "rings": [[[first, times, all, bad, bad]], [[first, times, all, bad, all]], [[first, times, all, bad, 0]]],
+            });
+            let tally: Tally = serde_json::from_value(kept).unwrap();
+            let budget = tally.budget(0.999, at(0));
+            proptest::prop_assert!(budget.left <= 1.0 && budget.own_left >= budget.left);
+        }
     }
 }

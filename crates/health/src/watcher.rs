@@ -51,6 +51,11 @@ impl Watcher {
         ask(&mut self.engine.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How long it takes until everything has been looked at, wherever looks end in time.
+    pub fn longest(&self) -> Duration {
+        self.probes.iter().map(|probe| probe.interval() + probe.timeout()).max().unwrap_or_default()
+    }
+
     /// Looks at everything once.
     pub async fn look_once(&self) {
         let mut rooms = Rooms::of(self.concurrency);

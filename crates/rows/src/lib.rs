@@ -23,6 +23,7 @@ use std::borrow::Cow;
 use futures_util::TryStreamExt;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 /// What stands under a table's name.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,14 +44,13 @@ pub async fn each(
     columns: &[&str],
     mut row: impl FnMut(&[Option<Cow<'_, str>>]),
 ) -> Result<Read<()>, tokio_postgres::Error> {
-    match hold(client, table, columns).await? {
+    let encoded = match hold(client, table, columns).await? {
         Read::Nothing => return Ok(Read::Nothing),
         Read::Odd => return Ok(Read::Odd),
-        Read::Rows(()) => {}
-    }
+        Read::Rows(encoded) => encoded,
+    };
     // A database without an encoding has bytes that may be anything, and they come as they are.
-    let encoding = client.query_one("SELECT current_setting('server_encoding') = 'SQL_ASCII'", &[]).await?;
-    let encoding = if encoding.get(0) { " (ENCODING 'SQL_ASCII')" } else { "" };
+    let encoding = if encoded { "" } else { " (ENCODING 'SQL_ASCII')" };
     let rows = client.copy_out(&format!("COPY {table} ({}) TO STDOUT{encoding}", columns.join(", "))).await?;
     let mut rows = std::pin::pin!(rows);
     // The protocol promises one row in each message.
@@ -68,13 +68,14 @@ pub async fn count(client: &Client, table: &str) -> Result<Read<u64>, tokio_post
     match hold(client, table, &[]).await? {
         Read::Nothing => return Ok(Read::Nothing),
         Read::Odd => return Ok(Read::Odd),
-        Read::Rows(()) => {}
+        Read::Rows(_) => {}
     }
     // The narrowest column will do, so that nothing large is fetched from where large values are.
     let narrowest = "SELECT quote_ident(attname) FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 \
                      AND NOT attisdropped AND attgenerated = '' \
                      ORDER BY attlen < 0, attlen, attstorage <> 'p', attnum LIMIT 1";
-    let column = client.query_opt(narrowest, &[&table]).await?.map(|row| row.get::<_, String>(0));
+    let column = client.query_typed(narrowest, &[(&table, Type::TEXT)]).await?;
+    let column = column.first().map(|row| row.get::<_, String>(0));
     let column = column.map(|column| format!(" ({column})")).unwrap_or_default();
     // As it is stored: what cannot be said in our encoding counts too.
     let rows = client.copy_out(&format!("COPY {table}{column} TO STDOUT (ENCODING 'SQL_ASCII')")).await?;
@@ -86,14 +87,16 @@ pub async fn count(client: &Client, table: &str) -> Result<Read<u64>, tokio_post
     Ok(Read::Rows(count))
 }
 
-/// Takes a table, so that nobody can put something else in its place until the transaction ends, and looks at it.
-async fn hold(client: &Client, table: &str, columns: &[&str]) -> Result<Read<()>, tokio_postgres::Error> {
-    let kind = "SELECT relkind = 'r' FROM pg_class WHERE oid = to_regclass($1)";
-    match client.query_opt(kind, &[&table]).await? {
+/// Takes a table, so that nobody can put something else in its place until the transaction ends, and looks at it. Tells
+/// whether the database's text has an encoding.
+async fn hold(client: &Client, table: &str, columns: &[&str]) -> Result<Read<bool>, tokio_postgres::Error> {
+    // One journey each: thousands of tables are asked about.
+    let kind = "SELECT relkind = 'r', current_setting('server_encoding') <> 'SQL_ASCII' FROM pg_class WHERE oid = to_regclass($1)";
+    let encoded = match client.query_typed(kind, &[(&table, Type::TEXT)]).await?.first() {
         None => return Ok(Read::Nothing),
         Some(row) if !row.get::<_, bool>(0) => return Ok(Read::Odd),
-        Some(_) => {}
-    }
+        Some(row) => row.get(1),
+    };
     match client.batch_execute(&format!("LOCK TABLE {table} IN ACCESS SHARE MODE")).await {
         Err(error) if error.code() == Some(&SqlState::WRONG_OBJECT_TYPE) => return Ok(Read::Odd),
         other => other?,
@@ -106,8 +109,8 @@ async fn hold(client: &Client, table: &str, columns: &[&str]) -> Result<Read<()>
                       AND NOT a.attisdropped AND a.attgenerated = '' \
                       AND a.atttypid IN (16, 20, 21, 23, 25, 1043, 1114, 1184)) = cardinality($2::text[]) \
                  FROM pg_class c WHERE c.oid = to_regclass($1)";
-    let plain = client.query_opt(query, &[&table, &columns]).await?.is_some_and(|row| row.get(0));
-    Ok(if plain { Read::Rows(()) } else { Read::Odd })
+    let plain = client.query_typed(query, &[(&table, Type::TEXT), (&columns, Type::TEXT_ARRAY)]).await?;
+    Ok(if plain.first().is_some_and(|row| row.get(0)) { Read::Rows(encoded) } else { Read::Odd })
 }
 
 /// A field of a line, as `COPY` writes it.

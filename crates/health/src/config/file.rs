@@ -63,6 +63,9 @@ pub struct HealthFile {
     pub repository: Option<PathBuf>,
     /// Where changes are kept.
     pub history: Option<HistoryFile>,
+    /// A directory that remembers what was told and is not over, and looks of thirty days: whoever is started anew tells nothing
+    /// twice and of every end, and counts on.
+    pub state_directory: Option<PathBuf>,
     /// Where notices go.
     #[serde(default)]
     pub notices: NoticesFile,
@@ -243,8 +246,6 @@ pub struct NoticesFile {
     pub alertmanager: Option<String>,
     /// Who gets notices by e-mail.
     pub email: Option<EmailFile>,
-    /// A file that remembers what was told and is not over, so that whoever is started anew tells nothing twice and of every end.
-    pub state: Option<PathBuf>,
     /// What goes on is told again after so long.
     pub repeat: Option<HumanDuration>,
     /// A trouble is told when it has lasted for so long; two intervals at least.

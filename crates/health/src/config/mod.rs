@@ -107,7 +107,7 @@ impl Setup {
         Some(History::new(self.history.clone()?, keep))
     }
 
-    /// Where is remembered what was told.
+    /// The directory in which is remembered what has to outlive a watch, if it is.
     pub fn state(&self) -> Option<&Path> {
         self.state.as_deref()
     }
@@ -357,7 +357,7 @@ impl Understanding<'_> {
                 self.fault(&["services", name, "checks"], format!("`{check}`"), expected);
             }
         }
-        let state = file.notices.state.as_ref().map(|path| self.path(path));
+        let state = file.state_directory.as_ref().map(|path| self.path(path));
         // Whoever goes through the gateway gets nowhere without it; of several, another may have served.
         let mut needs_of_checks = Vec::new();
         if let (Some(gateway), 1) = (file.gateways.keys().next(), file.gateways.len()) {

@@ -12,6 +12,7 @@ use cofferdam_rows::{self as rows, Read};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
 
 use super::postgres::{Database, LookError, reason};
@@ -144,7 +145,7 @@ impl TenantProbe {
                          r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls \
                          OR EXISTS (SELECT FROM pg_roles p WHERE p.rolname LIKE 'pg\\_%' AND pg_has_role(r.oid, p.oid, 'MEMBER')) \
                          OR has_table_privilege('pg_catalog.pg_authid', 'SELECT'))";
-        let role: Option<String> = client.query_opt(query, &[]).await?.map(|row| row.get(0));
+        let role: Option<String> = client.query_typed(query, &[]).await?.first().map(|row| row.get(0));
         Ok(role.map(|role| {
             format!(
                 "not looked at: as {role}, who may do or see more than a tenant; expected `tenant_user`, a role with CONNECT, \
@@ -211,7 +212,7 @@ impl TenantProbe {
                        extract(epoch FROM clock_timestamp())::float8 \
                      FROM pg_class c WHERE c.relnamespace = to_regnamespace('public') AND c.relname = ANY($1)";
         let mut tables = Tables { columns: HashSet::new(), bytes: HashMap::new(), now };
-        for row in client.query(query, &[&TABLES.as_slice()]).await? {
+        for row in client.query_typed(query, &[(&TABLES.as_slice(), Type::TEXT_ARRAY)]).await? {
             let (table, bytes): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
             for column in row.try_get::<_, Vec<String>>(2)? {
                 tables.columns.insert((table.clone(), column));
@@ -292,7 +293,8 @@ impl TenantProbe {
         let query = "SELECT relname::text, n_dead_tup::float8, n_live_tup::float8, \
                        extract(epoch FROM clock_timestamp() - greatest(last_vacuum, last_autovacuum))::float8 \
                      FROM pg_stat_user_tables WHERE n_dead_tup > 100000 ORDER BY n_dead_tup DESC LIMIT 1";
-        let Some(row) = client.query_opt(query, &[]).await? else {
+        let rows = client.query_typed(query, &[]).await?;
+        let Some(row) = rows.first() else {
             let text = "no table has many dead rows";
             return Ok(self.seen("bloat", Topic::Capacity, now, text));
         };

@@ -1,0 +1,74 @@
+//! What outlives a watch: files in a directory, each written as a whole.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+
+/// A directory of what is remembered.
+#[derive(Debug, Clone)]
+pub(crate) struct Memory(PathBuf);
+
+/// What was told and is not over.
+pub(crate) const TOLD: &str = "told.json";
+/// Looks, by objective.
+pub(crate) const LOOKS: &str = "looks.json";
+
+impl Memory {
+    /// A directory, which is made when something is written first.
+    pub(crate) fn new(directory: &Path) -> Self {
+        Self(directory.to_owned())
+    }
+
+    /// What was remembered under a name; nothing if nothing was. What cannot be read is put aside, and the error says so.
+    pub(crate) fn recall<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, String> {
+        let path = self.0.join(name);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(T::default()),
+            Err(error) => return Err(format!("what was remembered is not known: {}: {error}", path.display())),
+        };
+        serde_json::from_slice(&text).map_err(|error| {
+            let aside = path.with_extension("broken");
+            let kept = std::fs::rename(&path, &aside).map_or_else(
+                |error| format!("it cannot be put aside: {error}"),
+                |()| format!("it is {} now", aside.display()),
+            );
+            format!("what was remembered is not known: {}: {error}; {kept}", path.display())
+        })
+    }
+
+    /// Remembers a text under a name.
+    pub(crate) async fn keep(&self, name: &str, text: serde_json::Result<Vec<u8>>) -> Result<(), String> {
+        let path = self.0.join(name);
+        let beside = path.with_extension("unfinished");
+        let write = async {
+            tokio::fs::create_dir_all(&self.0).await?;
+            tokio::fs::write(&beside, text?).await?;
+            tokio::fs::rename(&beside, &path).await
+        };
+        write.await.map_err(|error| format!("{} is not remembered: {error}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_kept_is_recalled_and_what_is_broken_is_put_aside_and_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let memory = Memory::new(&directory.path().join("state"));
+        assert_eq!(memory.recall::<Vec<u32>>(TOLD), Ok(Vec::new()));
+        memory.keep(TOLD, serde_json::to_vec(&[1, 2, 3])).await.unwrap();
+        assert_eq!(memory.recall(TOLD), Ok(vec![1, 2, 3]));
+        let path = directory.path().join("state").join(TOLD);
+        std::fs::write(&path, "[1, 2").unwrap();
+        let error = memory.recall::<Vec<u32>>(TOLD).unwrap_err();
+        assert!(error.contains("told.json: EOF") && error.contains("told.broken now"), "{error}");
+        assert!(path.with_extension("broken").exists() && !path.exists());
+        // Somewhere where nothing can be kept.
+        let error = Memory::new(&path.with_extension("broken")).keep(TOLD, serde_json::to_vec(&1)).await.unwrap_err();
+        assert!(error.contains("is not remembered"), "{error}");
+    }
+}
