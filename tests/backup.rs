@@ -280,6 +280,53 @@ fn files_that_are_not_there_are_said_and_the_set_is_not_called_complete() {
     });
 }
 
+/// Whoever connects later is seen too, and whoever has been connected for long has not waited for that long.
+#[test]
+fn whoever_waits_for_the_fence_is_seen_when_it_waits_and_waits_no_longer_than_it_may() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.attach(3, 0).await;
+        let mut backup = house.backup();
+        backup.policy.fence.stall = HumanDuration(Duration::from_secs(1));
+        for connected_before in [false, true] {
+            let lock = "SET lock_timeout = '20s'; BEGIN; LOCK ir_attachment IN ACCESS EXCLUSIVE MODE; COMMIT";
+            let before = house.estate.connect().await.unwrap();
+            before.batch_execute("SELECT 1").await.unwrap();
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            let (ready, begun) = tokio::sync::oneshot::channel();
+            let ready = std::sync::Mutex::new(Some(ready));
+            // Files take long to copy.
+            let control = Control::new(move |event| {
+                if format!("{event:?}").contains("reading database and files")
+                    && let Some(ready) = ready.lock().unwrap().take()
+                {
+                    ready.send(()).unwrap();
+                    // On the task's own thread, which is what takes long.
+                    std::thread::park_timeout(Duration::from_secs(8));
+                }
+            });
+            let wait = async {
+                begun.await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                let client = if connected_before { before } else { house.estate.connect().await.unwrap() };
+                let started = std::time::Instant::now();
+                client.batch_execute(lock).await.unwrap();
+                started.elapsed()
+            };
+            let saving = backup.clone();
+            let saving = tokio::spawn(async move { saving.run(&control).await });
+            let waited = wait.await;
+            let set = saving.await.unwrap().unwrap();
+            assert!(waited < Duration::from_secs(5), "{waited:?}");
+            let stall = Duration::from_millis(set.phases.stall_ms);
+            assert!(
+                (Duration::from_secs(1)..waited.max(Duration::from_secs(2))).contains(&stall),
+                "{stall:?} of {waited:?}"
+            );
+        }
+    });
+}
+
 #[test]
 fn a_fence_that_would_hurt_comes_down_and_the_backup_is_verified() {
     runtime().block_on(async {

@@ -1177,7 +1177,7 @@ fn alertmanager_shows_what_is_open_and_mutes_what_our_calendar_says() {
     runtime().block_on(async {
         let receiver = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let hook = receiver.local_addr().unwrap();
-        let told = Arc::new(std::sync::Mutex::new(Vec::<String>::new()));
+        let told = Arc::new(Mutex::new(Vec::<String>::new()));
         let all = Arc::clone(&told);
         tokio::spawn(async move {
             use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

@@ -61,6 +61,8 @@ fn a_new_tenant_has_its_own_name_and_address_and_is_refused_where_one_is() {
 fn a_swap_brings_the_old_state_back_and_a_revert_the_new_one() {
     runtime().block_on(async {
         let house = House::new(10).await;
+        // As careful people do.
+        house.owner().await.batch_execute("REVOKE ALL ON SCHEMA public FROM PUBLIC").await.unwrap();
         house.attach(5, 0).await;
         house.save().await;
         let client = house.estate.connect().await.unwrap();
@@ -201,12 +203,21 @@ fn saving_and_restoring_evaluate_nothing_that_stands_in_indexes_or_statistics() 
                   CREATE INDEX ON ir_attachment (id) WHERE evil(1);
                   CREATE INDEX ON res_partner ((evil(2)));
                   CREATE INDEX ON ir_config_parameter ((evil(3) AND id > 0));
-                  CREATE STATISTICS odd ON (evil(4)), (id > 3) FROM res_partner",
+                  CREATE STATISTICS odd ON (evil(4)), (id > 3) FROM res_partner;
+                  CREATE TABLE spatial (srid int); INSERT INTO spatial VALUES (7)",
             )
             .await
             .unwrap();
+        // As PostGIS does: a table of an extension's of which some rows are to be saved, which `pg_dump` selects. It is the
+        // tenant's, and has an index like the others.
+        house.cluster.admin("acme").await.unwrap().batch_execute(
+            "CREATE EXTENSION pg_trgm; ALTER EXTENSION pg_trgm ADD TABLE spatial;
+             UPDATE pg_extension SET extconfig = ARRAY['spatial'::regclass::oid], extcondition = ARRAY['WHERE srid > 5'] \
+             WHERE extname = 'pg_trgm'").await.unwrap();
+        house.owner().await.batch_execute("CREATE INDEX ON spatial ((evil(5)))").await.unwrap();
         let set = house.save().await;
         assert_eq!((set.consistency, set.filestore.files), (Consistency::Fenced, 3));
+        assert!(set.note.as_ref().is_some_and(|note| note.contains("rows of 1 tables") && note.contains("public.spatial")), "{:?}", set.note);
         assert!(set.artifact.rows > 10 && set.artifact.uuid.is_some());
         // It would have been evaluated: a plan is made, and the reader is somebody else.
         let admin = house.cluster.admin("acme").await.unwrap();
@@ -376,6 +387,11 @@ fn sequences_and_odoos_unaccent_come_back_and_exports_have_them() {
         let admin = house.cluster.admin("acme").await.unwrap();
         let objects = "CREATE SEQUENCE \"odd.\"\"seq\"; SELECT setval('\"odd.\"\"seq\"', 41); ALTER SEQUENCE \"odd.\"\"seq\" OWNER TO acme_owner;
             CREATE TABLE loaded (id serial PRIMARY KEY); INSERT INTO loaded VALUES (7), (9); ALTER TABLE loaded OWNER TO acme_owner;
+            CREATE SEQUENCE number; ALTER SEQUENCE number RESTART WITH 20270001; ALTER SEQUENCE number OWNER TO acme_owner;
+            CREATE SEQUENCE back START 5; SELECT setval('back', 3, false); ALTER SEQUENCE back OWNER TO acme_owner;
+            CREATE SEQUENCE spelling; CREATE TABLE texts (id text DEFAULT 'P' || nextval('spelling')); INSERT INTO texts VALUES ('x');
+            ALTER SEQUENCE spelling OWNED BY texts.id; ALTER TABLE texts OWNER TO acme_owner;
+            CREATE TABLE filled (id serial PRIMARY KEY); INSERT INTO filled VALUES (2147483647); ALTER TABLE filled OWNER TO acme_owner;
             CREATE TABLE called (id int GENERATED ALWAYS AS IDENTITY); INSERT INTO called DEFAULT VALUES; ALTER TABLE called OWNER TO acme_owner;
             CREATE EXTENSION unaccent; ALTER FUNCTION unaccent(text) IMMUTABLE;
             CREATE TABLE spelt (name text); CREATE INDEX ON spelt (unaccent(name)); ALTER TABLE spelt OWNER TO acme_owner";
@@ -384,18 +400,21 @@ fn sequences_and_odoos_unaccent_come_back_and_exports_have_them() {
         let restored = house.scratch(&set).await;
         let copy = house.cluster.admin(&restored.database).await.unwrap();
         let next = async |client: &tokio_postgres::Client| {
-            let query = "SELECT nextval('\"odd.\"\"seq\"'), nextval('loaded_id_seq'), nextval('called_id_seq')";
+            let query = "SELECT nextval('\"odd.\"\"seq\"'), nextval('loaded_id_seq'), nextval('called_id_seq'), nextval('number'), \
+                         nextval('back'), nextval('spelling'), nextval('filled_id_seq')";
             let row = client.query_one(query, &[]).await.unwrap();
-            (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, i64>(2))
+            (0..7).map(|n| row.get::<_, i64>(n)).collect::<Vec<_>>()
         };
-        // From one that was never asked nothing was taken: it goes on after what is there.
-        assert_eq!(next(&copy).await, (42, 10, 2));
+        // As they would go on in the original, also those from which nothing was taken.
+        let expected = [42, 1, 2, 20_270_001, 3, 1, 1];
+        assert_eq!(next(&copy).await, expected);
         let file = house.directory.path().join("out.zip");
         let repository = Arc::new(house.repository());
         export(&repository, &RestorePoint::Latest, &house.server(), &file, &Control::default()).await.unwrap();
         let restore = Restore { database: "imported".into(), owner: Some("acme_owner".into()), ..house.restore() };
         Import { restore, file, identity: Identity::Moved }.run(&Control::default()).await.unwrap();
-        assert_eq!(next(&house.cluster.admin("imported").await.unwrap()).await, (42, 10, 2));
+        assert_eq!(next(&house.cluster.admin("imported").await.unwrap()).await, expected);
+        assert_eq!(next(&admin).await, expected);
     });
 }
 
@@ -512,6 +531,13 @@ fn a_swap_that_fails_leaves_no_files_and_a_table_that_is_held_no_backup_waiting(
         let without = Restore { gateway: nobody, ..house.restore() };
         without.run(&RestorePoint::Latest, &RestoreMode::InPlaceSwap, &Control::default()).await.unwrap_err();
         assert_eq!((house.filestores(), house.databases().await), (vec!["acme".to_owned()], vec!["acme".to_owned()]));
+        // What a process has left that died is removed with what is too old; what is another's is not.
+        let (left, others) = ("acme__before_20200101t000000", "acme_eu__before_20200101t000000");
+        for name in [left, others] {
+            std::fs::create_dir_all(house.directory.path().join("filestore").join(name).join("ab")).unwrap();
+        }
+        house.restore().drop_previous(Duration::ZERO, jiff::Timestamp::now()).await.unwrap();
+        assert_eq!(house.filestores(), ["acme", others]);
 
         let owner = house.owner().await;
         owner.batch_execute("BEGIN; LOCK TABLE ir_config_parameter IN ACCESS EXCLUSIVE MODE").await.unwrap();
@@ -528,9 +554,14 @@ fn what_only_an_administrator_may_create_is_left_out_and_told_and_grants_come_ba
         house.cluster.create_role("reporting", "secret").await.unwrap();
         house.cluster.create_role("auditing", "secret").await.unwrap();
         let admin = house.cluster.admin("acme").await.unwrap();
+        for statement in ["SET allow_in_place_tablespaces = on", "CREATE TABLESPACE fast LOCATION ''"] {
+            admin.batch_execute(statement).await.unwrap();
+        }
         let objects = r"CREATE PUBLICATION everything FOR ALL TABLES;
             CREATE EXTENSION postgres_fdw; CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw;
-            CREATE USER MAPPING FOR acme_owner SERVER elsewhere; CREATE FOREIGN TABLE far (id int) SERVER elsewhere;
+            CREATE USER MAPPING FOR acme_owner SERVER elsewhere; CREATE FOREIGN TABLE far (id int DEFAULT 7) SERVER elsewhere;
+            COMMENT ON FOREIGN TABLE far IS 'x'; COMMENT ON COLUMN far.id IS 'y';
+            CREATE TABLE apart (id int) TABLESPACE fast; ALTER TABLE apart OWNER TO acme_owner;
             CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN END $$;
             CREATE EVENT TRIGGER noted ON ddl_command_end EXECUTE FUNCTION note();
             ALTER DEFAULT PRIVILEGES FOR ROLE reporting GRANT SELECT ON TABLES TO auditing;
@@ -556,16 +587,20 @@ fn what_only_an_administrator_may_create_is_left_out_and_told_and_grants_come_ba
         }
         let admin = house.cluster.admin("acme").await.unwrap();
         let query = "SELECT has_table_privilege('reporting', 'res_partner', 'SELECT WITH GRANT OPTION'), \
-                     (SELECT count(*) FROM pg_publication)";
+                     (SELECT count(*) FROM pg_publication), (SELECT reltablespace = 0 FROM pg_class WHERE relname = 'apart')";
         let row = admin.query_one(query, &[]).await.unwrap();
-        assert_eq!((row.get::<_, bool>(0), row.get::<_, i64>(1)), (true, 0));
+        assert_eq!((row.get::<_, bool>(0), row.get::<_, i64>(1), row.get::<_, bool>(2)), (true, 0, true));
         // What cannot be left out is told when it is saved.
         admin
-            .batch_execute("CREATE FUNCTION sure(int) RETURNS int LANGUAGE sql IMMUTABLE LEAKPROOF AS 'SELECT $1'")
+            .batch_execute(
+                "CREATE FUNCTION sure(int) RETURNS int LANGUAGE sql IMMUTABLE LEAKPROOF AS 'SELECT $1';
+                 CREATE CAST (bytea AS text) WITHOUT FUNCTION",
+            )
             .await
             .unwrap();
         let set = house.save().await;
-        assert!(set.note.as_ref().unwrap().contains("a restore will fail at public.sure(integer)"), "{:?}", set.note);
+        let expected = "a restore will fail at cast from bytea to text, public.sure(integer)";
+        assert!(set.note.as_ref().unwrap().contains(expected), "{:?}", set.note);
     });
 }
 
@@ -603,6 +638,21 @@ fn a_foreign_file_is_taken_whole_or_not_at_all() {
         let query = "SELECT (SELECT count(*) FROM t), (SELECT count(*) FROM pg_constraint WHERE conname = 'c')";
         let row = client.query_one(query, &[]).await.unwrap();
         assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 1));
+        // Who owns what was loaded, and that whoever has written it is nobody meanwhile: not the owner, who has other databases.
+        let query = "SELECT count(*) FROM pg_class c JOIN pg_roles r ON r.oid = c.relowner WHERE c.relname = 't' AND r.rolname = 'acme_owner'";
+        assert_eq!(client.query_one(query, &[]).await.unwrap().get::<_, i64>(0), 1);
+        for (name, statement) in [
+            ("drops", "DROP DATABASE acme"),
+            ("alters", "ALTER ROLE acme_owner PASSWORD \\'known\\'"),
+            ("renames", "ALTER DATABASE acme RENAME TO mine"),
+        ] {
+            let file = write(&format!("{name}.zip"), &format!("z.writestr('dump.sql', '{statement};\\n'); z.close()"));
+            let error = import(file, name).await.unwrap_err().to_string();
+            assert!(error.contains("42501"), "{statement}: {error}");
+            house.cluster.admin(name).await.unwrap_err();
+        }
+        house.owner().await;
+        assert!(house.intruders().await.is_empty());
     });
 }
 
@@ -849,16 +899,21 @@ fn rows_that_move_to_another_part_are_the_same_rows_and_constraints_find_what_th
                  INSERT INTO parted SELECT (enum_range(NULL::mood))[1 + n % 7], n FROM generate_series(1, 2000) n;
                  CREATE TABLE a_large (n int); INSERT INTO a_large SELECT generate_series(1, 50000);
                  CREATE FUNCTION known(int) RETURNS bool STABLE LANGUAGE sql AS 'SELECT EXISTS (SELECT FROM public.a_large WHERE n = $1)';
-                 CREATE TABLE small (of int CHECK (known(of))); INSERT INTO small VALUES (42); ANALYZE",
+                 CREATE FUNCTION known_to(int, int) RETURNS bool STABLE LANGUAGE sql AS 'SELECT public.known($1)';
+                 CREATE OPERATOR public.==> (LEFTARG = int, RIGHTARG = int, FUNCTION = known_to);
+                 CREATE TABLE small (of int CHECK (of OPERATOR(public.==>) 0)); INSERT INTO small VALUES (42); ANALYZE",
             )
             .await
             .unwrap();
         let parallel = Parallel { above: ByteSize(0), jobs: 3 };
         let backup = Backup { policy: BackupPolicy { parallel, ..BackupPolicy::default() }, ..house.backup() };
-        let set = backup.run(&Control::default()).await.unwrap();
-        assert_eq!(set.artifact.format, DumpFormat::Custom, "one after the other, as pg_dump orders them");
-        for _ in 0..3 {
-            house.drop(&house.scratch(&set).await).await;
+        for change in ["SELECT 1", "ALTER TABLE small DROP CONSTRAINT small_of_check; ALTER TABLE small ADD CHECK (known(of))"] {
+            owner.batch_execute(change).await.unwrap();
+            let set = backup.run(&Control::default()).await.unwrap();
+            assert_eq!(set.artifact.format, DumpFormat::Custom, "one after the other, as pg_dump orders them");
+            for _ in 0..2 {
+                house.drop(&house.scratch(&set).await).await;
+            }
         }
     });
 }

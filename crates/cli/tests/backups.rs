@@ -33,9 +33,10 @@ impl House {
                 "repository:\n  directory: 'repository/{{tenant}}'\n  key: {{ file: 'keys/{{tenant}}.key' }}\n\
                  servers:\n  main: {{ host: 127.0.0.1, port: {}, user: {}, password_file: password, programs: {} }}\n\
                  filestores: filestore\ndrills: {{ reports: reports, signing_key_file: signing.key, \
-                 check_command: [sh, -c, 'ls $COFFERDAM_FILESTORE/$COFFERDAM_DATABASE | wc -l'] }}\ntenants:\n  acme: {{}}\n",
+                 check_command: [sh, -c, 'ls $COFFERDAM_FILESTORE/$COFFERDAM_DATABASE | wc -l; {}/psql -Atc \"SELECT count(*) FROM res_partner\"'] }}\ntenants:\n  acme: {{}}\n",
                 house.cluster.port(),
                 SUPERUSER.0,
+                binaries().unwrap().display(),
                 binaries().unwrap().display()
             ),
         );

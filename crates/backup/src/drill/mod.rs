@@ -145,13 +145,17 @@ impl Drill {
         let hashes = format!("{} files, each with the SHA-1 that it is named after", set.filestore.files);
         step("every file is there", hashes, files)?;
         let neutral = match &loader {
-            Some(loader) => make_new(loader, DATABASE).await,
+            Some(loader) => make_new(loader, &cluster.server, DATABASE, set.artifact.uuid.as_deref()).await,
             None => Ok(()),
         };
         if let Some(loader) = loader {
             loader.remove(&cluster.server, DATABASE, control).await;
         }
-        step("it is neutralized", "new identity; mail, jobs and integrations are off".to_owned(), neutral)
+        step("it is neutralized", "new identity; mail, jobs and integrations are off".to_owned(), neutral)?;
+        // For the application's own check.
+        let client = cluster.server.connect("postgres").await?;
+        let enter = format!("GRANT CONNECT, TEMPORARY ON DATABASE {DATABASE} TO {OWNER}");
+        client.batch_execute(&enter).await.map_err(|e| cluster.server.failed(DATABASE, &e))
     }
 
     /// What shows that the restored state is sound.

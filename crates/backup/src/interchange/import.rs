@@ -104,8 +104,10 @@ impl Import {
             icu_rules: None,
         };
         let wanted = self.extensions().await?;
-        restore.create_for(&plan.staging, &locale, &wanted, &owner, made).await?;
-        let loader = Loader::create(&restore.server, &plan.staging, &owner).await?;
+        // Whoever has written this is nobody here: it is loaded by a role that can become nobody, not the owner either, who may
+        // own other databases.
+        restore.create_for(&plan.staging, &locale, &wanted, &restore.server.user, made).await?;
+        let loader = Loader::stranger(&restore.server, &plan.staging, &owner).await?;
         let loaded = async {
             control.phase("loading the database", None);
             self.load(&loader, &plan.staging, control).await?;
@@ -115,8 +117,9 @@ impl Import {
             Ok(())
         };
         let loaded = control.unless_cancelled(loaded).await;
-        loader.remove(&restore.server, &plan.staging, control).await;
+        let handed_over = loader.hand_over(&restore.server, &plan.staging).await;
         loaded?;
+        handed_over?;
         control.phase("writing files", None);
         let target = restore.filestores.join(&plan.database);
         let files = self.files(&target, control).await?;
@@ -138,11 +141,7 @@ impl Import {
             }
             restore.put_in_place(plan, &owner).await
         };
-        let placed = placed.await;
-        if placed.is_err() {
-            let _ = tokio::fs::remove_dir_all(&target).await;
-        }
-        placed.map(|()| files)
+        restore.or_without_target(placed.await, plan, &target, control).await.map(|()| files)
     }
 
     /// What the file has, before anything is made of it.

@@ -124,6 +124,8 @@ pub(super) struct Subject<'a> {
     /// The snapshot's name.
     pub(super) snapshot: &'a str,
     pub(super) sequences: &'a [Sequence],
+    /// Tables whose rows it would select, and which are not saved.
+    pub(super) filtered: &'a [String],
     /// Tables whose rows other programs dump, largest first.
     pub(super) large: &'a [Table],
     /// Programs, at most.
@@ -140,15 +142,15 @@ impl Dump {
         begun: CancellationToken,
         control: &Control,
     ) -> Result<(Self, Shared), Error> {
-        let Subject { server, database, snapshot, sequences, large, jobs, taken_at } = *subject;
+        let Subject { server, database, snapshot, sequences, filtered, large, jobs, taken_at } = *subject;
         // Uncompressed: the repository compresses, and what has not changed since the last time is stored once.
         let command = || {
             let mut command = server.program("pg_dump", database);
             command.args(["--format=custom", "--compress=0", "--no-password", "--lock-wait-timeout=30s"]);
             command.arg(format!("--snapshot={snapshot}"));
             // With a table come the sequences that it owns: of no program's does anybody read one by its name.
-            for sequence in sequences {
-                command.arg(format!("--exclude-table-data={}", sequence.name));
+            for name in sequences.iter().map(|sequence| &sequence.name).chain(filtered) {
+                command.arg(format!("--exclude-table-data={name}"));
             }
             command
         };
@@ -379,7 +381,13 @@ pub(crate) async fn count_rows(
     for row in tables {
         let (schema, table): (String, String) = (row.get(0), row.get(1));
         let name = format!("{}.{}", quoted(&schema), quoted(&table));
-        // The lock has come after the snapshot, which knows nothing of what was done to the table between them.
+        // Rolled back, so that no table is held for longer than it is counted.
+        client.batch_execute("SAVEPOINT one").await.map_err(|e| failed(&e))?;
+        let rows::Read::Rows(count) = rows::count(&client, &name).await.map_err(|e| failed(&e))? else {
+            let reason = format!("{schema}.{table} has become something else than a table");
+            return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
+        };
+        // The table was locked to be counted, and perhaps waited for: the snapshot knows nothing of what was done to it before.
         let rewritten =
             "SELECT pg_relation_filenode(oid) IS DISTINCT FROM relfilenode FROM pg_class WHERE oid = to_regclass($1)";
         let rewritten = client.query_opt(rewritten, &[&name]).await.map_err(|e| failed(&e))?;
@@ -387,12 +395,6 @@ pub(crate) async fn count_rows(
             let reason = format!("{schema}.{table} was emptied or rewritten while its rows were counted; try again");
             return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
         }
-        // Rolled back, so that no table is held for longer than it is counted.
-        client.batch_execute("SAVEPOINT one").await.map_err(|e| failed(&e))?;
-        let rows::Read::Rows(count) = rows::count(&client, &name).await.map_err(|e| failed(&e))? else {
-            let reason = format!("{schema}.{table} has become something else than a table");
-            return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
-        };
         client.batch_execute("ROLLBACK TO one; RELEASE one").await.map_err(|e| failed(&e))?;
         counts.insert(format!("{schema}.{table}"), count);
     }

@@ -57,6 +57,8 @@ pub(super) struct FenceReport {
 const RAISE: &str = "SET LOCAL lock_timeout = '1s'";
 /// Should this process hang, the server ends its transactions; and nobody can hold us up by holding a table.
 const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '30s'";
+/// How often a transaction that is only held speaks.
+const SPEAK: Duration = Duration::from_secs(10);
 /// How often somebody looks who waits.
 const WATCH: Duration = Duration::from_millis(250);
 
@@ -97,11 +99,17 @@ impl Fence {
     ) -> Result<FenceReport, Error> {
         let mut report = FenceReport { lowered: self.unfenced.clone(), ..FenceReport::default() };
         // The collector is the only one who asks for SHARE, and gives up by itself.
-        let waiting = "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - a.query_start)), 0)::float8 \
+        // Since when is in the lock, from PostgreSQL 14 on; what a statement's beginning says is too early where a connection
+        // has waited for others before.
+        let waiting = "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - \
+                         coalesce((to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start))), 0)::float8 \
                        FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                        WHERE NOT l.granted AND l.mode <> 'ShareLock' AND l.relation = to_regclass('public.ir_attachment') \
                        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         while !copied.is_cancelled() && report.lowered.is_none() {
+            // Within a transaction the server tells what it has told before, otherwise.
+            let fresh = self.client.batch_execute("SELECT pg_stat_clear_snapshot()").await;
+            fresh.map_err(|e| server.failed(&database, &e))?;
             let row = self.client.query_one(waiting, &[]).await.map_err(|e| server.failed(&database, &e))?;
             let waited = Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0));
             report.longest_wait = report.longest_wait.max(waited);
@@ -165,11 +173,27 @@ impl Snapshot {
         })
     }
 
+    /// Reads what the snapshot says of the tenant, while it is held.
+    pub(super) async fn read(&self, server: &Server, database: &str) -> Result<Tenancy, Error> {
+        let mut reading = std::pin::pin!(self.tenancy(server, database));
+        loop {
+            tokio::select! {
+                read = &mut reading => return read,
+                () = tokio::time::sleep(SPEAK) => self.speak().await,
+            }
+        }
+    }
+
+    /// Not idle, so that the server does not end it.
+    async fn speak(&self) {
+        let _ = self.client.batch_execute("SELECT 1").await;
+    }
+
     /// What the snapshot says of the tenant: the identity of its database, and the files that it refers to.
     ///
     /// In a transaction of its own, which ends at once: whoever held the table while others wait for it, and while `pg_dump`
     /// waits behind those, would wait for itself.
-    pub(super) async fn read(&self, server: &Server, database: &str) -> Result<Tenancy, Error> {
+    async fn tenancy(&self, server: &Server, database: &str) -> Result<Tenancy, Error> {
         let client = server.connect_to_tenant(database).await?;
         let failed = |e: &tokio_postgres::Error| server.failed(database, e);
         let begin = format!(
@@ -216,13 +240,18 @@ impl Snapshot {
             }
         });
         installed.await.map_err(|e| failed(&e))?;
-        let undumped = undumped(&client).await.map_err(|e| failed(&e))?;
-        let sequences = sequences(&client).await.map_err(|e| failed(&e))?;
+        let (filtered, mut undumped) =
+            (filtered(&client).await.map_err(|e| failed(&e))?, undumped(&client).await.map_err(|e| failed(&e))?);
+        undumped.extend(filtered.iter().cloned());
+        let mut sequences = sequences(&client).await.map_err(|e| failed(&e))?;
         let unrestorable = unrestorable(&client).await.map_err(|e| failed(&e))?;
         let tables = tables(&client).await.map_err(|e| failed(&e))?;
         let _ = client.batch_execute("ROLLBACK").await;
+        let unknown = untouched(&client, &mut sequences).await.map_err(|e| failed(&e))?;
         Ok(Tenancy {
             uuid,
+            filtered,
+            unknown,
             attachments: files.into_values().collect(),
             modules,
             undumped,
@@ -245,10 +274,7 @@ impl Snapshot {
             while !one.is_cancelled() {
                 tokio::select! {
                     () = one.cancelled() => {}
-                    () = tokio::time::sleep(Duration::from_secs(10)) => {
-                        // Not idle, so that the server does not end it.
-                        let _ = self.client.batch_execute("SELECT 1").await;
-                    }
+                    () = tokio::time::sleep(SPEAK) => self.speak().await,
                 }
             }
         }
@@ -269,13 +295,17 @@ pub(super) struct Tenancy {
     pub(super) uuid: Option<String>,
     pub(super) attachments: Vec<Attachment>,
     pub(super) modules: BTreeMap<String, String>,
-    /// Tables that `pg_dump` leaves out.
+    /// Tables whose rows are not saved.
     pub(super) undumped: Vec<String>,
+    /// Those of them that `pg_dump` would select from.
+    pub(super) filtered: Vec<String>,
+    /// Sequences of which only a superuser could say where they are.
+    pub(super) unknown: Vec<String>,
     pub(super) sequences: Vec<Sequence>,
-    /// Functions that nobody but a superuser can create, so that no restore could.
+    /// What nobody but a superuser could create, so that no restore could.
     pub(super) unrestorable: Vec<String>,
     /// Ordinary tables whose rows `pg_dump` saves, largest first. None where a constraint, a default or a generated column uses a
-    /// function that is not PostgreSQL's own: it may look into other tables, whose rows must then be there first.
+    /// function or an operator that is not PostgreSQL's own: it may look into other tables, whose rows must then be there first.
     pub(super) tables: Vec<Table>,
 }
 
@@ -299,7 +329,7 @@ async fn tables(client: &Client) -> Result<Vec<Table>, tokio_postgres::Error> {
                  WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'information_schema' \
                  AND n.nspname NOT LIKE 'pg\\_%' AND NOT EXISTS (SELECT FROM pg_depend d \
                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') \
-                 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.refclassid = 'pg_proc'::regclass \
+                 AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass) \
                    AND d.classid IN ('pg_constraint'::regclass, 'pg_attrdef'::regclass)) ORDER BY 3 DESC, 1, 2";
     let table = |row: &tokio_postgres::Row| {
         let (schema, name): (String, String) = (row.get(0), row.get(1));
@@ -318,56 +348,129 @@ async fn tables(client: &Client) -> Result<Vec<Table>, tokio_postgres::Error> {
 pub(super) struct Sequence {
     /// Schema and name in quotes.
     pub(super) name: String,
-    /// Sets it to what it was; none where it belongs to an extension.
+    /// Sets it to what it was; none where it belongs to an extension, or is as it was made.
     pub(super) statement: Option<String>,
+    /// Its id, where nothing was taken from it and it is not known where it would begin.
+    untouched: Option<u32>,
+    /// Whether it is some column's.
+    owned: bool,
 }
 
+fn set(name: &str, value: i64, called: bool) -> String {
+    format!("SELECT pg_catalog.setval({}, {value}, {called});", literal(name))
+}
+
+/// What a restore would have to be a superuser for: functions, and what is made of them; and what stands on foreign tables, which
+/// are left out.
 async fn unrestorable(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
-    let query = "SELECT p.oid::regprocedure::text FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
-                 JOIN pg_namespace n ON n.oid = p.pronamespace \
-                 WHERE (p.proleakproof OR NOT l.lanpltrusted AND l.lanname <> 'sql') \
-                 AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND NOT EXISTS (SELECT FROM pg_depend d \
-                   WHERE d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e') ORDER BY 1";
+    let query = "WITH made (class, id, name) AS (\
+                   SELECT 'pg_proc'::regclass, p.oid, p.oid::regprocedure::text FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang \
+                     WHERE p.proleakproof OR NOT l.lanpltrusted AND l.lanname <> 'sql' \
+                   UNION ALL SELECT 'pg_type'::regclass, t.oid, 'type ' || format_type(t.oid, NULL) FROM pg_type t \
+                     WHERE t.typtype = 'b' AND t.typelem = 0 \
+                   UNION ALL SELECT 'pg_opclass'::regclass, o.oid, 'operator class ' || o.opcname FROM pg_opclass o \
+                   UNION ALL SELECT 'pg_opfamily'::regclass, o.oid, 'operator family ' || o.opfname FROM pg_opfamily o \
+                   UNION ALL SELECT 'pg_am'::regclass, a.oid, 'access method ' || a.amname FROM pg_am a \
+                   UNION ALL SELECT 'pg_language'::regclass, l.oid, 'language ' || l.lanname FROM pg_language l WHERE NOT l.lanpltrusted \
+                   UNION ALL SELECT 'pg_cast'::regclass, c.oid, format('cast from %s to %s', format_type(c.castsource, NULL), \
+                     format_type(c.casttarget, NULL)) FROM pg_cast c WHERE c.castmethod = 'b' \
+                   UNION ALL SELECT 'pg_ts_template'::regclass, t.oid, 'text search template ' || t.tmplname FROM pg_ts_template t \
+                   UNION ALL SELECT 'pg_ts_parser'::regclass, t.oid, 'text search parser ' || t.prsname FROM pg_ts_parser t \
+                   UNION ALL SELECT 'pg_class'::regclass, v.oid, v.oid::regclass::text || ', which stands on a foreign table' \
+                     FROM pg_class v WHERE EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass \
+                       AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass JOIN pg_class f ON f.oid = d.refobjid \
+                       WHERE r.ev_class = v.oid AND f.relkind = 'f')) \
+                 SELECT DISTINCT name FROM made WHERE id >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d \
+                   WHERE d.classid = made.class AND d.objid = made.id AND d.deptype = 'e') ORDER BY 1";
     Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Error> {
-    let query = "SELECT n.nspname::text, c.relname::text, pg_sequence_last_value(c.oid), s.seqincrement > 0, \
+    let query = "SELECT n.nspname::text, c.relname::text, c.oid, pg_sequence_last_value(c.oid), \
                    EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e'), \
-                   o.nspname::text, t.relname::text, a.attname::text \
-                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid \
-                 LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
-                   AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0 \
-                 LEFT JOIN pg_class t ON t.oid = d.refobjid AND t.relkind IN ('r', 'p') LEFT JOIN pg_namespace o ON o.oid = t.relnamespace \
-                 LEFT JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid \
+                   EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
+                     AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0) \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY 1, 2";
     let rows = client.query(query, &[]).await?;
     let sequence = |row: &tokio_postgres::Row| {
         let (schema, name): (String, String) = (row.get(0), row.get(1));
         let name = format!("{}.{}", quoted(&schema), quoted(&name));
-        let (value, grows, of_extension): (Option<i64>, bool, bool) = (row.get(2), row.get(3), row.get(4));
-        let column: Option<(String, String, String)> = match (row.get(5), row.get(6), row.get(7)) {
-            (Some(schema), Some(table), Some(column)) => Some((schema, table, column)),
-            _ => None,
-        };
-        let statement = match (value, column) {
-            _ if of_extension => None,
-            (Some(value), _) => Some(format!("SELECT pg_catalog.setval({}, {value}, true);", literal(&name))),
-            // Nothing was ever taken from it: it begins where it was made to begin, or after what is there already.
-            (None, Some((schema, table, column))) if grows => Some(format!(
-                "SELECT pg_catalog.setval({}, m + 1, false) FROM (SELECT max({}) AS m FROM {}.{}) t WHERE m > 0;",
-                literal(&name),
-                quoted(&column),
-                quoted(&schema),
-                quoted(&table)
-            )),
-            (None, _) => None,
-        };
-        Sequence { name, statement }
+        let (oid, value, of_extension): (u32, Option<i64>, bool) = (row.get(2), row.get(3), row.get(4));
+        let statement = value.filter(|_| !of_extension).map(|value| set(&name, value, true));
+        let untouched = (value.is_none() && !of_extension).then_some(oid);
+        Sequence { name, statement, untouched, owned: row.get(5) }
     };
-    let mut found: Vec<Sequence> = rows.iter().map(sequence).collect();
-    found.dedup_by(|a, b| a.name == b.name);
-    Ok(found)
+    Ok(rows.iter().map(sequence).collect())
+}
+
+/// Where sequences would begin from which nothing was taken: by `ALTER SEQUENCE … RESTART`, as Odoo sets the next number of an
+/// invoice, or by `setval`. No function tells that by their ids, so that they are selected from by their names, in a transaction
+/// in which neither they nor their schemas can be renamed. Those of which it cannot be known, because only a superuser can
+/// hold a schema.
+async fn untouched(client: &Client, sequences: &mut [Sequence]) -> Result<Vec<String>, tokio_postgres::Error> {
+    let mut waiting: BTreeMap<u32, &mut Sequence> =
+        sequences.iter_mut().filter_map(|sequence| Some((sequence.untouched?, sequence))).collect();
+    if waiting.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<u32> = waiting.keys().copied().collect();
+    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '30s'").await?;
+    let schemas =
+        "SELECT FROM pg_namespace n WHERE n.oid IN (SELECT relnamespace FROM pg_class WHERE oid = ANY($1)) FOR SHARE";
+    match client.query(schemas, &[&ids]).await {
+        // Not a superuser, or a server that only follows another.
+        Err(error)
+            if [Some(&SqlState::INSUFFICIENT_PRIVILEGE), Some(&SqlState::READ_ONLY_SQL_TRANSACTION)]
+                .contains(&error.code()) =>
+        {
+            let _ = client.batch_execute("ROLLBACK").await;
+            // Those of columns go on where they were made to begin, nearly always.
+            return Ok(waiting.into_values().filter(|one| !one.owned).map(|one| one.name.clone()).collect());
+        }
+        other => drop(other?),
+    }
+    // Asking holds them, until the transaction ends; what they are called then is what they are called now.
+    let hold = "SELECT pg_sequence_last_value(oid) FROM pg_class WHERE oid = ANY($1) AND relkind = 'S'";
+    client.query(hold, &[&ids]).await?;
+    let names = "SELECT c.oid, format('%I.%I', n.nspname, c.relname), s.seqstart FROM pg_class c \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid \
+                 WHERE c.oid = ANY($1) AND c.relkind = 'S'";
+    let held = client.query(names, &[&ids]).await?;
+    for some in held.chunks(200) {
+        let of = |row: &tokio_postgres::Row| {
+            let (oid, name): (u32, String) = (row.get(0), row.get(1));
+            format!("SELECT {oid}::oid, last_value, is_called FROM {name}")
+        };
+        let query = some.iter().map(of).collect::<Vec<_>>().join(" UNION ALL ");
+        for row in client.query(&query, &[]).await? {
+            let (oid, value, called): (u32, i64, bool) = (row.get(0), row.get(1), row.get(2));
+            let begins = some.iter().find(|held| held.get::<_, u32>(0) == oid).map(|held| held.get::<_, i64>(2));
+            if let Some(sequence) = waiting.get_mut(&oid)
+                && (called || begins != Some(value))
+            {
+                sequence.statement = Some(set(&sequence.name, value, called));
+            }
+        }
+    }
+    let _ = client.batch_execute("ROLLBACK").await;
+    Ok(Vec::new())
+}
+
+/// Tables of extensions some of whose rows an extension wants to be saved: `pg_dump` would select them, and what is selected is
+/// planned, as whoever dumps, with what a tenant has put into indexes, or in the table's place.
+async fn filtered(client: &Client) -> Result<Vec<String>, tokio_postgres::Error> {
+    let query = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_extension e \
+                 CROSS JOIN unnest(e.extconfig, e.extcondition) AS t (oid, condition) \
+                 JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE t.condition <> '' ORDER BY 1";
+    Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
+}
+
+/// The same for whoever dumps without a snapshot of ours.
+pub(crate) async fn filtered_in(server: &Server, database: &str) -> Result<Vec<String>, Error> {
+    let client = server.connect_to_tenant(database).await?;
+    filtered(&client).await.map_err(|e| server.failed(database, &e))
 }
 
 /// Ordinary tables that were made part of an extension: `pg_dump` saves their rows only where the extension asks for it.

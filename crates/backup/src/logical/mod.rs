@@ -20,6 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use dump::RowCounts;
 pub(crate) use dump::{Stream, count_rows, last_words, part_path};
+pub(crate) use fence::filtered_in;
 pub(crate) use filestore::{DEEPEST, is_sha1, stays_below};
 pub use filestore::{Manifest, ManifestFile};
 
@@ -118,7 +119,7 @@ impl Backup {
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
-        let Tenancy { uuid, attachments, modules, undumped, sequences, unrestorable, tables } =
+        let Tenancy { uuid, attachments, modules, undumped, filtered, unknown, sequences, unrestorable, tables } =
             snapshot.read(&self.server, &database).await?;
         // A gateway lets a tenant's background work in one by one.
         let jobs = if self.dump_through.is_some() { 1 } else { self.policy.parallel.jobs_for(snapshot.database_bytes) };
@@ -135,6 +136,7 @@ impl Backup {
             database: &database,
             snapshot: &snapshot.id,
             sequences: &sequences,
+            filtered: &filtered,
             large: &large,
             jobs: jobs as usize,
             taken_at,
@@ -219,9 +221,21 @@ impl Backup {
             control.warn(left_out.clone());
             notes.push(left_out);
         }
+        if !unknown.is_empty() {
+            let names = unknown.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let told = format!(
+                "the next numbers of {} sequences that were not used yet are not saved, because only a superuser may read them, \
+                 such as {names}",
+                unknown.len()
+            );
+            control.warn(told.clone());
+            notes.push(told);
+        }
         if !unrestorable.is_empty() {
             let names = unrestorable.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-            let told = format!("a restore will fail at {names}: only a superuser could create that");
+            let told = format!(
+                "a restore will fail at {names}: only a superuser could create that, or it stands on what is left out"
+            );
             control.warn(told.clone());
             notes.push(told);
         }

@@ -174,13 +174,18 @@ pub(super) fn link_tree(from: &Path, to: &Path) -> Result<(), Error> {
     Tree::open_or_make(to)?.link_all(&from)
 }
 
-/// Why the files of a tenant cannot be kept for a way back beside it: links do not go from one file system to another.
+/// Why the files of a tenant cannot be kept for a way back beside it: links do not go from one mount to another, of the same
+/// file system either.
 pub(super) fn apart(filestores: &Path, target: &Path) -> Option<String> {
-    use std::os::unix::fs::MetadataExt;
-    let (all, own) = (fs::metadata(filestores).ok()?, fs::metadata(target).ok()?);
-    (all.dev() != own.dev()).then(|| {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    let mount = |path: &Path| {
+        let stat = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+        Some((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_mnt_id))
+    };
+    let (all, own) = (mount(filestores)?, mount(target)?);
+    (all != own).then(|| {
         format!(
-            "{} is on a file system of its own: what is there could not be kept beside it; expected it on that of {}",
+            "{} is a mount of its own: what is there could not be kept beside it; expected it on that of {}",
             target.display(),
             filestores.display()
         )
@@ -286,6 +291,6 @@ mod tests {
         fs::create_dir(&own).unwrap();
         assert_eq!(apart(directory.path(), &own), None);
         let told = apart(directory.path(), Path::new("/proc")).unwrap();
-        assert!(told.contains("/proc is on a file system of its own"), "{told}");
+        assert!(told.contains("/proc is a mount of its own"), "{told}");
     }
 }

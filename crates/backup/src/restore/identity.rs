@@ -1,7 +1,7 @@
 //! A copy must not act as the original: a new identity, and nothing that reaches out.
 //!
 //! Everything happens in one transaction, in a database that nobody but the restore can connect to: there is no moment at
-//! which a worker could see the copy with the original's mail servers and jobs. What is switched off is what Odoo's own modules
+//! which a worker could see the copy with the original's mail servers and jobs. What is switched off is what the modules of Odoo's community edition
 //! switch off when a database is neutralized, as far as their tables are there.
 
 use tokio_postgres::Client;

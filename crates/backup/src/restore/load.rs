@@ -1,6 +1,6 @@
 //! A dump into a database that nobody else can reach, and whether everything arrived.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -259,10 +259,27 @@ impl Chosen {
         let made: Vec<&str> = schemas
             .filter_map(|begin| contents.lines().filter(|line| line.contains(&begin)).min_by_key(|line| line.len()))
             .collect();
+        // `4201; 0 0 COMMENT - EXTENSION pg_trgm `: two numbers, then what it is.
+        let what =
+            |line| str::split_once(line, "; ").and_then(|(_, rest)| rest.splitn(3, ' ').nth(2)).unwrap_or_default();
+        let defined: HashSet<&str> = contents.lines().filter_map(|line| what(line).strip_prefix("TABLE ")).collect();
+        // Schema and name, without the owner, who comes last.
+        let foreign: Vec<(&str, &str)> = contents
+            .lines()
+            .filter_map(|line| what(line).strip_prefix("FOREIGN TABLE ")?.rsplit_once(' ')?.0.split_once(' '))
+            .collect();
         for line in contents.lines().filter(|line| !line.starts_with(';')) {
-            // `4201; 0 0 COMMENT - EXTENSION pg_trgm `: two numbers, then what it is.
-            let entry = line.split_once("; ").and_then(|(_, rest)| rest.splitn(3, ' ').nth(2)).unwrap_or_default();
+            let entry = what(line);
             let is = |kind: &str| entry.strip_prefix(kind).is_some_and(|rest| rest.starts_with(' '));
+            // A table whose name begins with a member's has a definition in the dump, and a member has none.
+            let defined = entry.strip_prefix("TABLE DATA ").is_some_and(|rest| defined.contains(rest));
+            let of_foreign = foreign.iter().any(|(schema, name)| {
+                let on = |kind: &str| is(&format!("{kind} {schema} {name}"));
+                let column = format!("COMMENT {schema} COLUMN {name}.");
+                is(&format!("COMMENT {schema} FOREIGN TABLE {name}"))
+                    || entry.starts_with(&column)
+                    || ["DEFAULT", "TABLE ATTACH", "TRIGGER", "CONSTRAINT", "CHECK CONSTRAINT"].into_iter().any(on)
+            });
             // [`create_for`] has made the extensions, and the schemas that they are in.
             let made_already = is("EXTENSION -") || is("COMMENT - EXTENSION") || made.contains(&line);
             let administrators = [
@@ -282,9 +299,11 @@ impl Chosen {
             } else if administrators
                 .iter()
                 .any(|kind| is(kind) || is(&format!("{kind} TABLE")) || is(&format!("COMMENT - {kind}")))
-                || members
-                    .iter()
-                    .any(|table| is(&format!("TABLE DATA {table}")) || is(&format!("SEQUENCE SET {table}")))
+                || of_foreign
+                || !defined
+                    && members
+                        .iter()
+                        .any(|table| is(&format!("TABLE DATA {table}")) || is(&format!("SEQUENCE SET {table}")))
             {
                 // Its kind, its schema, its name.
                 let words: Vec<&str> = entry.split(' ').filter(|word| *word != "-").collect();
@@ -462,7 +481,9 @@ fn load_command(loader: &Loader, name: &str) -> Command {
     let mut command = loader.server.program("pg_restore", name);
     // Not in a word of its own: a name with `=` in it would be taken for more than a name.
     let database = name.replace('\\', "\\\\").replace('\'', "\\'");
-    command.args(["--no-owner", "--exit-on-error", "--no-password"]).arg(format!("--dbname=dbname='{database}'"));
+    command
+        .args(["--no-owner", "--no-tablespaces", "--exit-on-error", "--no-password"])
+        .arg(format!("--dbname=dbname='{database}'"));
     command.arg(format!("--role={}", loader.owner));
     command
 }
@@ -549,16 +570,29 @@ mod tests {
 4211; 6104 16402 PUBLICATION - everything postgres
 4212; 6106 16403 PUBLICATION TABLE public everything t postgres
 4213; 0 16404 TABLE DATA public spatial_ref_sys postgres
+216; 1259 16405 TABLE public spatial_ref_sys x acme
+4215; 0 16405 TABLE DATA public spatial_ref_sys x acme
+217; 1259 16406 FOREIGN TABLE public far away acme
+4216; 0 0 COMMENT public COLUMN far away.id acme
+4217; 2604 16407 DEFAULT public far away id acme
+4218; 0 0 COMMENT public COLUMN far.id acme
 4214; 0 0 ACL public TABLE res_partner acme
 ";
         let extensions = [Extension { name: "pg_trgm".into(), schema: "extensions".into(), immutable_unaccent: false }];
         let chosen = Chosen::of(contents, &extensions, &["public spatial_ref_sys".to_owned()]);
         let left: Vec<&str> = chosen.load.lines().map(|line| line.split(';').next().unwrap()).collect();
-        assert_eq!(left, ["8", "9", "215", "4210"]);
+        assert_eq!(left, ["8", "9", "215", "4210", "216", "4215", "4218"]);
         assert_eq!(chosen.grants, "4214; 0 0 ACL public TABLE res_partner acme\n");
         assert_eq!(
             chosen.left_out,
-            ["PUBLICATION everything", "PUBLICATION TABLE public everything t", "TABLE DATA public spatial_ref_sys"]
+            [
+                "PUBLICATION everything",
+                "PUBLICATION TABLE public everything t",
+                "TABLE DATA public spatial_ref_sys",
+                "FOREIGN TABLE public far away",
+                "COMMENT public COLUMN far away.id",
+                "DEFAULT public far away id"
+            ]
         );
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Loader {
     pub(crate) server: Server,
     /// Whom it loads for.
     pub(crate) owner: String,
+    /// Whether it can become the owner.
+    becomes: bool,
 }
 
 /// What the roles are called.
@@ -34,6 +36,35 @@ const STATEMENT: Duration = Duration::from_secs(600);
 impl Loader {
     /// Makes the role, for one database.
     pub(crate) async fn create(admin: &Server, database: &str, owner: &str) -> Result<Self, Error> {
+        Self::make(admin, database, owner, true).await
+    }
+
+    /// Makes a role that can become nobody, and that owns what it loads until that is handed over: for what somebody else
+    /// than the owner has written. The database's schemas, which are ours, become its.
+    pub(crate) async fn stranger(admin: &Server, database: &str, owner: &str) -> Result<Self, Error> {
+        let loader = Self::make(admin, database, owner, false).await?;
+        let given = async {
+            let client = admin.connect(database).await?;
+            let failed = |e: &tokio_postgres::Error| admin.failed(database, e);
+            let name = quoted(&loader.server.user);
+            let query = "SELECT quote_ident(nspname) FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'";
+            let schemas = client.query(query, &[]).await.map_err(|e| failed(&e))?;
+            let mut give = format!("GRANT CREATE, TEMPORARY ON DATABASE {} TO {name}", quoted(database));
+            for row in schemas {
+                give.push_str(&format!("; ALTER SCHEMA {} OWNER TO {name}", row.get::<_, String>(0)));
+            }
+            client.batch_execute(&give).await.map_err(|e| failed(&e))
+        };
+        match given.await {
+            Ok(()) => Ok(loader),
+            Err(error) => {
+                let _ = loader.hand_over(admin, database).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(admin: &Server, database: &str, owner: &str, becomes: bool) -> Result<Self, Error> {
         let client = admin.connect(&admin.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| admin.failed(database, e);
         allowed(&client, admin, owner).await?;
@@ -43,12 +74,17 @@ impl Loader {
         let verifier = postgres_protocol::password::scram_sha_256(password.as_bytes());
         let create = format!(
             "BEGIN; CREATE ROLE {0} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION INHERIT PASSWORD {1} \
-             VALID UNTIL {4}; GRANT {2} TO {0}; GRANT CONNECT ON DATABASE {3} TO {0}; COMMIT",
+             VALID UNTIL {3}; {4}; GRANT CONNECT ON DATABASE {2} TO {0}; COMMIT",
             quoted(&name),
             literal(&verifier),
-            quoted(owner),
             quoted(database),
-            literal(&(Timestamp::now() + VALID).to_string())
+            literal(&(Timestamp::now() + VALID).to_string()),
+            // Or we become it, to give it what it is to own.
+            if becomes {
+                format!("GRANT {} TO {}", quoted(owner), quoted(&name))
+            } else {
+                format!("GRANT {} TO CURRENT_USER", quoted(&name))
+            }
         );
         client.batch_execute(&create).await.map_err(|e| {
             if e.code() == Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE) {
@@ -62,47 +98,50 @@ impl Loader {
             failed(&e)
         })?;
         let server = Server { user: name, password: Some(cofferdam_tenant::Secret::new(password)), ..admin.clone() };
-        Ok(Self { server, owner: owner.to_owned() })
+        Ok(Self { server, owner: owner.to_owned(), becomes })
     }
 
-    /// A connection that works as the owner, in the owner's schema.
+    /// A connection that works as the owner, if it can become that, in the owner's schema.
     pub(crate) async fn connect(&self, database: &str) -> Result<Client, Error> {
         let client = self.server.connect(database).await?;
-        let become_owner = format!(
-            "SET ROLE {}; SET search_path = public; SET row_security = off; SET lock_timeout = '30s'; SET statement_timeout = {}",
-            quoted(&self.owner),
+        let role = if self.becomes { quoted(&self.owner) } else { "NONE".to_owned() };
+        let begin = format!(
+            "SET ROLE {role}; SET search_path = public; SET row_security = off; SET lock_timeout = '30s'; SET statement_timeout = {}",
             STATEMENT.as_millis()
         );
-        client.batch_execute(&become_owner).await.map_err(|e| self.server.failed(database, &e))?;
+        client.batch_execute(&begin).await.map_err(|e| self.server.failed(database, &e))?;
         Ok(client)
     }
 
     /// Removes the role. Whatever it owns in the database, because something that was loaded has tried to be clever, is
     /// the owner's from then on.
     pub(crate) async fn remove(self, admin: &Server, database: &str, control: &Control) {
-        let name = quoted(&self.server.user);
-        let work = async {
-            // Whatever fails later, nobody logs in as it any more, and nobody who has is left.
-            let client = admin.connect(&admin.maintenance).await?;
-            let close = format!("ALTER ROLE {name} NOLOGIN");
-            client.batch_execute(&close).await.map_err(|e| admin.failed(database, &e))?;
-            let leave = format!(
-                "GRANT {name} TO CURRENT_USER; \
-                 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}",
-                literal(&self.server.user)
-            );
-            client.batch_execute(&leave).await.map_err(|e| admin.failed(database, &e))?;
-            let client = admin.connect(database).await?;
-            let drop = format!(
-                "SET lock_timeout = '30s'; REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; DROP ROLE {name}",
-                quoted(&self.owner)
-            );
-            client.batch_execute(&drop).await.map_err(|e| admin.failed(database, &e))
-        };
-        if let Err(error) = work.await {
+        let name = self.server.user.clone();
+        if let Err(error) = self.hand_over(admin, database).await {
             let advice = "nobody knows its password; the next restore tries again to remove it";
-            control.warn(format!("the role {} stays: {error}; {advice}", self.server.user));
+            control.warn(format!("the role {name} stays: {error}; {advice}"));
         }
+    }
+
+    /// Gives the owner what the role has made, and removes the role.
+    pub(crate) async fn hand_over(self, admin: &Server, database: &str) -> Result<(), Error> {
+        let name = quoted(&self.server.user);
+        // Whatever fails later, nobody logs in as it any more, and nobody who has is left.
+        let client = admin.connect(&admin.maintenance).await?;
+        let close = format!("ALTER ROLE {name} NOLOGIN");
+        client.batch_execute(&close).await.map_err(|e| admin.failed(database, &e))?;
+        let leave = format!(
+            "GRANT {name} TO CURRENT_USER; \
+                 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}",
+            literal(&self.server.user)
+        );
+        client.batch_execute(&leave).await.map_err(|e| admin.failed(database, &e))?;
+        let client = admin.connect(database).await?;
+        let drop = format!(
+            "SET lock_timeout = '30s'; REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; DROP ROLE {name}",
+            quoted(&self.owner)
+        );
+        client.batch_execute(&drop).await.map_err(|e| admin.failed(database, &e))
     }
 }
 

@@ -134,10 +134,7 @@ impl Restore {
         }
         files::fresh(repository, set, &target, control).await?;
         let renamed = self.put_in_place(plan, &owner).await;
-        if renamed.is_err() {
-            let _ = tokio::fs::remove_dir_all(&target).await;
-        }
-        renamed.map(|()| (None, None))
+        self.or_without_target(renamed, plan, &target, control).await.map(|()| (None, None))
     }
 
     /// A copy becomes somebody else; what goes in place stays who it is.
@@ -200,6 +197,24 @@ impl Restore {
         let statements =
             format!("ALTER DATABASE {staging} OWNER TO {owner}; {give}ALTER DATABASE {staging} RENAME TO {database}");
         swap::insist(&client, &[&plan.staging], &statements).await.map_err(|e| failed(&e))
+    }
+
+    /// The outcome of putting something in place; where that has not happened, its files are removed. An error may have come
+    /// after it: then they belong to the database that is there.
+    pub(crate) async fn or_without_target<T>(
+        &self,
+        placed: Result<T, Error>,
+        plan: &RestorePlan,
+        target: &std::path::Path,
+        control: &Control,
+    ) -> Result<T, Error> {
+        if placed.is_err() {
+            match self.databases(&[&plan.database]).await {
+                Ok(there) if there.is_empty() => drop(tokio::fs::remove_dir_all(target).await),
+                _ => control.warn(format!("the files in {} stay: {} may be in place", target.display(), plan.database)),
+            }
+        }
+        placed
     }
 
     /// Which database it will be in the end, and through which; refused where something is in the way.
@@ -350,8 +365,14 @@ pub(crate) async fn fresh_files(
     files::fresh(repository, set, target, control).await
 }
 
-pub(crate) async fn make_new(loader: &Loader, database: &str) -> Result<(), Error> {
-    identity::make_new(loader, database, None, false).await
+pub(crate) async fn make_new(
+    loader: &Loader,
+    server: &Server,
+    database: &str,
+    uuid: Option<&str>,
+) -> Result<(), Error> {
+    identity::make_new(loader, database, None, false).await?;
+    identity::verify(server, database, uuid, false).await
 }
 
 /// Nobody waits for a catalog's lock for longer than this while others wait for us.

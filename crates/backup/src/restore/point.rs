@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::loader::Loader;
 use super::{Restore, files, load, stopped};
-use crate::logical::{Manifest, blocking, count_rows, last_words, manifest_of};
+use crate::logical::{Manifest, blocking, count_rows, filtered_in, last_words, manifest_of};
 use crate::model::{RestoreMode, RestorePlan, Restored, SetId};
 use crate::physical::{Recovered, Recovery};
 use crate::program::Running;
@@ -100,16 +100,14 @@ impl Restore {
                 self.find_files(&manifest, &live, &target, control).await?;
                 self.put_in_place(plan, &owner).await
             };
-            let placed = placed.await;
-            if placed.is_err() {
-                // It was not there when the plan was made.
-                let _ = tokio::fs::remove_dir_all(&target).await;
-            }
+            // It was not there when the plan was made.
+            let placed = self.or_without_target(placed.await, plan, &target, control).await;
             return placed.map(|()| (number, None, None));
         }
         self.find_files(&manifest, &live, &target, control).await?;
         let previous = self.free_name().await?;
-        self.keep_files(&target, &previous).await?;
+        let kept = self.keep_files(&target, &previous).await.and_then(|()| stopped(control));
+        self.or_without_files(kept, &previous, control).await?;
         control.phase("changing places", None);
         let changed = self.change_places(&plan.database, &previous, &plan.staging, &owner, true, control).await;
         let paused = self.or_without_files(changed, &previous, control).await?;
@@ -152,8 +150,10 @@ async fn pipe<T: Send + 'static>(
     load: impl FnOnce(&mut dyn Read) -> Result<T, Error> + Send + 'static,
     control: &Control,
 ) -> Result<T, Error> {
+    let filtered = filtered_in(from, database).await?;
     let mut dump = from.program("pg_dump", database);
     dump.args(["--format=custom", "--compress=0", "--no-password"]);
+    dump.args(filtered.iter().map(|table| format!("--exclude-table-data={table}")));
     let control = control.clone();
     blocking(move || {
         let broken = |e: std::io::Error| Error::Program { program: "pg_dump".to_owned(), reason: e.to_string() };

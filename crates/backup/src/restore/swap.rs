@@ -78,8 +78,11 @@ impl Restore {
         let (from, to) = (kept.clone(), target.clone());
         blocking(move || files::link_tree(&from, &to)).await?;
         let replaced = self.free_name().await?;
-        self.keep_files(&target, &replaced).await?;
-        let owner = self.open_quietly(previous).await?;
+        let opened = async {
+            self.keep_files(&target, &replaced).await?;
+            self.open_quietly(previous).await
+        };
+        let owner = self.or_without_files(opened.await, &replaced, control).await?;
         let changed = async {
             let loader = Loader::create(&self.server, previous, &owner).await?;
             let outdated = control.unless_cancelled(self.outdate_caches(&loader, &self.database, previous)).await;
@@ -153,7 +156,26 @@ impl Restore {
             let _ = tokio::fs::remove_dir_all(self.filestores.join(&previous.database)).await;
             dropped.push(previous);
         }
+        self.drop_orphans(keep, now).await?;
         failed.map_or(Ok(dropped), Err)
+    }
+
+    /// Removes files that were kept for a way back whose database is not there: what kept them has died.
+    async fn drop_orphans(&self, keep: Duration, now: Timestamp) -> Result<(), Error> {
+        let there = self.named("SELECT datname::text FROM pg_database", &[]).await?;
+        let Ok(mut entries) = tokio::fs::read_dir(&self.filestores).await else { return Ok(()) };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let Some(kept) = entry.file_name().to_str().and_then(|name| parse_before(&self.database, name)) else {
+                continue;
+            };
+            let age = now.duration_since(kept.since);
+            // One that is being made is younger than a day.
+            let old = age.as_secs() >= 0 && age.unsigned_abs() >= keep.max(Duration::from_secs(86_400));
+            if old && !there.contains(&kept) {
+                let _ = tokio::fs::remove_dir_all(entry.path()).await;
+            }
+        }
+        Ok(())
     }
 
     /// The name for what is replaced now; a second later where there is one of this second.
@@ -286,6 +308,15 @@ impl Restore {
     pub(super) async fn outdate_caches(&self, loader: &Loader, current: &str, next: &str) -> Result<(), Error> {
         let (now, then) = (self.server.connect_to_tenant(current).await?, loader.connect(next).await?);
         let failed = |e: &tokio_postgres::Error| self.server.failed(next, e);
+        // Where everybody's right to the schema was taken away, the owner has it as the database's owner, which it is not now.
+        let ours = self.server.connect(next).await?;
+        let may = "SELECT has_schema_privilege($1, 'public', 'USAGE') FROM pg_namespace WHERE nspname = 'public'";
+        let may = ours.query_opt(may, &[&loader.owner]).await.map_err(|e| failed(&e))?.is_none_or(|row| row.get(0));
+        let owner = quoted(&loader.owner);
+        if !may {
+            let enter = format!("GRANT USAGE ON SCHEMA public TO {owner}");
+            ours.batch_execute(&enter).await.map_err(|e| failed(&e))?;
+        }
         // To 18 sequences, from 19 on tables with a serial id.
         let query = "SELECT quote_ident(schemaname) || '.' || quote_ident(sequencename), coalesce(last_value, 0) \
                      FROM pg_catalog.pg_sequences WHERE schemaname = 'public' \
@@ -301,6 +332,10 @@ impl Restore {
                 let insert = format!("INSERT INTO {table} DEFAULT VALUES");
                 then.batch_execute(&insert).await.map_err(|e| failed(&e))?;
             }
+        }
+        if !may {
+            let leave = format!("REVOKE USAGE ON SCHEMA public FROM {owner}");
+            ours.batch_execute(&leave).await.map_err(|e| failed(&e))?;
         }
         Ok(())
     }
