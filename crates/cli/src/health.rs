@@ -273,6 +273,7 @@ async fn watch(
     let step = observer.every();
     // With a thousand tenants there are thousands of lines: not more often than anybody collects them.
     let (every, mut written) = ((step * 3).max(Duration::from_millis(500)), None::<std::time::Instant>);
+    let mut writing: Option<tokio::task::JoinHandle<std::io::Result<()>>> = None;
     loop {
         tokio::select! {
             () = tokio::time::sleep(step) => {}
@@ -297,16 +298,24 @@ async fn watch(
             && written.is_none_or(|at| at.elapsed() >= every)
         {
             written = Some(std::time::Instant::now());
-            // Whole or not at all: the collector may read at any time.
-            let beside = path.with_extension("unfinished");
-            let write = async {
-                tokio::fs::write(&beside, observer.metrics()).await?;
-                tokio::fs::rename(&beside, path).await
-            };
-            // A full disk is no reason to stop watching.
-            if let Err(error) = write.await {
+            // A file system that is full, or whose server is gone, is no reason to stop watching.
+            if writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+                eprintln!("cofferdam: {}: writing it takes more than {} s", path.display(), every.as_secs());
+                continue;
+            }
+            if let Some(Ok(Err(error))) = match writing.take() {
+                Some(writing) => Some(writing.await),
+                None => None,
+            } {
                 eprintln!("cofferdam: {}: {error}", path.display());
             }
+            let (whole, text) = (path.to_owned(), observer.metrics());
+            writing = Some(tokio::task::spawn_blocking(move || {
+                // Whole or not at all: the collector may read at any time.
+                let beside = whole.with_extension("unfinished");
+                std::fs::write(&beside, text)?;
+                std::fs::rename(&beside, &whole)
+            }));
         }
     }
 }

@@ -128,17 +128,25 @@ impl Calendars for BTreeMap<String, Calendar> {
     }
 }
 
-/// How an observation would be judged if everything were allowed to take longer, by a factor.
-///
-/// A figure beyond its limit, but not beyond the wider one, is borne: it counts as passing.
-pub fn eased(observation: &Observation, topic: Topic, effects: &Effects) -> bool {
-    topic.is_bearable()
-        && effects.latency > 1.0
-        && observation.evidence.iter().any(|figure| figure.limit.is_some())
-        && observation
-            .evidence
-            .iter()
-            .all(|figure| figure.limit.is_none_or(|limit| figure.value < limit * effects.latency))
+/// How bad an observation can be at most while everything may take longer, by a factor: a figure is compared with limits that
+/// are that much wider.
+pub fn eased(observation: &Observation, topic: Topic, effects: &Effects) -> Status {
+    let factor = effects.latency;
+    let figures: Vec<_> =
+        observation.evidence.iter().filter(|figure| figure.limit.is_some() || figure.warn.is_some()).collect();
+    if !topic.is_bearable() || factor <= 1.0 || figures.is_empty() {
+        return Status::Fail;
+    }
+    let beyond = |value: f64, limit: Option<f64>| limit.is_some_and(|limit| value >= limit * factor);
+    Status::worst(figures.into_iter().map(|figure| {
+        if beyond(figure.value, figure.limit) {
+            Status::Fail
+        } else if beyond(figure.value, figure.warn) {
+            Status::Warn
+        } else {
+            Status::Pass
+        }
+    }))
 }
 
 impl Alerts {
@@ -186,7 +194,11 @@ impl Alerts {
         for state in picture.causes() {
             let key = state.check.to_string();
             let effects = calendars.effects(&state.check.subject, now);
-            if state.status != Status::Unknown && eased(&state.observation, state.topic, &effects) {
+            let mut status = state.status;
+            if status != Status::Unknown {
+                status = status.min(eased(&state.observation, state.topic, &effects));
+            }
+            if status == Status::Pass {
                 self.borne.insert(key, now);
                 continue;
             }
@@ -194,7 +206,7 @@ impl Alerts {
             let since = self.borne.get(&key).map_or(state.since, |borne| state.since.max(*borne));
             // Before the clock was set back it was later.
             let since = if since > now { self.jumped.unwrap_or(now) } else { since };
-            if let Some(notice) = self.notice(&key, state, since, picture, now) {
+            if let Some(notice) = self.notice(&key, (state, status), since, picture, now) {
                 wanted.insert(key, notice);
             }
         }
@@ -270,7 +282,7 @@ impl Alerts {
     fn notice(
         &self,
         key: &str,
-        state: &CheckState,
+        (state, status): (&CheckState, Status),
         since: Timestamp,
         picture: &Picture,
         now: Timestamp,
@@ -288,7 +300,7 @@ impl Alerts {
         if (lasted < patience || unsure) && !self.open.contains_key(key) {
             return None;
         }
-        let urgency = match state.status {
+        let urgency = match status {
             Status::Pass => return None,
             Status::Fail => Urgency::Page,
             Status::Warn | Status::Unknown => Urgency::Ticket,
@@ -620,8 +632,17 @@ mod tests {
             seen(&slow, Topic::Latency, Status::Fail, at("2026-11-27T08:00:00Z"))
                 .figure(Evidence::new("page_takes", takes, "s").limited(1.0))
         };
-        assert!(eased(&page(2.9), Topic::Latency, &effects) && !eased(&page(3.1), Topic::Latency, &effects));
-        assert!(!eased(&page(2.0), Topic::Availability, &effects));
+        assert_eq!(eased(&page(2.9), Topic::Latency, &effects), Status::Pass);
+        assert_eq!(eased(&page(3.1), Topic::Latency, &effects), Status::Fail);
+        assert_eq!(eased(&page(2.0), Topic::Availability, &effects), Status::Fail);
+        // Warnings have a limit of their own: it is not that of failures that is wider.
+        let effects = Effects { latency: 1.1, ..Effects::default() };
+        let page = |takes| {
+            seen(&slow, Topic::Latency, Status::Warn, at("2026-11-27T08:00:00Z"))
+                .figure(Evidence::new("page_takes", takes, "s").warned(2.0).limited(10.0))
+        };
+        let judged = [2.1, 2.3, 9.9, 10.5, 11.5].map(|takes| eased(&page(takes), Topic::Latency, &effects));
+        assert_eq!(judged, [Status::Pass, Status::Warn, Status::Warn, Status::Warn, Status::Fail]);
     }
 
     #[test]

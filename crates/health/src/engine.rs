@@ -314,7 +314,10 @@ impl Engine {
         let mut seen = vec![check.clone()];
         loop {
             let at = seen.last()?;
-            let own = self.needs.get(at).into_iter().flatten();
+            // Of what keeps others out, only that it could not be looked at.
+            let seen_to_be_bad = |c: &Check| c.latest.topic == Topic::Security && c.latest.status != Status::Unknown;
+            let bad = self.checks.get(at).is_some_and(seen_to_be_bad);
+            let own = self.needs.get(at).filter(|_| !bad).into_iter().flatten();
             // What would be lost, and what keeps others out, is nobody else's fault: only what such a check itself needs
             // explains it.
             let topic = self.checks.get(at).map(|c| c.latest.topic);
@@ -452,6 +455,22 @@ mod tests {
         engine.observe(look(&cluster, Status::Fail, 0));
         let missed = Observation { topic: Topic::RecoveryPoint, ..look(&backup, Status::Fail, 0) };
         engine.observe(missed);
+        assert_eq!(engine.picture(at(0)).causes().len(), 2);
+    }
+
+    /// "Security … never": that a certificate could not be seen follows from a page that is gone; that it has ended does not.
+    #[test]
+    fn what_was_seen_of_a_certificate_is_explained_by_nothing() {
+        let options =
+            EngineOptions { hysteresis: Hysteresis { worse_after: 1, better_after: 1 }, ..Default::default() };
+        let mut engine = Engine::new(options);
+        let (page, certificate) = (CheckId::tenant("acme", "page"), CheckId::tenant("acme", "certificate of acme"));
+        engine.needs(certificate.clone(), page.clone());
+        engine.observe(look(&page, Status::Fail, 0));
+        let seen = |status| Observation { topic: Topic::Security, ..look(&certificate, status, 0) };
+        engine.observe(seen(Status::Unknown));
+        assert_eq!(engine.picture(at(0)).causes().len(), 1);
+        engine.observe(seen(Status::Fail));
         assert_eq!(engine.picture(at(0)).causes().len(), 2);
     }
 

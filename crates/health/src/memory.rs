@@ -2,12 +2,21 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
+use crate::probe::Alone;
+
 /// A directory of what is remembered.
 #[derive(Debug, Clone)]
-pub(crate) struct Memory(PathBuf);
+pub(crate) struct Memory {
+    directory: PathBuf,
+    alone: Alone,
+}
+
+/// Nobody waits for a file system for longer.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was told and is not over.
 pub(crate) const TOLD: &str = "told.json";
@@ -17,12 +26,12 @@ pub(crate) const LOOKS: &str = "looks.json";
 impl Memory {
     /// A directory, which is made when something is written first.
     pub(crate) fn new(directory: &Path) -> Self {
-        Self(directory.to_owned())
+        Self { directory: directory.to_owned(), alone: Alone::default() }
     }
 
     /// What was remembered under a name; nothing if nothing was. What cannot be read is put aside, and the error says so.
     pub(crate) fn recall<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, String> {
-        let path = self.0.join(name);
+        let path = self.directory.join(name);
         let text = match std::fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(T::default()),
@@ -40,14 +49,19 @@ impl Memory {
 
     /// Remembers a text under a name.
     pub(crate) async fn keep(&self, name: &str, text: serde_json::Result<Vec<u8>>) -> Result<(), String> {
-        let path = self.0.join(name);
-        let beside = path.with_extension("unfinished");
-        let write = async {
-            tokio::fs::create_dir_all(&self.0).await?;
-            tokio::fs::write(&beside, text?).await?;
-            tokio::fs::rename(&beside, &path).await
+        let path = self.directory.join(name);
+        let (directory, whole) = (self.directory.clone(), path.clone());
+        let write = move || {
+            std::fs::create_dir_all(directory)?;
+            let beside = whole.with_extension("unfinished");
+            std::fs::write(&beside, text?)?;
+            std::fs::rename(&beside, &whole)
         };
-        write.await.map_err(|error| format!("{} is not remembered: {error}", path.display()))
+        // A file system of a server that is gone keeps whoever writes waiting, and nobody else.
+        let written = tokio::time::timeout(PATIENCE, self.alone.run(write)).await;
+        let written = written.unwrap_or_else(|_| Err(format!("it takes more than {} s", PATIENCE.as_secs())));
+        let failed = |error: String| format!("{} is not remembered: {error}", path.display());
+        written.map_err(failed)?.map_err(|error| failed(error.to_string()))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::service::ServiceState;
 use crate::slo::{Budget, ByObjective};
 
 /// Every metric: its name, its type, its labels, and what it says.
-pub const NAMES: [(&str, &str, &[&str], &str); 11] = [
+pub const NAMES: [(&str, &str, &[&str], &str); 13] = [
     ("cofferdam_health_time_seconds", "gauge", &[], "When this was written, in seconds since 1970."),
     (
         "cofferdam_health_status",
@@ -34,7 +34,18 @@ pub const NAMES: [(&str, &str, &[&str], &str); 11] = [
         &["kind", "subject", "aspect", "figure"],
         "What was measured, in seconds, bytes, per cent or numbers.",
     ),
-    ("cofferdam_health_limit", "gauge", &["kind", "subject", "aspect", "figure"], "Beyond this a figure is a failure."),
+    (
+        "cofferdam_health_limit",
+        "gauge",
+        &["kind", "subject", "aspect", "figure"],
+        "From this on a figure is a failure.",
+    ),
+    (
+        "cofferdam_health_warn_limit",
+        "gauge",
+        &["kind", "subject", "aspect", "figure"],
+        "From this on a figure is a warning.",
+    ),
     ("cofferdam_health_service_status", "gauge", &["service"], "How a business service is: 0 to 3, as for checks."),
     (
         "cofferdam_health_objective",
@@ -47,6 +58,12 @@ pub const NAMES: [(&str, &str, &[&str], &str); 11] = [
         "gauge",
         &["tenant", "objective"],
         "What is left of thirty days' budget, from 1 to below 0.",
+    ),
+    (
+        "cofferdam_health_budget_own_left",
+        "gauge",
+        &["tenant", "objective"],
+        "The same without what something shared has spent.",
     ),
     (
         "cofferdam_health_looks_total",
@@ -100,7 +117,10 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
             let labels = vec![kind, subject, state.check.aspect.as_str(), figure.name.as_str()];
             all.push(add("cofferdam_health_figure", labels.clone(), figure.value));
             if let Some(limit) = figure.limit {
-                all.push(add("cofferdam_health_limit", labels, limit));
+                all.push(add("cofferdam_health_limit", labels.clone(), limit));
+            }
+            if let Some(warn) = figure.warn {
+                all.push(add("cofferdam_health_warn_limit", labels, warn));
             }
         }
     }
@@ -110,7 +130,8 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
     for ((tenant, objective), budget) in budgets {
         let labels = vec![tenant.as_str(), objective.as_str()];
         all.push(add("cofferdam_health_objective", labels.clone(), budget.objective));
-        all.push(add("cofferdam_health_budget_left", labels, budget.left));
+        all.push(add("cofferdam_health_budget_left", labels.clone(), budget.left));
+        all.push(add("cofferdam_health_budget_own_left", labels, budget.own_left));
     }
     for ((tenant, objective), looks) in looks {
         for (result, number) in ["good", "bad", "shared"].into_iter().zip(looks) {
@@ -121,7 +142,9 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
     for (tenant, calendar) in calendars {
         let on = calendar.active(now);
         for event in &calendar.events {
-            let active = on.iter().any(|occurrence| occurrence.event.name == event.name);
+            let active = on
+                .iter()
+                .any(|occurrence| (&occurrence.event.name, occurrence.event.kind) == (&event.name, event.kind));
             let labels = vec![tenant.as_str(), &event.name, event.kind.as_str()];
             all.push(add("business_calendar_active", labels, f64::from(u8::from(active))));
         }

@@ -108,17 +108,27 @@ pub struct Evidence {
     pub value: f64,
     /// In what: `s`, `B`, `%`, or nothing for numbers.
     pub unit: String,
-    /// Beyond this it would be, or is, a problem.
+    /// From this on it is a failure.
     pub limit: Option<f64>,
+    /// From this on it is a warning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warn: Option<f64>,
 }
 
 impl Evidence {
     /// A figure.
     pub fn new(name: &str, value: f64, unit: &str) -> Self {
-        Self { name: name.to_owned(), value, unit: unit.to_owned(), limit: None }
+        Self { name: name.to_owned(), value, unit: unit.to_owned(), limit: None, warn: None }
     }
 
-    /// A figure and what it should not be beyond.
+    /// A figure and from where on it is a warning.
+    #[must_use]
+    pub fn warned(mut self, warn: f64) -> Self {
+        self.warn = Some(warn);
+        self
+    }
+
+    /// A figure and from where on it is a failure.
     #[must_use]
     pub fn limited(mut self, limit: f64) -> Self {
         self.limit = Some(limit);

@@ -330,7 +330,7 @@ fn judge(
             (_, Status::Unknown) => continue,
             _ if state.since > seen.at && state.status == Status::Unknown => continue,
             (Objective::Availability, status) => status == Status::Fail,
-            (Objective::Latency, status) => status != Status::Pass && !eased(seen, state.topic, &effects),
+            (Objective::Latency, status) => status.min(eased(seen, state.topic, &effects)) != Status::Pass,
         };
         let fresh = counted.insert(state.check.clone(), seen.at) != Some(seen.at);
         let another = state.because_of.as_ref().is_some_and(|cause| cause.subject != subject);

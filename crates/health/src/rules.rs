@@ -59,7 +59,8 @@ pub fn prometheus(backups: bool) -> String {
     alert(
         &mut text,
         "CofferdamBudgetExhausted",
-        "cofferdam_health_budget_left <= 0",
+        // What something shared has spent was told where it is.
+        "cofferdam_health_budget_own_left <= 0",
         "5m",
         "ticket",
         "never",
@@ -103,10 +104,27 @@ pub fn prometheus(backups: bool) -> String {
         "calendar",
         "{{ $labels.subject }}: {{ $labels.figure }} is {{ $value | humanize }}",
     );
+    let beyond = |limit: &str| {
+        format!("on (kind, subject, aspect) (cofferdam_health_figure >= (cofferdam_health_{limit} * {factor}))")
+    };
+    let is = |status: u8| {
+        format!(
+            "cofferdam_health_cause{{topic=~\"latency|backlog\"}} == 1 \
+             and on (kind, subject, aspect) cofferdam_health_status{{topic=~\"latency|backlog\"}} == {status}"
+        )
+    };
+    let limited = "on (kind, subject, aspect) (cofferdam_health_warn_limit or cofferdam_health_limit)";
+    let waits = format!(
+        "({0} unless {limited}) or ({0} and {1}) or ({0} and {2}) or ({3} and {1} unless {2})",
+        is(1),
+        beyond("warn_limit"),
+        beyond("limit"),
+        is(3)
+    );
     alert(
         &mut text,
         "CofferdamWaits",
-        "cofferdam_health_cause{topic=~\"latency|backlog\"} == 1 and cofferdam_health_status{topic=~\"latency|backlog\"} == 1",
+        &waits,
         "1h",
         "ticket",
         "calendar",

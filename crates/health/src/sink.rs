@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cofferdam_tenant::Secret;
 use jiff::Timestamp;
+use lettre::address::Envelope;
 use lettre::message::Mailbox;
 use lettre::message::header::ContentType;
 use lettre::transport::smtp::authentication::Credentials;
@@ -47,6 +48,8 @@ enum Way {
 
 struct Letters {
     transport: AsyncSmtpTransport<Tokio1Executor>,
+    /// Who gets it, of all that it says it is to.
+    whom: Envelope,
     from: Mailbox,
     to: Vec<Mailbox>,
 }
@@ -144,9 +147,15 @@ impl Sinks {
         if let Some((user, password)) = &email.login {
             builder = builder.credentials(Credentials::new(user.clone(), password.expose().to_owned()));
         }
-        let letters = Letters { transport: builder.build(), from: email.from.clone(), to: email.to.clone() };
-        let way = Way::Mail(Box::new(letters));
-        self.sinks.push(Sink { way, kind: Kind::Email, waiting: VecDeque::new() });
+        let transport = builder.build();
+        // To each on its own: that one is nobody's address any more is no reason to tell nobody.
+        for whom in &email.to {
+            let whom = Envelope::new(Some(email.from.email.clone()), vec![whom.email.clone()]);
+            let whom = whom.map_err(|e| format!("{server}: {e}"))?;
+            let (from, to) = (email.from.clone(), email.to.clone());
+            let way = Way::Mail(Box::new(Letters { transport: transport.clone(), whom, from, to }));
+            self.sinks.push(Sink { way, kind: Kind::Email, waiting: VecDeque::new() });
+        }
         Ok(self)
     }
 
@@ -193,7 +202,14 @@ impl Sink {
                 }
                 Way::Mail(letters) => mail(letters, &some).await,
             };
-            let (number, name) = (some.len(), self.kind.name());
+            let number = some.len();
+            let name = match &self.way {
+                Way::Mail(letters) => {
+                    let whom = letters.whom.to().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    format!("{} to {whom}", self.kind.name())
+                }
+                Way::Post(_) => self.kind.name().to_owned(),
+            };
             match sent {
                 Ok(()) => drop(self.waiting.drain(..number)),
                 Err(Failure::Refused(reason)) => {
@@ -233,7 +249,7 @@ async fn post(client: &reqwest::Client, url: &str, body: &Value) -> Result<(), F
 }
 
 async fn mail(letters: &Letters, notices: &[&Notice]) -> Result<(), Failure> {
-    let Letters { transport, from, to } = letters;
+    let Letters { transport, whom, from, to } = letters;
     let begins = notices.iter().filter(|notice| notice.phase == Phase::Firing).count();
     let first = notices.iter().find(|notice| notice.phase == Phase::Firing).or(notices.first());
     let about = first.map_or(String::new(), |notice| notice.check.to_string());
@@ -255,11 +271,15 @@ async fn mail(letters: &Letters, notices: &[&Notice]) -> Result<(), Failure> {
     }
     let message = message.body(text).map_err(|e| Failure::Refused(e.to_string()))?;
     // A server that says nothing is given up too: the library only limits how long connecting takes.
-    let Ok(sent) = tokio::time::timeout(LETTER, transport.send(message)).await else {
+    let Ok(sent) = tokio::time::timeout(LETTER, transport.send_raw(whom, &message.formatted())).await else {
         return Err(Failure::Later(format!("no answer within {} s", LETTER.as_secs())));
     };
     match sent {
         Ok(_) => Ok(()),
+        // Who we are has to be said otherwise first: somebody may set that right.
+        Err(error) if error.status().is_some_and(|code| matches!(u16::from(code), 530 | 534 | 535 | 538)) => {
+            Err(Failure::Later(error.to_string()))
+        }
         Err(error) if error.is_permanent() => Err(Failure::Refused(error.to_string())),
         Err(error) => {
             let inner = std::error::Error::source(&error).map_or(String::new(), |inner| format!(": {inner}"));

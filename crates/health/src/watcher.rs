@@ -62,10 +62,7 @@ impl Watcher {
         let mut looks = JoinSet::new();
         for probe in self.probes.iter() {
             let (probe, room) = (Arc::clone(probe), rooms.of_kind(probe.kind()));
-            looks.spawn(async move {
-                let _place = room.acquire_owned().await;
-                look(probe.as_ref(), Timestamp::now()).await
-            });
+            looks.spawn(async move { room.look(probe.as_ref()).await });
         }
         while let Some(found) = looks.join_next().await {
             // A probe that panics has seen nothing, and what it looks at stays unknown.
@@ -117,10 +114,7 @@ impl Watcher {
                     if let Some(Reverse((_, index))) = times.pop() {
                         let probe = Arc::clone(&self.probes[index]);
                         let room = rooms.of_kind(probe.kind());
-                        let handle = looks.spawn(async move {
-                            let _place = room.acquire_owned().await;
-                            look(probe.as_ref(), Timestamp::now()).await
-                        });
+                        let handle = looks.spawn(async move { room.look(probe.as_ref()).await });
                         running.insert(handle.id(), index);
                     }
                 }
@@ -137,10 +131,44 @@ impl Watcher {
     }
 }
 
+/// Room for looks of one kind.
+struct Room {
+    places: Arc<Semaphore>,
+    /// For those that have waited for so long that they keep out others, who may be answered at once.
+    waiting: Arc<Semaphore>,
+}
+
+/// A look that only waits gives its place to another after so long.
+const SHORT: Duration = Duration::from_secs(1);
+/// As many as this wait for each that looks.
+const WAITING: usize = 16;
+
+impl Room {
+    async fn look(&self, probe: &dyn Probe) -> Vec<Observation> {
+        let place = self.places.acquire().await;
+        let mut looking = std::pin::pin!(look(probe, Timestamp::now()));
+        if probe.waits() {
+            tokio::select! {
+                found = &mut looking => return found,
+                () = tokio::time::sleep(SHORT) => {}
+            }
+            tokio::select! {
+                found = &mut looking => return found,
+                waits = self.waiting.acquire() => {
+                    drop(place);
+                    let _waits = waits;
+                    return looking.await;
+                }
+            }
+        }
+        looking.await
+    }
+}
+
 /// Room for looks, by their kind.
 struct Rooms {
     each: usize,
-    rooms: HashMap<&'static str, Arc<Semaphore>>,
+    rooms: HashMap<&'static str, Arc<Room>>,
 }
 
 impl Rooms {
@@ -148,8 +176,10 @@ impl Rooms {
         Self { each, rooms: HashMap::new() }
     }
 
-    fn of_kind(&mut self, kind: &'static str) -> Arc<Semaphore> {
-        Arc::clone(self.rooms.entry(kind).or_insert_with(|| Arc::new(Semaphore::new(self.each))))
+    fn of_kind(&mut self, kind: &'static str) -> Arc<Room> {
+        let room = |places| Arc::new(Semaphore::new(places));
+        let made = || Arc::new(Room { places: room(self.each), waiting: room(self.each * WAITING) });
+        Arc::clone(self.rooms.entry(kind).or_insert_with(made))
     }
 }
 
@@ -220,7 +250,7 @@ mod tests {
         }
 
         fn kind(&self) -> &'static str {
-            self.0
+            if self.waits() { "page" } else { self.0 }
         }
 
         fn checks(&self) -> Vec<CheckId> {
@@ -232,12 +262,20 @@ mod tests {
         }
 
         fn interval(&self) -> Duration {
-            Duration::from_secs(10)
+            if self.waits() { Duration::from_secs(30) } else { Duration::from_secs(10) }
+        }
+
+        fn waits(&self) -> bool {
+            self.0.contains("page")
+        }
+
+        fn timeout(&self) -> Duration {
+            Duration::from_secs(15)
         }
 
         async fn look(&self, now: Timestamp) -> Vec<Observation> {
             match self.0 {
-                "hangs" => tokio::time::sleep(Duration::from_secs(60)).await,
+                "hangs" | "page that hangs" => tokio::time::sleep(Duration::from_secs(60)).await,
                 "breaks" => panic!("a fault of ours"),
                 _ => drop(self.2.fetch_add(1, Ordering::SeqCst)),
             }
@@ -262,6 +300,30 @@ mod tests {
         let picture = watcher.picture(Timestamp::now());
         let broken = &picture.checks["tenant breaks0: x"];
         assert!(broken.status == Status::Unknown && broken.observation.text.contains("has broken"), "{broken:#?}");
+    }
+
+    /// All pages of a hundred tenants hang, or of a thousand: those that do not are looked at all the same.
+    #[tokio::test(start_paused = true)]
+    async fn pages_that_hang_are_known_soon_and_blind_nobody() {
+        let looks = Arc::new(AtomicUsize::new(0));
+        for (hanging, well) in [(100, 900), (1_000, 0)] {
+            let of = |kind, n| -> Arc<dyn Probe> { Arc::new(OfKind(kind, n, Arc::clone(&looks))) };
+            let probes: Vec<_> =
+                (0..hanging).map(|n| of("page that hangs", n)).chain((0..well).map(|n| of("page", n))).collect();
+            let watcher = Watcher::new(probes, Engine::new(EngineOptions::default()), 8);
+            let stop = CancellationToken::new();
+            let (running, ends) = (watcher.clone(), stop.clone());
+            let task = tokio::spawn(async move { running.run(&ends).await });
+            looks.store(0, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_secs(300)).await;
+            stop.cancel();
+            task.await.unwrap();
+            // Nearly ten looks at each.
+            assert!(looks.load(Ordering::SeqCst) >= well * 8, "{looks:?}");
+            let picture = watcher.picture(Timestamp::now());
+            let failing = picture.checks.values().filter(|state| state.status == Status::Fail).count();
+            assert!(failing >= hanging * 9 / 10, "{failing} of {hanging} are known");
+        }
     }
 
     #[tokio::test(start_paused = true)]

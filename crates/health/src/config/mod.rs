@@ -327,13 +327,9 @@ impl Understanding<'_> {
             }
         }
         if let Some(path) = &file.backups {
-            probes.push(Arc::new(BackupsProbe {
-                file: self.path(path),
-                tenants: tenants.keys().cloned().collect(),
-                stale_after: Duration::from_secs(120),
-                drill_age: (40.0 * 86_400.0, 100.0 * 86_400.0),
-                interval,
-            }));
+            let (stale_after, drill_age) = (Duration::from_secs(120), (40.0 * 86_400.0, 100.0 * 86_400.0));
+            let names = tenants.keys().cloned().collect();
+            probes.push(Arc::new(BackupsProbe::new(self.path(path), names, stale_after, drill_age, interval)));
         }
         for (name, service) in &file.services {
             for tenant in service.tenants.iter().filter(|tenant| !tenants.contains_key(*tenant)) {
@@ -367,6 +363,14 @@ impl Understanding<'_> {
                 matches!(check.subject, Subject::Tenant(_)) && through.contains(&check.aspect.as_str())
             });
             needs_of_checks.extend(through.map(|check| (check, GatewayProbe::reachable(gateway))));
+        }
+        // A certificate can be seen where a page can be had.
+        let checks: Vec<CheckId> = probes.iter().flat_map(|probe| probe.checks()).collect();
+        for check in checks.iter().filter(|check| check.aspect.starts_with("certificate of ")) {
+            let page = CheckId { subject: check.subject.clone(), aspect: "page".to_owned() };
+            if checks.contains(&page) {
+                needs_of_checks.push((check.clone(), page));
+            }
         }
         if probes.is_empty() && self.is_content() {
             self.fault(&["clusters"], "nothing to look at", "a cluster, a tenant with a page, or a Redis server");

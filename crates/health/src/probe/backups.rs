@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-use super::{Probe, seconds};
+use super::{Alone, Probe, seconds};
 use crate::model::{CheckId, Evidence, Observation, Status, Topic};
 
 /// Looks at the file.
@@ -26,9 +26,21 @@ pub struct BackupsProbe {
     pub drill_age: (f64, f64),
     /// How often to look.
     pub interval: Duration,
+    alone: Alone,
 }
 
 impl BackupsProbe {
+    /// A probe of what the file says of some tenants.
+    pub fn new(
+        file: PathBuf,
+        tenants: Vec<String>,
+        stale_after: Duration,
+        drill_age: (f64, f64),
+        interval: Duration,
+    ) -> Self {
+        Self { file, tenants, stale_after, drill_age, interval, alone: Alone::default() }
+    }
+
     fn of_tenant(&self, tenant: &str, values: &BTreeMap<(String, String), f64>, now: Timestamp) -> Vec<Observation> {
         let value = |name: &str| values.get(&(name.to_owned(), tenant.to_owned())).copied();
         let backup = CheckId::tenant(tenant, "backup");
@@ -107,14 +119,20 @@ impl Probe for BackupsProbe {
         self.interval
     }
 
+    fn topic(&self) -> Topic {
+        Topic::RecoveryPoint
+    }
+
     async fn look(&self, now: Timestamp) -> Vec<Observation> {
         let runner =
             |status, text: String| Observation::pass(self.reachability(), Topic::RecoveryPoint, now, text).with(status);
-        let read = async {
-            let age = tokio::fs::metadata(&self.file).await?.modified()?.elapsed().unwrap_or_default();
-            Ok::<_, std::io::Error>((age, tokio::fs::read_to_string(&self.file).await?))
+        let file = self.file.clone();
+        let read = move || {
+            let age = std::fs::metadata(&file)?.modified()?.elapsed().unwrap_or_default();
+            Ok::<_, std::io::Error>((age, std::fs::read_to_string(&file)?))
         };
-        let (age, text) = match read.await {
+        let read = self.alone.run(read).await.and_then(|read| read.map_err(|error| error.to_string()));
+        let (age, text) = match read {
             Ok(found) => found,
             Err(error) => {
                 let what = "what `cofferdam backup run --textfile` writes cannot be read";

@@ -29,6 +29,9 @@ pub struct CertificateProbe {
     pub interval: Duration,
 }
 
+/// How long a server may take to show it.
+const FETCH: Duration = Duration::from_secs(4);
+
 /// Takes any certificate: this is about when it ends. Whether it is trusted is seen by whoever fetches a page.
 #[derive(Debug)]
 struct Any(Arc<rustls::crypto::CryptoProvider>);
@@ -78,7 +81,8 @@ impl CertificateProbe {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Any(provider)))
             .with_no_client_auth();
-        let name = ServerName::try_from(self.host.clone()).map_err(|_| format!("`{}` is no host name", self.host))?;
+        let host = self.host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host).map_err(|_| format!("`{}` is no host name", self.host))?;
         let tcp = TcpStream::connect(&self.connect).await.map_err(|e| e.to_string())?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let stream = connector.connect(name, tcp).await.map_err(|e| e.to_string())?;
@@ -122,17 +126,32 @@ impl Probe for CertificateProbe {
         self.interval
     }
 
+    fn topic(&self) -> Topic {
+        Topic::Security
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+
     async fn look(&self, now: Timestamp) -> Vec<Observation> {
         let observation =
             |status, text: String| Observation::pass(self.reachability(), Topic::Security, now, text).with(status);
-        let (ends, names) = match self.fetch().await {
+        let fetched = tokio::time::timeout(FETCH, self.fetch()).await;
+        let fetched = fetched.unwrap_or_else(|_| Err(format!("no answer within {} s", FETCH.as_secs())));
+        let (ends, names) = match fetched {
             Ok(found) => found,
-            Err(error) => return vec![observation(Status::Fail, format!("no certificate: {}: {error}", self.connect))],
+            // That says nothing of the certificate: whether somebody is there, a page says.
+            Err(error) => {
+                let text = format!("no certificate could be seen: {}: {error}", self.connect);
+                return vec![observation(Status::Unknown, text)];
+            }
         };
         // Until when it is good is compared with the clock, not with the date of the look.
         let days = (ends - Timestamp::now().as_second()) as f64 / 86_400.0;
         let (warn, fail) = self.limits;
-        let fits = names.iter().any(|name| fits(name, &self.host));
+        let host = self.host.trim_start_matches('[').trim_end_matches(']');
+        let fits = names.iter().any(|name| fits(name, host));
         let (status, text) = if !fits {
             (Status::Fail, format!("the certificate is for {}, not for {}", names.join(", "), self.host))
         } else if days <= 0.0 {

@@ -124,6 +124,10 @@ impl Probe for HttpProbe {
         Duration::from_secs(15)
     }
 
+    fn waits(&self) -> bool {
+        true
+    }
+
     async fn look(&self, now: Timestamp) -> Vec<Observation> {
         let started = Instant::now();
         let page = |status, text: String| {
@@ -147,7 +151,7 @@ impl Probe for HttpProbe {
             page(Status::Pass, format!("{} answers {status}", self.shown())),
             Observation::pass(CheckId::tenant(&self.tenant, "page latency"), Topic::Latency, now, speed)
                 .with(graded(took, warn, fail))
-                .figure(Evidence::new("page_takes", took, "s").limited(fail)),
+                .figure(Evidence::new("page_takes", took, "s").warned(warn).limited(fail)),
         ]
     }
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Probe, seconds};
+use super::{Alone, Probe, seconds};
 use crate::model::{CheckId, Evidence, Observation, Status, Topic};
 
 /// Whoever answers for a cluster: its API server, or what it has once answered.
@@ -25,6 +25,7 @@ pub struct KubernetesServer {
     /// Read for each look: tokens are replaced while they are used.
     token_file: Option<PathBuf>,
     client: reqwest::Client,
+    alone: Alone,
 }
 
 impl KubernetesServer {
@@ -49,7 +50,7 @@ impl KubernetesServer {
             .no_proxy()
             .build()
             .map_err(|e| e.to_string())?;
-        Ok(Self { url: url.trim_end_matches('/').to_owned(), token_file, client })
+        Ok(Self { url: url.trim_end_matches('/').to_owned(), token_file, client, alone: Alone::default() })
     }
 }
 
@@ -58,7 +59,9 @@ impl KubernetesApi for KubernetesServer {
     async fn get(&self, path: &str) -> Result<Value, String> {
         let mut request = self.client.get(format!("{}{path}", self.url));
         if let Some(file) = &self.token_file {
-            let token = tokio::fs::read_to_string(file).await.map_err(|e| format!("{}: {e}", file.display()))?;
+            let (path, failed) = (file.clone(), |e: String| format!("{}: {e}", file.display()));
+            let token = self.alone.run(move || std::fs::read_to_string(path)).await.map_err(failed)?;
+            let token = token.map_err(|e| failed(e.to_string()))?;
             request = request.bearer_auth(token.trim());
         }
         let answer = request.send().await.map_err(super::http::why)?;
@@ -208,6 +211,7 @@ impl KubernetesProbe {
         troubles.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
         let number = troubles.len();
         let (status, text) = match troubles.into_iter().next() {
+            None if all == 0 => (Status::Warn, format!("there are no {aspect}: is the right name looked for?")),
             None => (Status::Pass, format!("all {all} {calm}")),
             Some((status, text)) if number == 1 => (status, text),
             Some((status, text)) => (status, format!("{text}; and {} others are not well", number - 1)),

@@ -59,6 +59,16 @@ pub trait Probe: Send + Sync {
         "other"
     }
 
+    /// What kind of trouble it would be if nothing could be seen.
+    fn topic(&self) -> Topic {
+        Topic::Availability
+    }
+
+    /// Whether a look that lasts costs whoever is looked at nothing more: an open connection. Others do not wait for it then.
+    fn waits(&self) -> bool {
+        false
+    }
+
     /// How long looking may take.
     fn timeout(&self) -> Duration {
         Duration::from_secs(5)
@@ -75,12 +85,12 @@ pub async fn look(probe: &dyn Probe, now: Timestamp) -> Vec<Observation> {
     let limit = probe.timeout();
     let mut found = tokio::time::timeout(limit, probe.look(now)).await.unwrap_or_else(|_| {
         let text = format!("no answer within {} s", limit.as_secs_f64());
-        vec![Observation::pass(probe.reachability(), Topic::Availability, now, text).with(Status::Fail)]
+        vec![Observation::pass(probe.reachability(), probe.topic(), now, text).with(Status::Fail)]
     });
     for check in probe.checks() {
         if !found.iter().any(|observation| observation.check == check) {
             let text = "it could not be looked at";
-            found.push(Observation::pass(check, Topic::Availability, now, text).with(Status::Unknown));
+            found.push(Observation::pass(check, probe.topic(), now, text).with(Status::Unknown));
         }
     }
     for observation in &mut found {

@@ -143,7 +143,9 @@ impl TenantProbe {
     async fn refuse_too_much(&self, client: &Client) -> Result<Option<String>, Error> {
         let query = "SELECT rolname::text FROM pg_roles r WHERE r.rolname = current_user AND (\
                          r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls \
-                         OR EXISTS (SELECT FROM pg_roles p WHERE p.rolname LIKE 'pg\\_%' AND pg_has_role(r.oid, p.oid, 'MEMBER')) \
+                         OR EXISTS (SELECT FROM pg_roles p WHERE p.oid <> r.oid AND pg_has_role(r.oid, p.oid, 'MEMBER') \
+                              AND (p.rolname LIKE 'pg\\_%' OR p.rolsuper OR p.rolcreaterole OR p.rolcreatedb OR p.rolreplication \
+                                OR p.rolbypassrls OR EXISTS (SELECT FROM pg_database d WHERE d.datdba = p.oid))) \
                          OR has_table_privilege('pg_catalog.pg_authid', 'SELECT'))";
         let role: Option<String> = client.query_typed(query, &[]).await?.first().map(|row| row.get(0));
         Ok(role.map(|role| {
@@ -180,7 +182,7 @@ impl TenantProbe {
         found.push(
             self.seen("database latency", Topic::Latency, now, expected)
                 .with(graded(latency, warn, fail))
-                .figure(Evidence::new("answered_in", latency, "s").limited(fail)),
+                .figure(Evidence::new("answered_in", latency, "s").warned(warn).limited(fail)),
         );
         // What is wrong with one table is no reason to say nothing of the others.
         let absent = |aspect: &str, text: &str| self.seen(aspect, Topic::Backlog, now, text);
@@ -306,7 +308,7 @@ impl TenantProbe {
         Ok(self
             .seen("bloat", Topic::Capacity, now, text)
             .with(graded(share, 50.0, f64::INFINITY))
-            .figure(Evidence::new("dead_rows", share, "%").limited(50.0)))
+            .figure(Evidence::new("dead_rows", share, "%").warned(50.0)))
     }
 
     /// Modules that wait to be installed, upgraded or removed stop every scheduled job.
@@ -398,9 +400,9 @@ impl TenantProbe {
         let seen = self
             .seen("cron", Topic::Backlog, now, text)
             .with(status)
-            .figure(Evidence::new("latest_job_late_by", late, "s").limited(fail))
+            .figure(Evidence::new("latest_job_late_by", late, "s").warned(warn).limited(fail))
             // No business event makes a job fail.
-            .figure(Evidence::new("failures_in_a_row", in_a_row, "").limited(f64::EPSILON))
+            .figure(Evidence::new("failures_in_a_row", in_a_row, "").warned(f64::EPSILON))
             .figure(Evidence::new("triggers_due", due as f64, ""));
         Ok(Part::Seen(seen))
     }
@@ -441,8 +443,12 @@ impl TenantProbe {
             .seen("mail", Topic::Backlog, now, text)
             .with(graded(age, warn, fail).max(failures))
             .figure(Evidence::new("mails_waiting", waiting as f64, ""))
-            .figure(Evidence::new("first_mail_waits", age, "s").limited(fail))
-            .figure(Evidence::new("mails_failed", failed as f64, "").limited(self.limits.failed.0));
+            .figure(Evidence::new("first_mail_waits", age, "s").warned(warn).limited(fail))
+            .figure(
+                Evidence::new("mails_failed", failed as f64, "")
+                    .warned(self.limits.failed.0)
+                    .limited(self.limits.failed.1),
+            );
         Ok(Part::Seen(seen))
     }
 
@@ -498,10 +504,14 @@ impl TenantProbe {
             .seen("queue", Topic::Backlog, now, text)
             .with(status)
             .figure(Evidence::new("jobs_waiting", waiting as f64, ""))
-            .figure(Evidence::new("first_job_waits", age, "s").limited(fail))
+            .figure(Evidence::new("first_job_waits", age, "s").warned(warn).limited(fail))
             .figure(Evidence::new("jobs_failed", failed as f64, ""))
-            .figure(Evidence::new("jobs_failed_lately", failed_lately as f64, "").limited(self.limits.failed.0))
-            .figure(Evidence::new("longest_job_runs", longest, "s").limited(self.limits.running));
+            .figure(
+                Evidence::new("jobs_failed_lately", failed_lately as f64, "")
+                    .warned(self.limits.failed.0)
+                    .limited(self.limits.failed.1),
+            )
+            .figure(Evidence::new("longest_job_runs", longest, "s").warned(self.limits.running));
         Ok(Part::Seen(seen))
     }
 }
@@ -619,7 +629,7 @@ impl Probe for ThroughProbe {
         vec![
             Observation::pass(self.reachability(), Topic::Availability, now, text)
                 .with(status)
-                .figure(Evidence::new("answered_in", took, "s").limited(self.latency)),
+                .figure(Evidence::new("answered_in", took, "s").warned(self.latency)),
         ]
     }
 }

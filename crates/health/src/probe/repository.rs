@@ -59,6 +59,10 @@ impl Probe for RepositoryProbe {
         self.interval
     }
 
+    fn topic(&self) -> Topic {
+        Topic::RecoveryPoint
+    }
+
     fn timeout(&self) -> Duration {
         Duration::from_secs(60)
     }
