@@ -1217,7 +1217,7 @@ fn alertmanager_shows_what_is_open_and_mutes_what_our_calendar_says() {
             ],
         });
         let calendar = cofferdam_tenant::calendar::Calendar::new(&serde_json::from_value(config).unwrap()).unwrap();
-        let calendars = std::collections::BTreeMap::from([("de".to_owned(), calendar)]);
+        let calendars = std::collections::BTreeMap::from([("de".to_owned(), Arc::new(calendar))]);
         let midnight = now.to_zoned(jiff::tz::TimeZone::UTC).start_of_day().unwrap().timestamp();
         let intervals = rules::alertmanager_intervals(&calendars, midnight);
         let text = format!(

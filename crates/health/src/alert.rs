@@ -4,7 +4,8 @@
 //! what would be lost, what keeps others out, and an exhausted budget never are.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cofferdam_tenant::calendar::{Calendar, Effects};
@@ -118,13 +119,35 @@ pub trait Calendars {
     fn effects(&self, subject: &Subject, at: Timestamp) -> Effects;
 }
 
-impl Calendars for BTreeMap<String, Calendar> {
+impl Calendars for BTreeMap<String, Arc<Calendar>> {
     /// By the names of tenants. What is shared follows nobody's calendar.
     fn effects(&self, subject: &Subject, at: Timestamp) -> Effects {
         match subject {
             Subject::Tenant(name) => self.get(name).map_or_else(Effects::default, |calendar| calendar.effects(at)),
             Subject::Shared(_) => Effects::default(),
         }
+    }
+}
+
+/// Calendars at one instant: each is worked out once, however many tenants have it.
+pub(crate) struct AtOnce<'a> {
+    calendars: &'a BTreeMap<String, Arc<Calendar>>,
+    at: Timestamp,
+    known: Mutex<HashMap<*const Calendar, Effects>>,
+}
+
+impl<'a> AtOnce<'a> {
+    pub(crate) fn new(calendars: &'a BTreeMap<String, Arc<Calendar>>, at: Timestamp) -> Self {
+        Self { calendars, at, known: Mutex::default() }
+    }
+}
+
+impl Calendars for AtOnce<'_> {
+    fn effects(&self, subject: &Subject, _: Timestamp) -> Effects {
+        let Subject::Tenant(name) = subject else { return Effects::default() };
+        let Some(calendar) = self.calendars.get(name) else { return Effects::default() };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        *known.entry(Arc::as_ptr(calendar)).or_insert_with(|| calendar.effects(self.at))
     }
 }
 
@@ -191,6 +214,10 @@ impl Alerts {
         for state in picture.checks.values().filter(|state| state.because_of.is_some()) {
             self.borne.insert(state.check.to_string(), now);
         }
+        let mut consequences: HashMap<&CheckId, usize> = HashMap::new();
+        for cause in picture.checks.values().filter_map(|state| state.because_of.as_ref()) {
+            *consequences.entry(cause).or_default() += 1;
+        }
         for state in picture.causes() {
             let key = state.check.to_string();
             let effects = calendars.effects(&state.check.subject, now);
@@ -206,7 +233,9 @@ impl Alerts {
             let since = self.borne.get(&key).map_or(state.since, |borne| state.since.max(*borne));
             // Before the clock was set back it was later.
             let since = if since > now { self.jumped.unwrap_or(now) } else { since };
-            if let Some(notice) = self.notice(&key, (state, status), since, picture, now) {
+            if let Some(notice) =
+                self.notice(&key, (state, status), since, consequences.get(&state.check).copied().unwrap_or(0), now)
+            {
                 wanted.insert(key, notice);
             }
         }
@@ -284,7 +313,7 @@ impl Alerts {
         key: &str,
         (state, status): (&CheckState, Status),
         since: Timestamp,
-        picture: &Picture,
+        consequences: usize,
         now: Timestamp,
     ) -> Option<Notice> {
         let lasted = now.duration_since(self.jumped.map_or(since, |jumped| since.max(jumped)));
@@ -305,7 +334,6 @@ impl Alerts {
             Status::Fail => Urgency::Page,
             Status::Warn | Status::Unknown => Urgency::Ticket,
         };
-        let consequences = picture.consequences(&state.check).len();
         let others = if consequences > 0 { format!(" ({consequences} others follow from it)") } else { String::new() };
         Some(Notice {
             key: key.to_owned(),
@@ -408,7 +436,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn none() -> BTreeMap<String, Calendar> {
+    fn none() -> BTreeMap<String, Arc<Calendar>> {
         BTreeMap::new()
     }
 
@@ -592,14 +620,14 @@ mod tests {
         assert_eq!(step(785, Status::Pass, Status::Fail), [("database".to_owned(), Phase::Firing)]);
     }
 
-    fn payroll() -> BTreeMap<String, Calendar> {
+    fn payroll() -> BTreeMap<String, Arc<Calendar>> {
         let config: CalendarConfig = serde_json::from_value(serde_json::json!({
             "time_zone": "Europe/Berlin",
             "events": [{ "name": "payroll week", "kind": "payroll", "days": ["2026-11-27"], "from": "00:00", "until": "12:00",
                          "effects": { "latency": 3.0 } }],
         }))
         .unwrap();
-        BTreeMap::from([("acme".to_owned(), Calendar::new(&config).unwrap())])
+        BTreeMap::from([("acme".to_owned(), Arc::new(Calendar::new(&config).unwrap()))])
     }
 
     /// "Latency of 2 s: alert in a normal week, none in payroll week, alert again five minutes after it; RPO alert in both."

@@ -2,8 +2,9 @@
 //!
 //! Series are bounded: one status for each check, one figure for each kind of evidence, a handful for each tenant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::sync::Arc;
 
 use cofferdam_tenant::calendar::Calendar;
 use jiff::Timestamp;
@@ -92,7 +93,7 @@ pub struct Sources<'a> {
     /// Looks so far: good, bad, and bad because of something that is shared.
     pub looks: &'a ByObjective<[u64; 3]>,
     /// Calendars, by tenant.
-    pub calendars: &'a BTreeMap<String, Calendar>,
+    pub calendars: &'a BTreeMap<String, Arc<Calendar>>,
 }
 
 /// Everything in Prometheus' text format.
@@ -139,8 +140,12 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
             all.push(add("cofferdam_health_looks_total", labels, *number as f64));
         }
     }
+    // Each is worked out once, however many tenants have it.
+    let mut now_on = HashMap::new();
     for (tenant, calendar) in calendars {
-        let on = calendar.active(now);
+        let (on, latency) = now_on
+            .entry(Arc::as_ptr(calendar))
+            .or_insert_with(|| (calendar.active(now), calendar.effects(now).latency));
         for event in &calendar.events {
             let active = on
                 .iter()
@@ -148,7 +153,7 @@ pub fn render(sources: &Sources<'_>, now: Timestamp) -> String {
             let labels = vec![tenant.as_str(), &event.name, event.kind.as_str()];
             all.push(add("business_calendar_active", labels, f64::from(u8::from(active))));
         }
-        all.push(add("business_calendar_latency_factor", vec![tenant], calendar.effects(now).latency));
+        all.push(add("business_calendar_latency_factor", vec![tenant], *latency));
     }
     let mut text = String::new();
     for (name, kind, labels, help) in NAMES {

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::alert::{self, AlertOptions, Alerts, Calendars, Notice, eased};
+use crate::alert::{self, AlertOptions, Alerts, AtOnce, Calendars, Notice, eased};
 use crate::config::Setup;
 use crate::engine::Picture;
 use crate::memory::{LOOKS, Memory, TOLD};
@@ -216,12 +216,13 @@ impl Observer {
         if (now.duration_since(then) - passed).abs() > JUMP {
             told.alerts.clock_jumped(now);
         }
+        let calendars = AtOnce::new(&self.setup.calendars, now);
         let interval = self.setup.file.interval.0;
         // Each interval counts once.
         if now.duration_since(told.counted).unsigned_abs() >= interval {
             told.counted = now;
             for key in self.setup.objectives.keys() {
-                match judge(&picture, &key.0, key.1, &self.setup.calendars, now, &mut told.seen) {
+                match judge(&picture, &key.0, key.1, &calendars, now, &mut told.seen) {
                     Some(Judged::Look(look)) => told.tallies.entry(key.clone()).or_default().add(now, look),
                     Some(Judged::Bad(check, at)) => told.open.push((key.0.clone(), key.1, check, at)),
                     None => {}
@@ -244,7 +245,7 @@ impl Observer {
             Some((key.clone(), tally.budget(*self.setup.objectives.get(key)?, now)))
         };
         told.budgets = told.tallies.iter().filter_map(budget).collect();
-        told.alerts.step(now, &picture, &told.budgets, &self.setup.calendars)
+        told.alerts.step(now, &picture, &told.budgets, &calendars)
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -368,7 +369,7 @@ mod tests {
         let cluster = CheckId::shared("cluster main", "reachable");
         engine.subject_needs(database.subject.clone(), cluster.clone());
         let now: Timestamp = "2026-11-27T08:00:00Z".parse().unwrap();
-        let calendars: BTreeMap<String, Calendar> = BTreeMap::new();
+        let calendars: BTreeMap<String, Arc<Calendar>> = BTreeMap::new();
         let mut counted = BTreeMap::new();
         let mut at = now;
         let mut step = |looks: &[(&CheckId, Status)]| {
@@ -428,7 +429,7 @@ mod tests {
         let mut engine = Engine::new(EngineOptions::default());
         let page = CheckId::tenant("acme", "page");
         let start: Timestamp = "2026-11-27T08:00:00Z".parse().unwrap();
-        let calendars: BTreeMap<String, Calendar> = BTreeMap::new();
+        let calendars: BTreeMap<String, Arc<Calendar>> = BTreeMap::new();
         let (mut bad, mut counted) = (0, BTreeMap::new());
         for n in 0..1_000 {
             let now = start + SignedDuration::from_secs(30 * n);
@@ -453,7 +454,7 @@ mod tests {
             .with(Status::Fail)
             .figure(Evidence::new("page_takes", 2.0, "s").limited(1.0));
         engine.observe(slow);
-        let judged = |calendars: &BTreeMap<String, Calendar>| {
+        let judged = |calendars: &BTreeMap<String, Arc<Calendar>>| {
             judge(&engine.picture(now), "acme", Objective::Latency, calendars, now, &mut BTreeMap::new())
         };
         assert!(matches!(judged(&BTreeMap::new()), Some(Judged::Bad(..))));
@@ -463,7 +464,7 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(
-            judged(&BTreeMap::from([("acme".to_owned(), Calendar::new(&config).unwrap())])),
+            judged(&BTreeMap::from([("acme".to_owned(), Arc::new(Calendar::new(&config).unwrap()))])),
             Some(Judged::Look(Look::Good))
         );
     }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 
 use cofferdam_tenant::calendar::Calendar;
 use jiff::civil::Time;
@@ -378,43 +379,49 @@ fn dashboard(title: &str, uid: &str, panels: &[(&str, &str, &str, &str)]) -> Val
 
 /// Alertmanager's time intervals for the events of calendars in the next 90 days, by name of the calendar: rules such as
 /// "the last three business days" are beyond it, so that they are written out, and have to be written again in time.
-pub fn alertmanager_intervals(calendars: &BTreeMap<String, Calendar>, now: Timestamp) -> String {
+pub fn alertmanager_intervals(calendars: &BTreeMap<String, Arc<Calendar>>, now: Timestamp) -> String {
     let until = now.checked_add(SignedDuration::from_hours(90 * 24)).unwrap_or(now);
     let mut text =
         format!("# Written by `cofferdam health rules`; good until {}.\ntime_intervals:\n", until.strftime("%Y-%m-%d"));
     for (name, calendar) in calendars {
         let zone = calendar.zone.iana_name().unwrap_or("UTC");
+        // Events of one name, of whichever kind, are one: a name may stand there once.
+        let mut named: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for event in &calendar.events {
-            let _ = writeln!(text, "  - name: {}\n    time_intervals:", json!(format!("{name}: {}", event.name)));
-            let mut empty = true;
+            let intervals = named.entry(&event.name).or_default();
             for occurrence in event.between(now, until, &calendar.business_days, &calendar.zone) {
-                let (from, to) = (
-                    occurrence.from.to_zoned(calendar.zone.clone()).datetime(),
-                    occurrence.until.to_zoned(calendar.zone.clone()).datetime(),
-                );
+                let local = |at: Timestamp| at.to_zoned(calendar.zone.clone()).datetime();
+                // Whole minutes, around what is meant.
+                let from = local(occurrence.from);
+                let to = local(occurrence.until.checked_add(SignedDuration::from_secs(59)).unwrap_or(occurrence.until));
+                let minute = |time: Time| time.strftime("%H:%M").to_string();
                 let mut day = from.date();
                 // An interval of Alertmanager's ends at midnight.
-                while day < to.date() || day == to.date() && to.time() > Time::midnight() {
-                    let start = if day == from.date() { from.time() } else { Time::midnight() };
-                    let end =
-                        if day == to.date() { to.time().strftime("%H:%M").to_string() } else { "24:00".to_owned() };
-                    let _ = writeln!(
-                        text,
-                        "      - {{ years: ['{}'], months: ['{}'], days_of_month: ['{}'], times: [{{ start_time: '{}', \
-                         end_time: '{end}' }}], location: '{zone}' }}",
-                        day.year(),
-                        day.month(),
-                        day.day(),
-                        start.strftime("%H:%M")
-                    );
-                    empty = false;
+                while day < to.date() || day == to.date() && minute(to.time()) != "00:00" {
+                    let start = if day == from.date() { minute(from.time()) } else { "00:00".to_owned() };
+                    let end = if day == to.date() { minute(to.time()) } else { "24:00".to_owned() };
+                    if start < end {
+                        intervals.push(format!(
+                            "{{ years: ['{}'], months: ['{}'], days_of_month: ['{}'], times: [{{ start_time: '{start}', \
+                             end_time: '{end}' }}], location: '{zone}' }}",
+                            day.year(),
+                            day.month(),
+                            day.day(),
+                        ));
+                    }
                     let Ok(next) = day.tomorrow() else { break };
                     day = next;
                 }
             }
-            if empty {
+        }
+        for (event, mut intervals) in named {
+            let _ = writeln!(text, "  - name: {}\n    time_intervals:", json!(format!("{name}: {event}")));
+            if intervals.is_empty() {
                 // A name without a time would be an error, and one that is used and missing too: never.
-                let _ = writeln!(text, "      - {{ years: ['1970'] }}");
+                intervals.push("{ years: ['1970'] }".to_owned());
+            }
+            for interval in intervals {
+                let _ = writeln!(text, "      - {interval}");
             }
         }
     }
@@ -432,10 +439,12 @@ mod tests {
             "events": [
                 { "name": "close", "kind": "month_end_close", "business_days": -1, "from": "22:00", "until": "06:00" },
                 { "name": "tender", "kind": "tender", "days": ["2020-01-01"] },
+                { "name": "twice", "kind": "tender", "days": ["2026-12-03"], "from": "08:00:10", "until": "08:00:40" },
+                { "name": "twice", "kind": "payroll", "days": ["2026-12-04"], "from": "08:00:30", "until": "09:00" },
             ],
         });
         let calendar = Calendar::new(&serde_json::from_value(config).unwrap()).unwrap();
-        let calendars = BTreeMap::from([("de".to_owned(), calendar)]);
+        let calendars = BTreeMap::from([("de".to_owned(), Arc::new(calendar))]);
         let text = alertmanager_intervals(&calendars, "2026-11-27T12:00:00Z".parse().unwrap());
         assert!(text.contains("good until 2027-02-25"), "{text}");
         for expected in [
@@ -443,8 +452,11 @@ mod tests {
             "{ years: ['2026'], months: ['11'], days_of_month: ['30'], times: [{ start_time: '22:00', end_time: '24:00' }], location: 'Europe/Berlin' }",
             "{ years: ['2026'], months: ['12'], days_of_month: ['1'], times: [{ start_time: '00:00', end_time: '06:00' }], location: 'Europe/Berlin' }",
             "{ years: ['1970'] }",
+            "days_of_month: ['3'], times: [{ start_time: '08:00', end_time: '08:01' }]",
+            "days_of_month: ['4'], times: [{ start_time: '08:00', end_time: '09:00' }]",
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }
+        assert_eq!(text.matches("name: \"de: twice\"").count(), 1, "a name may stand there once: {text}");
     }
 }

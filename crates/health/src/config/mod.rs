@@ -33,9 +33,9 @@ pub struct Setup {
     /// The file as it is written.
     pub file: HealthFile,
     /// Calendars, by tenant.
-    pub calendars: BTreeMap<String, Calendar>,
+    pub calendars: BTreeMap<String, Arc<Calendar>>,
     /// Calendars, by their own names.
-    pub named_calendars: BTreeMap<String, Calendar>,
+    pub named_calendars: BTreeMap<String, Arc<Calendar>>,
     /// Objectives, as parts of one.
     pub objectives: ByObjective<f64>,
     /// How notices go out by e-mail, if they do.
@@ -319,7 +319,7 @@ impl Understanding<'_> {
             }
             if let Some(calendar) = &tenant.calendar {
                 if let Some(calendar) = known.get(calendar) {
-                    calendars.insert(name.clone(), calendar.clone());
+                    calendars.insert(name.clone(), Arc::clone(calendar));
                 } else if !file.calendars.contains_key(calendar) {
                     let expected = format!("one of {}", names(file.calendars.keys()));
                     self.fault(&["tenants", name, "calendar"], format!("`{calendar}`"), expected);
@@ -414,11 +414,11 @@ impl Understanding<'_> {
         }
     }
 
-    fn calendars(&mut self, file: &HealthFile) -> BTreeMap<String, Calendar> {
+    fn calendars(&mut self, file: &HealthFile) -> BTreeMap<String, Arc<Calendar>> {
         let mut known = BTreeMap::new();
         for (name, config) in &file.calendars {
             match Calendar::new(config) {
-                Ok(calendar) => drop(known.insert(name.clone(), calendar)),
+                Ok(calendar) => drop(known.insert(name.clone(), Arc::new(calendar))),
                 Err(errors) => {
                     for error in errors {
                         let field: Vec<&str> = error.field.iter().map(String::as_str).collect();

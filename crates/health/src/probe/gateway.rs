@@ -91,6 +91,12 @@ impl Probe for GatewayProbe {
         };
         let (ready, gates) = match self.fetch().await {
             Ok(found) => found,
+            // It is there, and traffic goes through it.
+            Err(error) if error.status().is_some_and(|status| status.is_client_error()) => {
+                let status = error.status().map_or(0, |status| status.as_u16());
+                let text = format!("its admin listener answers {status}: is the token right?");
+                return vec![reachable(Status::Warn, text)];
+            }
             Err(error) => {
                 let text = format!("its admin listener does not answer: {}", error.without_url());
                 return vec![reachable(Status::Fail, text)];
@@ -113,7 +119,7 @@ impl Probe for GatewayProbe {
         };
         let queues = Observation::pass(self.id("queues"), Topic::Backlog, now, text)
             .with(graded(share, LIMITS.0, LIMITS.1))
-            .figure(Evidence::new("waiting_per_slot", share, "").limited(LIMITS.1));
+            .figure(Evidence::new("waiting_per_slot", share, "").warned(LIMITS.0).limited(LIMITS.1));
         vec![found, queues]
     }
 }

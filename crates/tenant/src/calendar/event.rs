@@ -127,7 +127,9 @@ impl Event {
         zone: &TimeZone,
     ) -> Vec<Occurrence<'_>> {
         let first = from.to_zoned(zone.clone()).date().saturating_sub(AROUND.days());
-        let last = until.to_zoned(zone.clone()).date().saturating_add(AROUND.days());
+        // What begins earlier than its day is looked for as far ahead: of seven days one may be a business day.
+        let ahead = AROUND.saturating_add(self.lead.max(0).saturating_mul(8));
+        let last = until.to_zoned(zone.clone()).date().saturating_add(ahead.days());
         let mut found: Vec<Occurrence<'_>> = self
             .dates(first, last, days)
             .into_iter()

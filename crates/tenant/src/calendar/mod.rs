@@ -350,6 +350,14 @@ mod tests {
         let found = calendar.between(at("2026-10-20T00:00:00Z"), at("2026-10-28T00:00:00Z"));
         let times: Vec<String> = found.iter().map(|o| format!("{} {}", o.from, o.until)).collect();
         assert_eq!(times, ["2026-10-21T20:00:00Z 2026-10-24T04:00:00Z"]);
+        // Where business is done on two days of a week, twenty of them are ten weeks.
+        let config = serde_json::json!({
+            "time_zone": "Europe/Berlin", "weekend": ["monday", "tuesday", "wednesday", "saturday", "sunday"],
+            "events": [{ "name": "audit", "kind": "other", "days": ["2026-12-18"], "lead": 20 }],
+        });
+        let calendar = Calendar::new(&serde_json::from_value(config).unwrap()).unwrap();
+        assert_eq!(calendar.active(at("2026-10-20T12:00:00Z")).len(), 1);
+        assert_eq!(calendar.active(at("2026-10-08T12:00:00Z")).len(), 0);
     }
 
     #[test]
