@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, Subcommand};
@@ -121,7 +121,7 @@ async fn command(args: &HealthArgs, setup: Setup) -> anyhow::Result<ExitCode> {
                 Some(name) => Some(std::env::var(name).map_err(|_| anyhow!("{name} is not set"))?),
                 None => None,
             };
-            watch(setup, textfile.as_deref(), *listen, token).await
+            watch(setup, &args.config, textfile.as_deref(), *listen, token).await
         }
         HealthCommand::Explain { tenant } => tell_why(&setup, tenant).await,
         HealthCommand::History { tenant, since, limit } => {
@@ -249,13 +249,14 @@ async fn tell_why(setup: &Setup, tenant: &str) -> anyhow::Result<ExitCode> {
 
 async fn watch(
     setup: Setup,
+    config: &Path,
     textfile: Option<&Path>,
     listen: Option<SocketAddr>,
     token: Option<String>,
 ) -> anyhow::Result<ExitCode> {
     let stop = CancellationToken::new();
     println!("watching {} tenants", setup.tenants().len());
-    let observer = start(setup, &stop)?;
+    let watch = Arc::new(Watch::start(setup, config, &stop)?);
     let serving = match listen {
         Some(address) => {
             if !address.ip().is_loopback() && token.is_none() {
@@ -263,16 +264,16 @@ async fn watch(
             }
             let listener = TcpListener::bind(address).await.with_context(|| address.to_string())?;
             println!("listening on http://{}/", listener.local_addr()?);
-            let view: Arc<dyn HealthView> = Arc::new(View(Arc::clone(&observer)));
+            let view: Arc<dyn HealthView> = Arc::new(View(Arc::clone(&watch)));
             Some(tokio::spawn(cofferdam::admin::serve_health(listener, view, token, stop.clone())))
         }
         None => None,
     };
     // Listened for all the time: a signal that comes while something is sent counts too.
     let mut stopping = std::pin::pin!(crate::backup::stop_signal());
-    let step = observer.every();
+    let step = watch.observer().every();
     // With a thousand tenants there are thousands of lines: not more often than anybody collects them.
-    let (every, mut written) = ((step * 3).max(Duration::from_millis(500)), None::<std::time::Instant>);
+    let (every, mut written) = ((step * 3).max(Duration::from_millis(500)), None::<Instant>);
     let mut writing: Option<tokio::task::JoinHandle<std::io::Result<()>>> = None;
     loop {
         tokio::select! {
@@ -286,7 +287,13 @@ async fn watch(
                 return Ok(ExitCode::SUCCESS);
             }
         }
-        let Step { notices, problems } = observer.step().await;
+        if let Some(said) = watch.read_again().await {
+            match said {
+                Ok(tenants) => println!("read again: watching {tenants} tenants"),
+                Err(fault) => eprintln!("cofferdam: {fault}"),
+            }
+        }
+        let Step { notices, problems } = watch.observer().step().await;
         for problem in problems {
             eprintln!("cofferdam: {problem}");
         }
@@ -297,7 +304,7 @@ async fn watch(
         if let Some(path) = textfile
             && written.is_none_or(|at| at.elapsed() >= every)
         {
-            written = Some(std::time::Instant::now());
+            written = Some(Instant::now());
             // A file system that is full, or whose server is gone, is no reason to stop watching.
             if writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
                 eprintln!("cofferdam: {}: writing it takes more than {} s", path.display(), every.as_secs());
@@ -309,7 +316,7 @@ async fn watch(
             } {
                 eprintln!("cofferdam: {}: {error}", path.display());
             }
-            let (whole, text) = (path.to_owned(), observer.metrics());
+            let (whole, text) = (path.to_owned(), watch.observer().metrics());
             writing = Some(tokio::task::spawn_blocking(move || {
                 // Whole or not at all: the collector may read at any time.
                 let beside = whole.with_extension("unfinished");
@@ -329,15 +336,22 @@ pub(crate) fn beside_gateway(
         Ok(setup) => setup,
         Err(error) => return Ok(Err(error)),
     };
-    Ok(start(setup, stop).map(|observer| {
-        let (stepping, stop, step) = (Arc::clone(&observer), stop.clone(), observer.every());
+    Ok(Watch::start(setup, path, stop).map(|watch| {
+        let watch = Arc::new(watch);
+        let (stepping, stop, step) = (Arc::clone(&watch), stop.clone(), watch.observer().every());
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(step) => {}
                 }
-                let Step { notices, problems } = stepping.step().await;
+                if let Some(said) = stepping.read_again().await {
+                    match said {
+                        Ok(tenants) => tracing::info!(tenants, "health was read again"),
+                        Err(fault) => tracing::warn!("{fault}"),
+                    }
+                }
+                let Step { notices, problems } = stepping.observer().step().await;
                 for problem in problems {
                     tracing::warn!("{problem}");
                 }
@@ -347,28 +361,89 @@ pub(crate) fn beside_gateway(
                 }
             }
         });
-        Arc::new(View(observer)) as Arc<dyn HealthView>
+        Arc::new(View(watch)) as Arc<dyn HealthView>
     }))
 }
 
+/// How often is looked whether the file has changed.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// A watch that follows its file.
+struct Watch {
+    observer: RwLock<Arc<Observer>>,
+    config: PathBuf,
+    /// What was read, and when it was looked at last.
+    read: Mutex<(Option<u64>, Instant)>,
+    stop: CancellationToken,
+}
+
+impl Watch {
+    fn start(setup: Setup, config: &Path, stop: &CancellationToken) -> anyhow::Result<Self> {
+        let read = FILE.fingerprint(config).ok();
+        let observer = Observer::start(setup, stop).map_err(unsent)?;
+        let (observer, read) = (RwLock::new(observer), Mutex::new((read, Instant::now())));
+        Ok(Self { observer, config: config.to_owned(), read, stop: stop.clone() })
+    }
+
+    fn observer(&self) -> Arc<Observer> {
+        Arc::clone(&self.observer.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Goes on with what the file says now, if that is something else than before, and says of how many tenants it is. With
+    /// faults it goes on as before.
+    async fn read_again(&self) -> Option<Result<usize, String>> {
+        let config = self.config.clone();
+        let before = {
+            let (before, looked) = &mut *self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            // Each tenant may have a file of its own.
+            if looked.elapsed() < self.observer().setup().file.interval.0.min(AGAIN) {
+                return None;
+            }
+            *looked = Instant::now();
+            *before
+        };
+        // A file that is not there for a moment, because somebody writes it anew, is no change.
+        let read = tokio::task::spawn_blocking(move || {
+            let now = FILE.fingerprint(&config).ok().filter(|now| Some(*now) != before)?;
+            Some((now, FILE.read(&config).and_then(|setup| with_repository(setup, &config))))
+        });
+        let (now, setup) = read.await.ok()??;
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).0 = Some(now);
+        let setup = match setup {
+            Ok(Ok(setup)) => setup,
+            Ok(Err(error)) => return Some(Err(format!("nothing has changed: {error:#}"))),
+            Err(faults) => return Some(Err(format!("nothing has changed: {faults}"))),
+        };
+        let tenants = setup.tenants().len();
+        Some(self.observer().go_on_with(setup, &self.stop).map_err(|error| unsent(error).to_string()).map(|observer| {
+            *self.observer.write().unwrap_or_else(PoisonError::into_inner) = observer;
+            tenants
+        }))
+    }
+}
+
+fn unsent(error: String) -> anyhow::Error {
+    anyhow!("notices cannot be sent: {error}")
+}
+
 /// What the admin surface shows of a watch.
-struct View(Arc<Observer>);
+struct View(Arc<Watch>);
 
 impl HealthView for View {
     fn health(&self) -> Value {
-        self.0.health()
+        self.0.observer().health()
     }
 
     fn tenant_health(&self, slug: &str) -> Option<Value> {
-        self.0.health_of(slug)
+        self.0.observer().health_of(slug)
     }
 
     fn services(&self) -> Value {
-        serde_json::json!({ "services": self.0.services() })
+        serde_json::json!({ "services": self.0.observer().services() })
     }
 
     fn metrics(&self) -> String {
-        self.0.metrics()
+        self.0.observer().metrics()
     }
 
     fn page(&self, isolation: &[IsolationRow]) -> String {
@@ -385,12 +460,8 @@ impl HealthView for View {
                 warnings: row.warnings.clone(),
             })
             .collect();
-        self.0.page(&rows)
+        self.0.observer().page(&rows)
     }
-}
-
-fn start(setup: Setup, stop: &CancellationToken) -> anyhow::Result<Arc<Observer>> {
-    Observer::start(setup, stop).map_err(|error| anyhow!("notices cannot be sent: {error}"))
 }
 
 fn write_rules(setup: &Setup, directory: &Path) -> anyhow::Result<ExitCode> {

@@ -1,5 +1,6 @@
 //! A file beside `cofferdam.yaml`, read, and work done by what it says.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -35,6 +36,22 @@ impl<S> File<S> {
             .build()
             .context("cannot start a runtime")?;
         runtime.block_on(work(setup))
+    }
+
+    /// What the file and the catalog that it refers to say, as a number that is another when anything of it has changed; also
+    /// where somebody has only touched it, because a password beside it is another.
+    pub(crate) fn fingerprint(&self, path: &Path) -> std::io::Result<u64> {
+        let text = std::fs::read_to_string(path)?;
+        let mut hasher = DefaultHasher::new();
+        (&text, std::fs::metadata(path)?.modified().ok()).hash(&mut hasher);
+        if let Some(catalog) = (self.catalog_of)(&Source::new(path, text)) {
+            let main = path.parent().unwrap_or(Path::new(".")).join(catalog);
+            let sources = load_sources(&main).map_err(|faults| std::io::Error::other(faults.to_string()))?;
+            for source in std::iter::once(&sources.main).chain(&sources.tenants) {
+                (&source.path, &source.text).hash(&mut hasher);
+            }
+        }
+        Ok(hasher.finish())
     }
 
     /// Reads the file, and the catalog that it refers to.

@@ -134,7 +134,7 @@ async fn a_gateway_shows_health_and_who_waits_to_those_with_its_token() {
     assert!(code == Some(0) && text.contains("nobody waits at 1 gates") && text.contains("welcomes traffic"), "{text}");
     house.write("wrong.yaml", &format!("gateways: {{ edge: {{ admin: 'http://{address}' }} }}\n"));
     let (code, text) = check("wrong.yaml");
-    assert!(code == Some(1) && text.contains("401"), "{text}");
+    assert!(code == Some(0) && text.contains("401: is the token right?"), "{text}");
     assert!(allowed("/metrics").contains("cofferdam_health_status{kind=\"tenant\",subject=\"acme\""));
     Command::new("kill").arg(serve.id().to_string()).status().unwrap();
     let last: Vec<String> = lines.map(Result::unwrap).collect();
@@ -232,4 +232,48 @@ async fn an_operator_checks_asks_why_watches_and_writes_rules() {
     let (output, text) = house.run(&["health", "check"]);
     assert_eq!(output.status.code(), Some(3));
     assert!(text.contains("health.yaml:2") && text.contains("intervall"), "{text}");
+}
+
+/// Whoever adds a tenant does not start the watch anew; and what is wrong in the file changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_follows_its_file_and_goes_on_as_before_where_that_is_wrong() {
+    let house = House::new().await;
+    let mut watch = house
+        .command(&["health", "watch", "--listen", "127.0.0.1:0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut problems = BufReader::new(watch.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let address = lines.find_map(|line| line.strip_prefix("listening on http://").map(str::to_owned)).unwrap();
+    let address = address.trim_end_matches('/');
+    let of = |tenant: &str| get(address, &format!("/api/v1/tenants/{tenant}/health"));
+    let until = async |tenant: &str, said: &str| {
+        for _ in 0..300 {
+            if of(tenant).contains(said) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("{tenant}: {}", of(tenant));
+    };
+    until("acme", "\"status\":\"pass\"").await;
+    assert!(of("gamma").starts_with("HTTP/1.1 404"));
+    let first = std::fs::read_to_string(house.path().join("health.yaml")).unwrap();
+    house.write("health.yaml", &first.replace("  beta: {}\n", "  gamma: { database: beta }\n"));
+    assert!(lines.any(|line| line == "read again: watching 2 tenants"));
+    until("gamma", "\"status\":\"pass\"").await;
+    assert!(of("beta").starts_with("HTTP/1.1 404"));
+    // What was believed of the others is believed still: nobody begins anew.
+    assert!(of("acme").contains("\"status\":\"pass\""));
+    house.write("health.yaml", &first.replace("interval: 1s", "interval: never"));
+    let told = problems.find(|line| line.contains("nothing has changed")).unwrap();
+    assert!(told.contains("health.yaml:1:"), "{told}");
+    assert!(of("gamma").contains("\"status\":\"pass\""));
+    house.write("health.yaml", &first);
+    assert!(lines.any(|line| line == "read again: watching 2 tenants"));
+    until("beta", "\"status\":\"pass\"").await;
+    Command::new("kill").arg(watch.id().to_string()).status().unwrap();
+    assert!(watch.wait().unwrap().success());
 }

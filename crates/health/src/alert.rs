@@ -183,6 +183,13 @@ impl Alerts {
         (self.open, self.patient_until) = (told.0, Some(patient_until));
     }
 
+    /// Goes on from what others have told, with options of its own. Until `patient_until` what nobody has looked at yet is not
+    /// over.
+    pub fn go_on_from(&mut self, before: Self, patient_until: Timestamp) {
+        let options = self.options;
+        *self = Self { options, patient_until: Some(patient_until), ..before };
+    }
+
     /// The clock was set, or the machine has slept: what was seen before says little of how long anything has lasted.
     pub fn clock_jumped(&mut self, now: Timestamp) {
         self.jumped = Some(now);

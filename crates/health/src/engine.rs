@@ -166,6 +166,13 @@ impl Engine {
         self.within.insert(check, age);
     }
 
+    /// Goes on from what another engine has believed, as far as the same is looked at.
+    pub fn go_on_from(&mut self, before: &mut Self) {
+        let known = std::mem::take(&mut before.checks);
+        self.checks = known.into_iter().filter(|(check, _)| self.within.contains_key(check)).collect();
+        self.news = std::mem::take(&mut before.news);
+    }
+
     /// Takes an observation in.
     pub fn observe(&mut self, mut observation: Observation) {
         let Hysteresis { worse_after, better_after } = self.options.hysteresis;

@@ -28,6 +28,7 @@ pub struct Observer {
     sinks: Arc<tokio::sync::Mutex<Sinks>>,
     history: Option<History>,
     memory: Option<Memory>,
+    looking: CancellationToken,
 }
 
 impl std::fmt::Debug for Observer {
@@ -79,63 +80,104 @@ const PATIENCE: Duration = Duration::from_secs(2);
 impl Observer {
     /// Begins to look, on the runtime that is current, until `stop`. Fails, in words, where notices cannot be sent.
     pub fn start(setup: Setup, stop: &CancellationToken) -> Result<Arc<Self>, String> {
-        let watcher = setup.watcher(false);
-        let sinks = setup.sinks()?;
-        let notices = &setup.file.notices;
-        let defaults = AlertOptions::default();
+        let mut observer = Self::of(setup, stop)?;
+        let until = observer.patience();
+        if let Some(memory) = &observer.memory {
+            let mut told = observer.told();
+            match memory.recall(TOLD) {
+                Ok(open) => told.alerts.resume(open, until),
+                Err(problem) => told.problems.push(problem),
+            }
+            told.kept = told.alerts.told();
+            match memory.recall::<Vec<((String, Objective), Tally)>>(LOOKS) {
+                // Of whoever is still promised something.
+                Ok(looks) => {
+                    let promised = |key: &(String, Objective)| observer.setup.objectives.contains_key(key);
+                    told.tallies.extend(looks.into_iter().filter(|(key, _)| promised(key)));
+                }
+                Err(problem) => told.problems.push(problem),
+            }
+        }
+        observer.look();
+        Ok(Arc::new(observer))
+    }
+
+    /// The same with another setup, in place of this one, which looks and tells no more: what was believed, told and counted
+    /// goes over, as far as the same is looked at. Fails, in words, where notices cannot be sent; this one then goes on.
+    pub fn go_on_with(&self, setup: Setup, stop: &CancellationToken) -> Result<Arc<Self>, String> {
+        let mut observer = Self::of(setup, stop)?;
+        self.looking.cancel();
+        observer.watcher.go_on_from(&self.watcher);
+        let until = observer.patience();
+        {
+            let (before, mut told) = (&mut *self.told(), observer.told());
+            told.alerts.go_on_from(std::mem::take(&mut before.alerts), until);
+            // What is to be remembered is written anew.
+            told.tallies = std::mem::take(&mut before.tallies);
+            told.tallies.retain(|key, _| observer.setup.objectives.contains_key(key));
+            told.budgets.clone_from(&before.budgets);
+            told.seen = std::mem::take(&mut before.seen);
+            told.open = std::mem::take(&mut before.open);
+            told.unsent = std::mem::take(&mut before.unsent);
+            told.problems = std::mem::take(&mut before.problems);
+            told.counted = before.counted;
+        }
+        // Whoever has yet to be told by the same ways is.
+        let same = |of: &Setup| serde_json::to_value(&of.file.notices).ok();
+        if same(&self.setup) == same(&observer.setup) {
+            observer.sinks = Arc::clone(&self.sinks);
+        }
+        observer.look();
+        Ok(Arc::new(observer))
+    }
+
+    /// One that does not look yet, and knows nothing.
+    fn of(setup: Setup, stop: &CancellationToken) -> Result<Self, String> {
+        let (watcher, sinks, history) = (setup.watcher(false), setup.sinks()?, setup.history());
+        let (notices, defaults) = (&setup.file.notices, AlertOptions::default());
         let options = AlertOptions {
             // Sooner, a cause may not have been seen yet, and its consequences would be told instead.
             after: notices.after.map_or(defaults.after, |after| after.0).max(setup.file.interval.0 * 2),
             repeat: notices.repeat.map_or(defaults.repeat, |repeat| repeat.0),
             ..defaults
         };
-        let mut alerts = Alerts::new(options);
-        let mut problems = Vec::new();
-        let mut tallies = BTreeMap::new();
-        let memory = setup.state().map(Memory::new);
-        if let Some(memory) = &memory {
-            match memory.recall(TOLD) {
-                Ok(told) => {
-                    // Everything is looked at twice until then.
-                    let patience = watcher.longest().max(setup.file.interval.0 * 5) * 3;
-                    let patience = SignedDuration::try_from(patience).unwrap_or(SignedDuration::MAX);
-                    let until = Timestamp::now().checked_add(patience).unwrap_or(Timestamp::MAX);
-                    alerts.resume(told, until);
-                }
-                Err(problem) => problems.push(problem),
-            }
-            match memory.recall::<Vec<((String, Objective), Tally)>>(LOOKS) {
-                // Of whoever is still promised something.
-                Ok(looks) => tallies.extend(looks.into_iter().filter(|(key, _)| setup.objectives.contains_key(key))),
-                Err(problem) => problems.push(problem),
-            }
-        }
-        let (kept, now) = (alerts.told(), Timestamp::now());
+        let now = Timestamp::now();
         let told = Told {
-            alerts,
-            kept,
+            alerts: Alerts::new(options),
+            kept: alert::Told::default(),
             looks_kept: now,
-            tallies,
+            tallies: BTreeMap::new(),
             budgets: BTreeMap::new(),
             counted: now,
             seen: BTreeMap::new(),
             open: Vec::new(),
             clock: (now, Instant::now()),
-            refreshed: Timestamp::now(),
+            refreshed: now,
             unsent: Vec::new(),
-            problems,
+            problems: Vec::new(),
         };
-        let (looking, stop) = (watcher.clone(), stop.clone());
-        tokio::spawn(async move { looking.run(&stop).await });
-        let history = setup.history();
-        Ok(Arc::new(Self {
+        let memory = setup.state().map(Memory::new);
+        Ok(Self {
             setup,
             watcher,
             told: Arc::new(Mutex::new(told)),
             sinks: Arc::new(tokio::sync::Mutex::new(sinks)),
             history,
             memory,
-        }))
+            looking: stop.child_token(),
+        })
+    }
+
+    /// Until when nothing is over for not having been seen: everything is looked at twice until then.
+    fn patience(&self) -> Timestamp {
+        let patience = self.watcher.longest().max(self.setup.file.interval.0 * 5) * 3;
+        let patience = SignedDuration::try_from(patience).unwrap_or(SignedDuration::MAX);
+        Timestamp::now().checked_add(patience).unwrap_or(Timestamp::MAX)
+    }
+
+    fn look(&mut self) {
+        let (watcher, looking) = (self.watcher.clone(), self.looking.clone());
+        tokio::spawn(async move { watcher.run(&looking).await });
     }
 
     /// What is watched.
@@ -151,6 +193,9 @@ impl Observer {
     /// Counts, decides who is told what, and sends it. What could not be sent waits for the next step; what takes long goes on
     /// beside the next, so that a step takes seconds at most.
     pub async fn step(&self) -> Step {
+        if self.looking.is_cancelled() {
+            return Step::default();
+        }
         let now = Timestamp::now();
         let notices = self.decide(now);
         self.told().unsent.extend(notices.iter().cloned());

@@ -51,6 +51,11 @@ impl Watcher {
         ask(&mut self.engine.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Goes on from what another watcher has seen, which has to look no more.
+    pub(crate) fn go_on_from(&self, before: &Self) {
+        before.with_engine(|before| self.with_engine(|engine| engine.go_on_from(before)));
+    }
+
     /// How long it takes until everything has been looked at, wherever looks end in time.
     pub fn longest(&self) -> Duration {
         self.probes.iter().map(|probe| probe.interval() + probe.timeout()).max().unwrap_or_default()
