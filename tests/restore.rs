@@ -418,6 +418,72 @@ fn sequences_and_odoos_unaccent_come_back_and_exports_have_them() {
     });
 }
 
+/// Who backs up and restores need not be a superuser: what cannot be known or done then is said, or done another way.
+#[test]
+fn a_role_that_may_only_make_databases_and_roles_saves_imports_and_says_what_it_does_not_know() {
+    runtime().block_on(async {
+        let house = House::new(5).await;
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        admin
+            .batch_execute("CREATE ROLE adm LOGIN CREATEDB CREATEROLE PASSWORD 'secret' IN ROLE acme_owner")
+            .await
+            .unwrap();
+        let adm = Server { user: "adm".into(), password: Some(Secret::new("secret")), ..house.server() };
+        let owner = house.owner().await;
+        owner
+            .batch_execute(
+                "CREATE TABLE partner (id serial PRIMARY KEY); INSERT INTO partner VALUES (1), (2), (3);
+                 CREATE SEQUENCE free; ALTER SEQUENCE free RESTART WITH 777",
+            )
+            .await
+            .unwrap();
+        let next = async |database: &str| {
+            let query = "SELECT nextval('partner_id_seq'), nextval('free')";
+            let row = house.cluster.admin(database).await.unwrap().query_one(query, &[]).await.unwrap();
+            (row.get::<_, i64>(0), row.get::<_, i64>(1))
+        };
+        let set = Backup { server: adm.clone(), ..house.backup() }.run(&Control::default()).await.unwrap();
+        assert!(
+            set.note.as_ref().unwrap().contains("sequences begin that were not used yet is not saved"),
+            "{:?}",
+            set.note
+        );
+        let restored = house.scratch(&set).await;
+        assert_eq!(next(&restored.database).await, (4, 1), "after what is there, and not into it");
+        house.drop(&restored).await;
+        // A schema that somebody holds is not waited for.
+        let holds = house.cluster.admin("acme").await.unwrap();
+        holds.batch_execute("BEGIN; GRANT USAGE ON SCHEMA public TO adm").await.unwrap();
+        let set = house.save().await;
+        assert!(set.note.as_ref().unwrap().contains("sequences begin"), "{:?}", set.note);
+        holds.batch_execute("ROLLBACK").await.unwrap();
+        let set = house.save().await;
+        assert_eq!(set.note, None);
+        let restored = house.scratch(&set).await;
+        assert_eq!(next(&restored.database).await, (1, 777), "as in the original");
+        house.drop(&restored).await;
+
+        let file = house.directory.path().join("foreign.zip");
+        let dump = "CREATE SCHEMA extensions;\nCREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA extensions;\n\
+            CREATE SCHEMA own;\nCREATE FUNCTION own.one() RETURNS int LANGUAGE sql AS 'SELECT 1';\n\
+            CREATE TABLE own.t (id serial, name text);\nCREATE MATERIALIZED VIEW own.v AS SELECT own.one() AS one;\n\
+            CREATE INDEX ON own.t USING gin (name extensions.gin_trgm_ops);\nCREATE PUBLICATION p FOR TABLE own.t;\n\
+            INSERT INTO own.t (name) VALUES ('x');\n";
+        let program =
+            "import sys,zipfile; z=zipfile.ZipFile(sys.argv[1],'w'); z.writestr('dump.sql', sys.argv[2]); z.close()";
+        assert!(Command::new("python3").args(["-c", program]).arg(&file).arg(dump).status().unwrap().success());
+        let restore =
+            Restore { database: "foreign".into(), owner: Some("acme_owner".into()), server: adm, ..house.restore() };
+        Import { restore, file, identity: Identity::Moved }.run(&Control::default()).await.unwrap();
+        let client = house.cluster.connect("acme_owner", "odoo", "foreign").await.unwrap();
+        client
+            .batch_execute("INSERT INTO own.t (name) VALUES ('y'); DROP FUNCTION own.one() CASCADE; DROP PUBLICATION p")
+            .await
+            .unwrap();
+        assert_eq!(house.intruders().await, Vec::<String>::new());
+    });
+}
+
 #[test]
 fn a_database_that_only_bears_the_name_is_no_way_back_and_a_way_back_loses_no_file() {
     runtime().block_on(async {

@@ -281,6 +281,9 @@ async fn watch(
             signal = &mut stopping => {
                 signal?;
                 stop.cancel();
+                if let Err(problem) = watch.observer().close().await {
+                    eprintln!("cofferdam: {problem}");
+                }
                 if let Some(serving) = serving {
                     serving.await??;
                 }

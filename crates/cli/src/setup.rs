@@ -35,7 +35,10 @@ impl<S> File<S> {
             .enable_all()
             .build()
             .context("cannot start a runtime")?;
-        runtime.block_on(work(setup))
+        let outcome = runtime.block_on(work(setup));
+        // What hangs on a file system hangs on alone.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        outcome
     }
 
     /// What the file and the catalog that it refers to say, as a number that is another when anything of it has changed; also

@@ -66,7 +66,11 @@ pub struct Notice {
 
 /// What somebody was told and is not over: what has to outlive whoever tells.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Told(BTreeMap<String, Open>);
+pub struct Told {
+    open: BTreeMap<String, Open>,
+    /// Ends of what was told only as one of many, of which nobody was told.
+    ended: usize,
+}
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Open {
@@ -75,12 +79,18 @@ struct Open {
     told: Timestamp,
     /// The most urgent that was told since it was last told in full: less is no news, and this again is none either.
     worst: Urgency,
+    /// Since when it has been less urgent than that.
+    milder: Option<Timestamp>,
     /// It was told that nothing is left of a budget.
     gone: bool,
     /// It was told by name; otherwise only as one of many, and so is its end.
     named: bool,
 }
 
+/// What has been less urgent for so long is news when it is urgent again.
+const CALM: SignedDuration = SignedDuration::from_hours(1);
+/// Nobody is patient for longer after a start.
+const PATIENT: SignedDuration = SignedDuration::from_hours(2);
 /// How often is repeated that nothing is left.
 const DAILY: SignedDuration = SignedDuration::from_hours(24);
 
@@ -180,7 +190,7 @@ impl Alerts {
 
     /// Goes on from what was told before. Until `patient_until` what nobody has looked at yet is not over.
     pub fn resume(&mut self, told: Told, patient_until: Timestamp) {
-        (self.open, self.patient_until) = (told.0, Some(patient_until));
+        (self.open, self.ended, self.patient_until) = (told.open, told.ended, Some(patient_until));
     }
 
     /// Goes on from what others have told, with options of its own. Until `patient_until` what nobody has looked at yet is not
@@ -193,11 +203,18 @@ impl Alerts {
     /// The clock was set, or the machine has slept: what was seen before says little of how long anything has lasted.
     pub fn clock_jumped(&mut self, now: Timestamp) {
         self.jumped = Some(now);
+        // Nothing was told later than now, and there is no more patience than there was.
+        for open in self.open.values_mut() {
+            open.told = open.told.min(now);
+            open.milder = open.milder.map(|since| since.min(now));
+        }
+        let longest = now.checked_add(PATIENT).unwrap_or(now);
+        self.patient_until = self.patient_until.map(|until| until.min(longest));
     }
 
     /// What somebody was told and is not over.
     pub fn told(&self) -> Told {
-        Told(self.open.clone())
+        Told { open: self.open.clone(), ended: self.ended }
     }
 
     /// What was told and is not over, the most urgent first.
@@ -292,6 +309,10 @@ impl Alerts {
             // That a month's budget is gone changes slowly.
             let repeat = if gone && open.gone { repeat.max(DAILY) } else { repeat };
             let again = now.duration_since(open.told) >= repeat;
+            open.milder = (notice.urgency < open.worst).then(|| open.milder.unwrap_or(now));
+            if open.milder.is_some_and(|since| now.duration_since(since) >= CALM) {
+                (open.worst, open.milder) = (notice.urgency, None);
+            }
             if again || notice.urgency > open.worst || gone && !open.gone {
                 told.push(notice);
             } else {
@@ -372,6 +393,7 @@ impl Alerts {
                 notice: notice.clone(),
                 told: now,
                 worst: notice.urgency,
+                milder: None,
                 gone: gone.contains(&notice.key) || was.is_some_and(|was| was.gone),
                 named: place <= room || was.is_some_and(|was| was.named),
             };
@@ -545,6 +567,22 @@ mod tests {
             step(&mut alerts, &mut engine, n * 30, (n % 20 < 10).then_some(Status::Fail));
         }
         assert_eq!(told, [(90, Phase::Firing, Urgency::Page)]);
+    }
+
+    #[test]
+    fn what_was_milder_for_an_hour_is_news_when_it_fails_again() {
+        let check = CheckId::tenant("acme", "mail");
+        let start = at("2026-11-27T10:00:00Z");
+        let (mut engine, mut alerts) = (Engine::new(EngineOptions::default()), Alerts::new(AlertOptions::default()));
+        let mut told = Vec::new();
+        for second in (0..12_000).step_by(30) {
+            let now = start + SignedDuration::from_secs(second);
+            let status = if (600..9_000).contains(&second) { Status::Warn } else { Status::Fail };
+            engine.observe(seen(&check, Topic::Backlog, status, now));
+            let notices = alerts.step(now, &engine.picture(now), &BTreeMap::new(), &none());
+            told.extend(notices.iter().map(|notice| (second, notice.urgency)));
+        }
+        assert_eq!(told, [(90, Urgency::Page), (9_030, Urgency::Page)]);
     }
 
     /// Nobody is told of one bad look, however long it takes to the next.

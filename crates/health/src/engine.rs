@@ -60,6 +60,10 @@ struct Check {
     status: Status,
     since: Timestamp,
     latest: Observation,
+    /// The last looks, oldest first: when, and whether they have failed.
+    recent: VecDeque<(Timestamp, bool)>,
+    /// What the very first look has seen, while it is the only one and was not believed.
+    first: Option<Status>,
     /// What the last looks have seen, if not what is believed, and how often in a row.
     doubt: Option<(Status, u32)>,
     /// Since when failures have been seen that were not believed, and when the last of them was.
@@ -128,6 +132,9 @@ impl Picture {
 /// Failures that are farther apart than this are not one that comes and goes.
 const CALM: SignedDuration = SignedDuration::from_secs(600);
 
+/// So many looks are remembered one by one.
+const RECENT: usize = 8;
+
 /// So many changes wait for somebody to take them.
 const NEWS: usize = 10_000;
 
@@ -182,7 +189,9 @@ impl Engine {
             let doubt = (seen == Status::Fail && worse_after > 1).then_some((seen, 1));
             let status = if doubt.is_some() { Status::Unknown } else { seen };
             let latest = observation.clone();
-            let check = Check { status, since, latest, doubt, flapping: None, history: VecDeque::new() };
+            let recent = VecDeque::from([(since, seen == Status::Fail)]);
+            let first = doubt.is_some().then_some(seen);
+            let check = Check { status, since, latest, recent, first, doubt, flapping: None, history: VecDeque::new() };
             self.checks.insert(observation.check, check);
             return;
         };
@@ -192,6 +201,10 @@ impl Engine {
             return;
         }
         let seen = observation.status;
+        if check.recent.len() == RECENT {
+            check.recent.pop_front();
+        }
+        check.recent.push_back((observation.at, seen == Status::Fail));
         if seen == Status::Unknown {
             // Whoever could not look does not know what kind of trouble it would have been.
             observation.topic = check.latest.topic;
@@ -207,7 +220,13 @@ impl Engine {
                 }
                 _ => (seen, 1),
             };
-            if times >= if worse { worse_after } else { better_after } {
+            // Where nothing was believed yet, two looks say something whatever they say: the milder of them.
+            let (so_far, begins) = match check.first.filter(|_| seen != Status::Unknown) {
+                Some(first) => (first.min(seen), true),
+                None => (so_far, false),
+            };
+            if begins || times >= if worse { worse_after } else { better_after } {
+                check.first = None;
                 if self.options.history > 0 {
                     if check.history.len() >= self.options.history {
                         check.history.pop_front();
@@ -301,8 +320,11 @@ impl Engine {
                 seen.push(other);
                 if let Some(other) = self.checks.get(other).filter(|other| other.latest.check.subject != check.subject)
                 {
-                    fails |= other.latest.status == Status::Fail;
-                    known &= other.latest.at > at;
+                    // The last look before it, and the first after it.
+                    let before = other.recent.iter().rfind(|(when, _)| *when <= at);
+                    let after = other.recent.iter().find(|(when, _)| *when > at);
+                    fails |= other.status == Status::Fail || before.into_iter().chain(after).any(|(_, failed)| *failed);
+                    known &= after.is_some();
                 }
             }
         }
@@ -371,6 +393,19 @@ mod tests {
         assert_eq!(status(&engine, 60), Status::Pass);
         let history: Vec<_> = engine.history(&check).iter().map(|c| (c.from, c.to)).collect();
         assert_eq!(history, [(Status::Pass, Status::Warn), (Status::Warn, Status::Pass)]);
+    }
+
+    #[test]
+    fn what_alternates_from_the_beginning_is_the_milder_of_what_it_is() {
+        for (other, expected) in [(Status::Warn, Status::Warn), (Status::Pass, Status::Pass)] {
+            let mut engine = Engine::new(EngineOptions::default());
+            let check = CheckId::tenant("acme", "database");
+            for n in 0..9 {
+                engine.observe(look(&check, if n % 2 == 0 { Status::Fail } else { other }, n * 30));
+                let status = engine.picture(at(n * 30)).checks["tenant acme: database"].status;
+                assert_eq!(status, if n == 0 { Status::Unknown } else { expected });
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What outlives a watch: files in a directory, each written as a whole.
 
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -13,6 +15,8 @@ use crate::probe::Alone;
 pub(crate) struct Memory {
     directory: PathBuf,
     alone: Alone,
+    /// Whoever has it open and locked remembers here, and nobody else.
+    ours: Arc<Mutex<Option<File>>>,
 }
 
 /// Nobody waits for a file system for longer.
@@ -26,13 +30,18 @@ pub(crate) const LOOKS: &str = "looks.json";
 impl Memory {
     /// A directory, which is made when something is written first.
     pub(crate) fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned(), alone: Alone::default() }
+        Self { directory: directory.to_owned(), alone: Alone::default(), ours: Arc::default() }
     }
 
     /// What was remembered under a name; nothing if nothing was. What cannot be read is put aside, and the error says so.
     pub(crate) fn recall<T: DeserializeOwned + Default>(&self, name: &str) -> Result<T, String> {
         let path = self.directory.join(name);
-        let text = match std::fs::read(&path) {
+        let (said, heard) = std::sync::mpsc::channel();
+        let whole = path.clone();
+        // Nobody who starts waits for a file system either.
+        std::thread::spawn(move || said.send(std::fs::read(whole)));
+        let late = || Err(std::io::Error::other(format!("it takes more than {} s", PATIENCE.as_secs())));
+        let text = match heard.recv_timeout(PATIENCE).unwrap_or_else(|_| late()) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(T::default()),
             Err(error) => return Err(format!("what was remembered is not known: {}: {error}", path.display())),
@@ -51,8 +60,15 @@ impl Memory {
     pub(crate) async fn keep(&self, name: &str, text: serde_json::Result<Vec<u8>>) -> Result<(), String> {
         let path = self.directory.join(name);
         let (directory, whole) = (self.directory.clone(), path.clone());
+        let ours = Arc::clone(&self.ours);
         let write = move || {
-            std::fs::create_dir_all(directory)?;
+            std::fs::create_dir_all(&directory)?;
+            let mut ours = ours.lock().unwrap_or_else(PoisonError::into_inner);
+            if ours.is_none() {
+                let lock = File::options().create(true).append(true).open(directory.join("lock"))?;
+                lock.try_lock().map_err(|_| std::io::Error::other("somebody else remembers there"))?;
+                *ours = Some(lock);
+            }
             let beside = whole.with_extension("unfinished");
             std::fs::write(&beside, text?)?;
             std::fs::rename(&beside, &whole)
@@ -81,6 +97,12 @@ mod tests {
         let error = memory.recall::<Vec<u32>>(TOLD).unwrap_err();
         assert!(error.contains("told.json: EOF") && error.contains("told.broken now"), "{error}");
         assert!(path.with_extension("broken").exists() && !path.exists());
+        // Where somebody else remembers nobody does.
+        let other = Memory::new(&directory.path().join("state"));
+        let error = other.keep(TOLD, serde_json::to_vec(&1)).await.unwrap_err();
+        assert!(error.contains("somebody else remembers there"), "{error}");
+        drop(memory);
+        other.keep(TOLD, serde_json::to_vec(&1)).await.unwrap();
         // Somewhere where nothing can be kept.
         let error = Memory::new(&path.with_extension("broken")).keep(TOLD, serde_json::to_vec(&1)).await.unwrap_err();
         assert!(error.contains("is not remembered"), "{error}");

@@ -42,15 +42,17 @@ struct Told {
     alerts: Alerts,
     /// What is remembered of what was told.
     kept: alert::Told,
-    /// Until when looks are remembered.
-    looks_kept: Timestamp,
+    /// Whether looks were counted that are not remembered.
+    uncounted: bool,
     tallies: ByObjective<Tally>,
     budgets: ByObjective<Budget>,
     counted: Timestamp,
     /// When what was counted last of a check was seen: no look is counted twice.
     seen: BTreeMap<CheckId, Timestamp>,
-    /// Bad looks of which it is not known yet whether something shared was at fault.
-    open: Vec<(String, Objective, CheckId, Timestamp)>,
+    /// Bad looks of which it is not known yet whether something shared was at fault, and for how many each stands.
+    open: Vec<(String, Objective, CheckId, Timestamp, u32)>,
+    /// How often nothing was counted, because what was bad had not been looked at again.
+    waited: ByObjective<u32>,
     /// The clock at the last step, and one that nobody sets.
     clock: (Timestamp, Instant),
     /// When Alertmanager was last told what is open.
@@ -74,6 +76,8 @@ pub struct Step {
 const REFRESH: Duration = Duration::from_secs(60);
 /// Clocks that part by more than this have been set, or have slept.
 const JUMP: SignedDuration = SignedDuration::from_secs(10);
+/// A step that comes so late comes after a pause in which nobody looked.
+const LATE: SignedDuration = SignedDuration::from_secs(60);
 /// How long a step waits for its notices to be sent.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -121,6 +125,8 @@ impl Observer {
             told.unsent = std::mem::take(&mut before.unsent);
             told.problems = std::mem::take(&mut before.problems);
             told.counted = before.counted;
+            told.waited = std::mem::take(&mut before.waited);
+            told.uncounted = true;
         }
         // Whoever has yet to be told by the same ways is.
         let same = |of: &Setup| serde_json::to_value(&of.file.notices).ok();
@@ -145,12 +151,13 @@ impl Observer {
         let told = Told {
             alerts: Alerts::new(options),
             kept: alert::Told::default(),
-            looks_kept: now,
+            uncounted: false,
             tallies: BTreeMap::new(),
             budgets: BTreeMap::new(),
             counted: now,
             seen: BTreeMap::new(),
             open: Vec::new(),
+            waited: BTreeMap::new(),
             clock: (now, Instant::now()),
             refreshed: now,
             unsent: Vec::new(),
@@ -178,6 +185,11 @@ impl Observer {
     fn look(&mut self) {
         let (watcher, looking) = (self.watcher.clone(), self.looking.clone());
         tokio::spawn(async move { watcher.run(&looking).await });
+    }
+
+    /// Writes down what is not yet remembered. To be called at the end.
+    pub async fn close(&self) -> Result<(), String> {
+        self.remember().await
     }
 
     /// What is watched.
@@ -241,16 +253,16 @@ impl Observer {
             memory.keep(TOLD, serde_json::to_vec(&open)).await?;
             self.told().kept = open;
         }
-        let (counted, looks) = {
-            let told = self.told();
-            if told.looks_kept == told.counted {
+        let looks = {
+            let mut told = self.told();
+            if !std::mem::take(&mut told.uncounted) {
                 return Ok(());
             }
-            (told.counted, serde_json::to_vec(&told.tallies.iter().collect::<Vec<_>>()))
+            serde_json::to_vec(&told.tallies.iter().collect::<Vec<_>>())
         };
-        memory.keep(LOOKS, looks).await?;
-        self.told().looks_kept = counted;
-        Ok(())
+        let kept = memory.keep(LOOKS, looks).await;
+        self.told().uncounted |= kept.is_err();
+        kept
     }
 
     fn decide(&self, now: Timestamp) -> Vec<Notice> {
@@ -258,7 +270,7 @@ impl Observer {
         let told = &mut *self.told();
         let (then, before) = std::mem::replace(&mut told.clock, (now, Instant::now()));
         let passed = SignedDuration::try_from(before.elapsed()).unwrap_or(SignedDuration::MAX);
-        if (now.duration_since(then) - passed).abs() > JUMP {
+        if (now.duration_since(then) - passed).abs() > JUMP || passed > LATE {
             told.alerts.clock_jumped(now);
         }
         let calendars = AtOnce::new(&self.setup.calendars, now);
@@ -268,21 +280,33 @@ impl Observer {
             told.counted = now;
             for key in self.setup.objectives.keys() {
                 match judge(&picture, &key.0, key.1, &calendars, now, &mut told.seen) {
-                    Some(Judged::Look(look)) => told.tallies.entry(key.clone()).or_default().add(now, look),
-                    Some(Judged::Bad(check, at)) => told.open.push((key.0.clone(), key.1, check, at)),
+                    Some(Judged::Look(look)) => {
+                        let waited = told.waited.remove(key).filter(|_| look != Look::Good).unwrap_or(0);
+                        let tally = told.tallies.entry(key.clone()).or_default();
+                        (0..=waited).for_each(|_| tally.add(now, look, interval));
+                        told.uncounted = true;
+                    }
+                    // What was bad before it and has not been looked at meanwhile was bad meanwhile.
+                    Some(Judged::Bad(check, at)) => {
+                        let stands_for = 1 + told.waited.remove(key).unwrap_or(0);
+                        told.open.push((key.0.clone(), key.1, check, at, stands_for));
+                    }
+                    Some(Judged::Waits) => *told.waited.entry(key.clone()).or_default() += 1,
                     None => {}
                 }
             }
         }
         // Whose fault a bad look was is known when what it needs was looked at after it.
         let patience = SignedDuration::try_from(interval * 3).unwrap_or(SignedDuration::MAX);
-        let tallies = &mut told.tallies;
+        let (tallies, uncounted) = (&mut told.tallies, &mut told.uncounted);
         self.watcher.with_engine(|engine| {
-            told.open.retain(|(tenant, objective, check, at)| {
+            told.open.retain(|(tenant, objective, check, at, stands_for)| {
                 let waited = now.duration_since(*at).abs() > patience;
                 let Some(shared) = engine.explained(check, *at).or(waited.then_some(false)) else { return true };
                 let look = if shared { Look::Shared } else { Look::Bad };
-                tallies.entry((tenant.clone(), *objective)).or_default().add(*at, look);
+                let tally = tallies.entry((tenant.clone(), *objective)).or_default();
+                (0..*stands_for).for_each(|_| tally.add(*at, look, interval));
+                *uncounted = true;
                 false
             });
         });
@@ -353,10 +377,12 @@ enum Judged {
     Look(Look),
     /// Bad, and nothing explains it yet: this one, seen then.
     Bad(CheckId, Timestamp),
+    /// What was bad has not been looked at again.
+    Waits,
 }
 
-/// How what was seen of a tenant since the last time counts for an objective; none where nobody could look, or where what was
-/// bad then has not been looked at again. Each look counts once.
+/// How what was seen of a tenant since the last time counts for an objective; none where nobody could look. Each look counts
+/// once.
 fn judge(
     picture: &Picture,
     tenant: &str,
@@ -393,8 +419,8 @@ fn judge(
         // A fault of its own counts before another's.
         Some(own) => Some(own),
         None if shared => Some(Judged::Look(Look::Shared)),
-        None if good && !waits => Some(Judged::Look(Look::Good)),
-        None => None,
+        None if waits => Some(Judged::Waits),
+        None => good.then_some(Judged::Look(Look::Good)),
     }
 }
 
@@ -427,21 +453,30 @@ mod tests {
                 Some(Judged::Bad(check, seen)) => engine.explained(check, *seen),
                 _ => None,
             };
-            (judged.map(|judged| if let Judged::Look(look) = judged { look } else { Look::Bad }), explained)
+            let word = judged.map(|judged| match judged {
+                Judged::Look(look) => Ok(look),
+                Judged::Bad(..) => Ok(Look::Bad),
+                Judged::Waits => Err("waits"),
+            });
+            (word, explained)
         };
         let (well, ill) = (Status::Pass, Status::Fail);
         assert_eq!(step(&[(&database, Status::Unknown)]), (None, None));
-        assert_eq!(step(&[(&database, Status::Warn)]), (Some(Look::Good), None));
+        assert_eq!(step(&[(&database, Status::Warn)]), (Some(Ok(Look::Good)), None));
         // Nobody has looked at the server since.
         assert_eq!(
             step(&[(&database, well), (&page, ill)]),
-            (Some(Look::Bad), Some(false)),
+            (Some(Ok(Look::Bad)), Some(false)),
             "it has never been looked at"
         );
-        assert_eq!(step(&[(&database, well), (&cluster, ill)]), (None, None), "the same look is not counted again");
-        assert_eq!(step(&[(&database, ill), (&page, ill)]), (Some(Look::Shared), None));
-        assert_eq!(step(&[(&database, ill), (&page, well), (&cluster, well)]), (Some(Look::Bad), None));
-        assert_eq!(step(&[(&cluster, well), (&database, well), (&page, well)]), (Some(Look::Good), None));
+        assert_eq!(
+            step(&[(&database, well), (&cluster, ill)]),
+            (Some(Err("waits")), None),
+            "the same look is not counted again"
+        );
+        assert_eq!(step(&[(&database, ill), (&page, ill)]), (Some(Ok(Look::Shared)), None));
+        assert_eq!(step(&[(&database, ill), (&page, well), (&cluster, well)]), (Some(Ok(Look::Bad)), None));
+        assert_eq!(step(&[(&cluster, well), (&database, well), (&page, well)]), (Some(Ok(Look::Good)), None));
     }
 
     /// A server that is away for a minute and a half: each tenant's look that falls between that and the server's own is not the
@@ -463,7 +498,11 @@ mod tests {
         seen(&mut engine, &cluster, 30, Status::Fail);
         assert_eq!(engine.explained(&database, at), Some(true));
         seen(&mut engine, &cluster, 60, Status::Pass);
+        // And so is one after it, though the server is well when it is looked at again.
+        let at = seen(&mut engine, &database, 45, Status::Fail);
+        assert_eq!(engine.explained(&database, at), Some(true));
         let at = seen(&mut engine, &database, 70, Status::Fail);
+        assert_eq!(engine.explained(&database, at), None);
         seen(&mut engine, &cluster, 90, Status::Pass);
         assert_eq!(engine.explained(&database, at), Some(false));
     }
@@ -483,7 +522,8 @@ mod tests {
             let picture = engine.picture(now);
             let judged = judge(&picture, "acme", Objective::Availability, &calendars, now, &mut counted).unwrap();
             bad += u32::from(judged == Judged::Bad(page.clone(), now));
-            assert_eq!(judge(&picture, "acme", Objective::Availability, &calendars, now, &mut counted), None);
+            let again = judge(&picture, "acme", Objective::Availability, &calendars, now, &mut counted);
+            assert!(matches!(again, None | Some(Judged::Waits)), "a look counts once: {again:?}");
         }
         assert_eq!(bad, 500);
         let late = start + SignedDuration::from_secs(30 * 2_000);

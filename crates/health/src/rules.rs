@@ -91,7 +91,7 @@ pub fn prometheus(backups: bool) -> String {
     );
     // Thresholds move with the tenant's calendar; a tenant without one has a factor of one.
     let factor = "on (subject) group_left () (label_replace(business_calendar_latency_factor, \"subject\", \"$1\", \
-                  \"tenant\", \"(.*)\") or on (subject) (max by (subject) (cofferdam_health_limit) * 0 + 1))";
+                  \"tenant\", \"(.*)\") or on (subject) (max by (subject) (cofferdam_health_limit or cofferdam_health_warn_limit) * 0 + 1))";
     alert(
         &mut text,
         "CofferdamSlow",
@@ -116,7 +116,8 @@ pub fn prometheus(backups: bool) -> String {
     };
     let limited = "on (kind, subject, aspect) (cofferdam_health_warn_limit or cofferdam_health_limit)";
     let waits = format!(
-        "({0} unless {limited}) or ({0} and {1}) or ({0} and {2}) or ({3} and {1} unless {2})",
+        "({0} unless {limited}) or ({0} and {1}) or ({0} and {2}) or (({3} and {1} or {3} and {2}) \
+         unless on (kind, subject, aspect) ALERTS{{alertname=\"CofferdamSlow\", alertstate=\"firing\"}})",
         is(1),
         beyond("warn_limit"),
         beyond("limit"),

@@ -126,9 +126,9 @@ pub enum Look {
 #[serde(from = "Kept")]
 pub struct Tally {
     rings: [Ring; 3],
-    /// When counting began.
-    first: Option<Timestamp>,
-    /// So far: good, bad, and bad because of something that is shared.
+    /// When was counted last.
+    last: Option<Timestamp>,
+    /// Since this was begun, or read: good, bad, and bad because of something that is shared.
     pub looks: [u64; 3],
 }
 
@@ -147,6 +147,8 @@ struct Bucket {
     own: u32,
     /// Bad.
     bad: u32,
+    /// Seconds of which anything is known.
+    known: u32,
 }
 
 /// Width of a bucket in seconds, and how many there are: six hours, three days, thirty days.
@@ -170,15 +172,19 @@ impl Ring {
 impl Default for Tally {
     fn default() -> Self {
         let ring = |(width, number)| Ring { width, buckets: vec![Bucket::default(); number as usize + 1] };
-        Self { rings: RINGS.map(ring), first: None, looks: [0; 3] }
+        Self { rings: RINGS.map(ring), last: None, looks: [0; 3] }
     }
 }
 
 impl Tally {
-    /// Counts a look.
-    pub fn add(&mut self, at: Timestamp, look: Look) {
+    /// Counts a look; the next is expected after an interval.
+    pub fn add(&mut self, at: Timestamp, look: Look, interval: Duration) {
         self.looks[look as usize] += 1;
-        self.first = Some(self.first.map_or(at, |first| first.min(at)));
+        // A look speaks of the time since the one before it; but of a pause in which nobody looked nothing is known.
+        let interval = u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1);
+        let since = self.last.map_or(i64::from(interval), |last| at.duration_since(last).as_secs().max(0));
+        let known = u32::try_from(since).unwrap_or(u32::MAX).min(interval.saturating_mul(2));
+        self.last = Some(at);
         for ring in &mut self.rings {
             let number = ring.number(at);
             let bucket = ring.bucket(number);
@@ -189,6 +195,7 @@ impl Tally {
             bucket.all = bucket.all.saturating_add(1);
             bucket.own = bucket.own.saturating_add(u32::from(look == Look::Bad));
             bucket.bad = bucket.bad.saturating_add(u32::from(look != Look::Good));
+            bucket.known = bucket.known.saturating_add(known);
         }
     }
 
@@ -217,14 +224,14 @@ impl Tally {
         let last = ring.number(now);
         // The bucket of now is not full: as many full ones as the window has go with it.
         let first = last.saturating_sub((seconds / ring.width).max(1) - 1);
-        let known = self.first.map_or(0.0, |first| now.duration_since(first).as_secs_f64().max(0.0));
-        let known = (known + f64::from(RINGS[0].0)) / window.as_secs_f64();
-        let mut counted = Window { known: known.min(1.0), all: 0, own: 0, bad: 0 };
+        let mut counted = Window { known: 0.0, all: 0, own: 0, bad: 0 };
         for bucket in ring.buckets.iter().filter(|bucket| (first..=last).contains(&bucket.number)) {
             counted.all += u64::from(bucket.all);
             counted.own += u64::from(bucket.own);
             counted.bad += u64::from(bucket.bad);
+            counted.known += f64::from(bucket.known);
         }
+        counted.known = (counted.known / window.as_secs_f64()).min(1.0);
         counted
     }
 }
@@ -239,8 +246,8 @@ struct Window {
     bad: u64,
 }
 
-/// Which part of a window was bad, by some of its looks. The time before anything was counted was good: whoever has looked for
-/// a minute does not know that a month is lost.
+/// Which part of a window was bad, by some of its looks. The time in which nothing was counted was good: whoever has looked for a
+/// minute does not know that a month is lost.
 fn part((bad, window): (u64, Window)) -> f64 {
     if window.all == 0 { 0.0 } else { bad as f64 / window.all as f64 * window.known }
 }
@@ -248,13 +255,13 @@ fn part((bad, window): (u64, Window)) -> f64 {
 /// A tally as it is kept: stretches of buckets that are alike are one.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Kept {
-    first: Option<Timestamp>,
-    looks: [u64; 3],
+    last: Option<Timestamp>,
     rings: [Vec<Run>; 3],
 }
 
-/// The first bucket's number, how many there are, and of each: all looks, those that were bad, and those of its own fault.
-type Run = (u32, u32, u32, u32, u32);
+/// The first bucket's number, how many there are, and of each: all looks, those that were bad, those of its own fault, and the
+/// seconds of which anything is known.
+type Run = (u32, u32, u32, u32, u32, u32);
 
 impl Serialize for Tally {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -262,29 +269,32 @@ impl Serialize for Tally {
             let mut buckets: Vec<Bucket> = ring.buckets.iter().copied().filter(|bucket| bucket.all > 0).collect();
             buckets.sort_by_key(|bucket| bucket.number);
             let mut runs: Vec<Run> = Vec::new();
-            for Bucket { number, all, own, bad } in buckets {
+            for Bucket { number, all, own, bad, known } in buckets {
                 match runs.last_mut() {
-                    Some((first, times, a, b, o)) if *first + *times == number && (*a, *b, *o) == (all, bad, own) => {
+                    Some((first, times, a, b, o, k))
+                        if *first + *times == number && (*a, *b, *o, *k) == (all, bad, own, known) =>
+                    {
                         *times += 1;
                     }
-                    _ => runs.push((number, 1, all, bad, own)),
+                    _ => runs.push((number, 1, all, bad, own, known)),
                 }
             }
             runs
         };
         let rings = [runs(&self.rings[0]), runs(&self.rings[1]), runs(&self.rings[2])];
-        Kept { first: self.first, looks: self.looks, rings }.serialize(serializer)
+        Kept { last: self.last, rings }.serialize(serializer)
     }
 }
 
 impl From<Kept> for Tally {
     fn from(kept: Kept) -> Self {
-        let mut tally = Self { first: kept.first, looks: kept.looks, ..Self::default() };
+        // Metrics begin at nought with each start: a counter that goes back by a little would be taken for one that is new.
+        let mut tally = Self { last: kept.last, ..Self::default() };
         for (ring, runs) in tally.rings.iter_mut().zip(kept.rings) {
-            for (first, times, all, bad, own) in runs {
+            for (first, times, all, bad, own, known) in runs {
                 let (bad, own) = (bad.min(all), own.min(bad).min(all));
                 for number in (first..first.saturating_add(times)).take(ring.buckets.len()) {
-                    *ring.bucket(number) = Bucket { number, all, own, bad };
+                    *ring.bucket(number) = Bucket { number, all, own, bad, known: known.min(ring.width) };
                 }
             }
         }
@@ -295,6 +305,7 @@ impl From<Kept> for Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jiff::SignedDuration;
 
     fn at(minutes: i64) -> Timestamp {
         Timestamp::from_second(1_800_000_000 + minutes * 60).unwrap()
@@ -303,10 +314,12 @@ mod tests {
     fn looks(tally: &mut Tally, minutes: std::ops::Range<i64>, good: impl Fn(i64) -> bool) {
         for minute in minutes {
             let look = if good(minute) { Look::Good } else { Look::Bad };
-            tally.add(at(minute), look);
-            tally.add(at(minute), look);
+            tally.add(at(minute), look, EACH);
+            tally.add(at(minute) + SignedDuration::from_secs(30), look, EACH);
         }
     }
+
+    const EACH: Duration = Duration::from_secs(30);
 
     fn bad(tally: &Tally, now: Timestamp, window: Duration) -> f64 {
         let window = tally.window(now, window);
@@ -351,12 +364,12 @@ mod tests {
         let mut tally = Tally::default();
         for minute in 0..120 {
             let look = if (60..80).contains(&minute) { Look::Shared } else { Look::Good };
-            tally.add(at(minute), look);
+            tally.add(at(minute), look, EACH * 2);
         }
         let budget = tally.budget(0.999, at(80));
         assert!(budget.burning.is_none() && budget.left < 0.7, "{budget:?}");
         for minute in 120..140 {
-            tally.add(at(minute), Look::Bad);
+            tally.add(at(minute), Look::Bad, EACH * 2);
         }
         assert!(matches!(tally.budget(0.999, at(139)).burning, Some((_, Urgency::Page))));
         assert_eq!(tally.looks, [100, 20, 20]);
@@ -377,6 +390,21 @@ mod tests {
         assert!((lost - 1.0).abs() < f64::EPSILON, "{lost}");
     }
 
+    /// Whoever was away knows nothing of that time, and a few looks after it stand for themselves only.
+    #[test]
+    fn after_a_pause_a_few_looks_do_not_stand_for_a_month() {
+        for pause in [120, 73 * 60, 31 * 1_440] {
+            let mut tally = Tally::default();
+            looks(&mut tally, 0..1_440, |_| true);
+            let back = 1_440 + pause;
+            looks(&mut tally, back..back + 10, |minute| minute < back + 8);
+            let budget = tally.budget(0.99, at(back + 9));
+            assert!(budget.burning.is_none() && budget.left > 0.9, "{pause}: {budget:?}");
+            let budget = tally.budget(0.999, at(back + 9));
+            assert!(budget.left > 0.9, "{pause}: {budget:?}");
+        }
+    }
+
     proptest::proptest! {
         /// What is written down and read back says the same, and goes on counting the same.
         #[test]
@@ -386,23 +414,24 @@ mod tests {
             let mut minute = 0;
             for (later, seen) in &looks {
                 minute += i64::from(*later % if *seen == 0 { 3 } else { 2_000 });
-                tally.add(at(minute), look(*seen));
+                tally.add(at(minute), look(*seen), EACH);
             }
+            tally.looks = [0; 3];
             let mut again: Tally = serde_json::from_slice(&serde_json::to_vec(&tally).unwrap()).unwrap();
             for (later, seen) in looks.iter().take(10) {
                 proptest::prop_assert_eq!(again.budget(0.99, at(minute)), tally.budget(0.99, at(minute)));
                 proptest::prop_assert_eq!(again.looks, tally.looks);
                 minute += i64::from(*later);
-                tally.add(at(minute), look(*seen));
-                again.add(at(minute), look(*seen));
+                tally.add(at(minute), look(*seen), EACH);
+                again.add(at(minute), look(*seen), EACH);
             }
         }
 
         #[test]
         fn whatever_is_kept_is_no_reason_to_break(first in 0_u32.., times in 0_u32.., all in 0_u32.., bad in 0_u32..) {
             let kept = serde_json::json!({
-                "first": null, "looks": [1, 2, 3],
-                "rings": [[[first, times, all, bad, bad]], [[first, times, all, bad, all]], [[first, times, all, bad, 0]]],
+                "last": null,
+                "rings": [[[first, times, all, bad, bad, all]], [[first, times, all, bad, all, 9]], [[first, times, all, bad, 0, 0]]],
             });
             let tally: Tally = serde_json::from_value(kept).unwrap();
             let budget = tally.budget(0.999, at(0));

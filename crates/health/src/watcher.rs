@@ -146,7 +146,7 @@ struct Room {
 /// A look that only waits gives its place to another after so long.
 const SHORT: Duration = Duration::from_secs(1);
 /// As many as this wait for each that looks.
-const WAITING: usize = 16;
+const WAITING: usize = 8;
 
 impl Room {
     async fn look(&self, probe: &dyn Probe) -> Vec<Observation> {
@@ -320,11 +320,11 @@ mod tests {
             let (running, ends) = (watcher.clone(), stop.clone());
             let task = tokio::spawn(async move { running.run(&ends).await });
             looks.store(0, Ordering::SeqCst);
-            tokio::time::sleep(Duration::from_secs(300)).await;
+            tokio::time::sleep(Duration::from_secs(600)).await;
             stop.cancel();
             task.await.unwrap();
-            // Nearly ten looks at each.
-            assert!(looks.load(Ordering::SeqCst) >= well * 8, "{looks:?}");
+            // Nearly twenty looks at each.
+            assert!(looks.load(Ordering::SeqCst) >= well * 17, "{looks:?}");
             let picture = watcher.picture(Timestamp::now());
             let failing = picture.checks.values().filter(|state| state.status == Status::Fail).count();
             assert!(failing >= hanging * 9 / 10, "{failing} of {hanging} are known");

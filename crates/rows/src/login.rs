@@ -28,6 +28,9 @@ const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
+/// Bytes of a message of such an exchange.
+const LONGEST: usize = 64 << 10;
+
 /// A stream to a server on which SCRAM is answered here: whoever reads from it finds that no password was asked for. Every
 /// other way to log in passes as it is.
 pub struct LogsIn<S> {
@@ -77,7 +80,11 @@ impl<S> LogsIn<S> {
             self.stage = Stage::Over;
             return Ok(true);
         }
-        let Some(body) = length.checked_sub(4).and_then(|length| rest.get(..length)) else { return Ok(false) };
+        // Whoever asks for a password says how, and not at great length.
+        if !(8..=LONGEST).contains(&length) {
+            return Err(wrong(ScramError::Malformed));
+        }
+        let Some(body) = rest.get(..length - 4) else { return Ok(false) };
         let (code, data) = body.split_first_chunk::<4>().ok_or_else(|| wrong(ScramError::Malformed))?;
         let mut client = match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Open | Stage::Over => None,
@@ -325,6 +332,12 @@ mod tests {
             b"R\0".to_vec(),
             Vec::new(),
         ];
+        for length in [0_u32, 4, 7, 1 << 20] {
+            let (client, mut server) = tokio::io::duplex(4096);
+            server.write_all(&[b"R".as_slice(), &length.to_be_bytes(), &[0; 100]].concat()).await.unwrap();
+            let error = LogsIn::new(client, Some(Secret::new("x"))).read_to_end(&mut Vec::new()).await.unwrap_err();
+            assert!(error.to_string().contains("malformed"), "{length}: {error}");
+        }
         for bytes in others {
             let (client, mut server) = tokio::io::duplex(4096);
             server.write_all(&bytes).await.unwrap();

@@ -18,7 +18,7 @@ use super::sql::{Piece, Pieces};
 use crate::logical::{blocking, is_sha1, manifest_of, paths, stays_below};
 use crate::model::{DatabaseLocale, Extension, RestoreMode, Restored, SetId};
 use crate::restore::{Hashing, Loader, Restore, Tree, stopped};
-use crate::server::extensions_of;
+use crate::server::{extensions_of, quoted};
 use crate::{Control, Error};
 
 /// Who an imported estate is.
@@ -118,6 +118,9 @@ impl Import {
         };
         let loaded = control.unless_cancelled(loaded).await;
         let handed_over = loader.hand_over(&restore.server, &plan.staging).await;
+        if let (Err(error), Err(_)) = (&handed_over, &loaded) {
+            control.warn(format!("the role that has loaded stays, and nobody knows its password: {error}"));
+        }
         loaded?;
         handed_over?;
         control.phase("writing files", None);
@@ -218,8 +221,7 @@ impl Import {
             .batch_execute("SET synchronous_commit = off; SET statement_timeout = 0")
             .await
             .map_err(|e| failed(&e))?;
-        let made: Vec<String> =
-            extensions_of(&client).await.map_err(|e| failed(&e))?.into_iter().map(|e| e.name).collect();
+        let made = extensions_of(&client).await.map_err(|e| failed(&e))?;
         let (send, mut receive) = mpsc::channel(16);
         let (path, reader) = (self.file.clone(), control.clone());
         let reading = tokio::task::spawn_blocking(move || read(&path, &send, &reader));
@@ -368,7 +370,7 @@ fn read(path: &Path, send: &mpsc::Sender<Piece>, control: &Control) -> Result<()
 async fn statement(
     client: &Client,
     text: &str,
-    made: &[String],
+    made: &[Extension],
     control: &Control,
 ) -> Result<(), tokio_postgres::Error> {
     let start: String = text.chars().take(80).collect::<String>().to_ascii_uppercase();
@@ -380,7 +382,14 @@ async fn statement(
         return Ok(());
     }
     if let Some(extension) = extension(text)
-        && made.contains(&extension.name)
+        && made.iter().any(|made| made.name == extension.name)
+    {
+        return Ok(());
+    }
+    // The schemas that they are in are there too.
+    if let Some(schema) =
+        is("CREATE SCHEMA ").then(|| text["CREATE SCHEMA ".len()..].trim().trim_end_matches(';').trim())
+        && made.iter().any(|made| made.schema == schema || quoted(&made.schema) == schema)
     {
         return Ok(());
     }

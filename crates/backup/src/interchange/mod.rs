@@ -156,7 +156,7 @@ fn write_sql(
     let failed = |reason: String| Error::Program { program: "pg_restore".to_owned(), reason };
     let mut stderr = tempfile::tempfile().map_err(|e| failed(e.to_string()))?;
     let mut command = server.program("pg_restore", &server.maintenance);
-    command.args(["--no-owner", "--no-privileges", "--file=-"]).args(options);
+    command.args(["--no-owner", "--no-privileges", "--no-tablespaces", "--file=-"]).args(options);
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     command.stderr(stderr.try_clone().map_err(|e| failed(e.to_string()))?);
     let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::{ChangeCounter, DatabaseLocale, Extension, FenceLimits};
@@ -22,6 +23,8 @@ use cofferdam_rows::{self as rows, Read};
 /// The lock that keeps the collector from deleting, or the reason why there is none.
 pub(super) struct Fence {
     client: Client,
+    /// The ids of what it holds.
+    holds: Vec<u32>,
     unfenced: Option<String>,
     raised: Instant,
 }
@@ -85,7 +88,11 @@ impl Fence {
                 }
             }
         }
-        Ok(Self { client, unfenced, raised: Instant::now() })
+        let holds = "SELECT array_agg(l.relation) FROM pg_locks l WHERE l.pid = pg_backend_pid() AND l.mode = 'RowExclusiveLock' \
+                     AND l.relation IS NOT NULL";
+        let holds = client.query_one(holds, &[]).await.map_err(|e| failed(&e))?;
+        let holds = holds.get::<_, Option<Vec<u32>>>(0).unwrap_or_default();
+        Ok(Self { client, holds, unfenced, raised: Instant::now() })
     }
 
     /// Keeps the fence up until `copied` says that every file is copied, or until it would hurt.
@@ -104,13 +111,13 @@ impl Fence {
         let waiting = "SELECT coalesce(extract(epoch FROM max(clock_timestamp() - \
                          coalesce((to_jsonb(l) ->> 'waitstart')::timestamptz, a.query_start))), 0)::float8 \
                        FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
-                       WHERE NOT l.granted AND l.mode <> 'ShareLock' AND l.relation = to_regclass('public.ir_attachment') \
+                       WHERE NOT l.granted AND l.mode <> 'ShareLock' AND l.relation = ANY($1) \
                        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         while !copied.is_cancelled() && report.lowered.is_none() {
             // Within a transaction the server tells what it has told before, otherwise.
             let fresh = self.client.batch_execute("SELECT pg_stat_clear_snapshot()").await;
             fresh.map_err(|e| server.failed(&database, &e))?;
-            let row = self.client.query_one(waiting, &[]).await.map_err(|e| server.failed(&database, &e))?;
+            let row = self.client.query_one(waiting, &[&self.holds]).await.map_err(|e| server.failed(&database, &e))?;
             let waited = Duration::from_secs_f64(row.get::<_, f64>(0).max(0.0));
             report.longest_wait = report.longest_wait.max(waited);
             if waited > limits.stall.0 {
@@ -247,7 +254,8 @@ impl Snapshot {
         let unrestorable = unrestorable(&client).await.map_err(|e| failed(&e))?;
         let tables = tables(&client).await.map_err(|e| failed(&e))?;
         let _ = client.batch_execute("ROLLBACK").await;
-        let unknown = untouched(&client, &mut sequences).await.map_err(|e| failed(&e))?;
+        // Sequences know no snapshots.
+        let unknown = read_sequences(&client, &mut sequences).await.map_err(|e| failed(&e))?;
         Ok(Tenancy {
             uuid,
             filtered,
@@ -299,7 +307,7 @@ pub(super) struct Tenancy {
     pub(super) undumped: Vec<String>,
     /// Those of them that `pg_dump` would select from.
     pub(super) filtered: Vec<String>,
-    /// Sequences of which only a superuser could say where they are.
+    /// Sequences from which nothing was taken, and of which it is not known where they begin.
     pub(super) unknown: Vec<String>,
     pub(super) sequences: Vec<Sequence>,
     /// What nobody but a superuser could create, so that no restore could.
@@ -350,10 +358,13 @@ pub(super) struct Sequence {
     pub(super) name: String,
     /// Sets it to what it was; none where it belongs to an extension, or is as it was made.
     pub(super) statement: Option<String>,
-    /// Its id, where nothing was taken from it and it is not known where it would begin.
-    untouched: Option<u32>,
-    /// Whether it is some column's.
-    owned: bool,
+    oid: u32,
+    /// Where it was made to begin, and how far it may go.
+    begins: i64,
+    most: i64,
+    of_extension: bool,
+    /// `column FROM table`, of a column of whole numbers whose it is, where it counts upwards.
+    numbers: Option<String>,
 }
 
 fn set(name: &str, value: i64, called: bool) -> String {
@@ -376,85 +387,123 @@ async fn unrestorable(client: &Client) -> Result<Vec<String>, tokio_postgres::Er
                      format_type(c.casttarget, NULL)) FROM pg_cast c WHERE c.castmethod = 'b' \
                    UNION ALL SELECT 'pg_ts_template'::regclass, t.oid, 'text search template ' || t.tmplname FROM pg_ts_template t \
                    UNION ALL SELECT 'pg_ts_parser'::regclass, t.oid, 'text search parser ' || t.prsname FROM pg_ts_parser t \
-                   UNION ALL SELECT 'pg_class'::regclass, v.oid, v.oid::regclass::text || ', which stands on a foreign table' \
-                     FROM pg_class v WHERE EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass \
-                       AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass JOIN pg_class f ON f.oid = d.refobjid \
-                       WHERE r.ev_class = v.oid AND f.relkind = 'f')) \
+                   UNION ALL SELECT d.classid, d.objid, pg_describe_object(d.classid, d.objid, 0) || ', which stands on a foreign table' FROM pg_class f \
+                     JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = f.oid \
+                       OR d.refclassid = 'pg_type'::regclass AND d.refobjid = f.reltype \
+                     WHERE f.relkind = 'f' AND d.deptype IN ('n', 'a') \
+                     AND d.classid IN ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass, 'pg_rewrite'::regclass, \
+                       'pg_statistic_ext'::regclass)) \
                  SELECT DISTINCT name FROM made WHERE id >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d \
                    WHERE d.classid = made.class AND d.objid = made.id AND d.deptype = 'e') ORDER BY 1";
     Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Error> {
-    let query = "SELECT n.nspname::text, c.relname::text, c.oid, pg_sequence_last_value(c.oid), \
+    let query = "SELECT n.nspname::text, c.relname::text, c.oid, s.seqstart, s.seqmax, s.seqincrement > 0, \
                    EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e'), \
-                   EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
-                     AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0) \
-                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                   (SELECT format('%I', a.attname) || ' FROM ' || format('%I.%I', o.nspname, t.relname) FROM pg_depend d \
+                    JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace o ON o.oid = t.relnamespace \
+                    JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid \
+                    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
+                    AND d.refclassid = 'pg_class'::regclass AND t.relkind IN ('r', 'p') AND a.atttypid IN (20, 21, 23) LIMIT 1) \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid \
                  WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY 1, 2";
     let rows = client.query(query, &[]).await?;
     let sequence = |row: &tokio_postgres::Row| {
         let (schema, name): (String, String) = (row.get(0), row.get(1));
-        let name = format!("{}.{}", quoted(&schema), quoted(&name));
-        let (oid, value, of_extension): (u32, Option<i64>, bool) = (row.get(2), row.get(3), row.get(4));
-        let statement = value.filter(|_| !of_extension).map(|value| set(&name, value, true));
-        let untouched = (value.is_none() && !of_extension).then_some(oid);
-        Sequence { name, statement, untouched, owned: row.get(5) }
+        Sequence {
+            name: format!("{}.{}", quoted(&schema), quoted(&name)),
+            statement: None,
+            oid: row.get(2),
+            begins: row.get(3),
+            most: row.get(4),
+            of_extension: row.get(6),
+            numbers: row.get::<_, Option<String>>(7).filter(|_| row.get(5)),
+        }
     };
     Ok(rows.iter().map(sequence).collect())
 }
 
-/// Where sequences would begin from which nothing was taken: by `ALTER SEQUENCE … RESTART`, as Odoo sets the next number of an
-/// invoice, or by `setval`. No function tells that by their ids, so that they are selected from by their names, in a transaction
-/// in which neither they nor their schemas can be renamed. Those of which it cannot be known, because only a superuser can
-/// hold a schema.
-async fn untouched(client: &Client, sequences: &mut [Sequence]) -> Result<Vec<String>, tokio_postgres::Error> {
-    let mut waiting: BTreeMap<u32, &mut Sequence> =
-        sequences.iter_mut().filter_map(|sequence| Some((sequence.untouched?, sequence))).collect();
-    if waiting.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ids: Vec<u32> = waiting.keys().copied().collect();
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '30s'").await?;
-    let schemas =
-        "SELECT FROM pg_namespace n WHERE n.oid IN (SELECT relnamespace FROM pg_class WHERE oid = ANY($1)) FOR SHARE";
-    match client.query(schemas, &[&ids]).await {
-        // Not a superuser, or a server that only follows another.
-        Err(error)
-            if [Some(&SqlState::INSUFFICIENT_PRIVILEGE), Some(&SqlState::READ_ONLY_SQL_TRANSACTION)]
-                .contains(&error.code()) =>
-        {
-            let _ = client.batch_execute("ROLLBACK").await;
-            // Those of columns go on where they were made to begin, nearly always.
-            return Ok(waiting.into_values().filter(|one| !one.owned).map(|one| one.name.clone()).collect());
-        }
-        other => drop(other?),
-    }
-    // Asking holds them, until the transaction ends; what they are called then is what they are called now.
-    let hold = "SELECT pg_sequence_last_value(oid) FROM pg_class WHERE oid = ANY($1) AND relkind = 'S'";
-    client.query(hold, &[&ids]).await?;
-    let names = "SELECT c.oid, format('%I.%I', n.nspname, c.relname), s.seqstart FROM pg_class c \
-                 JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid \
-                 WHERE c.oid = ANY($1) AND c.relkind = 'S'";
-    let held = client.query(names, &[&ids]).await?;
-    for some in held.chunks(200) {
-        let of = |row: &tokio_postgres::Row| {
-            let (oid, name): (u32, String) = (row.get(0), row.get(1));
-            format!("SELECT {oid}::oid, last_value, is_called FROM {name}")
-        };
-        let query = some.iter().map(of).collect::<Vec<_>>().join(" UNION ALL ");
-        for row in client.query(&query, &[]).await? {
-            let (oid, value, called): (u32, i64, bool) = (row.get(0), row.get(1), row.get(2));
-            let begins = some.iter().find(|held| held.get::<_, u32>(0) == oid).map(|held| held.get::<_, i64>(2));
-            if let Some(sequence) = waiting.get_mut(&oid)
-                && (called || begins != Some(value))
-            {
-                sequence.statement = Some(set(&sequence.name, value, called));
+/// Finds out where sequences are, each on its own, so that nothing is held while something is waited for: a backup is no part of
+/// anybody's deadlock. Those of which it cannot be known.
+async fn read_sequences(client: &Client, sequences: &mut [Sequence]) -> Result<Vec<String>, tokio_postgres::Error> {
+    client.batch_execute("SET lock_timeout = '30s'").await?;
+    let last = client.prepare_typed("SELECT pg_sequence_last_value($1)", &[Type::OID]).await?;
+    let mut untouched = Vec::new();
+    for some in sequences.chunks_mut(100) {
+        // By their ids; each statement is a transaction of its own.
+        let (last, ids) = (&last, some.iter().map(|sequence| sequence.oid).collect::<Vec<_>>());
+        let ask = ids.iter().map(|oid| async move { client.query_one(last, &[oid]).await });
+        let values = futures_util::future::join_all(ask).await;
+        for (sequence, value) in some.iter_mut().zip(values) {
+            match value?.get::<_, Option<i64>>(0) {
+                _ if sequence.of_extension => {}
+                Some(value) => sequence.statement = Some(set(&sequence.name, value, true)),
+                None => untouched.push(sequence),
             }
         }
     }
-    let _ = client.batch_execute("ROLLBACK").await;
-    Ok(Vec::new())
+    let row = client
+        .query_one("SELECT pg_is_in_recovery(), rolsuper FROM pg_roles WHERE rolname = current_user", &[])
+        .await?;
+    let (follows, may): (bool, bool) = (row.get(0), row.get(1));
+    let mut unknown = Vec::new();
+    for sequence in untouched {
+        let begins = if follows || !may { None } else { begins(client, sequence.oid).await? };
+        match begins {
+            Some((value, called)) if called || value != sequence.begins => {
+                sequence.statement = Some(set(&sequence.name, value, called));
+            }
+            Some(_) => {}
+            None => {
+                unknown.push(sequence.name.clone());
+                // Better after what is there than in it.
+                sequence.statement = sequence.numbers.as_ref().map(|numbers| {
+                    format!(
+                        "SELECT pg_catalog.setval({}, m + 1, false) FROM (SELECT {}) t WHERE m >= {} AND m < {};",
+                        literal(&sequence.name),
+                        numbered(numbers),
+                        sequence.begins,
+                        sequence.most
+                    )
+                });
+            }
+        }
+    }
+    Ok(unknown)
+}
+
+/// `column FROM table` as a question for the largest.
+fn numbered(numbers: &str) -> String {
+    let (column, table) = numbers.split_once(" FROM ").unwrap_or((numbers, ""));
+    format!("max({column})::bigint AS m FROM {table}")
+}
+
+/// Where a sequence begins from which nothing was taken: by `ALTER SEQUENCE … RESTART`, as Odoo sets the next number of an
+/// invoice, or by `setval`. No function tells that by its id, so that it is selected from by its name: while it is held, so that it
+/// cannot be renamed or moved, and then the schema that it is in. None where the schema cannot be held at once, or it is gone.
+async fn begins(client: &Client, oid: u32) -> Result<Option<(i64, bool)>, tokio_postgres::Error> {
+    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '5s'").await?;
+    let read: Result<_, tokio_postgres::Error> = async {
+        // Asking holds it, until the transaction ends.
+        client.query_typed("SELECT pg_sequence_last_value($1)", &[(&oid, Type::OID)]).await?;
+        // Nothing is waited for while it is held: whoever holds its schema may be waiting for it.
+        let name = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                    WHERE c.oid = $1 AND c.relkind = 'S' FOR SHARE OF n NOWAIT";
+        let Some(name) =
+            client.query_typed(name, &[(&oid, Type::OID)]).await?.first().map(|row| row.get::<_, String>(0))
+        else {
+            return Ok(None);
+        };
+        let row = client.query_one(&format!("SELECT last_value, is_called FROM {name}"), &[]).await?;
+        Ok(Some((row.get(0), row.get(1))))
+    }
+    .await;
+    client.batch_execute("ROLLBACK").await?;
+    match read {
+        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
+        other => other,
+    }
 }
 
 /// Tables of extensions some of whose rows an extension wants to be saved: `pg_dump` would select them, and what is selected is

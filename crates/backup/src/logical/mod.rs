@@ -224,8 +224,8 @@ impl Backup {
         if !unknown.is_empty() {
             let names = unknown.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
             let told = format!(
-                "the next numbers of {} sequences that were not used yet are not saved, because only a superuser may read them, \
-                 such as {names}",
+                "where {} sequences begin that were not used yet is not saved, such as {names}: only a superuser may read it, of a \
+                 server that follows no other",
                 unknown.len()
             );
             control.warn(told.clone());

@@ -49,7 +49,8 @@ impl Loader {
             let name = quoted(&loader.server.user);
             let query = "SELECT quote_ident(nspname) FROM pg_namespace WHERE oid >= 16384 OR nspname = 'public'";
             let schemas = client.query(query, &[]).await.map_err(|e| failed(&e))?;
-            let mut give = format!("GRANT CREATE, TEMPORARY ON DATABASE {} TO {name}", quoted(database));
+            let (owner, of) = (quoted(owner), quoted(database));
+            let mut give = format!("GRANT CREATE, TEMPORARY ON DATABASE {of} TO {name}, {owner}");
             for row in schemas {
                 give.push_str(&format!("; ALTER SCHEMA {} OWNER TO {name}", row.get::<_, String>(0)));
             }
@@ -137,6 +138,14 @@ impl Loader {
         );
         client.batch_execute(&leave).await.map_err(|e| admin.failed(database, &e))?;
         let client = admin.connect(database).await?;
+        // Schemas first: what is in them can only be given to somebody who may be there.
+        let query = "SELECT quote_ident(n.nspname) FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner \
+                     WHERE r.rolname = $1";
+        let schemas = client.query(query, &[&self.server.user]).await.map_err(|e| admin.failed(database, &e))?;
+        for row in schemas {
+            let give = format!("ALTER SCHEMA {} OWNER TO {}", row.get::<_, String>(0), quoted(&self.owner));
+            client.batch_execute(&give).await.map_err(|e| admin.failed(database, &e))?;
+        }
         let drop = format!(
             "SET lock_timeout = '30s'; REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; DROP ROLE {name}",
             quoted(&self.owner)

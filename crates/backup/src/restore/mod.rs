@@ -196,7 +196,7 @@ impl Restore {
         let owner = quoted(owner);
         let statements =
             format!("ALTER DATABASE {staging} OWNER TO {owner}; {give}ALTER DATABASE {staging} RENAME TO {database}");
-        swap::insist(&client, &[&plan.staging], &statements).await.map_err(|e| failed(&e))
+        self.insist(&client, &[&plan.staging], &statements).await.map_err(|e| failed(&e))
     }
 
     /// The outcome of putting something in place; where that has not happened, its files are removed. An error may have come

@@ -151,6 +151,12 @@ async fn pipe<T: Send + 'static>(
     control: &Control,
 ) -> Result<T, Error> {
     let filtered = filtered_in(from, database).await?;
+    if !filtered.is_empty() {
+        control.warn(format!(
+            "the rows of {} are not brought back: an extension wants some of them only",
+            filtered.join(", ")
+        ));
+    }
     let mut dump = from.program("pg_dump", database);
     dump.args(["--format=custom", "--compress=0", "--no-password"]);
     dump.args(filtered.iter().map(|table| format!("--exclude-table-data={table}")));

@@ -300,7 +300,7 @@ impl Restore {
             quoted(away),
             quoted(next)
         );
-        insist(client, &[current, next], &swap).await.map_err(|e| failed(&e))
+        self.insist(client, &[current, next], &swap).await.map_err(|e| failed(&e))
     }
 
     /// Odoo's workers compare numbers in the database with those they remember, to see whether what they have cached is
@@ -341,9 +341,41 @@ impl Restore {
     }
 }
 
+impl Restore {
+    /// [`insist`], and where the connection is lost in between, until the server has ended what it was asked for: whoever looks
+    /// then sees what has come of it.
+    pub(super) async fn insist(
+        &self,
+        client: &Client,
+        databases: &[&str],
+        statements: &str,
+    ) -> Result<(), tokio_postgres::Error> {
+        let pid: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+        let done = insist(client, databases, statements).await;
+        if done.is_err() && client.is_closed() {
+            let started = Instant::now();
+            while started.elapsed() < SETTLED {
+                let there = async {
+                    let client = self.server.connect(&self.server.maintenance).await.ok()?;
+                    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND application_name = 'cofferdam-backup'";
+                    Some(!client.query(end, &[&pid]).await.ok()?.is_empty())
+                };
+                if there.await == Some(false) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+        done
+    }
+}
+
+/// For so long is waited until a server has ended what it was doing for a connection that is lost.
+const SETTLED: Duration = Duration::from_secs(60);
+
 /// Does what can be done only while nobody is connected to some databases, in one transaction: sends everybody away and
 /// tries, and again while somebody comes back.
-pub(super) async fn insist(client: &Client, databases: &[&str], statements: &str) -> Result<(), tokio_postgres::Error> {
+async fn insist(client: &Client, databases: &[&str], statements: &str) -> Result<(), tokio_postgres::Error> {
     let names = databases.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ");
     let leave = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN ({names}) AND pid <> pg_backend_pid()"

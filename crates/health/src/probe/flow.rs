@@ -121,10 +121,6 @@ impl Probe for LoginProbe {
         Duration::from_secs(30)
     }
 
-    fn waits(&self) -> bool {
-        true
-    }
-
     async fn look(&self, now: Timestamp) -> Vec<Observation> {
         let started = Instant::now();
         let flow = self.flow().await;
