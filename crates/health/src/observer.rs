@@ -128,6 +128,10 @@ impl Observer {
             told.waited = std::mem::take(&mut before.waited);
             told.uncounted = true;
         }
+        // One of us remembers in a directory.
+        if self.setup.state() == observer.setup.state() {
+            observer.memory.clone_from(&self.memory);
+        }
         // Whoever has yet to be told by the same ways is.
         let same = |of: &Setup| serde_json::to_value(&of.file.notices).ok();
         if same(&self.setup) == same(&observer.setup) {
