@@ -51,8 +51,8 @@ struct Told {
     seen: BTreeMap<CheckId, Timestamp>,
     /// Bad looks of which it is not known yet whether something shared was at fault, and for how many each stands.
     open: Vec<(String, Objective, CheckId, Timestamp, u32)>,
-    /// How often nothing was counted, because what was bad had not been looked at again.
-    waited: ByObjective<u32>,
+    /// How often nothing was counted, because what was good, or bad, had not been looked at again.
+    waited: ByObjective<[u32; 2]>,
     /// The clock at the last step, and one that nobody sets.
     clock: (Timestamp, Instant),
     /// When Alertmanager was last told what is open.
@@ -118,14 +118,17 @@ impl Observer {
             told.alerts.go_on_from(std::mem::take(&mut before.alerts), until);
             // What is to be remembered is written anew.
             told.tallies = std::mem::take(&mut before.tallies);
-            told.tallies.retain(|key, _| observer.setup.objectives.contains_key(key));
             told.budgets.clone_from(&before.budgets);
             told.seen = std::mem::take(&mut before.seen);
             told.open = std::mem::take(&mut before.open);
+            let promised = |key: &(String, Objective)| observer.setup.objectives.contains_key(key);
+            told.open.retain(|(tenant, objective, ..)| promised(&(tenant.clone(), *objective)));
             told.unsent = std::mem::take(&mut before.unsent);
             told.problems = std::mem::take(&mut before.problems);
             told.counted = before.counted;
             told.waited = std::mem::take(&mut before.waited);
+            told.waited.retain(|key, _| promised(key));
+            told.tallies.retain(|key, _| promised(key));
             told.uncounted = true;
         }
         // One of us remembers in a directory.
@@ -285,17 +288,19 @@ impl Observer {
             for key in self.setup.objectives.keys() {
                 match judge(&picture, &key.0, key.1, &calendars, now, &mut told.seen) {
                     Some(Judged::Look(look)) => {
-                        let waited = told.waited.remove(key).filter(|_| look != Look::Good).unwrap_or(0);
-                        let tally = told.tallies.entry(key.clone()).or_default();
-                        (0..=waited).for_each(|_| tally.add(now, look, interval));
+                        let [good, bad] = told.waited.remove(key).unwrap_or_default();
+                        let stands_for = 1 + if look == Look::Good { good } else { bad };
+                        told.tallies.entry(key.clone()).or_default().add(now, look, stands_for, interval);
                         told.uncounted = true;
                     }
                     // What was bad before it and has not been looked at meanwhile was bad meanwhile.
                     Some(Judged::Bad(check, at)) => {
-                        let stands_for = 1 + told.waited.remove(key).unwrap_or(0);
-                        told.open.push((key.0.clone(), key.1, check, at, stands_for));
+                        let [_, bad] = told.waited.remove(key).unwrap_or_default();
+                        told.open.push((key.0.clone(), key.1, check, at, 1 + bad));
                     }
-                    Some(Judged::Waits) => *told.waited.entry(key.clone()).or_default() += 1,
+                    Some(Judged::Waits(bad)) => {
+                        told.waited.entry(key.clone()).or_default()[usize::from(bad)] += 1;
+                    }
                     None => {}
                 }
             }
@@ -308,8 +313,7 @@ impl Observer {
                 let waited = now.duration_since(*at).abs() > patience;
                 let Some(shared) = engine.explained(check, *at).or(waited.then_some(false)) else { return true };
                 let look = if shared { Look::Shared } else { Look::Bad };
-                let tally = tallies.entry((tenant.clone(), *objective)).or_default();
-                (0..*stands_for).for_each(|_| tally.add(*at, look, interval));
+                tallies.entry((tenant.clone(), *objective)).or_default().add(*at, look, *stands_for, interval);
                 *uncounted = true;
                 false
             });
@@ -381,8 +385,8 @@ enum Judged {
     Look(Look),
     /// Bad, and nothing explains it yet: this one, seen then.
     Bad(CheckId, Timestamp),
-    /// What was bad has not been looked at again.
-    Waits,
+    /// What was good, or bad if this is true, has not been looked at again.
+    Waits(bool),
 }
 
 /// How what was seen of a tenant since the last time counts for an objective; none where nobody could look. Each look counts
@@ -397,7 +401,7 @@ fn judge(
 ) -> Option<Judged> {
     let subject = Subject::Tenant(tenant.to_owned());
     let effects = calendars.effects(&subject, now);
-    let (mut good, mut waits, mut shared, mut own) = (false, false, false, None);
+    let (mut good, mut known, mut waits, mut shared, mut own) = (false, false, false, false, None);
     for state in picture.of(&subject).filter(|state| objective.aspects().contains(&state.check.aspect.as_str())) {
         // What was seen, believed or not: whoever was sent away by every second look was not served half of the time. What is
         // too old says nothing.
@@ -412,7 +416,7 @@ fn judge(
         let another = state.because_of.as_ref().is_some_and(|cause| cause.subject != subject);
         match (fresh, bad) {
             (true, false) => good = true,
-            (false, false) => {}
+            (false, false) => known = true,
             // One look that was bad is one, however long the next one takes; and meanwhile it is not good either.
             (false, true) => waits = true,
             (true, true) if another => shared = true,
@@ -423,8 +427,9 @@ fn judge(
         // A fault of its own counts before another's.
         Some(own) => Some(own),
         None if shared => Some(Judged::Look(Look::Shared)),
-        None if waits => Some(Judged::Waits),
-        None => good.then_some(Judged::Look(Look::Good)),
+        None if waits => Some(Judged::Waits(true)),
+        None if good => Some(Judged::Look(Look::Good)),
+        None => known.then_some(Judged::Waits(false)),
     }
 }
 
@@ -460,7 +465,7 @@ mod tests {
             let word = judged.map(|judged| match judged {
                 Judged::Look(look) => Ok(look),
                 Judged::Bad(..) => Ok(Look::Bad),
-                Judged::Waits => Err("waits"),
+                Judged::Waits(bad) => Err(bad),
             });
             (word, explained)
         };
@@ -475,7 +480,7 @@ mod tests {
         );
         assert_eq!(
             step(&[(&database, well), (&cluster, ill)]),
-            (Some(Err("waits")), None),
+            (Some(Err(true)), None),
             "the same look is not counted again"
         );
         assert_eq!(step(&[(&database, ill), (&page, ill)]), (Some(Ok(Look::Shared)), None));
@@ -527,7 +532,7 @@ mod tests {
             let judged = judge(&picture, "acme", Objective::Availability, &calendars, now, &mut counted).unwrap();
             bad += u32::from(judged == Judged::Bad(page.clone(), now));
             let again = judge(&picture, "acme", Objective::Availability, &calendars, now, &mut counted);
-            assert!(matches!(again, None | Some(Judged::Waits)), "a look counts once: {again:?}");
+            assert!(matches!(again, Some(Judged::Waits(_))), "a look counts once: {again:?}");
         }
         assert_eq!(bad, 500);
         let late = start + SignedDuration::from_secs(30 * 2_000);

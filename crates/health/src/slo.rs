@@ -177,14 +177,16 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Counts a look; the next is expected after an interval.
-    pub fn add(&mut self, at: Timestamp, look: Look, interval: Duration) {
-        self.looks[look as usize] += 1;
+    /// Counts a look, which stands for so many; the next is expected after an interval.
+    pub fn add(&mut self, at: Timestamp, look: Look, times: u32, interval: Duration) {
+        self.looks[look as usize] += u64::from(times);
         // A look speaks of the time since the one before it; but of a pause in which nobody looked nothing is known.
         let interval = u32::try_from(interval.as_secs()).unwrap_or(u32::MAX).max(1);
         let since = self.last.map_or(i64::from(interval), |last| at.duration_since(last).as_secs().max(0));
-        let known = u32::try_from(since).unwrap_or(u32::MAX).min(interval.saturating_mul(2));
-        self.last = Some(at);
+        let known = u32::try_from(since).unwrap_or(u32::MAX).min(interval.saturating_mul(times.saturating_add(1)));
+        // One that is counted late, because it was not known whose fault it was; or the clock was set back.
+        let late = |last: &Timestamp| (1..3_600).contains(&last.duration_since(at).as_secs());
+        self.last = Some(self.last.filter(late).unwrap_or(at));
         for ring in &mut self.rings {
             let number = ring.number(at);
             let bucket = ring.bucket(number);
@@ -192,9 +194,10 @@ impl Tally {
             if bucket.number != number {
                 *bucket = Bucket { number, ..Bucket::default() };
             }
-            bucket.all = bucket.all.saturating_add(1);
-            bucket.own = bucket.own.saturating_add(u32::from(look == Look::Bad));
-            bucket.bad = bucket.bad.saturating_add(u32::from(look != Look::Good));
+            let count = |counts: bool| if counts { times } else { 0 };
+            bucket.all = bucket.all.saturating_add(times);
+            bucket.own = bucket.own.saturating_add(count(look == Look::Bad));
+            bucket.bad = bucket.bad.saturating_add(count(look != Look::Good));
             bucket.known = bucket.known.saturating_add(known);
         }
     }
@@ -314,8 +317,8 @@ mod tests {
     fn looks(tally: &mut Tally, minutes: std::ops::Range<i64>, good: impl Fn(i64) -> bool) {
         for minute in minutes {
             let look = if good(minute) { Look::Good } else { Look::Bad };
-            tally.add(at(minute), look, EACH);
-            tally.add(at(minute) + SignedDuration::from_secs(30), look, EACH);
+            tally.add(at(minute), look, 1, EACH);
+            tally.add(at(minute) + SignedDuration::from_secs(30), look, 1, EACH);
         }
     }
 
@@ -364,12 +367,12 @@ mod tests {
         let mut tally = Tally::default();
         for minute in 0..120 {
             let look = if (60..80).contains(&minute) { Look::Shared } else { Look::Good };
-            tally.add(at(minute), look, EACH * 2);
+            tally.add(at(minute), look, 1, EACH * 2);
         }
         let budget = tally.budget(0.999, at(80));
         assert!(budget.burning.is_none() && budget.left < 0.7, "{budget:?}");
         for minute in 120..140 {
-            tally.add(at(minute), Look::Bad, EACH * 2);
+            tally.add(at(minute), Look::Bad, 1, EACH * 2);
         }
         assert!(matches!(tally.budget(0.999, at(139)).burning, Some((_, Urgency::Page))));
         assert_eq!(tally.looks, [100, 20, 20]);
@@ -405,6 +408,20 @@ mod tests {
         }
     }
 
+    /// A page that hangs is looked at every fifth time: its bad look stands for five, and so does the time of which it speaks.
+    #[test]
+    fn a_look_that_stands_for_several_speaks_of_their_time() {
+        let mut often = Tally::default();
+        looks(&mut often, 0..20, |_| false);
+        let mut rarely = Tally::default();
+        for n in 0..8 {
+            rarely.add(at(0) + SignedDuration::from_secs(150 * n), Look::Bad, 5, EACH);
+        }
+        let (often, rarely) = (often.budget(0.99, at(19)), rarely.budget(0.99, at(19)));
+        assert_eq!(often.burning.map(|(_, urgency)| urgency), rarely.burning.map(|(_, urgency)| urgency));
+        assert!((often.left - rarely.left).abs() < 0.02, "{often:?} {rarely:?}");
+    }
+
     proptest::proptest! {
         /// What is written down and read back says the same, and goes on counting the same.
         #[test]
@@ -414,7 +431,7 @@ mod tests {
             let mut minute = 0;
             for (later, seen) in &looks {
                 minute += i64::from(*later % if *seen == 0 { 3 } else { 2_000 });
-                tally.add(at(minute), look(*seen), EACH);
+                tally.add(at(minute), look(*seen), 1, EACH);
             }
             tally.looks = [0; 3];
             let mut again: Tally = serde_json::from_slice(&serde_json::to_vec(&tally).unwrap()).unwrap();
@@ -422,8 +439,8 @@ mod tests {
                 proptest::prop_assert_eq!(again.budget(0.99, at(minute)), tally.budget(0.99, at(minute)));
                 proptest::prop_assert_eq!(again.looks, tally.looks);
                 minute += i64::from(*later);
-                tally.add(at(minute), look(*seen), EACH);
-                again.add(at(minute), look(*seen), EACH);
+                tally.add(at(minute), look(*seen), 1, EACH);
+                again.add(at(minute), look(*seen), 1, EACH);
             }
         }
 

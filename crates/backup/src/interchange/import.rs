@@ -389,6 +389,7 @@ async fn statement(
     // The schemas that they are in are there too.
     if let Some(schema) =
         is("CREATE SCHEMA ").then(|| text["CREATE SCHEMA ".len()..].trim().trim_end_matches(';').trim())
+        && let schema = schema.split_once(" AUTHORIZATION ").map_or(schema, |(schema, _)| schema.trim())
         && made.iter().any(|made| made.schema == schema || quoted(&made.schema) == schema)
     {
         return Ok(());

@@ -60,6 +60,8 @@ pub(super) struct FenceReport {
 const RAISE: &str = "SET LOCAL lock_timeout = '1s'";
 /// Should this process hang, the server ends its transactions; and nobody can hold us up by holding a table.
 const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '30s'";
+/// How long it may take to read where sequences are: whoever changes them holds them.
+const SEQUENCES: Duration = Duration::from_secs(60);
 /// How often a transaction that is only held speaks.
 const SPEAK: Duration = Duration::from_secs(10);
 /// How often somebody looks who waits.
@@ -255,7 +257,12 @@ impl Snapshot {
         let tables = tables(&client).await.map_err(|e| failed(&e))?;
         let _ = client.batch_execute("ROLLBACK").await;
         // Sequences know no snapshots.
-        let unknown = read_sequences(&client, &mut sequences).await.map_err(|e| failed(&e))?;
+        let reading = tokio::time::timeout(SEQUENCES, read_sequences(&client, &mut sequences)).await;
+        let late = |_| {
+            let reason = format!("it takes more than {} s to read where sequences are", SEQUENCES.as_secs());
+            Error::Database { server: server.name(), database: database.to_owned(), reason }
+        };
+        let unknown = reading.map_err(late)?.map_err(|e| failed(&e))?;
         Ok(Tenancy {
             uuid,
             filtered,
@@ -363,8 +370,8 @@ pub(super) struct Sequence {
     begins: i64,
     most: i64,
     of_extension: bool,
-    /// `column FROM table`, of a column of whole numbers whose it is, where it counts upwards.
-    numbers: Option<String>,
+    /// Column and table, of a column of whole numbers whose it is, where it counts upwards.
+    numbers: Option<(String, String)>,
 }
 
 fn set(name: &str, value: i64, called: bool) -> String {
@@ -387,21 +394,24 @@ async fn unrestorable(client: &Client) -> Result<Vec<String>, tokio_postgres::Er
                      format_type(c.casttarget, NULL)) FROM pg_cast c WHERE c.castmethod = 'b' \
                    UNION ALL SELECT 'pg_ts_template'::regclass, t.oid, 'text search template ' || t.tmplname FROM pg_ts_template t \
                    UNION ALL SELECT 'pg_ts_parser'::regclass, t.oid, 'text search parser ' || t.prsname FROM pg_ts_parser t \
-                   UNION ALL SELECT d.classid, d.objid, pg_describe_object(d.classid, d.objid, 0) || ', which stands on a foreign table' FROM pg_class f \
+                   UNION ALL SELECT d.classid, d.objid, coalesce(pg_describe_object(d.classid, d.objid, 0), 'something') || ', which stands on a foreign table' FROM pg_class f \
                      JOIN pg_depend d ON d.refclassid = 'pg_class'::regclass AND d.refobjid = f.oid \
                        OR d.refclassid = 'pg_type'::regclass AND d.refobjid = f.reltype \
                      WHERE f.relkind = 'f' AND d.deptype IN ('n', 'a') \
                      AND d.classid IN ('pg_class'::regclass, 'pg_proc'::regclass, 'pg_type'::regclass, 'pg_rewrite'::regclass, \
-                       'pg_statistic_ext'::regclass)) \
+                       'pg_statistic_ext'::regclass) \
+                     AND NOT EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend e ON e.classid = 'pg_class'::regclass \
+                       AND e.objid = r.ev_class AND e.deptype = 'e' WHERE d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid)) \
                  SELECT DISTINCT name FROM made WHERE id >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d \
                    WHERE d.classid = made.class AND d.objid = made.id AND d.deptype = 'e') ORDER BY 1";
-    Ok(client.query(query, &[]).await?.iter().map(|row| row.get(0)).collect())
+    // What was dropped meanwhile has no name any more.
+    Ok(client.query(query, &[]).await?.iter().filter_map(|row| row.get(0)).collect())
 }
 
 async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Error> {
     let query = "SELECT n.nspname::text, c.relname::text, c.oid, s.seqstart, s.seqmax, s.seqincrement > 0, \
                    EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e'), \
-                   (SELECT format('%I', a.attname) || ' FROM ' || format('%I.%I', o.nspname, t.relname) FROM pg_depend d \
+                   (SELECT ARRAY[format('%I', a.attname), format('%I.%I', o.nspname, t.relname)] FROM pg_depend d \
                     JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace o ON o.oid = t.relnamespace \
                     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid \
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
@@ -418,7 +428,10 @@ async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Err
             begins: row.get(3),
             most: row.get(4),
             of_extension: row.get(6),
-            numbers: row.get::<_, Option<String>>(7).filter(|_| row.get(5)),
+            numbers: row
+                .get::<_, Option<Vec<String>>>(7)
+                .filter(|_| row.get(5))
+                .and_then(|names| Some((names.first()?.clone(), names.get(1)?.clone()))),
         }
     };
     Ok(rows.iter().map(sequence).collect())
@@ -429,28 +442,21 @@ async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Err
 async fn read_sequences(client: &Client, sequences: &mut [Sequence]) -> Result<Vec<String>, tokio_postgres::Error> {
     client.batch_execute("SET lock_timeout = '30s'").await?;
     let last = client.prepare_typed("SELECT pg_sequence_last_value($1)", &[Type::OID]).await?;
-    let mut untouched = Vec::new();
-    for some in sequences.chunks_mut(100) {
-        // By their ids; each statement is a transaction of its own.
-        let (last, ids) = (&last, some.iter().map(|sequence| sequence.oid).collect::<Vec<_>>());
-        let ask = ids.iter().map(|oid| async move { client.query_one(last, &[oid]).await });
-        let values = futures_util::future::join_all(ask).await;
-        for (sequence, value) in some.iter_mut().zip(values) {
-            match value?.get::<_, Option<i64>>(0) {
-                _ if sequence.of_extension => {}
-                Some(value) => sequence.statement = Some(set(&sequence.name, value, true)),
-                None => untouched.push(sequence),
-            }
-        }
-    }
-    let row = client
-        .query_one("SELECT pg_is_in_recovery(), rolsuper FROM pg_roles WHERE rolname = current_user", &[])
-        .await?;
+    let query = "SELECT pg_is_in_recovery(), rolsuper FROM pg_roles WHERE rolname = current_user";
+    let row = client.query_one(query, &[]).await?;
     let (follows, may): (bool, bool) = (row.get(0), row.get(1));
     let mut unknown = Vec::new();
-    for sequence in untouched {
-        let begins = if follows || !may { None } else { begins(client, sequence.oid).await? };
-        match begins {
+    for sequence in sequences.iter_mut().filter(|sequence| !sequence.of_extension) {
+        // By its id; each statement is a transaction of its own.
+        let value = match client.query_one(&last, &[&sequence.oid]).await {
+            Err(error) if error.code().is_some_and(is_gone) => None,
+            value => value?.get::<_, Option<i64>>(0).map(|value| (value, true)),
+        };
+        let known = match value {
+            None if may && !follows => begins(client, sequence.oid).await?,
+            value => value,
+        };
+        match known {
             Some((value, called)) if called || value != sequence.begins => {
                 sequence.statement = Some(set(&sequence.name, value, called));
             }
@@ -458,11 +464,11 @@ async fn read_sequences(client: &Client, sequences: &mut [Sequence]) -> Result<V
             None => {
                 unknown.push(sequence.name.clone());
                 // Better after what is there than in it.
-                sequence.statement = sequence.numbers.as_ref().map(|numbers| {
+                sequence.statement = sequence.numbers.as_ref().map(|(column, table)| {
                     format!(
-                        "SELECT pg_catalog.setval({}, m + 1, false) FROM (SELECT {}) t WHERE m >= {} AND m < {};",
+                        "SELECT pg_catalog.setval({}, m + 1, false) FROM (SELECT max({column})::bigint AS m FROM {table}) t \
+                         WHERE m >= {} AND m < {};",
                         literal(&sequence.name),
-                        numbered(numbers),
                         sequence.begins,
                         sequence.most
                     )
@@ -473,15 +479,15 @@ async fn read_sequences(client: &Client, sequences: &mut [Sequence]) -> Result<V
     Ok(unknown)
 }
 
-/// `column FROM table` as a question for the largest.
-fn numbered(numbers: &str) -> String {
-    let (column, table) = numbers.split_once(" FROM ").unwrap_or((numbers, ""));
-    format!("max({column})::bigint AS m FROM {table}")
+/// A relation that was asked for by its id and is not there any more.
+fn is_gone(code: &SqlState) -> bool {
+    [SqlState::UNDEFINED_TABLE, SqlState::INTERNAL_ERROR].contains(code)
 }
 
 /// Where a sequence begins from which nothing was taken: by `ALTER SEQUENCE … RESTART`, as Odoo sets the next number of an
 /// invoice, or by `setval`. No function tells that by its id, so that it is selected from by its name: while it is held, so that it
-/// cannot be renamed or moved, and then the schema that it is in. None where the schema cannot be held at once, or it is gone.
+/// cannot be renamed or moved, and then the schema that it is in. None where the schema cannot be held at once, where its
+/// name means something else for a moment, or where it is gone.
 async fn begins(client: &Client, oid: u32) -> Result<Option<(i64, bool)>, tokio_postgres::Error> {
     client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '5s'").await?;
     let read: Result<_, tokio_postgres::Error> = async {
@@ -495,13 +501,23 @@ async fn begins(client: &Client, oid: u32) -> Result<Option<(i64, bool)>, tokio_
         else {
             return Ok(None);
         };
+        // What a name means is looked up in what this connection knows of the catalog, which may be behind what was read from
+        // it: a change is seen a moment before it is told. Once the name means the sequence, it cannot mean anything else while
+        // both are held.
+        let means = "SELECT to_regclass($1)::oid IS NOT DISTINCT FROM $2";
+        let means = client.query_typed(means, &[(&name, Type::TEXT), (&oid, Type::OID)]).await?;
+        if !means.first().is_some_and(|row| row.get(0)) {
+            return Ok(None);
+        }
         let row = client.query_one(&format!("SELECT last_value, is_called FROM {name}"), &[]).await?;
         Ok(Some((row.get(0), row.get(1))))
     }
     .await;
     client.batch_execute("ROLLBACK").await?;
     match read {
-        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => Ok(None),
+        Err(error) if error.code().is_some_and(|code| *code == SqlState::LOCK_NOT_AVAILABLE || is_gone(code)) => {
+            Ok(None)
+        }
         other => other,
     }
 }

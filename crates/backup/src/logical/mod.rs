@@ -120,7 +120,7 @@ impl Backup {
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
         let Tenancy { uuid, attachments, modules, undumped, filtered, unknown, sequences, unrestorable, tables } =
-            snapshot.read(&self.server, &database).await?;
+            control.unless_cancelled(snapshot.read(&self.server, &database)).await?;
         // A gateway lets a tenant's background work in one by one.
         let jobs = if self.dump_through.is_some() { 1 } else { self.policy.parallel.jobs_for(snapshot.database_bytes) };
         let large = large(tables, snapshot.database_bytes, jobs);
