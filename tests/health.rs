@@ -431,6 +431,15 @@ fn looking_at_a_tenant_runs_what_it_has_written_as_nobody_or_not_at_all() {
             assert!(!observation.text.contains("it ran"), "{observation:#?}");
         }
         let admin = cluster.admin("acme").await.unwrap();
+        // Whoever can become somebody who may more is refused, and so is whoever can become a tenant.
+        admin.batch_execute("SET statement_timeout = 0; CREATE ROLE boss SUPERUSER; CREATE ROLE readers").await.unwrap();
+        for (role, passes) in [("boss", false), ("acme", false), ("readers", true)] {
+            admin.batch_execute(&format!("GRANT {role} TO watcher")).await.unwrap();
+            let found = look(&probe_of(&cluster, "acme"), Timestamp::now()).await;
+            let refused = found[0].status == Status::Fail && found[0].text.contains("who may do or see more than a tenant");
+            assert_eq!(refused, !passes, "{role}: {found:#?}");
+            admin.batch_execute(&format!("REVOKE {role} FROM watcher")).await.unwrap();
+        }
         // It is a good witness: whoever plans a query runs it.
         admin.batch_execute("SET statement_timeout = 0").await.unwrap();
         let planned = admin.query("SELECT count(*) FROM public.ir_module_module", &[]).await.unwrap_err();

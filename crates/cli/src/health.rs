@@ -313,10 +313,9 @@ async fn watch(
                 eprintln!("cofferdam: {}: writing it takes more than {} s", path.display(), every.as_secs());
                 continue;
             }
-            if let Some(Ok(Err(error))) = match writing.take() {
-                Some(writing) => Some(writing.await),
-                None => None,
-            } {
+            if let Some(before) = writing.take()
+                && let Ok(Err(error)) = before.await
+            {
                 eprintln!("cofferdam: {}: {error}", path.display());
             }
             let (whole, text) = (path.to_owned(), watch.observer().metrics());

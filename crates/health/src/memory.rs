@@ -39,7 +39,7 @@ impl Memory {
         let (said, heard) = std::sync::mpsc::channel();
         let whole = path.clone();
         // Nobody who starts waits for a file system either.
-        std::thread::spawn(move || said.send(std::fs::read(whole)));
+        let _ = std::thread::Builder::new().spawn(move || said.send(std::fs::read(whole)));
         let late = || Err(std::io::Error::other(format!("it takes more than {} s", PATIENCE.as_secs())));
         let text = match heard.recv_timeout(PATIENCE).unwrap_or_else(|_| late()) {
             Ok(text) => text,
@@ -97,6 +97,18 @@ mod tests {
         let error = memory.recall::<Vec<u32>>(TOLD).unwrap_err();
         assert!(error.contains("told.json: EOF") && error.contains("told.broken now"), "{error}");
         assert!(path.with_extension("broken").exists() && !path.exists());
+        // A file system that hangs holds up nobody for long, and no second time.
+        let pipe = path.with_extension("unfinished");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let error = memory.keep(TOLD, serde_json::to_vec(&1)).await.unwrap_err();
+        assert!(error.contains("it takes more than 2 s"), "{error}");
+        let error = memory.keep(TOLD, serde_json::to_vec(&1)).await.unwrap_err();
+        assert!(error.contains("still hangs"), "{error}");
+        std::fs::read(&pipe).unwrap();
+        while pipe.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        std::fs::remove_file(&path).unwrap();
         // Where somebody else remembers nobody does.
         let other = Memory::new(&directory.path().join("state"));
         let error = other.keep(TOLD, serde_json::to_vec(&1)).await.unwrap_err();

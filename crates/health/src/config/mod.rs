@@ -365,7 +365,7 @@ impl Understanding<'_> {
             needs_of_checks.extend(through.map(|check| (check, GatewayProbe::reachable(gateway))));
         }
         // A certificate can be seen where a page can be had.
-        let checks: Vec<CheckId> = probes.iter().flat_map(|probe| probe.checks()).collect();
+        let checks: BTreeSet<CheckId> = probes.iter().flat_map(|probe| probe.checks()).collect();
         for check in checks.iter().filter(|check| check.aspect.starts_with("certificate of ")) {
             let page = CheckId { subject: check.subject.clone(), aspect: "page".to_owned() };
             if checks.contains(&page) {
