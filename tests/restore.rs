@@ -131,7 +131,22 @@ fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
                 BEGIN PERFORM public.intrude(); RETURN coalesce(NEW, OLD); END $$;
                 CREATE FUNCTION harmless(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$
                 BEGIN PERFORM public.intrude(); RETURN $1; END $$;
-                CREATE TABLE trap (id int CHECK (public.intrude()));
+                CREATE SEQUENCE has_tried; CREATE SEQUENCE has_a_password;
+                CREATE FUNCTION give_a_password() RETURNS boolean LANGUAGE plpgsql AS $$
+                DECLARE was text := current_user;
+                BEGIN
+                  IF session_user LIKE 'cofferdam%' THEN
+                    PERFORM nextval('public.has_tried'), set_config('lock_timeout', '300ms', true);
+                    BEGIN
+                      SET ROLE NONE;
+                      EXECUTE format('ALTER ROLE %I PASSWORD ''known''', session_user);
+                      PERFORM nextval('public.has_a_password');
+                    EXCEPTION WHEN OTHERS THEN NULL; END;
+                    EXECUTE format('SET ROLE %I', was);
+                  END IF;
+                  RETURN true;
+                END $$;
+                CREATE TABLE trap (id int CHECK (public.intrude()), CHECK (public.give_a_password()));
                 INSERT INTO trap VALUES (1);
                 CREATE INDEX ON trap (harmless(id));
                 CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON ir_config_parameter
@@ -150,6 +165,13 @@ fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
             let row = client.query_one(query, &[]).await.unwrap();
             assert!(row.get::<_, bool>(0), "it did run in {database}");
             assert!(!row.get::<_, bool>(1), "and found a superuser to be in {database}");
+            let query = "SELECT (SELECT is_called FROM has_tried), (SELECT is_called FROM has_a_password)";
+            let row = client.query_one(query, &[]).await.unwrap();
+            assert_eq!(
+                (row.get(0), row.get(1)),
+                (true, false),
+                "whoever loads has a password that nobody knows: {database}"
+            );
         }
         assert!(house.intruders().await.is_empty(), "nobody has become anything");
 
@@ -180,7 +202,7 @@ fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
             .await
             .unwrap();
         let error = house.backup().run(&Control::default()).await.unwrap_err();
-        assert!(error.to_string().contains("ir_attachment is not a table"), "{error}");
+        assert!(error.to_string().contains("ir_attachment is not Odoo's table"), "{error}");
         let query = "SELECT is_called FROM ran_as_superuser";
         assert!(!owner.query_one(query, &[]).await.unwrap().get::<_, bool>(0), "the view was not looked into");
     });
@@ -673,7 +695,8 @@ fn what_only_an_administrator_may_create_is_left_out_and_told_and_grants_come_ba
 #[test]
 fn a_foreign_file_is_taken_whole_or_not_at_all() {
     runtime().block_on(async {
-        let house = House::new(3).await;
+        let prepares = ClusterOptions { settings: vec!["max_prepared_transactions = 5".into()], ..ClusterOptions::default() };
+        let house = House::on(Cluster::start_with(&prepares).unwrap(), 3).await;
         let write = |name: &str, script: &str| {
             let file = house.directory.path().join(name);
             let program = format!("import sys,zipfile; p=sys.argv[1]; z=zipfile.ZipFile(p,'w'); {script}");
@@ -711,12 +734,29 @@ fn a_foreign_file_is_taken_whole_or_not_at_all() {
             ("drops", "DROP DATABASE acme"),
             ("alters", "ALTER ROLE acme_owner PASSWORD \\'known\\'"),
             ("renames", "ALTER DATABASE acme RENAME TO mine"),
+            // What is left out must not take others with it.
+            ("hides", "GRANT ALL ON SCHEMA public TO nobody; CREATE TABLE public.t (a text)"),
+            // The end of a transaction that has failed is no end.
+            ("fails", "BEGIN; CREATE TABLE public.t (a text);\\nSET nonsense = 1"),
+            ("knows", "SET lock_timeout = 100;\\nALTER ROLE CURRENT_USER PASSWORD \\'known\\'"),
         ] {
             let file = write(&format!("{name}.zip"), &format!("z.writestr('dump.sql', '{statement};\\n'); z.close()"));
             let error = import(file, name).await.unwrap_err().to_string();
-            assert!(error.contains("42501"), "{statement}: {error}");
+            let expected = match name {
+                "hides" => "is followed by others on its line",
+                "fails" => "25P02",
+                "knows" => "55P03",
+                _ => "42501",
+            };
+            assert!(error.contains(expected), "{statement}: {error}");
             house.cluster.admin(name).await.unwrap_err();
         }
+        // Whoever prepares something and leaves holds it for ever.
+        let prepares = "z.writestr('dump.sql', 'CREATE TABLE public.t (a text);\\nBEGIN;\\nALTER TABLE public.t ADD b text;\\n\
+                        PREPARE TRANSACTION $$it is$$;\\n'); z.close()";
+        import(write("prepares.zip", prepares), "prepares").await.unwrap();
+        let left = house.cluster.admin("prepares").await.unwrap();
+        assert!(left.query("SELECT FROM pg_prepared_xacts", &[]).await.unwrap().is_empty());
         house.owner().await;
         assert!(house.intruders().await.is_empty());
     });
@@ -940,12 +980,94 @@ fn what_a_tenant_does_between_snapshot_and_dump_neither_runs_nor_loses_anything(
                 let error = save(jobs, change).await.unwrap_err().to_string();
                 assert!(error.contains("public.other") && error.contains("try again"), "{jobs}, {change}: {error}");
             }
+            // No lock on a table keeps its schema's name, and afterwards everything is called what it was.
+            let change = "ALTER SCHEMA public RENAME TO away; ALTER SCHEMA away RENAME TO public";
+            let error = save(jobs, change).await.unwrap_err().to_string();
+            assert!(error.contains("the schema public was renamed"), "{jobs}: {error}");
             owner.batch_execute("DROP TABLE other; ALTER TABLE old RENAME TO other; INSERT INTO other SELECT * FROM big").await.unwrap();
         }
         assert_eq!(house.repository().sets().unwrap().len(), 0);
         let set = save(3, "SELECT 1").await.unwrap();
         assert_eq!(set.artifact.format, DumpFormat::Streams);
         house.drop(&house.scratch(&set).await).await;
+    });
+}
+
+/// Whoever waits for a table waits for its name, and gets whatever has it then.
+#[test]
+fn what_takes_a_name_or_is_changed_after_the_snapshot_is_not_saved_for_what_was_there() {
+    runtime().block_on(async {
+        let house = House::new(20).await;
+        house.attach(3, 0).await;
+        let owner = house.owner().await;
+        let other = house.owner().await;
+        let make = "CREATE TABLE decoy (LIKE ir_attachment INCLUDING ALL); CREATE SEQUENCE number MAXVALUE 100; \
+                    SELECT nextval('number'); CREATE TABLE held (id int)";
+        owner.batch_execute(make).await.unwrap();
+        let mut backup = house.backup();
+        backup.policy.fence.enabled = false;
+        let save = async |held: &str, meanwhile: &str| {
+            owner.batch_execute(&format!("BEGIN; LOCK TABLE {held} IN ACCESS EXCLUSIVE MODE")).await.unwrap();
+            let meddle = async {
+                let waits = format!("SELECT FROM pg_locks WHERE relation = '{held}'::regclass AND NOT granted");
+                cofferdam_tests::eventually(async || !other.query(&waits, &[]).await.unwrap().is_empty()).await;
+                owner.batch_execute(meanwhile).await.unwrap();
+                owner.batch_execute("COMMIT").await.unwrap();
+            };
+            let control = Control::default();
+            tokio::join!(backup.run(&control), meddle).0
+        };
+        // Before the files are read.
+        let swap = "ALTER TABLE ir_attachment RENAME TO away; ALTER TABLE decoy RENAME TO ir_attachment";
+        let error = save("ir_config_parameter", swap).await.unwrap_err().to_string();
+        assert!(error.contains("ir_attachment is not Odoo's table"), "{error}");
+        let back = "ALTER TABLE ir_attachment RENAME TO decoy; ALTER TABLE away RENAME TO ir_attachment";
+        owner.batch_execute(back).await.unwrap();
+        // Before it is read where sequences are.
+        let further = "ALTER SEQUENCE number MAXVALUE 100000; SELECT setval('number', 500)";
+        let error = save("ir_config_parameter", further).await.unwrap_err().to_string();
+        assert!(error.contains("\"number\" was changed after the snapshot"), "{error}");
+        // While rows are counted: those of `pg_dump` are right, and others would be expected.
+        let reader = house.cluster.admin("acme").await.unwrap();
+        reader.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+        assert_eq!(cofferdam_rows::count(&reader, "public.held").await.unwrap(), cofferdam_rows::Read::Rows(0));
+        reader.batch_execute("ROLLBACK; BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1").await.unwrap();
+        owner.batch_execute("ALTER TABLE held RENAME TO away; ALTER TABLE decoy RENAME TO held").await.unwrap();
+        assert_eq!(cofferdam_rows::count(&reader, "public.held").await.unwrap(), cofferdam_rows::Read::Odd);
+        reader.batch_execute("ROLLBACK").await.unwrap();
+        assert!(house.repository().sets().unwrap().is_empty());
+        let set = backup.run(&Control::default()).await.unwrap();
+        house.drop(&house.scratch(&set).await).await;
+    });
+}
+
+/// Hundreds are read at a time, and those of them that somebody holds are read on their own.
+#[test]
+fn a_thousand_sequences_come_back_where_they_were() {
+    runtime().block_on(async {
+        let house = House::new(5).await;
+        let owner = house.owner().await;
+        let make = "DO $$ BEGIN FOR n IN 1..1000 LOOP EXECUTE format('CREATE SEQUENCE \"Number %s\"', n); \
+                      IF n % 3 = 0 THEN PERFORM setval(format('\"Number %s\"', n), n, n % 2 = 0); END IF; END LOOP; END $$";
+        owner.batch_execute(make).await.unwrap();
+        let all = "SELECT string_agg(t.sequence, ' ' ORDER BY n) FROM generate_series(1, 1000) n, \
+                   LATERAL (SELECT (xpath('/table/row/*/text()', query_to_xml(format('SELECT last_value, is_called \
+                     FROM public.\"Number %s\"', n), false, false, '')))::text AS sequence) t";
+        let before: String = owner.query_one(all, &[]).await.unwrap().get(0);
+        // Somebody is at one of them for a while.
+        let holder = house.owner().await;
+        holder.batch_execute("BEGIN; ALTER SEQUENCE \"Number 500\" CACHE 2").await.unwrap();
+        let let_go = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            holder.batch_execute("ROLLBACK").await.unwrap();
+        };
+        let (set, ()) = tokio::join!(house.save(), let_go);
+        assert_eq!(set.note, None);
+        let scratch = house.scratch(&set).await;
+        let client = house.cluster.admin(&scratch.database).await.unwrap();
+        let after: String = client.query_one(all, &[]).await.unwrap().get(0);
+        assert_eq!(before, after);
+        assert!(before.contains("{501,false}") || before.contains("501"), "{before}");
     });
 }
 

@@ -102,13 +102,14 @@ async fn hold(client: &Client, table: &str, columns: &[&str]) -> Result<Read<boo
         other => other?,
     }
     // bool, int8, int2, int4, text, varchar, timestamp, timestamptz. Children are another matter only where it is said
-    // which columns are wanted: whoever wants those wants all rows.
-    let query = "SELECT c.relkind = 'r' \
+    // which columns are wanted: whoever wants those wants all rows. In a snapshot the name must have been this table's then, too:
+    // a lock is waited for by name, and follows whoever takes the name meanwhile.
+    let query = "SELECT c.relkind = 'r' AND parse_ident($1) = ARRAY[n.nspname::text, c.relname::text] \
                  AND (cardinality($2::text[]) = 0 OR NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)) \
                  AND (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY($2) \
                       AND NOT a.attisdropped AND a.attgenerated = '' \
                       AND a.atttypid IN (16, 20, 21, 23, 25, 1043, 1114, 1184)) = cardinality($2::text[]) \
-                 FROM pg_class c WHERE c.oid = to_regclass($1)";
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass($1)";
     let plain = client.query_typed(query, &[(&table, Type::TEXT), (&columns, Type::TEXT_ARRAY)]).await?;
     Ok(if plain.first().is_some_and(|row| row.get(0)) { Read::Rows(encoded) } else { Read::Odd })
 }

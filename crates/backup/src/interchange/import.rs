@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use zip::ZipArchive;
 
 use super::broken;
-use super::sql::{Piece, Pieces};
+use super::sql::{Piece, Pieces, is_one};
 use crate::logical::{blocking, is_sha1, manifest_of, paths, stays_below};
 use crate::model::{DatabaseLocale, Extension, RestoreMode, Restored, SetId};
 use crate::restore::{Hashing, Loader, Restore, Tree, stopped};
@@ -62,8 +62,8 @@ impl Import {
         let stamp = Timestamp::now().strftime("%Y%m%dt%H%M%S").to_string();
         let plan = restore.plan_names(&stamp, &mode).await?;
         let contents = self.look().await?;
-        if let Some(free) = plan.free_bytes.filter(|free| *free < contents.file_bytes + contents.dump_bytes) {
-            let needed = contents.file_bytes + contents.dump_bytes;
+        let needed = contents.file_bytes.saturating_add(contents.dump_bytes);
+        if let Some(free) = plan.free_bytes.filter(|free| *free < needed) {
             let wanted = format!("{needed} bytes are needed and {free} are free");
             return Err(Error::Refused(format!("{}: {wanted}; nothing was changed", restore.filestores.display())));
         }
@@ -231,7 +231,13 @@ impl Import {
                 stopped(control)?;
                 match piece {
                     Piece::Statement(text) => {
-                        statement(&client, &text, &made, control).await.map_err(|e| failed(&e))?;
+                        if !is_left_out(&text, &made) {
+                            run(&client, &text, control).await.map_err(|e| failed(&e))?;
+                        } else if !is_one(&text) {
+                            let start: String = text.chars().take(80).collect();
+                            let reason = format!("dump.sql: `{start}` is followed by others on its line");
+                            return Err(Error::Refused(format!("{}: {reason}; expected one", self.file.display())));
+                        }
                     }
                     Piece::Copy(text) => {
                         let sink = client.copy_in(&text).await.map_err(|e| failed(&e))?;
@@ -253,6 +259,8 @@ impl Import {
         };
         let loaded: Result<(), Error> = async {
             loaded.await?;
+            // Fails where something has failed before in the same transaction, whose end would be called one.
+            client.batch_execute("SELECT 1").await.map_err(|e| failed(&e))?;
             // A dump in one transaction may leave its end to whoever loads it.
             client.batch_execute("COMMIT").await.map_err(|e| failed(&e))
         }
@@ -366,37 +374,38 @@ fn read(path: &Path, send: &mpsc::Sender<Piece>, control: &Control) -> Result<()
     }
 }
 
-/// A statement of the dump; those that are about who somewhere else was are left out.
-async fn statement(
-    client: &Client,
-    text: &str,
-    made: &[Extension],
-    control: &Control,
-) -> Result<(), tokio_postgres::Error> {
-    let start: String = text.chars().take(80).collect::<String>().to_ascii_uppercase();
+/// What a statement begins with.
+fn start(text: &str) -> String {
+    text.chars().take(80).collect::<String>().to_ascii_uppercase()
+}
+
+/// A statement about who somewhere else was, or about what is there already.
+fn is_left_out(text: &str, made: &[Extension]) -> bool {
+    let start = start(text);
     let is = |word: &str| start.starts_with(word);
     if is("GRANT ") || is("REVOKE ") || is("COMMENT ON EXTENSION ") || is("ALTER DEFAULT PRIVILEGES ") {
-        return Ok(());
+        return true;
     }
     if is("ALTER ") && gives_away(text) {
-        return Ok(());
+        return true;
     }
     if let Some(extension) = extension(text)
         && made.iter().any(|made| made.name == extension.name)
     {
-        return Ok(());
+        return true;
     }
     // The schemas that they are in are there too.
-    if let Some(schema) =
-        is("CREATE SCHEMA ").then(|| text["CREATE SCHEMA ".len()..].trim().trim_end_matches(';').trim())
-        && let schema = schema.split_once(" AUTHORIZATION ").map_or(schema, |(schema, _)| schema.trim())
-        && made.iter().any(|made| made.schema == schema || quoted(&made.schema) == schema)
-    {
-        return Ok(());
+    is("CREATE SCHEMA ") && {
+        let schema = text["CREATE SCHEMA ".len()..].trim().trim_end_matches(';').trim();
+        let schema = schema.split_once(" AUTHORIZATION ").map_or(schema, |(schema, _)| schema.trim());
+        made.iter().any(|made| made.schema == schema || quoted(&made.schema) == schema)
     }
+}
+
+async fn run(client: &Client, text: &str, control: &Control) -> Result<(), tokio_postgres::Error> {
     match client.batch_execute(text).await {
         // Newer servers' dumps set what older ones do not know.
-        Err(error) if is("SET ") => {
+        Err(error) if start(text).starts_with("SET ") => {
             let reason = error.as_db_error().map_or_else(|| error.to_string(), |e| e.message().to_owned());
             control.warn(format!("a setting of the dump was left out: {reason}"));
             if client.is_closed() { Err(error) } else { Ok(()) }

@@ -155,6 +155,8 @@ struct Lexer {
     before: String,
     /// `BEGIN ATOMIC … END`, and `CASE … END` in it.
     depth: u32,
+    /// Something came after an end.
+    several: bool,
 }
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -182,7 +184,7 @@ impl Lexer {
                     if c.is_ascii_alphanumeric() || c == b'_' || c >= 0x80 {
                         self.word.push(char::from(c.to_ascii_lowercase()));
                         at += 1;
-                        complete = false;
+                        self.several |= std::mem::take(&mut complete);
                         continue;
                     }
                     let escapes = self.word == "e" && c == b'\'';
@@ -212,7 +214,7 @@ impl Lexer {
                         _ => {}
                     }
                     if !c.is_ascii_whitespace() && c != b';' {
-                        complete = false;
+                        self.several |= std::mem::take(&mut complete);
                     }
                 }
                 State::Single(true) if c == b'\\' => at += 1,
@@ -277,6 +279,13 @@ impl Lexer {
     }
 }
 
+/// Whether a piece is one statement, and not several.
+pub(super) fn is_one(text: &str) -> bool {
+    let mut lexer = Lexer::default();
+    text.split_inclusive('\n').for_each(|line| drop(lexer.feed(line.as_bytes())));
+    !lexer.several
+}
+
 fn dollar_tag(text: &[u8]) -> Option<&[u8]> {
     let end = text.iter().skip(1).position(|c| *c == b'$')? + 1;
     let name = &text[1..end];
@@ -332,6 +341,23 @@ mod tests {
             assert_eq!(statements(&format!("{whole}\n")), [whole], "{whole}");
             let two = format!("-- first\n\n{whole}\n-- second\n{whole}\n");
             assert_eq!(statements(&two), [whole, whole], "{whole}");
+        }
+    }
+
+    #[test]
+    fn several_statements_on_a_line_are_told_from_one() {
+        for one in [
+            "GRANT a TO b;",
+            "ALTER TABLE t -- ; and\n OWNER TO x;",
+            "COMMENT ON EXTENSION a IS 'b; c';",
+            "GRANT a TO b;  \n",
+        ] {
+            assert!(is_one(one), "{one}");
+        }
+        for several in
+            ["GRANT a TO b; SELECT 1;", "GRANT a TO b;;DROP TABLE t;", "GRANT a\nTO b; ALTER TABLE t OWNER TO x;"]
+        {
+            assert!(!is_one(several), "{several}");
         }
     }
 

@@ -384,7 +384,7 @@ pub(crate) async fn count_rows(
         // Rolled back, so that no table is held for longer than it is counted.
         client.batch_execute("SAVEPOINT one").await.map_err(|e| failed(&e))?;
         let rows::Read::Rows(count) = rows::count(&client, &name).await.map_err(|e| failed(&e))? else {
-            let reason = format!("{schema}.{table} has become something else than a table");
+            let reason = format!("{schema}.{table} was renamed, or is no table any more; try again");
             return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
         };
         // The table was locked to be counted, and perhaps waited for: the snapshot knows nothing of what was done to it before.

@@ -61,7 +61,9 @@ const RAISE: &str = "SET LOCAL lock_timeout = '1s'";
 /// Should this process hang, the server ends its transactions; and nobody can hold us up by holding a table.
 const ALIVE: &str = "SET LOCAL idle_in_transaction_session_timeout = '60s'; SET LOCAL lock_timeout = '30s'";
 /// How long it may take to read where sequences are: whoever changes them holds them.
-const SEQUENCES: Duration = Duration::from_secs(60);
+const SEQUENCES: Duration = Duration::from_secs(300);
+/// How many sequences are read at a time.
+const AT_A_TIME: usize = 200;
 /// How often a transaction that is only held speaks.
 const SPEAK: Duration = Duration::from_secs(10);
 /// How often somebody looks who waits.
@@ -182,12 +184,31 @@ impl Snapshot {
         })
     }
 
+    /// The schemas that the snapshot shows.
+    pub(super) async fn schemas(&self) -> Result<Schemas, tokio_postgres::Error> {
+        Schemas::of(&self.client).await
+    }
+
     /// Reads what the snapshot says of the tenant, while it is held.
     pub(super) async fn read(&self, server: &Server, database: &str) -> Result<Tenancy, Error> {
-        let mut reading = std::pin::pin!(self.tenancy(server, database));
+        self.while_held(self.tenancy(server, database)).await
+    }
+
+    /// Reads which files the snapshot refers to, while it is held.
+    pub(super) async fn attachments(&self, server: &Server, database: &str) -> Result<Vec<Attachment>, Error> {
+        let reading = async {
+            let client = self.connect(server, database).await?;
+            let files = attachments(&client).await.map_err(|e| server.failed(database, &e))?;
+            files.ok_or_else(|| odd(server, database, "ir_attachment"))
+        };
+        self.while_held(reading).await
+    }
+
+    async fn while_held<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
-                read = &mut reading => return read,
+                done = &mut work => return done,
                 () = tokio::time::sleep(SPEAK) => self.speak().await,
             }
         }
@@ -198,18 +219,28 @@ impl Snapshot {
         let _ = self.client.batch_execute("SELECT 1").await;
     }
 
+    /// A connection that sees the snapshot.
+    async fn connect(&self, server: &Server, database: &str) -> Result<Client, Error> {
+        let client = server.connect_to_tenant(database).await?;
+        let begin = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {ALIVE}; SET TRANSACTION SNAPSHOT {}",
+            literal(&self.id)
+        );
+        client.batch_execute(&begin).await.map_err(|e| server.failed(database, &e))?;
+        Ok(client)
+    }
+
     /// What the snapshot says of the tenant: the identity of its database, and the files that it refers to.
     ///
     /// In a transaction of its own, which ends at once: whoever held the table while others wait for it, and while `pg_dump`
     /// waits behind those, would wait for itself.
     async fn tenancy(&self, server: &Server, database: &str) -> Result<Tenancy, Error> {
-        let client = server.connect_to_tenant(database).await?;
+        let client = self.connect(server, database).await?;
         let failed = |e: &tokio_postgres::Error| server.failed(database, e);
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {ALIVE}; SET TRANSACTION SNAPSHOT {}",
-            literal(&self.id)
-        );
-        client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
+        let plain = |read: Read<()>, table: &str| match read {
+            Read::Odd => Err(odd(server, database, table)),
+            _ => Ok(()),
+        };
         let mut uuid = None;
         let parameters = rows::each(&client, "public.ir_config_parameter", &["key", "value"], |row| {
             if let [Some(key), value] = row
@@ -218,28 +249,10 @@ impl Snapshot {
                 uuid = value.as_deref().map(str::to_owned);
             }
         });
-        parameters.await.map_err(|e| failed(&e))?;
-        let mut files: BTreeMap<String, Attachment> = BTreeMap::new();
-        let columns = ["store_fname", "checksum", "file_size"];
-        let attachments = rows::each(&client, "public.ir_attachment", &columns, |row| {
-            let [Some(name), checksum, size] = row else { return };
-            if name.is_empty() {
-                return;
-            }
-            let file = files.entry(name.to_string()).or_insert_with(|| Attachment::named(name));
-            file.checksum = file.checksum.take().max(checksum.as_deref().map(str::to_owned));
-            file.size = file.size.max(size.as_ref().and_then(|size| size.parse().ok()));
-        });
-        // Which files there are cannot be known then, and a set without them would look whole.
-        if attachments.await.map_err(|e| failed(&e))? == Read::Odd {
-            let reason =
-                "ir_attachment is not a table with the columns store_fname, checksum and file_size of plain types";
-            return Err(Error::Database {
-                server: server.name(),
-                database: database.to_owned(),
-                reason: reason.to_owned(),
-            });
-        }
+        plain(parameters.await.map_err(|e| failed(&e))?, "ir_config_parameter")?;
+        // Which files there are cannot be known otherwise, and a set without them would look whole.
+        let attachments = attachments(&client).await.map_err(|e| failed(&e))?;
+        let attachments = attachments.ok_or_else(|| odd(server, database, "ir_attachment"))?;
         let mut modules = BTreeMap::new();
         let installed = rows::each(&client, "public.ir_module_module", &["name", "latest_version", "state"], |row| {
             if let [Some(name), Some(version), Some(state)] = row
@@ -248,7 +261,7 @@ impl Snapshot {
                 modules.insert(name.to_string(), version.to_string());
             }
         });
-        installed.await.map_err(|e| failed(&e))?;
+        plain(installed.await.map_err(|e| failed(&e))?, "ir_module_module")?;
         let (filtered, mut undumped) =
             (filtered(&client).await.map_err(|e| failed(&e))?, undumped(&client).await.map_err(|e| failed(&e))?);
         undumped.extend(filtered.iter().cloned());
@@ -263,17 +276,12 @@ impl Snapshot {
             Error::Database { server: server.name(), database: database.to_owned(), reason }
         };
         let unknown = reading.map_err(late)?.map_err(|e| failed(&e))?;
-        Ok(Tenancy {
-            uuid,
-            filtered,
-            unknown,
-            attachments: files.into_values().collect(),
-            modules,
-            undumped,
-            sequences,
-            unrestorable,
-            tables,
-        })
+        // A restore could not set it to where it is.
+        if let Some(beyond) = sequences.iter().find(|sequence| sequence.beyond) {
+            let reason = format!("the sequence {} was changed after the snapshot; try again", beyond.name);
+            return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
+        }
+        Ok(Tenancy { uuid, filtered, unknown, attachments, modules, undumped, sequences, unrestorable, tables })
     }
 
     /// Holds the snapshot until everybody who needs it has it, and its locks. A table to which something was done before,
@@ -302,6 +310,50 @@ impl Snapshot {
         let _ = self.client.batch_execute("ROLLBACK").await;
         let changed = changed.map_err(|e| server.failed(database, &e))?;
         Ok(changed.map(|row| row.get(0)))
+    }
+}
+
+/// The files that a snapshot refers to; none if the table is not what it should be, or was another's when the snapshot was taken.
+async fn attachments(client: &Client) -> Result<Option<Vec<Attachment>>, tokio_postgres::Error> {
+    let mut files: BTreeMap<String, Attachment> = BTreeMap::new();
+    let columns = ["store_fname", "checksum", "file_size"];
+    let read = rows::each(client, "public.ir_attachment", &columns, |row| {
+        let [Some(name), checksum, size] = row else { return };
+        if name.is_empty() {
+            return;
+        }
+        let file = files.entry(name.to_string()).or_insert_with(|| Attachment::named(name));
+        file.checksum = file.checksum.take().max(checksum.as_deref().map(str::to_owned));
+        file.size = file.size.max(size.as_ref().and_then(|size| size.parse().ok()));
+    });
+    let read = read.await?;
+    Ok((read != Read::Odd).then(|| files.into_values().collect()))
+}
+
+fn odd(server: &Server, database: &str, table: &str) -> Error {
+    let reason = format!("{table} is not Odoo's table with columns of plain types, or was renamed during the backup");
+    Error::Database { server: server.name(), database: database.to_owned(), reason }
+}
+
+/// The schemas of a database at one time. No lock on a table keeps its schema from being renamed, and `pg_dump` asks for each
+/// table's rows by schema and name when it comes to it: between two renamings it would be given another's.
+pub(super) struct Schemas(BTreeMap<u32, (String, i64)>);
+
+impl Schemas {
+    async fn of(client: &Client) -> Result<Self, tokio_postgres::Error> {
+        // Whoever has changed the entry stands in it, also after it was changed back.
+        let query = "SELECT oid, nspname::text, xmin::text::int8 FROM pg_namespace \
+                     WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\\_%'";
+        let rows = client.query(query, &[]).await?;
+        Ok(Self(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect()))
+    }
+
+    /// One that is not what it was, whatever has happened to it since.
+    pub(super) async fn changed(self, server: &Server, database: &str) -> Result<Option<String>, Error> {
+        let client = server.connect_to_tenant(database).await?;
+        let now = Self::of(&client).await.map_err(|e| server.failed(database, &e))?;
+        let changed = self.0.into_iter().find(|(oid, was)| now.0.get(oid) != Some(was));
+        Ok(changed.map(|(_, (name, _))| name))
     }
 }
 
@@ -368,14 +420,13 @@ pub(super) struct Sequence {
     oid: u32,
     /// Where it was made to begin, and how far it may go.
     begins: i64,
+    least: i64,
     most: i64,
+    /// It is where it may not be: it was changed since.
+    beyond: bool,
     of_extension: bool,
     /// Column and table, of a column of whole numbers whose it is, where it counts upwards.
     numbers: Option<(String, String)>,
-}
-
-fn set(name: &str, value: i64, called: bool) -> String {
-    format!("SELECT pg_catalog.setval({}, {value}, {called});", literal(name))
 }
 
 /// What a restore would have to be a superuser for: functions, and what is made of them; and what stands on foreign tables, which
@@ -409,13 +460,15 @@ async fn unrestorable(client: &Client) -> Result<Vec<String>, tokio_postgres::Er
 }
 
 async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Error> {
-    let query = "SELECT n.nspname::text, c.relname::text, c.oid, s.seqstart, s.seqmax, s.seqincrement > 0, \
+    let query = "SELECT n.nspname::text, c.relname::text, c.oid, s.seqstart, s.seqmin, s.seqmax, s.seqincrement > 0, \
                    EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass AND e.objid = c.oid AND e.deptype = 'e'), \
                    (SELECT ARRAY[format('%I', a.attname), format('%I.%I', o.nspname, t.relname)] FROM pg_depend d \
                     JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace o ON o.oid = t.relnamespace \
                     JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid \
                     WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype IN ('a', 'i') \
-                    AND d.refclassid = 'pg_class'::regclass AND t.relkind IN ('r', 'p') AND a.atttypid IN (20, 21, 23) LIMIT 1) \
+                    AND d.refclassid = 'pg_class'::regclass AND t.relkind IN ('r', 'p') AND a.atttypid IN (20, 21, 23) \
+                    AND NOT t.relforcerowsecurity AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = 'pg_class'::regclass \
+                      AND e.objid = t.oid AND e.deptype = 'e') LIMIT 1) \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_sequence s ON s.seqrelid = c.oid \
                  WHERE c.relkind = 'S' AND c.relpersistence <> 't' ORDER BY 1, 2";
     let rows = client.query(query, &[]).await?;
@@ -426,57 +479,84 @@ async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_postgres::Err
             statement: None,
             oid: row.get(2),
             begins: row.get(3),
-            most: row.get(4),
-            of_extension: row.get(6),
+            least: row.get(4),
+            most: row.get(5),
+            beyond: false,
+            of_extension: row.get(7),
             numbers: row
-                .get::<_, Option<Vec<String>>>(7)
-                .filter(|_| row.get(5))
+                .get::<_, Option<Vec<String>>>(8)
+                .filter(|_| row.get(6))
                 .and_then(|names| Some((names.first()?.clone(), names.get(1)?.clone()))),
         }
     };
     Ok(rows.iter().map(sequence).collect())
 }
 
-/// Finds out where sequences are, each on its own, so that nothing is held while something is waited for: a backup is no part of
-/// anybody's deadlock. Those of which it cannot be known.
+/// Finds out where sequences are. Some at a time where that needs no waiting; otherwise each on its own, so that nothing is held
+/// while something is waited for: a backup is no part of anybody's deadlock. Those of which it cannot be known.
 async fn read_sequences(client: &Client, sequences: &mut [Sequence]) -> Result<Vec<String>, tokio_postgres::Error> {
     client.batch_execute("SET lock_timeout = '30s'").await?;
-    let last = client.prepare_typed("SELECT pg_sequence_last_value($1)", &[Type::OID]).await?;
     let query = "SELECT pg_is_in_recovery(), rolsuper FROM pg_roles WHERE rolname = current_user";
     let row = client.query_one(query, &[]).await?;
     let (follows, may): (bool, bool) = (row.get(0), row.get(1));
+    let may = may && !follows;
     let mut unknown = Vec::new();
-    for sequence in sequences.iter_mut().filter(|sequence| !sequence.of_extension) {
-        // By its id; each statement is a transaction of its own.
-        let value = match client.query_one(&last, &[&sequence.oid]).await {
-            Err(error) if error.code().is_some_and(is_gone) => None,
-            value => value?.get::<_, Option<i64>>(0).map(|value| (value, true)),
-        };
-        let known = match value {
-            None if may && !follows => begins(client, sequence.oid).await?,
-            value => value,
-        };
-        match known {
-            Some((value, called)) if called || value != sequence.begins => {
-                sequence.statement = Some(set(&sequence.name, value, called));
-            }
-            Some(_) => {}
-            None => {
+    let mut ours: Vec<&mut Sequence> = sequences.iter_mut().filter(|sequence| !sequence.of_extension).collect();
+    for some in ours.chunks_mut(AT_A_TIME) {
+        let oids: Vec<u32> = some.iter().map(|sequence| sequence.oid).collect();
+        let mut known = positions(client, &oids, may, "1ms").await?;
+        for sequence in some {
+            let known = match &mut known {
+                Some(known) => known.remove(&sequence.oid),
+                None => position(client, sequence.oid, may).await?,
+            };
+            sequence.set_to(known);
+            if known.is_none() {
                 unknown.push(sequence.name.clone());
-                // Better after what is there than in it.
-                sequence.statement = sequence.numbers.as_ref().map(|(column, table)| {
-                    format!(
-                        "SELECT pg_catalog.setval({}, m + 1, false) FROM (SELECT max({column})::bigint AS m FROM {table}) t \
-                         WHERE m >= {} AND m < {};",
-                        literal(&sequence.name),
-                        sequence.begins,
-                        sequence.most
-                    )
-                });
             }
         }
     }
     Ok(unknown)
+}
+
+/// Where a sequence is, and whether that number was taken already.
+type Position = (i64, bool);
+
+impl Sequence {
+    fn set_to(&mut self, position: Option<Position>) {
+        let name = literal(&self.name);
+        self.statement = match position {
+            Some((value, called)) => {
+                self.beyond = !(self.least..=self.most).contains(&value);
+                (called || value != self.begins).then(|| format!("SELECT pg_catalog.setval({name}, {value}, {called});"))
+            }
+            // Better after what is there than in it.
+            None => self.numbers.as_ref().map(|(column, table)| {
+                format!(
+                    "SELECT pg_catalog.setval({name}, m + 1, false) FROM (SELECT max({column})::bigint AS m FROM {table}) t \
+                     WHERE m >= {} AND m < {};",
+                    self.begins, self.most
+                )
+            }),
+        };
+    }
+}
+
+/// Where one sequence is; none where it cannot be known.
+async fn position(client: &Client, oid: u32, may: bool) -> Result<Option<Position>, tokio_postgres::Error> {
+    // By its id; the statement is a transaction of its own, and waits for whoever changes it.
+    match client.query_typed("SELECT pg_sequence_last_value($1)", &[(&oid, Type::OID)]).await {
+        Err(error) if error.code().is_some_and(is_gone) => {}
+        read => {
+            if let Some(value) = read?.first().and_then(|row| row.get::<_, Option<i64>>(0)) {
+                return Ok(Some((value, true)));
+            }
+        }
+    }
+    if !may {
+        return Ok(None);
+    }
+    Ok(positions(client, &[oid], may, "5s").await?.and_then(|mut known| known.remove(&oid)))
 }
 
 /// A relation that was asked for by its id and is not there any more.
@@ -484,42 +564,69 @@ fn is_gone(code: &SqlState) -> bool {
     [SqlState::UNDEFINED_TABLE, SqlState::INTERNAL_ERROR].contains(code)
 }
 
-/// Where a sequence begins from which nothing was taken: by `ALTER SEQUENCE … RESTART`, as Odoo sets the next number of an
-/// invoice, or by `setval`. No function tells that by its id, so that it is selected from by its name: while it is held, so that it
-/// cannot be renamed or moved, and then the schema that it is in. None where the schema cannot be held at once, where its
-/// name means something else for a moment, or where it is gone.
-async fn begins(client: &Client, oid: u32) -> Result<Option<(i64, bool)>, tokio_postgres::Error> {
-    client.batch_execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '5s'").await?;
-    let read: Result<_, tokio_postgres::Error> = async {
-        // Asking holds it, until the transaction ends.
-        client.query_typed("SELECT pg_sequence_last_value($1)", &[(&oid, Type::OID)]).await?;
-        // Nothing is waited for while it is held: whoever holds its schema may be waiting for it.
-        let name = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                    WHERE c.oid = $1 AND c.relkind = 'S' FOR SHARE OF n NOWAIT";
-        let Some(name) =
-            client.query_typed(name, &[(&oid, Type::OID)]).await?.first().map(|row| row.get::<_, String>(0))
-        else {
-            return Ok(None);
-        };
-        // What a name means is looked up in what this connection knows of the catalog, which may be behind what was read from
-        // it: a change is seen a moment before it is told. Once the name means the sequence, it cannot mean anything else while
-        // both are held.
-        let means = "SELECT to_regclass($1)::oid IS NOT DISTINCT FROM $2";
-        let means = client.query_typed(means, &[(&name, Type::TEXT), (&oid, Type::OID)]).await?;
-        if !means.first().is_some_and(|row| row.get(0)) {
-            return Ok(None);
-        }
-        let row = client.query_one(&format!("SELECT last_value, is_called FROM {name}"), &[]).await?;
-        Ok(Some((row.get(0), row.get(1))))
-    }
-    .await;
+/// Where sequences are. From some nothing was taken, and they begin where `ALTER SEQUENCE … RESTART` or `setval` has put them, as
+/// Odoo sets the next number of an invoice. No function tells that by an id, so that they are selected from by their names: while they
+/// are held, so that they cannot be renamed or moved, and then the schemas that they are in. Only who `may` do that does.
+///
+/// None where one is gone, or is not to be had within `patience`, or its schema at once; those whose names mean something
+/// else for a moment are not among what is known.
+async fn positions(
+    client: &Client,
+    oids: &[u32],
+    may: bool,
+    patience: &str,
+) -> Result<Option<BTreeMap<u32, Position>>, tokio_postgres::Error> {
+    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{patience}'");
+    client.batch_execute(&begin).await?;
+    let read = held_positions(client, oids, may).await;
     client.batch_execute("ROLLBACK").await?;
     match read {
         Err(error) if error.code().is_some_and(|code| *code == SqlState::LOCK_NOT_AVAILABLE || is_gone(code)) => {
             Ok(None)
         }
-        other => other,
+        other => other.map(Some),
     }
+}
+
+/// Within a transaction, until whose end everything is held.
+async fn held_positions(
+    client: &Client,
+    oids: &[u32],
+    may: bool,
+) -> Result<BTreeMap<u32, Position>, tokio_postgres::Error> {
+    // Asking holds them.
+    let last = "SELECT s.oid, pg_sequence_last_value(s.oid) FROM unnest($1::oid[]) AS s (oid)";
+    let (mut known, mut unused) = (BTreeMap::new(), Vec::new());
+    for row in client.query_typed(last, &[(&oids, Type::OID_ARRAY)]).await? {
+        match row.get::<_, Option<i64>>(1) {
+            Some(value) => drop(known.insert(row.get(0), (value, true))),
+            None => unused.push(row.get::<_, u32>(0)),
+        }
+    }
+    if unused.is_empty() || !may {
+        return Ok(known);
+    }
+    // Nothing is waited for while they are held: whoever holds their schema may be waiting for one of them.
+    let named = "SELECT c.oid, format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.oid = ANY($1) AND c.relkind = 'S' FOR SHARE OF n NOWAIT";
+    let named = client.query_typed(named, &[(&unused, Type::OID_ARRAY)]).await?;
+    let (oids, names): (Vec<_>, Vec<_>) =
+        named.iter().map(|row| (row.get::<_, u32>(0), row.get::<_, String>(1))).unzip();
+    // What a name means is looked up in what this connection knows of the catalog, which may be behind what was read from
+    // it: a change is seen a moment before it is told. Once a name means a sequence, it cannot mean anything else while
+    // both are held.
+    let means = "SELECT s.oid, s.name FROM unnest($1::oid[], $2::text[]) AS s (oid, name) WHERE to_regclass(s.name)::oid = s.oid";
+    let means = client.query_typed(means, &[(&oids, Type::OID_ARRAY), (&names, Type::TEXT_ARRAY)]).await?;
+    let each = means.iter().map(|row| {
+        let (oid, name): (u32, String) = (row.get(0), row.get(1));
+        format!("SELECT {oid}::oid, last_value, is_called FROM {name}")
+    });
+    let select = each.collect::<Vec<_>>().join(" UNION ALL ");
+    if !select.is_empty() {
+        let rows = client.query_typed(&select, &[]).await?;
+        known.extend(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))));
+    }
+    Ok(known)
 }
 
 /// Tables of extensions some of whose rows an extension wants to be saved: `pg_dump` would select them, and what is selected is

@@ -119,6 +119,7 @@ impl Backup {
         let fence = fence.guard(self.server.clone(), database.clone(), *limits, copied.clone(), control.clone());
         let fence = AbortOnDropHandle::new(tokio::spawn(fence));
         let snapshot = Snapshot::take(&self.server, &database).await?;
+        let schemas = snapshot.schemas().await.map_err(|e| self.server.failed(&database, &e))?;
         let Tenancy { uuid, attachments, modules, undumped, filtered, unknown, sequences, unrestorable, tables } =
             control.unless_cancelled(snapshot.read(&self.server, &database)).await?;
         // A gateway lets a tenant's background work in one by one.
@@ -197,6 +198,10 @@ impl Backup {
         }
         let archived = archived?;
         changed?;
+        if let Some(schema) = schemas.changed(&self.server, &database).await? {
+            let reason = format!("the schema {schema} was renamed, changed or removed during the backup; try again");
+            return Err(Error::Database { server: self.server.name(), database: self.database.clone(), reason });
+        }
         // A watcher that lost its connection has lost the fence, at a time that nobody knows.
         let fence = fence.unwrap_or_else(|error| Err(Error::panicked(&error)));
         let fence =
@@ -313,7 +318,7 @@ async fn idle(control: Control) {
 /// The files that a database refers to now.
 pub(crate) async fn manifest_of(server: &Server, database: &str) -> Result<Manifest, Error> {
     let snapshot = Snapshot::take(server, database).await?;
-    Ok(Manifest::of(snapshot.read(server, database).await?.attachments))
+    Ok(Manifest::of(snapshot.attachments(server, database).await?))
 }
 
 /// A set that is stored and that nobody sees yet.

@@ -2,10 +2,12 @@
 //!
 //! What is loaded was written by a tenant: tables bring their triggers, defaults and indexed expressions, and those run as
 //! whoever loads, or as whoever that one can become. So nothing is loaded by the role that restores, which may create
-//! databases and perhaps everything: a role is made that can become the owner and nobody else, and goes afterwards. Where
-//! the process dies in between, the role can log in for two more days, with a password that nobody knows; the next restore
-//! removes it.
+//! databases and perhaps everything: a role is made that can become the owner and nobody else, and goes afterwards. Nobody
+//! knows its password, and what it loads cannot give it another: a transaction of ours that has changed the role stays
+//! open. Where the process dies in between, the role can log in for up to two more days; the next restore after them removes it.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -24,6 +26,30 @@ pub(crate) struct Loader {
     pub(crate) owner: String,
     /// Whether it can become the owner.
     becomes: bool,
+    /// Says that it cannot log in any more, in a transaction that stays open until that shall be so: whatever else would
+    /// change the role waits for it.
+    closing: Arc<Closing>,
+}
+
+struct Closing(Client);
+
+impl fmt::Debug for Closing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Closing")
+    }
+}
+
+impl Closing {
+    async fn begin(admin: &Server, role: &str) -> Result<Self, Error> {
+        let client = admin.connect(&admin.maintenance).await?;
+        // It stays open for as long as is loaded. Servers before 17 know no limit for a whole transaction.
+        let begin = format!(
+            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; \
+             SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'; ALTER ROLE {role} NOLOGIN"
+        );
+        client.batch_execute(&begin).await.map_err(|e| admin.failed(&admin.maintenance, &e))?;
+        Ok(Self(client))
+    }
 }
 
 /// What the roles are called.
@@ -98,8 +124,17 @@ impl Loader {
             }
             failed(&e)
         })?;
+        let closing = match Closing::begin(admin, &quoted(&name)).await {
+            Ok(closing) => Arc::new(closing),
+            Err(error) => {
+                let remove =
+                    format!("REVOKE ALL ON DATABASE {} FROM {1}; DROP ROLE {1}", quoted(database), quoted(&name));
+                let _ = client.batch_execute(&remove).await;
+                return Err(error);
+            }
+        };
         let server = Server { user: name, password: Some(cofferdam_tenant::Secret::new(password)), ..admin.clone() };
-        Ok(Self { server, owner: owner.to_owned(), becomes })
+        Ok(Self { server, owner: owner.to_owned(), becomes, closing })
     }
 
     /// A connection that works as the owner, if it can become that, in the owner's schema.
@@ -128,9 +163,12 @@ impl Loader {
     pub(crate) async fn hand_over(self, admin: &Server, database: &str) -> Result<(), Error> {
         let name = quoted(&self.server.user);
         // Whatever fails later, nobody logs in as it any more, and nobody who has is left.
+        let closed = self.closing.0.batch_execute("COMMIT").await;
         let client = admin.connect(&admin.maintenance).await?;
-        let close = format!("ALTER ROLE {name} NOLOGIN");
-        client.batch_execute(&close).await.map_err(|e| admin.failed(database, &e))?;
+        if closed.is_err() {
+            let close = format!("ALTER ROLE {name} NOLOGIN");
+            client.batch_execute(&close).await.map_err(|e| admin.failed(database, &e))?;
+        }
         let leave = format!(
             "GRANT {name} TO CURRENT_USER; \
                  SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}",
@@ -138,6 +176,19 @@ impl Loader {
         );
         client.batch_execute(&leave).await.map_err(|e| admin.failed(database, &e))?;
         let client = admin.connect(database).await?;
+        client.batch_execute("SET lock_timeout = '30s'").await.map_err(|e| admin.failed(database, &e))?;
+        // What a file has prepared would hold what it was about for ever.
+        let query =
+            "SELECT quote_literal(gid) FROM pg_prepared_xacts WHERE database = current_database() AND owner = $1";
+        let prepared = client.query(query, &[&self.server.user]).await.map_err(|e| admin.failed(database, &e))?;
+        for row in prepared {
+            // In three journeys: it cannot be said in a transaction, which several statements in one are.
+            for part in
+                [&format!("SET ROLE {name}"), &format!("ROLLBACK PREPARED {}", row.get::<_, String>(0)), "RESET ROLE"]
+            {
+                client.batch_execute(part).await.map_err(|e| admin.failed(database, &e))?;
+            }
+        }
         // Schemas first: what is in them can only be given to somebody who may be there.
         let query = "SELECT quote_ident(n.nspname) FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner \
                      WHERE r.rolname = $1";
@@ -146,10 +197,8 @@ impl Loader {
             let give = format!("ALTER SCHEMA {} OWNER TO {}", row.get::<_, String>(0), quoted(&self.owner));
             client.batch_execute(&give).await.map_err(|e| admin.failed(database, &e))?;
         }
-        let drop = format!(
-            "SET lock_timeout = '30s'; REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; DROP ROLE {name}",
-            quoted(&self.owner)
-        );
+        let drop =
+            format!("REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; DROP ROLE {name}", quoted(&self.owner));
         client.batch_execute(&drop).await.map_err(|e| admin.failed(database, &e))
     }
 }

@@ -172,7 +172,11 @@ impl Restore {
             // One that is being made is younger than a day.
             let old = age.as_secs() >= 0 && age.unsigned_abs() >= keep.max(Duration::from_secs(86_400));
             if old && !there.contains(&kept) {
-                let _ = tokio::fs::remove_dir_all(entry.path()).await;
+                // Where a way back died after the databases had changed places, the files of what is there now are among them.
+                let (from, to) = (entry.path(), self.filestores.join(&self.database));
+                if blocking(move || files::link_tree(&from, &to)).await.is_ok() {
+                    let _ = tokio::fs::remove_dir_all(entry.path()).await;
+                }
             }
         }
         Ok(())
@@ -254,8 +258,12 @@ impl Restore {
         if let Some(gateway) = &self.gateway {
             // Whatever came of it: nobody is left waiting.
             let resumed = gateway.resume(current).await;
-            renamed?;
-            resumed?;
+            match (renamed, resumed) {
+                (Err(error), _) => return Err(error),
+                // It has happened, and is not called anything else.
+                (Ok(()), Err(error)) => control.warn(format!("{current} is in place, but its gateway waits: {error}")),
+                (Ok(()), Ok(())) => {}
+            }
             return Ok(Some(started.elapsed()));
         }
         renamed.map(|()| None)
@@ -300,7 +308,17 @@ impl Restore {
             quoted(away),
             quoted(next)
         );
-        self.insist(client, &[current, next], &swap).await.map_err(|e| failed(&e))
+        let incoming = oid_of(client, next).await.map_err(|e| failed(&e))?;
+        let Err(error) = self.insist(client, &[current, next], &swap).await else { return Ok(()) };
+        // Where the connection was lost, nobody has said whether it has happened: whoever is there now does.
+        if client.is_closed()
+            && let Ok(client) = self.server.connect(&self.server.maintenance).await
+            && incoming.is_some()
+            && oid_of(&client, current).await.is_ok_and(|there| there == incoming)
+        {
+            return Ok(());
+        }
+        Err(failed(&error))
     }
 
     /// Odoo's workers compare numbers in the database with those they remember, to see whether what they have cached is
@@ -368,6 +386,11 @@ impl Restore {
         }
         done
     }
+}
+
+async fn oid_of(client: &Client, database: &str) -> Result<Option<u32>, tokio_postgres::Error> {
+    let query = "SELECT oid FROM pg_catalog.pg_database WHERE datname = $1";
+    Ok(client.query_opt(query, &[&database]).await?.map(|row| row.get(0)))
 }
 
 /// For so long is waited until a server has ended what it was doing for a connection that is lost.
