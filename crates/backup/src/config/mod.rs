@@ -11,8 +11,8 @@ use cofferdam_tenant::{Catalog, Diagnostics, HumanDuration, Secret, Secrets, Slu
 use serde_json::Value;
 
 pub use file::{
-    BackupConfig, DrillConfig, GatewayEndpoint, KeyConfig, PgBackRestConfig, RepositoryConfig, S3Config, ServerConfig,
-    TenantConfig,
+    AzureConfig, BackupConfig, DrillConfig, GatewayEndpoint, GoogleConfig, KeyConfig, PgBackRestConfig,
+    RepositoryConfig, S3Config, ServerConfig, TenantConfig,
 };
 
 use crate::Error;
@@ -20,7 +20,7 @@ use crate::drill::{Drill, ReportKey};
 use crate::logical::Backup;
 use crate::model::{BackupPolicy, Immutability, Parallel, RestoreDrill, RestorePoint, Schedule};
 use crate::physical::{PgBackRest, Recovery};
-use crate::repository::{Directory, KeySource, S3, S3Options, Store, StoreError};
+use crate::repository::{AzureOptions, Cloud, Directory, GoogleOptions, KeySource, S3, S3Options, Store, StoreError};
 use crate::restore::{GatewayConsole, Restore};
 use crate::server::Server;
 
@@ -49,6 +49,8 @@ pub struct TenantSetup {
 enum StoreSetup {
     Directory(PathBuf),
     S3(Box<S3Options>),
+    Azure(Box<AzureOptions>),
+    Google(Box<GoogleOptions>),
 }
 
 impl StoreSetup {
@@ -60,6 +62,12 @@ impl StoreSetup {
             Self::S3(options) => {
                 Self::S3(Box::new(S3Options { prefix: replace(&options.prefix), ..(**options).clone() }))
             }
+            Self::Azure(options) => {
+                Self::Azure(Box::new(AzureOptions { prefix: replace(&options.prefix), ..(**options).clone() }))
+            }
+            Self::Google(options) => {
+                Self::Google(Box::new(GoogleOptions { prefix: replace(&options.prefix), ..(**options).clone() }))
+            }
         }
     }
 
@@ -70,6 +78,8 @@ impl StoreSetup {
                 let options = S3Options { immutability, ..(**options).clone() };
                 Arc::new(S3::new(options, tokio::runtime::Handle::current())?)
             }
+            Self::Azure(options) => Arc::new(Cloud::azure(options, tokio::runtime::Handle::current())?),
+            Self::Google(options) => Arc::new(Cloud::google(options, tokio::runtime::Handle::current())?),
         })
     }
 }
@@ -279,16 +289,19 @@ impl Understanding<'_> {
         self.parallel(&["policy", "parallel", "jobs"], &config.policy.parallel);
         let store = self.repository(&config.repository);
         let key = self.key(&config.repository.key);
-        if matches!(store, Some(StoreSetup::Directory(_))) {
+        let place = match &store {
+            None | Some(StoreSetup::S3(_)) => None,
+            Some(StoreSetup::Directory(_)) => Some("a directory"),
+            Some(StoreSetup::Azure(_)) => Some("a container of Azure's"),
+            Some(StoreSetup::Google(_)) => Some("a bucket of Google's"),
+        };
+        if let Some(place) = place {
             let own = config.tenants.iter().filter(|(_, tenant)| tenant.immutability.is_some());
             let own = own.map(|(name, _)| vec!["tenants", name.as_str(), "immutability"]);
             let all = config.policy.immutability.map(|_| vec!["policy", "immutability"]);
             for path in own.chain(all).collect::<Vec<_>>() {
-                self.fault(
-                    &path,
-                    "locks, in a directory",
-                    "a bucket as the repository: files in a directory cannot be locked",
-                );
+                let found = format!("locks, in {place}");
+                self.fault(&path, found, "an `s3` repository: elsewhere objects are not locked one by one");
             }
         }
         let servers: BTreeMap<String, Servers> = config
@@ -438,27 +451,17 @@ impl Understanding<'_> {
     }
 
     fn repository(&mut self, config: &RepositoryConfig) -> Option<StoreSetup> {
-        match (&config.directory, &config.s3) {
-            (Some(directory), None) => {
+        let RepositoryConfig { directory, s3, azure, google, key: _ } = config;
+        match (directory, s3, azure, google) {
+            (Some(directory), None, None, None) => {
                 self.own_place(&["repository", "directory"], directory)?;
                 Some(StoreSetup::Directory(self.path(Path::new(directory))))
             }
-            (None, Some(s3)) => {
+            (None, Some(s3), None, None) => {
                 self.own_place(&["repository", "s3", "prefix"], &s3.prefix)?;
-                let mut variable = |field: &str, name: &str| {
-                    let value = self.secrets.env(name).filter(|value| !value.is_empty());
-                    if value.is_none() {
-                        let found = format!("`{name}`, which is not set");
-                        self.fault(&["repository", "s3", field], found, "an environment variable with a key");
-                    }
-                    value
-                };
-                let access_key = variable("access_key_env", &s3.access_key_env);
-                let secret_key = variable("secret_key_env", &s3.secret_key_env);
-                let ca = match &s3.ca_file {
-                    Some(file) => Some(self.file(&["repository", "s3", "ca_file"], file)?.into_bytes()),
-                    None => None,
-                };
+                let access_key = self.variable("s3", "access_key_env", &s3.access_key_env);
+                let secret_key = self.variable("s3", "secret_key_env", &s3.secret_key_env);
+                let ca = self.authorities("s3", s3.ca_file.as_deref()).ok()?.map(String::into_bytes);
                 Some(StoreSetup::S3(Box::new(S3Options {
                     bucket: s3.bucket.clone(),
                     prefix: s3.prefix.clone(),
@@ -471,12 +474,63 @@ impl Understanding<'_> {
                     immutability: None,
                 })))
             }
-            (directory, _) => {
-                let found = if directory.is_some() { "both" } else { "neither `directory` nor `s3`" };
-                self.fault(&["repository"], found, "exactly one of `directory` and `s3`");
+            (None, None, Some(azure), None) => {
+                self.own_place(&["repository", "azure", "prefix"], &azure.prefix)?;
+                let access_key = match &azure.access_key_env {
+                    Some(name) => Some(Secret::new(self.variable("azure", "access_key_env", name)?)),
+                    None => None,
+                };
+                let ca = self.authorities("azure", azure.ca_file.as_deref()).ok()?;
+                Some(StoreSetup::Azure(Box::new(AzureOptions {
+                    account: azure.account.clone(),
+                    container: azure.container.clone(),
+                    prefix: azure.prefix.clone(),
+                    endpoint: azure.endpoint.clone(),
+                    access_key,
+                    ca,
+                })))
+            }
+            (None, None, None, Some(google)) => {
+                self.own_place(&["repository", "google", "prefix"], &google.prefix)?;
+                let service_account = match &google.service_account_file {
+                    Some(file) => {
+                        Some(Secret::new(self.file(&["repository", "google", "service_account_file"], file)?))
+                    }
+                    None => None,
+                };
+                let ca = self.authorities("google", google.ca_file.as_deref()).ok()?;
+                Some(StoreSetup::Google(Box::new(GoogleOptions {
+                    bucket: google.bucket.clone(),
+                    prefix: google.prefix.clone(),
+                    endpoint: google.endpoint.clone(),
+                    service_account,
+                    ca,
+                })))
+            }
+            (directory, s3, azure, google) => {
+                let given = [directory.is_some(), s3.is_some(), azure.is_some(), google.is_some()];
+                let found = match given.into_iter().filter(|given| *given).count() {
+                    0 => "none of them".to_owned(),
+                    several => format!("{several} of them"),
+                };
+                self.fault(&["repository"], found, "exactly one of `directory`, `s3`, `azure` and `google`");
                 None
             }
         }
+    }
+
+    fn variable(&mut self, store: &str, field: &str, name: &str) -> Option<String> {
+        let value = self.secrets.env(name).filter(|value| !value.is_empty());
+        if value.is_none() {
+            let found = format!("`{name}`, which is not set");
+            self.fault(&["repository", store, field], found, "an environment variable with a key");
+        }
+        value
+    }
+
+    /// The text of the authorities, if there are any. An error is told already.
+    fn authorities(&mut self, store: &str, file: Option<&Path>) -> Result<Option<String>, ()> {
+        file.map(|file| self.file(&["repository", store, "ca_file"], file).ok_or(())).transpose()
     }
 
     /// Tenants in one repository would have one key.
@@ -587,10 +641,44 @@ tenants:
         for expected in [
             "repository.key: found one key for all tenants, expected `{tenant}` in it",
             "tenants.beta: found database beta_prod, which is acme's too, expected a database of its own",
-            "policy.immutability: found locks, in a directory, expected a bucket",
+            "policy.immutability: found locks, in a directory, expected an `s3` repository",
             "drills.signing_key_file: found `k`",
             "drills.schedule.cron: found `no`",
         ] {
+            assert!(text.contains(expected), "{expected}\n{text}");
+        }
+    }
+
+    #[test]
+    fn each_store_is_one_and_has_what_it_needs() {
+        let with = |store: &str| {
+            let text = GOOD.replace("directory: 'repositories/{tenant}'", store);
+            assert!(text != GOOD);
+            read(&text).map_err(|faults| faults.to_string())
+        };
+        let azure = with("azure: { account: acme, container: backups }").unwrap();
+        assert!(matches!(&azure.tenant("beta").unwrap().store, StoreSetup::Azure(o) if o.prefix == "beta/"));
+        let google = with("google: { bucket: backups, prefix: 'odoo/{tenant}/' }").unwrap();
+        assert!(matches!(&google.tenant("beta").unwrap().store, StoreSetup::Google(o) if o.prefix == "odoo/beta/"));
+        for (store, expected) in [
+            (
+                "azure: { account: a, container: c }, google: { bucket: b }",
+                "repository: found 2 of them, expected exactly one of",
+            ),
+            (
+                "azure: { account: a, container: c, prefix: all/ }",
+                "repository.azure.prefix: found `all/`, expected `{tenant}` in it",
+            ),
+            (
+                "azure: { account: a, container: c, access_key_env: NO_KEY }",
+                "repository.azure.access_key_env: found `NO_KEY`, which is not set",
+            ),
+            (
+                "google: { bucket: b, service_account_file: none.json }",
+                "repository.google.service_account_file: found `none.json`",
+            ),
+        ] {
+            let text = with(store).map(drop).unwrap_err();
             assert!(text.contains(expected), "{expected}\n{text}");
         }
     }

@@ -282,7 +282,9 @@ impl Lexer {
 /// Whether a piece is one statement, and not several.
 pub(super) fn is_one(text: &str) -> bool {
     let mut lexer = Lexer::default();
-    text.split_inclusive('\n').for_each(|line| drop(lexer.feed(line.as_bytes())));
+    for line in text.split_inclusive('\n') {
+        lexer.feed(line.as_bytes());
+    }
     !lexer.several
 }
 

@@ -281,7 +281,7 @@ impl Snapshot {
             let reason = format!("the sequence {} was changed after the snapshot; try again", beyond.name);
             return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
         }
-        Ok(Tenancy { uuid, filtered, unknown, attachments, modules, undumped, sequences, unrestorable, tables })
+        Ok(Tenancy { uuid, attachments, modules, undumped, filtered, unknown, sequences, unrestorable, tables })
     }
 
     /// Holds the snapshot until everybody who needs it has it, and its locks. A table to which something was done before,

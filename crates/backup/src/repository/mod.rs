@@ -8,6 +8,7 @@
 
 mod archive;
 mod bridge;
+mod cloud;
 pub mod conformance;
 mod directory;
 mod key;
@@ -24,6 +25,7 @@ use rustic_core::repofile::SnapshotFile;
 use rustic_core::{ConfigOptions, Credentials, KeyOptions, OpenStatus, RepositoryOptions, RusticError};
 
 pub(crate) use archive::{Archived, Entry, modified};
+pub use cloud::{AzureOptions, Cloud, GoogleOptions};
 pub use directory::Directory;
 pub use key::{KeyError, KeySource, RepositoryKey};
 pub(crate) use read::Reader;

@@ -33,17 +33,7 @@ impl KubernetesServer {
     /// words, where those are none.
     pub fn new(url: &str, token_file: Option<PathBuf>, authorities: Option<&str>) -> Result<Self, String> {
         reqwest::Url::parse(url).map_err(|e| e.to_string())?;
-        let config = match authorities {
-            Some(text) => {
-                let roots = cofferdam_tls::roots("ca_file", text).map_err(|e| e.to_string())?;
-                rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                    .with_safe_default_protocol_versions()
-                    .map_err(|e| e.to_string())?
-                    .with_root_certificates(roots)
-                    .with_no_client_auth()
-            }
-            None => super::client_config()?,
-        };
+        let config = cofferdam_tls::towards_those(authorities).map_err(|e| e.to_string())?;
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(config)
             .redirect(reqwest::redirect::Policy::none())
