@@ -433,6 +433,28 @@ async fn who_listens_after_a_script_is_who_would_listen_on_a_connection_of_its_o
     assert_eq!(heard.recv().await.unwrap(), "last !");
 }
 
+/// The shared connection may not have passed on yet what was sent before.
+#[tokio::test]
+async fn who_listens_to_what_others_hear_already_hears_nothing_from_before() {
+    let site = Site::start().await;
+    let sender = site.connect("acme").await;
+    let (first, mut hears) = listening(&site, "acme_db").await;
+    first.simple_query("LISTEN x").await.unwrap();
+    for round in 0..100 {
+        let (client, mut heard) = listening(&site, "acme_db").await;
+        notify(&sender, "x", "before").await;
+        client.simple_query("LISTEN x").await.unwrap();
+        notify(&sender, "x", "after").await;
+        assert_eq!(heard.recv().await.unwrap(), "x after", "{round}");
+        assert_eq!(hears.recv().await.unwrap(), "x before");
+        assert_eq!(hears.recv().await.unwrap(), "x after");
+        if round % 3 == 0 {
+            // Who leaves while others come takes nothing with it.
+            client.simple_query("UNLISTEN x").await.unwrap();
+        }
+    }
+}
+
 /// Odoo's bus: one database for all tenants of a cluster, and what it says of others' databases is not for everybody.
 #[tokio::test]
 async fn workers_hear_of_their_own_tenants_only() {

@@ -218,11 +218,15 @@ struct Hub {
 struct Listening {
     id: u64,
     deliver: mpsc::Sender<Bytes>,
+    /// The server has answered its `LISTEN`: what came before was sent before it.
+    active: bool,
 }
 
+#[derive(Default)]
 struct Asked {
     channel: String,
-    waiting: Vec<(u64, oneshot::Sender<Result<(), ListenError>>)>,
+    /// Whose `LISTEN` it is.
+    waiting: Option<(u64, oneshot::Sender<Result<(), ListenError>>)>,
     refused: Option<(String, String)>,
 }
 
@@ -246,7 +250,7 @@ impl Hub {
     /// Sends a statement whose outcome nobody waits for.
     fn say(&mut self, sql: &str) {
         self.leased.upstream.outbound.query(sql);
-        self.asked.push_back(Asked { channel: String::new(), waiting: Vec::new(), refused: None });
+        self.asked.push_back(Asked::default());
     }
 
     /// Serves until the connection is lost or nobody is left.
@@ -280,18 +284,13 @@ impl Hub {
         match ask {
             Ask::Listen { id, channel, deliver, done } => {
                 let listening = self.channels.entry(channel.clone()).or_default();
-                let is_first = listening.is_empty();
                 if !listening.iter().any(|l| l.id == id) {
-                    listening.push(Listening { id, deliver });
+                    listening.push(Listening { id, deliver, active: false });
                 }
-                if is_first {
-                    self.leased.upstream.outbound.query(&format!("LISTEN {}", quoted(&channel)));
-                    self.asked.push_back(Asked { channel, waiting: vec![(id, done)], refused: None });
-                } else if let Some(asked) = self.asked.iter_mut().rev().find(|a| a.channel == channel) {
-                    asked.waiting.push((id, done));
-                } else {
-                    let _ = done.send(Ok(()));
-                }
+                // Also where others listen already: the server sends what it has for this connection before it answers, and
+                // whatever was sent before is not for whoever asks now.
+                self.leased.upstream.outbound.query(&format!("LISTEN {}", quoted(&channel)));
+                self.asked.push_back(Asked { channel, waiting: Some((id, done)), refused: None });
             }
             Ask::Unlisten { id, channel } => {
                 let upstream = &mut self.leased.upstream;
@@ -301,7 +300,7 @@ impl Hub {
                         listening.retain(|l| l.id != id);
                         if listening.is_empty() {
                             upstream.outbound.query(&format!("UNLISTEN {}", quoted(name)));
-                            asked.push_back(Asked { channel: String::new(), waiting: Vec::new(), refused: None });
+                            asked.push_back(Asked::default());
                         }
                     }
                     !listening.is_empty()
@@ -329,18 +328,21 @@ impl Hub {
                 }
                 (b'Z', _) => {
                     let Some(asked) = self.asked.pop_front() else { return Err(()) };
-                    if asked.refused.is_some()
-                        && let Some(listening) = self.channels.get_mut(&asked.channel)
-                    {
-                        listening.retain(|l| !asked.waiting.iter().any(|(id, _)| *id == l.id));
+                    let Some((id, done)) = asked.waiting else { continue };
+                    if let Some(listening) = self.channels.get_mut(&asked.channel) {
+                        if asked.refused.is_none() {
+                            listening.iter_mut().filter(|l| l.id == id).for_each(|l| l.active = true);
+                        } else {
+                            listening.retain(|l| l.id != id);
+                        }
                         if listening.is_empty() {
                             self.channels.remove(&asked.channel);
                         }
                     }
-                    for (_, done) in asked.waiting {
-                        let refused = asked.refused.clone();
-                        let _ = done.send(refused.map_or(Ok(()), |(code, text)| Err(ListenError::Refused(code, text))));
-                    }
+                    let _ = done.send(match asked.refused {
+                        None => Ok(()),
+                        Some((code, text)) => Err(ListenError::Refused(code, text)),
+                    });
                 }
                 _ => {}
             }
@@ -350,8 +352,11 @@ impl Hub {
     fn deliver(&mut self, message: &Bytes) {
         let Some((channel, _)) = notification(message) else { return };
         if let Some(listening) = self.channels.get_mut(channel) {
-            let slow: Vec<u64> =
-                listening.iter().filter(|l| l.deliver.try_send(message.clone()).is_err()).map(|l| l.id).collect();
+            let slow: Vec<u64> = listening
+                .iter()
+                .filter(|l| l.active && l.deliver.try_send(message.clone()).is_err())
+                .map(|l| l.id)
+                .collect();
             // Who does not take them is let go of altogether: it must not miss some and have others.
             for id in slow {
                 self.ask(Ask::Unlisten { id, channel: None });
