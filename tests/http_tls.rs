@@ -175,6 +175,13 @@ async fn each_name_gets_its_certificate_and_a_reload_changes_it() {
     let answer = one(acme, "acme.example.com", "/testkit/echo").await;
     assert!(answer.contains("database: acme_db") && answer.contains("header x-forwarded-proto: https"), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("strict-transport-security: max-age=31536000\r\n"), "{answer}");
+    // The gateway's own answers too, but to who names no site of its own.
+    for (host, status, said) in [("acme.example.com", " 404 ", true), ("nobody.example.com", " 421 ", false)] {
+        let stream = house.dial("acme.example.com", &["http/1.1"], None).await.unwrap();
+        let answer = one(stream, host, "/web/database/manager").await;
+        assert!(answer.contains(status), "{answer}");
+        assert_eq!(answer.to_ascii_lowercase().contains("strict-transport-security"), said, "{answer}");
+    }
     let page = one(bolt, "bolt.example.com", "/web").await;
     assert!(page.contains("; SameSite=Lax; Secure\r\n"), "{page}");
 

@@ -18,7 +18,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use prost::Message;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 const ACME: &str = "acme.example.com";
 
@@ -273,12 +273,12 @@ async fn every_request_is_a_line_of_json_and_continues_its_trace() {
     house.get("/report/pdf/x/1?ms=50").await;
     house.get("/web/database/manager").await;
     house.ask("GET", "nobody.example.com", "/x", &[], "").await;
-    let lines = || {
+    let written = || {
         let text = std::fs::read_to_string(&log).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<serde_json::Value>>()
     };
-    eventually(|| async { lines().len() == 4 }).await;
-    let lines = lines();
+    eventually(|| async { written().len() == 4 }).await;
+    let lines = written();
     let first = &lines[0];
     assert_eq!(
         (&first["tenant"], &first["class"], &first["method"], &first["path"], &first["status"], &first["bytes_in"]),
@@ -291,6 +291,15 @@ async fn every_request_is_a_line_of_json_and_continues_its_trace() {
     assert!(lines[1]["worker_ms"].as_f64().unwrap() >= 50.0 && lines[1]["class"] == "report", "{}", lines[1]);
     assert_eq!((&lines[2]["status"], &lines[2]["upstream"]), (&404.into(), &serde_json::Value::Null));
     assert_eq!((&lines[3]["status"], &lines[3]["tenant"]), (&421.into(), &serde_json::Value::Null));
+    // What is no request is written down too.
+    let mut stream = TcpStream::connect(house.gateway.http_addresses()[0]).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\nHost: acme.example.com\n\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    eventually(|| async { written().len() == 5 }).await;
+    let line = &written()[4];
+    assert_eq!((&line["status"], &line["client"], &line["path"]), (&400.into(), &"127.0.0.1".into(), &"".into()));
+    assert!(answer.contains(&format!("X-Request-Id: {}\r\n", line["request_id"].as_str().unwrap())), "{answer}");
     // A reload opens the file anew, as log rotation wants it.
     std::fs::rename(&log, log.with_extension("1")).unwrap();
     house.gateway.reload().await.unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -79,6 +80,31 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
+    /// Of a request of which nothing is known but who has sent it.
+    pub(crate) fn of(client: IpAddr, protocol: &'static str, request_id: &'a str) -> Self {
+        Self {
+            time: timestamp(),
+            tenant: None,
+            class: None,
+            client: client.to_string(),
+            protocol,
+            method: "",
+            host: "",
+            path: "",
+            status: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            total_ms: 0.0,
+            wait_ms: 0.0,
+            worker_ms: None,
+            upstream: None,
+            attempts: 0,
+            cache: None,
+            request_id,
+            trace_id: None,
+        }
+    }
+
     /// What a record says of it.
     pub(crate) fn fill(mut self, record: &'a Record) -> Self {
         self.class = record.class.map(Class::as_str);
@@ -93,7 +119,7 @@ impl<'a> Line<'a> {
 }
 
 /// The time now, as the log writes it.
-pub(crate) fn timestamp() -> String {
+fn timestamp() -> String {
     OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default()
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use pingora_core::protocols::http::v1::server::HttpSession as SessionOne;
@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::access::Line;
 use crate::client::Client;
 use crate::exchange::{self, Outcome};
 use crate::framing::{self, Body};
@@ -123,18 +124,14 @@ async fn serve_one(plane: &Arc<HttpPlane>, mut stream: Stream, inbound: &Arc<Inb
         let head = match tokio::time::timeout(timeouts.header, read_head(&mut stream, &mut read)).await {
             Ok(Ok(length)) => length,
             Ok(Err(Unread::Gone)) | Err(_) => return,
-            Ok(Err(Unread::Wrong(status, reason))) => {
-                tracing::debug!(peer = %connection.peer, reason, "malformed request");
-                return refuse(stream, status, reason).await;
-            }
+            Ok(Err(Unread::Wrong(answer, reason))) => return refuse(plane, connection, stream, answer, reason).await,
         };
         let framed = framing::check_head(&read[..head]).and_then(|body| match body {
             Body::Chunks => inbound.follow(&read[head..]),
             Body::Length => Ok(()),
         });
         if let Err(malformed) = framed {
-            tracing::debug!(peer = %connection.peer, reason = malformed.0, "malformed request");
-            return refuse(stream, "400 Bad Request", malformed.0).await;
+            return refuse(plane, connection, stream, BAD_REQUEST, malformed.0).await;
         }
         let mut session = SessionOne::new(stream);
         session.set_pipelining_enabled(true);
@@ -148,7 +145,7 @@ async fn serve_one(plane: &Arc<HttpPlane>, mut stream: Stream, inbound: &Arc<Inb
             Ok(None) => return,
             Err(error) => {
                 tracing::debug!(peer = %connection.peer, %error, "malformed request");
-                return refuse(session.into_inner(), "400 Bad Request", "the request is malformed").await;
+                return refuse(plane, connection, session.into_inner(), BAD_REQUEST, "the request is malformed").await;
             }
         }
         let mut client = Client::one(session, Arc::clone(inbound), head, timeouts.body, timeouts.write);
@@ -264,7 +261,7 @@ enum Unread {
     /// The client has left.
     Gone,
     /// It is none: the status, and the reason.
-    Wrong(&'static str, &'static str),
+    Wrong((u16, &'static str), &'static str),
 }
 
 /// Reads the head of a request, and gives its length.
@@ -279,11 +276,11 @@ async fn read_head(stream: &mut Stream, read: &mut BytesMut) -> Result<usize, Un
             match framing::head_end(read, looked_at) {
                 Ok(Some(end)) => return Ok(end),
                 Ok(None) => looked_at = read.len(),
-                Err(malformed) => return Err(Unread::Wrong("400 Bad Request", malformed.0)),
+                Err(malformed) => return Err(Unread::Wrong(BAD_REQUEST, malformed.0)),
             }
         }
         if read.len() > MAX_HEADER {
-            return Err(Unread::Wrong("431 Request Header Fields Too Large", "the request header is too large"));
+            return Err(Unread::Wrong(TOO_LARGE, "the request header is too large"));
         }
         match stream.read_buf(read).await {
             Ok(n) if n > 0 => {}
@@ -292,16 +289,36 @@ async fn read_head(stream: &mut Stream, read: &mut BytesMut) -> Result<usize, Un
     }
 }
 
-/// An answer to what is no request.
-async fn refuse(mut stream: Stream, status: &str, reason: &str) {
+const BAD_REQUEST: (u16, &str) = (400, "Bad Request");
+const TOO_LARGE: (u16, &str) = (431, "Request Header Fields Too Large");
+
+/// An answer to what is no request, which is written down too: who sends such things is who probes.
+async fn refuse(
+    plane: &HttpPlane,
+    connection: &Connection,
+    mut stream: Stream,
+    (status, title): (u16, &str),
+    reason: &str,
+) {
+    tracing::debug!(peer = %connection.peer, reason, "malformed request");
+    let (begun, id) = (Instant::now(), plane.request_id());
     let length = reason.len() + 2;
     let answer = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{reason}.\n"
+        "HTTP/1.1 {status} {title}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\nX-Request-Id: {id}\r\n\
+         Connection: close\r\n\r\n{reason}.\n"
     );
     let written = async {
         stream.write_all(answer.as_bytes()).await?;
         stream.flush().await?;
         stream.shutdown().await
     };
-    let _ = tokio::time::timeout(REFUSAL, written).await;
+    let written = tokio::time::timeout(REFUSAL, written).await.is_ok_and(|written| written.is_ok());
+    if let Some(log) = &plane.snapshot().access_log {
+        log.write(&Line {
+            status: if written { status } else { 0 },
+            bytes_out: if written { length as u64 } else { 0 },
+            total_ms: begun.elapsed().as_secs_f64() * 1e3,
+            ..Line::of(connection.peer.ip(), "http/1", &id)
+        });
+    }
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Class, Permit};
 use cofferdam_tenant::{DatabaseName, TenantId};
-use http::header;
+use http::header::{self, HeaderValue};
 
-use crate::access::{self, Line};
+use crate::access::Line;
 use crate::answer::{self, Moved, Sample, Wishes};
 use crate::boundary::{self, Attempt, Carrier, ToldBy};
 use crate::cache::{self, Found};
@@ -71,7 +71,8 @@ pub(crate) async fn serve(
     plane.counters.requests.fetch_add(1, Ordering::Relaxed);
     match request::judge(plane, snapshot, client, connection, &id) {
         Err(refusal) => {
-            let outcome = refuse(client, &refusal, &id).await;
+            // Not of a site of ours, as far as is known: nothing is said of how it is reached.
+            let outcome = refuse(client, &refusal, &id, None).await;
             account(snapshot, client, connection, None, &id, begun);
             outcome
         }
@@ -83,7 +84,7 @@ pub(crate) async fn serve(
             };
             let outcome = match served {
                 Ok(outcome) => outcome,
-                Err(Failure::Refused(refusal)) => refuse(client, &refusal, &id).await,
+                Err(Failure::Refused(refusal)) => refuse(client, &refusal, &id, request.hsts()).await,
                 Err(Failure::Broken) => Outcome::Close,
             };
             account(snapshot, client, connection, Some(&request), &id, begun);
@@ -109,26 +110,17 @@ fn account(
     }
     let head = client.head();
     let target = String::from_utf8_lossy(head.raw_path());
+    let whose = request.map_or(connection.peer.ip(), |r| r.client);
     let line = Line {
-        time: access::timestamp(),
         tenant: request.map(|r| r.tenant.slug.as_str()),
-        class: None,
-        client: request.map_or(connection.peer.ip(), |r| r.client).to_string(),
-        protocol: if client.is_two() { "h2" } else { "http/1" },
         method: head.method.as_str(),
         host: request.map_or("", |r| &r.host),
         path: target.split('?').next().unwrap_or_default(),
         status: client.answered().unwrap_or(0),
-        bytes_in: 0,
         bytes_out: client.bytes_sent() as u64,
         total_ms: took.as_secs_f64() * 1e3,
-        wait_ms: 0.0,
-        worker_ms: None,
-        upstream: None,
-        attempts: 0,
-        cache: None,
-        request_id: id,
         trace_id: request.map(|r| r.trace.id.as_str()),
+        ..Line::of(whose, if client.is_two() { "h2" } else { "http/1" }, id)
     };
     let record = request.map(|r| r.record());
     let line = match &record {
@@ -156,8 +148,8 @@ fn account(
     }
 }
 
-async fn refuse(client: &mut Client, refusal: &Refusal, id: &str) -> Outcome {
-    if refusal.send(client, id).await && !refusal.close { Outcome::Done } else { Outcome::Close }
+async fn refuse(client: &mut Client, refusal: &Refusal, id: &str, hsts: Option<&HeaderValue>) -> Outcome {
+    if refusal.send(client, id, hsts).await && !refusal.close { Outcome::Done } else { Outcome::Close }
 }
 
 async fn ask_worker(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cofferdam_fairness::Rejection;
 use cofferdam_tenant::Maintenance;
-use http::header;
+use http::header::{self, HeaderValue};
 use pingora_http::ResponseHeader;
 
 use crate::client::Client;
@@ -59,7 +59,7 @@ impl Refusal {
     }
 
     /// Sends it: HTML for a browser, JSON for everybody else. False when the client is gone.
-    pub(crate) async fn send(&self, client: &mut Client, request_id: &str) -> bool {
+    pub(crate) async fn send(&self, client: &mut Client, request_id: &str, hsts: Option<&HeaderValue>) -> bool {
         if client.answered().is_some() {
             return false;
         }
@@ -73,6 +73,9 @@ impl Refusal {
             head.insert_header(header::CONTENT_LENGTH, body.len())?;
             head.insert_header(header::CACHE_CONTROL, "no-store")?;
             head.insert_header("X-Request-Id", request_id)?;
+            if let Some(hsts) = hsts {
+                head.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())?;
+            }
             if let Some(location) = &self.location {
                 head.insert_header(header::LOCATION, location.as_str())?;
             }

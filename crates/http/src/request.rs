@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cofferdam_fairness::Class;
 use cofferdam_tenant::{DatabaseName, InternalRouteConfig, Network, Tenant, normalize_host};
-use http::{Method, Version, header};
+use http::{HeaderValue, Method, Version, header};
 use pingora_error::Result as HeaderResult;
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -344,7 +344,7 @@ impl Request<'_> {
     ) -> HeaderResult<ResponseHeader> {
         let mut head = headers::to_client(head, version, head_only)?;
         head.insert_header("X-Request-Id", self.id.as_str())?;
-        if let Some(hsts) = self.snapshot.hsts.as_ref().filter(|_| self.scheme == "https") {
+        if let Some(hsts) = self.hsts() {
             head.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts.clone())?;
         }
         for (_, response) in self.snapshot.policies(self.tenant) {
@@ -355,6 +355,11 @@ impl Request<'_> {
         }
         session::seal_cookies(&mut head, self.session_key(), self.tenant.slug.as_str(), self.scheme == "https")?;
         Ok(head)
+    }
+
+    /// That the site is to be reached by TLS only, for a client that has.
+    pub(crate) fn hsts(&self) -> Option<&HeaderValue> {
+        self.snapshot.hsts.as_ref().filter(|_| self.scheme == "https")
     }
 
     /// A renderer that Odoo has started brings the session as Odoo gave it.
