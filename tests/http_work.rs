@@ -307,6 +307,27 @@ async fn every_request_is_a_line_of_json_and_continues_its_trace() {
     eventually(|| async { std::fs::read_to_string(&log).is_ok_and(|text| text.lines().count() == 1) }).await;
 }
 
+#[tokio::test]
+async fn one_address_does_not_have_all_connections() {
+    let odoo = odoo().await;
+    let house = house(&[odoo.http()], "  max_connections_per_address: 2\n", "").await;
+    let ask = async || {
+        let mut stream = TcpStream::connect(house.gateway.http_addresses()[0]).await.unwrap();
+        let request = "GET /testkit/echo HTTP/1.1\r\nHost: acme.example.com\r\n\r\n";
+        let mut first = [0; 12];
+        // Whom it is closed to may still write.
+        let answered =
+            stream.write_all(request.as_bytes()).await.is_ok() && stream.read_exact(&mut first).await.is_ok();
+        answered.then_some((stream, String::from_utf8_lossy(&first).into_owned()))
+    };
+    let (first, second) = (ask().await.unwrap(), ask().await.unwrap());
+    assert_eq!(first.1, "HTTP/1.1 200");
+    assert!(ask().await.is_none(), "a third is closed");
+    drop(second);
+    eventually(|| async { ask().await.is_some() }).await;
+    let (_, _) = (first, odoo);
+}
+
 /// A collector that takes spans by OTLP over HTTP, and remembers with which authorization they came.
 struct Collector {
     address: SocketAddr,

@@ -60,6 +60,7 @@ fn totals(out: &Out<'_>, view: &dyn GatewayView) {
     out.counter("cofferdam_http_refused_total", &[], t.http_refused);
     out.counter("cofferdam_http_failed_total", &[], t.http_failed);
     out.counter("cofferdam_http_denied_total", &[], t.http_denied);
+    out.counter("cofferdam_http_crowded_total", &[], t.http_crowded);
     out.gauge("cofferdam_http_log_lines_dropped", &[], t.http_log_lines_dropped as f64);
     out.counter("cofferdam_http_cache_requests_total", &[("result", "hit")], t.cache_hits);
     out.counter("cofferdam_http_cache_requests_total", &[("result", "miss")], t.cache_misses);

@@ -108,6 +108,8 @@ pub struct TotalsView {
     pub http_failed: u64,
     /// HTTP requests refused at a tenant's boundary.
     pub http_denied: u64,
+    /// HTTP connections closed because their address had as many as one may have.
+    pub http_crowded: u64,
     /// Lines of the access log that were dropped since it was opened.
     pub http_log_lines_dropped: u64,
     /// Requests answered from what is kept of static files.

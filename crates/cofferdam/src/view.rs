@@ -137,6 +137,7 @@ impl GatewayView for View {
             totals.http_refused = usage.refused;
             totals.http_failed = usage.failed;
             totals.http_denied = usage.denied;
+            totals.http_crowded = usage.crowded;
             totals.http_log_lines_dropped = usage.log_lines_dropped;
             totals.cache_hits = usage.cache.hits;
             totals.cache_misses = usage.cache.misses;

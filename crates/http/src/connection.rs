@@ -64,6 +64,7 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
     let _ = tcp.set_nodelay(true);
     let fd = tcp.as_raw_fd();
     let mut connection = Connection { peer, is_tls, client_ca: None };
+    let mut place = None;
     let begun = async {
         let mut opened = Opened::from(tcp);
         if snapshot.proxy_protocol && snapshot.trusts(peer.ip()) {
@@ -76,6 +77,15 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
             };
             opened = rest;
             connection.peer = client.unwrap_or(peer);
+        }
+        // Behind a proxy of ours is everybody.
+        if !snapshot.trusts(connection.peer.ip()) {
+            place = plane.crowd.enter(connection.peer.ip(), snapshot.max_per_address);
+            if place.is_none() {
+                plane.counters.crowded.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(peer = %connection.peer, limit = snapshot.max_per_address, "too many connections");
+                return None;
+            }
         }
         if !is_tls {
             let socket = Socket::new(opened, fd, connection.peer);

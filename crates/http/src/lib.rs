@@ -31,6 +31,7 @@ pub mod boundary;
 mod cache;
 mod client;
 mod connection;
+mod crowd;
 mod exchange;
 pub mod framing;
 mod headers;

@@ -77,7 +77,7 @@ impl Logins {
         if config.attempts == 0 || Network::any(&config.trusted, address) {
             return Ok(None);
         }
-        let address = network_of(address);
+        let address = Network::of_one_client(address);
         let keys = [(tenant, address, Some(fingerprint(login))), (tenant, address, None)];
         let waits = keys.iter().filter_map(|key| self.failures.get(key)).map(|f| f.next.since(now)).max();
         if let Some(wait) = waits.filter(|wait| !wait.is_zero()) {
@@ -169,14 +169,6 @@ fn delay(config: &LoginProtectionConfig, failures: u32, allowed: u32) -> Duratio
     let Some(beyond) = failures.checked_sub(allowed) else { return Duration::ZERO };
     let factor = 1u32.checked_shl(beyond).unwrap_or(u32::MAX);
     config.first_delay.0.saturating_mul(factor).min(config.longest_delay.0)
-}
-
-/// Whoever has one address of IPv6 has the whole network around it.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-    }
 }
 
 /// What is remembered of a login: not what was typed, which may be a password in the wrong field.

@@ -25,6 +25,7 @@ use crate::HttpError;
 use crate::access::AccessLog;
 use crate::cache::Store;
 use crate::connection;
+use crate::crowd::Crowd;
 use crate::health;
 use crate::login::Logins;
 use crate::policy::Changes;
@@ -63,6 +64,7 @@ pub struct HttpPlane {
     pub(crate) draining: CancellationToken,
     has_successor: AtomicBool,
     connections: Semaphore,
+    pub(crate) crowd: Arc<Crowd>,
     pub(crate) cut: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) logins: Logins,
@@ -85,6 +87,7 @@ pub(crate) struct Counters {
     pub(crate) refused: AtomicU64,
     pub(crate) denied: AtomicU64,
     pub(crate) failed: AtomicU64,
+    pub(crate) crowded: AtomicU64,
 }
 
 /// One consistent view for everything that a request needs to know.
@@ -93,6 +96,8 @@ pub(crate) struct Snapshot {
     pub(crate) catalog: Arc<Catalog>,
     pools: HashMap<PoolName, Arc<PoolAccess>>,
     pub(crate) timeouts: Timeouts,
+    /// Connections that one address may have.
+    pub(crate) max_per_address: u32,
     pub(crate) scheme: &'static str,
     pub(crate) spool_threshold: u64,
     pub(crate) spool_directory: Option<PathBuf>,
@@ -143,6 +148,8 @@ pub struct HttpUsage {
     pub denied: u64,
     /// Requests that failed at the server so far.
     pub failed: u64,
+    /// Connections closed because their address had as many as one may have, so far.
+    pub crowded: u64,
     /// Lines of the access log that were dropped, since the disk was too slow, since it was opened.
     pub log_lines_dropped: u64,
     /// The servers of all pools.
@@ -205,6 +212,7 @@ impl HttpPlane {
             draining: CancellationToken::new(),
             has_successor: AtomicBool::new(false),
             connections: Semaphore::new(front.config.max_connections as usize),
+            crowd: Arc::default(),
             cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             logins: Logins::default(),
@@ -406,6 +414,7 @@ impl HttpPlane {
             refused: count(&self.counters.refused),
             denied: count(&self.counters.denied),
             failed: count(&self.counters.failed),
+            crowded: count(&self.counters.crowded),
         }
     }
 
@@ -444,6 +453,7 @@ impl Snapshot {
                 keepalive: config.keepalive_timeout.0,
                 write: config.write_timeout.0,
             },
+            max_per_address: config.max_connections_per_address.unwrap_or((config.max_connections / 2).max(1)),
             scheme: config.public_scheme.as_str(),
             spool_threshold: config.spool_threshold.0,
             spool_directory: config.spool_directory.clone(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Gcra, Rate, Timestamp};
-use cofferdam_tenant::TenantId;
+use cofferdam_tenant::{Network, TenantId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The first wrong password is answered so late; each further one twice as late.
@@ -46,7 +46,7 @@ impl Door {
     pub(crate) async fn knock(&self, address: IpAddr, limit: u32, patience: Duration) -> Option<OwnedSemaphorePermit> {
         let places = {
             let mut knocking = lock(&self.knocking);
-            let places = knocking.entry(network(address));
+            let places = knocking.entry(Network::of_one_client(address));
             Arc::clone(places.or_insert_with(|| Arc::new(Semaphore::new(limit as usize))))
         };
         tokio::time::timeout(patience, places.acquire_owned()).await.ok()?.ok()
@@ -54,7 +54,7 @@ impl Door {
 
     /// Notes a wrong password, and says how late it is to be answered.
     pub(crate) fn failed(&self, address: IpAddr, role: &str, now: Instant) -> Duration {
-        let key = self.hasher.hash_one((network(address), role));
+        let key = self.hasher.hash_one((Network::of_one_client(address), role));
         let mut failures = lock(&self.failures);
         if failures.len() >= REMEMBERED {
             failures.retain(|_, f| now.saturating_duration_since(f.last) < RECENT);
@@ -74,7 +74,7 @@ impl Door {
     pub(crate) fn succeeded(&self, address: IpAddr, role: &str) {
         let mut failures = lock(&self.failures);
         if !failures.is_empty() {
-            failures.remove(&self.hasher.hash_one((network(address), role)));
+            failures.remove(&self.hasher.hash_one((Network::of_one_client(address), role)));
         }
     }
 
@@ -94,14 +94,6 @@ impl Door {
     pub(crate) fn forget(&self, now: Instant) {
         lock(&self.failures).retain(|_, f| now.saturating_duration_since(f.last) < FORGIVEN);
         lock(&self.knocking).retain(|_, places| Arc::strong_count(places) > 1);
-    }
-}
-
-/// Who has one IPv6 address has all of its network.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
-        v4 @ IpAddr::V4(_) => v4,
     }
 }
 
@@ -139,9 +131,9 @@ mod tests {
     #[test]
     fn one_ipv6_network_is_one_address() {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert_eq!(network(address("2001:db8::1")), network(address("2001:db8::ffff:1")));
-        assert_ne!(network(address("2001:db8::1")), network(address("2001:db8:0:1::1")));
-        assert_eq!(network(address("::ffff:127.0.0.1")), HERE);
+        assert_eq!(Network::of_one_client(address("2001:db8::1")), Network::of_one_client(address("2001:db8::ffff:1")));
+        assert_ne!(Network::of_one_client(address("2001:db8::1")), Network::of_one_client(address("2001:db8:0:1::1")));
+        assert_eq!(Network::of_one_client(address("::ffff:127.0.0.1")), HERE);
     }
 
     /// Rule 20.

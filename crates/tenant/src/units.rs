@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -121,6 +121,15 @@ impl fmt::Display for Endpoint {
 }
 
 impl Network {
+    /// What counts as one client: an address, and of IPv6 all of the network that has it, because whoever has one of its addresses has
+    /// them all.
+    pub fn of_one_client(address: IpAddr) -> IpAddr {
+        match address.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+            v4 @ IpAddr::V4(_) => v4,
+        }
+    }
+
     /// Parses `address/length`, or an address alone. Bits beyond the length must be zero: `10.1.0.0/8` is a mistake.
     pub fn parse(text: &str) -> Option<Self> {
         let net = match text.parse::<IpAddr>() {

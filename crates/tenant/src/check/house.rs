@@ -376,7 +376,7 @@ impl Check<'_> {
             taken.push(address);
         }
         let caps = [
-            ("http", config.http.as_ref().map(|h| h.max_connections)),
+            ("http", config.http.as_ref().map(|h| h.max_connections.min(h.max_connections_per_address.unwrap_or(1)))),
             (
                 "postgres",
                 config

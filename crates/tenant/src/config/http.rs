@@ -76,6 +76,9 @@ pub struct HttpConfig {
     /// Most client connections at once.
     #[serde(default = "default_connections")]
     pub max_connections: u32,
+    /// Most client connections of one address, or of one IPv6 network of 64 bits, at once; half of all if left out. Trusted proxies have no
+    /// bound, and with the PROXY protocol those behind them are counted.
+    pub max_connections_per_address: Option<u32>,
     /// Bytes of one answer that are read ahead of a client that takes them slowly, so that the worker is free sooner.
     #[serde(default = "default_backlog")]
     pub max_backlog: ByteSize,
