@@ -502,6 +502,14 @@ async fn all_errors_of_all_files_are_reported_at_once_and_shown_by_the_admin_sur
     let mut admin = HttpClient::connect(gateway.admin_address().unwrap()).await.unwrap();
     let metrics = admin.get("localhost", "/metrics").await.unwrap().text();
     assert!(metrics.contains("cofferdam_config_errors 0"), "{metrics}");
+    // A page in a browser on this machine reads nothing under a name of its own, and changes nothing.
+    assert_eq!(admin.get("rebound.example.com:9180", "/api/v1/tenants").await.unwrap().status, 403);
+    assert_eq!(admin.get("[::1]:9180", "/api/v1/tenants").await.unwrap().status, 200);
+    for (origin, status) in [("https://evil.example.com", 403), ("null", 403)] {
+        let headers = [("Origin", origin)];
+        let answer = admin.request("POST", "localhost", "/api/v1/reload", &headers, &[]).await.unwrap();
+        assert_eq!(answer.status, status, "{origin}");
+    }
 
     directory
         .main(&MAIN.replace("ODOO", "127.0.0.1:1").replace("weight: 2", "weight: two").replace("5s", "five"))

@@ -27,6 +27,7 @@ pub use view::{
 
 use std::cmp::Ordering;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -80,21 +81,50 @@ async fn authorize(State(view): State<View>, request: Request, next: Next) -> Re
 }
 
 /// Lets in who has the token, if there is one: as a bearer, or as the password of a browser, whatever the name.
+///
+/// Browsers send what they know of a site also for pages of other sites, and a page may give its own name our address. So whatever
+/// changes something must not come from another site's page; and without a token nothing is answered under a name.
 pub(crate) async fn authorize_by(State(token): State<Arc<Option<String>>>, request: Request, next: Next) -> Response {
-    if let Some(token) = token.as_deref() {
-        let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let good = |given: &str| bool::from(given.as_bytes().ct_eq(token.as_bytes()));
-        let by_browser = given.strip_prefix("Basic ").and_then(|text| STANDARD.decode(text).ok());
-        let by_browser = by_browser.and_then(|text| String::from_utf8(text).ok());
-        let password = by_browser.as_deref().and_then(|text| text.split_once(':')).map(|(_, password)| password);
-        if !given.strip_prefix("Bearer ").is_some_and(good) && !password.is_some_and(good) {
-            let mut refusal = problem(StatusCode::UNAUTHORIZED, "a bearer token is needed");
-            let asks = if request.uri().path() == "/" { "Basic realm=\"health\"" } else { "Bearer" };
-            refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static(asks));
-            return refusal;
-        }
+    match refusal(&request, token.as_deref()) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
     }
-    next.run(request).await
+}
+
+fn refusal(request: &Request, token: Option<&str>) -> Option<Response> {
+    let text = |name: header::HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let host = text(header::HOST).unwrap_or_default();
+    if token.is_none() && !host.is_empty() && !is_own_name(host) {
+        let title = "without a token this is answered under `localhost` and addresses only";
+        return Some(problem(StatusCode::FORBIDDEN, title));
+    }
+    let of_page = text(header::ORIGIN).and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
+    if !request.method().is_safe() && request.headers().contains_key(header::ORIGIN) && of_page != Some(host) {
+        return Some(problem(StatusCode::FORBIDDEN, "this comes from a page of another site"));
+    }
+    let token = token?;
+    let given = text(header::AUTHORIZATION).unwrap_or_default();
+    let good = |given: &str| bool::from(given.as_bytes().ct_eq(token.as_bytes()));
+    let by_browser = given.strip_prefix("Basic ").and_then(|text| STANDARD.decode(text).ok());
+    let by_browser = by_browser.and_then(|text| String::from_utf8(text).ok());
+    let password = by_browser.as_deref().and_then(|text| text.split_once(':')).map(|(_, password)| password);
+    if given.strip_prefix("Bearer ").is_some_and(good) || password.is_some_and(good) {
+        return None;
+    }
+    let mut refusal = problem(StatusCode::UNAUTHORIZED, "a bearer token is needed");
+    let asks = if request.uri().path() == "/" { "Basic realm=\"health\"" } else { "Bearer" };
+    refusal.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static(asks));
+    Some(refusal)
+}
+
+/// Whether a Host is this machine whatever a name server says.
+fn is_own_name(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    bare.eq_ignore_ascii_case("localhost") || bare.parse::<IpAddr>().is_ok()
 }
 
 async fn ready(State(view): State<View>) -> Response {
