@@ -44,6 +44,25 @@ async fn servers_with_scram_md5_and_trust_are_logged_in_to() {
     }
 }
 
+/// What a server says of who has connected names the gateway's own address.
+#[tokio::test]
+async fn a_server_that_does_not_let_the_gateway_in_does_not_tell_clients_where_it_is() {
+    let site = Site::start().await;
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    let file: String = admin.query_one("SHOW hba_file", &[]).await.unwrap().get(0);
+    let rules = "VALUES ('host acme_db all all reject'), ('host all all all scram-sha-256')";
+    let reload = format!("COPY ({rules}) TO '{file}'; SELECT pg_reload_conf()");
+    admin.batch_execute(&reload).await.unwrap();
+    let told = async || match connect(site.address().port(), POOL_LOGIN.0, POOL_LOGIN.1, "acme_db").await {
+        Err(error) => format!("{error:?}"),
+        Ok(client) => format!("{:?}", client.simple_query("SELECT 1").await.map(|_| ())),
+    };
+    cofferdam_tests::eventually(async || told().await.contains("28000")).await;
+    let told = told().await;
+    assert!(told.contains("does not let this role in") && !told.contains("127.0.0.1"), "{told}");
+    site.connect("bolt").await.simple_query("SELECT 1").await.unwrap();
+}
+
 #[tokio::test]
 async fn clients_may_be_asked_for_md5() {
     let site = Site::start_with(SiteOptions { postgres: "  auth: md5\n".into(), ..SiteOptions::default() }).await;

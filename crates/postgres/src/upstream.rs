@@ -416,7 +416,12 @@ fn row(mut body: &[u8]) -> Option<Vec<Option<String>>> {
 
 /// An ErrorResponse as an error. One without SQLSTATE or message is tolerated (rule 1).
 fn refused(body: &[u8]) -> UpstreamError {
-    let (code, message) = error_fields(body);
+    let (code, mut message) = error_fields(body);
+    // In whichever language it is said, it names the address from which we have come: of our network, no client's business.
+    if code == "28000" && message.contains("pg_hba.conf") {
+        tracing::warn!(reason = %message, "a database server does not let us in");
+        "the database server's pg_hba.conf does not let this role in through the gateway".clone_into(&mut message);
+    }
     UpstreamError::Refused { code, message }
 }
 
