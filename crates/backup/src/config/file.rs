@@ -111,7 +111,8 @@ pub struct GoogleConfig {
     pub prefix: String,
     /// Where the store is; Google's own if left out.
     pub endpoint: Option<String>,
-    /// The file with a service account's key, as Google gives it out. Without one, the account of the machine.
+    /// The file with a service account's key, as Google gives it out. Without one, the application default credentials of whoever runs
+    /// this, or the account of the machine.
     pub service_account_file: Option<PathBuf>,
     /// A file with a certificate authority of one's own.
     pub ca_file: Option<PathBuf>,

@@ -20,7 +20,9 @@ use crate::drill::{Drill, ReportKey};
 use crate::logical::Backup;
 use crate::model::{BackupPolicy, Immutability, Parallel, RestoreDrill, RestorePoint, Schedule};
 use crate::physical::{PgBackRest, Recovery};
-use crate::repository::{AzureOptions, Cloud, Directory, GoogleOptions, KeySource, S3, S3Options, Store, StoreError};
+use crate::repository::{
+    AzureOptions, Cloud, Directory, GoogleOptions, KeySource, S3, S3Options, Store, StoreError, is_address,
+};
 use crate::restore::{GatewayConsole, Restore};
 use crate::server::Server;
 
@@ -476,6 +478,7 @@ impl Understanding<'_> {
             }
             (None, None, Some(azure), None) => {
                 self.own_place(&["repository", "azure", "prefix"], &azure.prefix)?;
+                self.endpoint("azure", azure.endpoint.as_deref())?;
                 let access_key = match &azure.access_key_env {
                     Some(name) => Some(Secret::new(self.variable("azure", "access_key_env", name)?)),
                     None => None,
@@ -492,6 +495,7 @@ impl Understanding<'_> {
             }
             (None, None, None, Some(google)) => {
                 self.own_place(&["repository", "google", "prefix"], &google.prefix)?;
+                self.endpoint("google", google.endpoint.as_deref())?;
                 let service_account = match &google.service_account_file {
                     Some(file) => {
                         Some(Secret::new(self.file(&["repository", "google", "service_account_file"], file)?))
@@ -517,6 +521,16 @@ impl Understanding<'_> {
                 None
             }
         }
+    }
+
+    fn endpoint(&mut self, store: &str, endpoint: Option<&str>) -> Option<()> {
+        let Some(wrong) = endpoint.filter(|endpoint| !is_address(endpoint)) else { return Some(()) };
+        self.fault(
+            &["repository", store, "endpoint"],
+            format!("`{wrong}`"),
+            "an address such as `https://store.internal`",
+        );
+        None
     }
 
     fn variable(&mut self, store: &str, field: &str, name: &str) -> Option<String> {
@@ -668,6 +682,10 @@ tenants:
             (
                 "azure: { account: a, container: c, prefix: all/ }",
                 "repository.azure.prefix: found `all/`, expected `{tenant}` in it",
+            ),
+            (
+                "azure: { account: a, container: c, endpoint: 'localhost:10000/a' }",
+                "repository.azure.endpoint: found `localhost:10000/a`, expected an address such as",
             ),
             (
                 "azure: { account: a, container: c, access_key_env: NO_KEY }",

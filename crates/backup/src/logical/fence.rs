@@ -76,6 +76,11 @@ impl Fence {
         let failed = |e: &tokio_postgres::Error| server.failed(database, e);
         client.batch_execute(&format!("BEGIN; {ALIVE}; {RAISE}")).await.map_err(|e| failed(&e))?;
         let mut unfenced = (!limits.enabled).then(|| "the policy wants none".to_owned());
+        // A standby grants this lock, which holds up nobody at the primary.
+        let query = "SELECT pg_is_in_recovery()";
+        if client.query_one(query, &[]).await.map_err(|e| failed(&e))?.get(0) {
+            unfenced = Some("the server follows another, where files are deleted".to_owned());
+        }
         // `fs_file_gc` belongs to a module that collects on its own, and is there or not.
         for (table, needed) in [("ir_attachment", true), ("fs_file_gc", false)] {
             if unfenced.is_some() {
@@ -576,7 +581,9 @@ async fn positions(
     may: bool,
     patience: &str,
 ) -> Result<Option<BTreeMap<u32, Position>>, tokio_postgres::Error> {
-    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout = '{patience}'");
+    // A standby writes nothing, and a schema is held by writing.
+    let access = if may { "READ WRITE" } else { "READ ONLY" };
+    let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED {access}; SET LOCAL lock_timeout = '{patience}'");
     client.batch_execute(&begin).await?;
     let read = held_positions(client, oids, may).await;
     client.batch_execute("ROLLBACK").await?;

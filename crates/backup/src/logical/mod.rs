@@ -97,6 +97,17 @@ impl Backup {
                     control.warn("files went while they were copied without a fence: once more");
                     attempt += 1;
                 }
+                Candidate::Changed(reason) if last => {
+                    return Err(Error::Database {
+                        server: self.server.name(),
+                        database: self.database.clone(),
+                        reason,
+                    });
+                }
+                Candidate::Changed(reason) => {
+                    control.warn(format!("{reason}: once more"));
+                    attempt += 1;
+                }
             }
         }
     }
@@ -199,8 +210,8 @@ impl Backup {
         let archived = archived?;
         changed?;
         if let Some(schema) = schemas.changed(&self.server, &database).await? {
-            let reason = format!("the schema {schema} was renamed, changed or removed during the backup; try again");
-            return Err(Error::Database { server: self.server.name(), database: self.database.clone(), reason });
+            let reason = format!("the schema {schema} was renamed, changed or removed during the backup");
+            return Ok((Candidate::Changed(reason), true));
         }
         // A watcher that lost its connection has lost the fence, at a time that nobody knows.
         let fence = fence.unwrap_or_else(|error| Err(Error::panicked(&error)));
@@ -325,6 +336,8 @@ pub(crate) async fn manifest_of(server: &Server, database: &str) -> Result<Manif
 enum Candidate {
     Complete(Publish),
     Incomplete(Publish),
+    /// Nothing that was read can be trusted.
+    Changed(String),
 }
 
 struct Publish {

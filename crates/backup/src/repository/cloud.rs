@@ -31,7 +31,7 @@ pub struct AzureOptions {
     pub prefix: String,
     /// Where the account's blobs are; `https://<account>.blob.core.windows.net` if none.
     pub endpoint: Option<String>,
-    /// The account's key, in base64. Without one, the identity that Azure gives to the machine or the workload.
+    /// The account's key, in base64. Without one, the identity that Azure gives to the machine.
     pub access_key: Option<Secret>,
     /// Certificate authorities of one's own, in PEM.
     pub ca: Option<String>,
@@ -46,9 +46,10 @@ pub struct GoogleOptions {
     pub prefix: String,
     /// Where the store is; Google's own if none.
     pub endpoint: Option<String>,
-    /// The key of a service account, as the JSON text that Google gives out. Without one, the account of the machine.
+    /// The key of a service account, as the JSON text that Google gives out. Without one, the application default credentials of whoever
+    /// runs this, or the account of the machine.
     pub service_account: Option<Secret>,
-    /// Certificate authorities of one's own, in PEM.
+    /// Certificate authorities of one's own, in PEM, instead of those that the machine trusts: also for where tokens come from.
     pub ca: Option<String>,
 }
 
@@ -70,12 +71,11 @@ impl fmt::Debug for Cloud {
 }
 
 const CONNECT: Duration = Duration::from_secs(10);
-/// Without a byte.
-const SILENCE: Duration = Duration::from_secs(60);
+/// One request with everything that it sends and gets.
 const REQUEST: Duration = Duration::from_secs(300);
 /// Tries of one request, and for how long.
 const RETRIES: usize = 5;
-const RETRYING: Duration = Duration::from_secs(120);
+const RETRYING: Duration = Duration::from_secs(900);
 
 impl Cloud {
     /// A container of Azure's. Connects with the first call. Fails when an option cannot be used.
@@ -88,13 +88,13 @@ impl Cloud {
             .with_client_options(plain(options.endpoint.as_deref()))
             .with_http_connector(Connector::new(options.ca.as_deref(), &place)?);
         if let Some(endpoint) = &options.endpoint {
-            builder = builder.with_endpoint(endpoint.clone());
+            builder = builder.with_endpoint(address(endpoint, &place)?);
         }
         if let Some(key) = &options.access_key {
             builder = builder.with_access_key(key.expose());
         }
         let store = builder.build().map_err(|e| unusable(&place, &e))?;
-        Ok(Self { store: Box::new(store), runtime, place, prefix: options.prefix.clone() })
+        Ok(Self { store: Box::new(store), runtime, place, prefix: directory(&options.prefix) })
     }
 
     /// A bucket of Google's. Connects with the first call. Fails when an option cannot be used.
@@ -106,13 +106,13 @@ impl Cloud {
             .with_client_options(plain(options.endpoint.as_deref()))
             .with_http_connector(Connector::new(options.ca.as_deref(), &place)?);
         if let Some(endpoint) = &options.endpoint {
-            builder = builder.with_base_url(endpoint);
+            builder = builder.with_base_url(&address(endpoint, &place)?);
         }
         if let Some(account) = &options.service_account {
             builder = builder.with_service_account_key(account.expose());
         }
         let store = builder.build().map_err(|e| unusable(&place, &e))?;
-        Ok(Self { store: Box::new(store), runtime, place, prefix: options.prefix.clone() })
+        Ok(Self { store: Box::new(store), runtime, place, prefix: directory(&options.prefix) })
     }
 
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
@@ -145,6 +145,27 @@ impl Cloud {
     async fn below(&self, directory: &Path) -> Result<Vec<ObjectMeta>, object_store::Error> {
         self.store.list(Some(directory)).try_collect().await
     }
+}
+
+/// A prefix as both stores list it: a directory, from the top.
+fn directory(prefix: &str) -> String {
+    let path = prefix.trim_matches('/');
+    if path.is_empty() { String::new() } else { format!("{path}/") }
+}
+
+/// Whether an endpoint is an address of a web server.
+pub(crate) fn is_address(endpoint: &str) -> bool {
+    reqwest::Url::parse(endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+/// An endpoint as the client wants it, which only finds out what it cannot use when it uses it.
+fn address(endpoint: &str, place: &str) -> Result<String, StoreError> {
+    if is_address(endpoint) {
+        return Ok(endpoint.trim_end_matches('/').to_owned());
+    }
+    let (store, name) = (place.to_owned(), "the store".to_owned());
+    let reason = format!("`{endpoint}` is no address such as https://store.internal:10000");
+    Err(StoreError::Failed { store, action: "use the endpoint of", name, reason })
 }
 
 /// An error with what it comes from: only the innermost says what the store has answered.
@@ -199,7 +220,6 @@ impl Connector {
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
             .timeout(REQUEST)
             .build()
             .map_err(|e| failed("make a client of", e.to_string()))?;
@@ -266,8 +286,16 @@ impl Store for Cloud {
     fn write(&self, name: &str, parts: Vec<Bytes>) -> Result<(), StoreError> {
         let path = self.path("write", name)?;
         let content: PutPayload = parts.into_iter().collect();
-        self.wait(self.store.put(&path, content)).map_err(|e| self.failed("write", name, &e))?;
-        Ok(())
+        let size = content.content_length() as u64;
+        let Err(error) = self.wait(self.store.put(&path, content)) else { return Ok(()) };
+        // Where nothing may be replaced, a second try is refused after a first one whose answer was lost. What has been written is
+        // there then, and only what bears its hash as its name is written twice.
+        let is_refused =
+            matches!(error, object_store::Error::AlreadyExists { .. } | object_store::Error::PermissionDenied { .. });
+        if is_refused && self.wait(self.store.head(&path)).is_ok_and(|there| there.size == size) {
+            return Ok(());
+        }
+        Err(self.failed("write", name, &error))
     }
 
     fn write_new(&self, name: &str, content: Bytes) -> Result<bool, StoreError> {

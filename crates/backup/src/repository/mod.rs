@@ -25,6 +25,7 @@ use rustic_core::repofile::SnapshotFile;
 use rustic_core::{ConfigOptions, Credentials, KeyOptions, OpenStatus, RepositoryOptions, RusticError};
 
 pub(crate) use archive::{Archived, Entry, modified};
+pub(crate) use cloud::is_address;
 pub use cloud::{AzureOptions, Cloud, GoogleOptions};
 pub use directory::Directory;
 pub use key::{KeyError, KeySource, RepositoryKey};

@@ -101,7 +101,8 @@ impl S3 {
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(Duration::from_secs(10))
-                    .read_timeout(Duration::from_secs(60))
+                    // Until the answer begins, which is after everything was sent.
+                    .read_timeout(Duration::from_secs(300))
                     .operation_attempt_timeout(Duration::from_secs(300))
                     .build(),
             );

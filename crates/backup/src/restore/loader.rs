@@ -7,7 +7,7 @@
 //! open. Where the process dies in between, the role can log in for up to two more days; the next restore after them removes it.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -31,7 +31,11 @@ pub(crate) struct Loader {
     closing: Arc<Closing>,
 }
 
-struct Closing(Client);
+struct Closing {
+    client: Client,
+    /// The server's process, to be ended where the connection is lost and the server does not know.
+    pid: i32,
+}
 
 impl fmt::Debug for Closing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,13 +46,53 @@ impl fmt::Debug for Closing {
 impl Closing {
     async fn begin(admin: &Server, role: &str) -> Result<Self, Error> {
         let client = admin.connect(&admin.maintenance).await?;
-        // It stays open for as long as is loaded. Servers before 17 know no limit for a whole transaction.
+        // It stays open for as long as is loaded, and no longer than we are there. Servers before 17 know no limit for a whole
+        // transaction.
         let begin = format!(
-            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0; \
+            "SET tcp_keepalives_idle = 60; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 6; \
+             BEGIN; SET LOCAL lock_timeout = '30s'; SET LOCAL idle_in_transaction_session_timeout = 0; \
              SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'; ALTER ROLE {role} NOLOGIN"
         );
-        client.batch_execute(&begin).await.map_err(|e| admin.failed(&admin.maintenance, &e))?;
-        Ok(Self(client))
+        let failed = |e: &tokio_postgres::Error| admin.failed(&admin.maintenance, e);
+        client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| failed(&e))?.get(0);
+        Ok(Self { client, pid })
+    }
+
+    /// The role cannot log in from here on, and whoever has is sent away.
+    async fn close(&self, admin: &Server, role: &str) -> Result<(), Error> {
+        let closed = tokio::time::timeout(ANSWER, self.client.batch_execute("COMMIT")).await;
+        let client = admin.connect(&admin.maintenance).await?;
+        let failed = |e: &tokio_postgres::Error| admin.failed(&admin.maintenance, e);
+        let mut close = String::from("SET lock_timeout = '30s'; ");
+        if !matches!(closed, Ok(Ok(()))) {
+            // It may be there still, and hold the role.
+            close.push_str(&format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {} AND usename = current_user \
+                 AND application_name = 'cofferdam-backup'; ALTER ROLE {} NOLOGIN; ",
+                self.pid,
+                quoted(role)
+            ));
+        }
+        close.push_str(&format!(
+            "GRANT {} TO CURRENT_USER; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}",
+            quoted(role),
+            literal(role)
+        ));
+        client.batch_execute(&close).await.map_err(|e| failed(&e))
+    }
+
+    /// Closes the role as soon as the transaction is lost: nothing would keep what is loaded from giving it a password.
+    async fn watch(of: Weak<Self>, admin: Server, role: String) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let Some(closing) = of.upgrade() else { return };
+            if closing.client.is_closed() {
+                tracing::warn!(role, "a connection of a restore is lost, which ends it");
+                let _ = closing.close(&admin, &role).await;
+                return;
+            }
+        }
     }
 }
 
@@ -56,6 +100,10 @@ impl Closing {
 const PREFIX: &str = "cofferdam_load_";
 /// How long a role can log in. Each program and each connection of a restore logs in once, at its beginning.
 const VALID: SignedDuration = SignedDuration::from_hours(48);
+/// How long the server may take to end the transaction that closes a role.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How often is looked whether it is there.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long one statement of ours may take while it runs what a tenant has written.
 const STATEMENT: Duration = Duration::from_secs(600);
 
@@ -125,7 +173,11 @@ impl Loader {
             failed(&e)
         })?;
         let closing = match Closing::begin(admin, &quoted(&name)).await {
-            Ok(closing) => Arc::new(closing),
+            Ok(closing) => {
+                let closing = Arc::new(closing);
+                tokio::spawn(Closing::watch(Arc::downgrade(&closing), admin.clone(), name.clone()));
+                closing
+            }
             Err(error) => {
                 let remove =
                     format!("REVOKE ALL ON DATABASE {} FROM {1}; DROP ROLE {1}", quoted(database), quoted(&name));
@@ -163,18 +215,7 @@ impl Loader {
     pub(crate) async fn hand_over(self, admin: &Server, database: &str) -> Result<(), Error> {
         let name = quoted(&self.server.user);
         // Whatever fails later, nobody logs in as it any more, and nobody who has is left.
-        let closed = self.closing.0.batch_execute("COMMIT").await;
-        let client = admin.connect(&admin.maintenance).await?;
-        if closed.is_err() {
-            let close = format!("ALTER ROLE {name} NOLOGIN");
-            client.batch_execute(&close).await.map_err(|e| admin.failed(database, &e))?;
-        }
-        let leave = format!(
-            "GRANT {name} TO CURRENT_USER; \
-                 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}",
-            literal(&self.server.user)
-        );
-        client.batch_execute(&leave).await.map_err(|e| admin.failed(database, &e))?;
+        self.closing.close(admin, &self.server.user).await?;
         let client = admin.connect(database).await?;
         client.batch_execute("SET lock_timeout = '30s'").await.map_err(|e| admin.failed(database, &e))?;
         // What a file has prepared would hold what it was about for ever.
@@ -250,6 +291,7 @@ async fn allowed(client: &Client, admin: &Server, owner: &str) -> Result<(), Err
 
 /// Removes the roles of restores whose processes have died. What cannot be removed is tried again the next time.
 async fn sweep(client: &Client) -> Result<(), tokio_postgres::Error> {
+    client.batch_execute("SET lock_timeout = '5s'").await?;
     let query = "SELECT quote_ident(rolname) FROM pg_roles \
                  WHERE starts_with(rolname, $1) AND rolvaliduntil < now()";
     for row in client.query(query, &[&PREFIX]).await? {

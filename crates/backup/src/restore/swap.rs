@@ -172,11 +172,7 @@ impl Restore {
             // One that is being made is younger than a day.
             let old = age.as_secs() >= 0 && age.unsigned_abs() >= keep.max(Duration::from_secs(86_400));
             if old && !there.contains(&kept) {
-                // Where a way back died after the databases had changed places, the files of what is there now are among them.
-                let (from, to) = (entry.path(), self.filestores.join(&self.database));
-                if blocking(move || files::link_tree(&from, &to)).await.is_ok() {
-                    let _ = tokio::fs::remove_dir_all(entry.path()).await;
-                }
+                let _ = tokio::fs::remove_dir_all(entry.path()).await;
             }
         }
         Ok(())
