@@ -30,7 +30,8 @@ use tokio_postgres::types::Type;
 pub enum Read<T> {
     /// Nothing does.
     Nothing,
-    /// Something that is no ordinary table, that has children, or that lacks one of the columns as a plain type.
+    /// Something that is no ordinary table, that has children, that lacks one of the columns as a plain type, or that had another name in
+    /// the transaction's snapshot.
     Odd,
     /// An ordinary table, and what came of its rows.
     Rows(T),
@@ -87,8 +88,8 @@ pub async fn count(client: &Client, table: &str) -> Result<Read<u64>, tokio_post
     Ok(Read::Rows(count))
 }
 
-/// Takes a table, so that nobody can put something else in its place until the transaction ends, and looks at it. Tells
-/// whether the database's text has an encoding.
+/// Takes a table, so that nobody can put another in its place until the transaction ends (but by renaming schemas, which no lock on
+/// a table prevents), and looks at it. Tells whether the database's text has an encoding.
 async fn hold(client: &Client, table: &str, columns: &[&str]) -> Result<Read<bool>, tokio_postgres::Error> {
     // One journey each: thousands of tables are asked about.
     let kind = "SELECT relkind = 'r', current_setting('server_encoding') <> 'SQL_ASCII' FROM pg_class WHERE oid = to_regclass($1)";

@@ -59,18 +59,14 @@ impl StoreSetup {
     /// The place of one tenant.
     fn of(&self, tenant: &str) -> Self {
         let replace = |text: &str| text.replace("{tenant}", tenant);
-        match self {
-            Self::Directory(path) => Self::Directory(replace(&path.to_string_lossy()).into()),
-            Self::S3(options) => {
-                Self::S3(Box::new(S3Options { prefix: replace(&options.prefix), ..(**options).clone() }))
-            }
-            Self::Azure(options) => {
-                Self::Azure(Box::new(AzureOptions { prefix: replace(&options.prefix), ..(**options).clone() }))
-            }
-            Self::Google(options) => {
-                Self::Google(Box::new(GoogleOptions { prefix: replace(&options.prefix), ..(**options).clone() }))
-            }
+        let mut own = self.clone();
+        match &mut own {
+            Self::Directory(path) => *path = replace(&path.to_string_lossy()).into(),
+            Self::S3(options) => options.prefix = replace(&options.prefix),
+            Self::Azure(options) => options.prefix = replace(&options.prefix),
+            Self::Google(options) => options.prefix = replace(&options.prefix),
         }
+        own
     }
 
     fn open(&self, immutability: Option<Immutability>) -> Result<Arc<dyn Store>, StoreError> {

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::fence::{Sequence, Table};
+use super::fence::Table;
 use super::paths;
+use super::sequences::Sequence;
 use crate::program::Running;
 use crate::repository::Entry;
 use crate::server::{Server, literal, quoted};

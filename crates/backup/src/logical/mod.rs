@@ -7,6 +7,7 @@
 mod dump;
 mod fence;
 mod filestore;
+mod sequences;
 
 use std::io::{self, Cursor};
 use std::path::PathBuf;
@@ -32,8 +33,9 @@ use crate::repository::{Entry, Repository, RepositoryKey, Store};
 use crate::server::Server;
 use crate::{Control, Error};
 use dump::{Dump, Subject, dump_version};
-use fence::{Fence, FenceReport, Sequence, Snapshot, Table, Tenancy};
+use fence::{Fence, FenceReport, Snapshot, Table, Tenancy};
 use filestore::{Files, SharedFindings};
+use sequences::Sequence;
 
 /// What is to be backed up, and where to.
 #[derive(Debug, Clone)]

@@ -242,26 +242,21 @@ impl Store for Cloud {
     fn list(&self, prefix: &str) -> Result<Vec<Object>, StoreError> {
         let directory = prefix.rfind('/').map_or("", |at| &prefix[..=at]);
         let path = self.path("list", directory)?;
-        let wanted = format!("{}{prefix}", self.prefix);
         let found = self.wait(async {
             if directory == prefix {
                 return self.below(&path).await;
             }
             let neighbours = self.store.list_with_delimiter(Some(&path)).await?;
             let mut found = neighbours.objects;
-            for directory in neighbours.common_prefixes {
-                if directory.as_ref().starts_with(&wanted) {
-                    found.extend(self.below(&directory).await?);
-                }
+            let wanted = format!("{}{prefix}", self.prefix);
+            for directory in neighbours.common_prefixes.iter().filter(|path| path.as_ref().starts_with(&wanted)) {
+                found.extend(self.below(directory).await?);
             }
             Ok(found)
         });
         let found = found.map_err(|e| self.failed("list", prefix, &e))?;
-        Ok(found
-            .iter()
-            .filter(|meta| meta.location.as_ref().starts_with(&wanted))
-            .filter_map(|m| self.object(m))
-            .collect())
+        let objects = found.iter().filter_map(|meta| self.object(meta));
+        Ok(objects.filter(|object| object.name.starts_with(prefix)).collect())
     }
 
     fn read(&self, name: &str) -> Result<Bytes, StoreError> {
