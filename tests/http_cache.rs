@@ -112,7 +112,7 @@ async fn what_is_old_is_asked_about_and_what_is_purged_is_fetched() {
     assert_eq!(house.odoo.requests(), before + 1, "it is fresh again");
 
     let admin = house.gateway.admin_address().unwrap();
-    let purge = async |what: &str| ask(admin, "POST", "admin", &format!("/api/v1/cache/purge{what}"), &[]).await.status;
+    let purge = async |what: &str| ask(admin, "POST", "localhost", &format!("/api/v1/cache/purge{what}"), &[]).await.status;
     for (what, status, fetched) in [
         ("?tenant=bolt", 204, 0),
         ("?path=/sale/", 204, 0),
@@ -134,7 +134,7 @@ async fn what_is_old_is_asked_about_and_what_is_purged_is_fetched() {
     house.gateway.reload().await.unwrap();
     house.get(ACME, "/web/static/b.js", &[]).await;
     assert_eq!(house.odoo.requests(), before + 1);
-    let metrics = ask(admin, "GET", "admin", "/metrics", &[]).await.text();
+    let metrics = ask(admin, "GET", "localhost", "/metrics", &[]).await.text();
     assert!(metrics.contains("cofferdam_http_cache_requests_total{result=\"confirmed\"} 1"), "{metrics}");
     assert!(metrics.contains("cofferdam_http_server_up{pool=\"odoo\""), "{metrics}");
 }
@@ -252,7 +252,7 @@ async fn a_purge_means_what_is_being_fetched_too() {
     let path = "/web/static/slow.js?ms=600";
     let fetching = tokio::spawn(async move { ask(address, "GET", ACME, path, &[]).await.status });
     cofferdam_tests::eventually(|| async { house.odoo.busy() == 1 }).await;
-    assert_eq!(ask(admin, "POST", "admin", "/api/v1/cache/purge", &[]).await.status, 204);
+    assert_eq!(ask(admin, "POST", "localhost", "/api/v1/cache/purge", &[]).await.status, 204);
     assert_eq!(fetching.await.unwrap(), 200);
     let before = house.odoo.requests();
     house.get(ACME, path, &[]).await;
