@@ -12,7 +12,7 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 # programs, psycopg2 and curl as clients, restic and pgBackRest.
 BUILD_PACKAGES := gcc libc6-dev cmake make
 DEMO_PACKAGES := $(BUILD_PACKAGES) postgresql
-TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 python3-venv curl procps restic pgbackrest redis-tools chromium
+TEST_PACKAGES := $(DEMO_PACKAGES) postgresql-contrib python3-psycopg2 python3-venv curl procps restic pgbackrest redis-tools chromium pebble
 
 BENCH_PACKAGES := $(DEMO_PACKAGES) pgbouncer haproxy nginx-light wrk
 

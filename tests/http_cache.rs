@@ -112,7 +112,8 @@ async fn what_is_old_is_asked_about_and_what_is_purged_is_fetched() {
     assert_eq!(house.odoo.requests(), before + 1, "it is fresh again");
 
     let admin = house.gateway.admin_address().unwrap();
-    let purge = async |what: &str| ask(admin, "POST", "localhost", &format!("/api/v1/cache/purge{what}"), &[]).await.status;
+    let purge =
+        async |what: &str| ask(admin, "POST", "localhost", &format!("/api/v1/cache/purge{what}"), &[]).await.status;
     for (what, status, fetched) in [
         ("?tenant=bolt", 204, 0),
         ("?path=/sale/", 204, 0),

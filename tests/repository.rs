@@ -47,7 +47,8 @@ fn dependencies_run_one_way() {
         ("tenant", &[][..]),
         ("fairness", &["tenant"]),
         ("tls", &["tenant"]),
-        ("http", &["fairness", "tenant", "tls"]),
+        ("acme", &["tenant", "tls"]),
+        ("http", &["acme", "fairness", "tenant", "tls"]),
         ("scram", &[]),
         ("postgres", &["fairness", "scram", "tenant", "tls"]),
         ("admin", &[]),
@@ -88,17 +89,21 @@ fn foreign_types_stay_inside_the_crate_that_wraps_them() {
         if !library || path.components().any(|c| c.as_os_str() == "tests") {
             continue;
         }
-        let wrappers: [(&str, &[&str]); 10] = [
+        let wrappers: [(&str, &[&str]); 11] = [
             ("pingora", &["crates/http"]),
             ("axum", &["crates/admin"]),
             ("rustic_core", &["crates/backup"]),
             ("aws_sdk_s3", &["crates/backup"]),
             ("object_store", &["crates/backup"]),
             ("redis", &["crates/health"]),
-            ("reqwest", &["crates/backup", "crates/health", "crates/http"]),
+            ("instant_acme", &["crates/acme"]),
+            ("reqwest", &["crates/acme", "crates/backup", "crates/health", "crates/http"]),
             ("opentelemetry", &["crates/http"]),
             ("deadpool_postgres", &["crates/health"]),
-            ("rustls", &["crates/postgres", "crates/http", "crates/tls", "crates/rows", "crates/health"]),
+            (
+                "rustls",
+                &["crates/acme", "crates/postgres", "crates/http", "crates/tls", "crates/rows", "crates/health"],
+            ),
         ];
         // Between the planes and not for anybody else.
         let internal = path.starts_with("crates/tls") || path.starts_with("crates/rows");

@@ -21,8 +21,8 @@ mod view;
 
 pub use health::{HealthView, IsolationRow, serve_health};
 pub use view::{
-    ClusterView, Fault, GateView, GatewayView, OdooServerView, PlaneUsage, ReloadFailed, ServerView, StatusView,
-    TenantView, TotalsView,
+    CertificateView, ClusterView, Fault, GateView, GatewayView, OdooServerView, PlaneUsage, ReloadFailed, ServerView,
+    StatusView, TenantView, TotalsView,
 };
 
 use std::cmp::Ordering;
@@ -65,6 +65,7 @@ fn router(view: View) -> Router {
         .route("/api/v1/tenants/{slug}", get(tenant))
         .route("/api/v1/gates", get(gates))
         .route("/api/v1/servers", get(servers))
+        .route("/api/v1/certificates", get(certificates))
         .route("/api/v1/cache/purge", post(purge))
         .route("/api/v1/reload", post(reload))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&view), authorize));
@@ -179,6 +180,10 @@ async fn tenant(State(view): State<View>, Path(slug): Path<String>) -> Response 
 
 async fn gates(State(view): State<View>) -> Json<Vec<GateView>> {
     Json(view.gates())
+}
+
+async fn certificates(State(view): State<View>) -> Json<Vec<CertificateView>> {
+    Json(view.certificates())
 }
 
 async fn servers(State(view): State<View>) -> Json<Vec<OdooServerView>> {

@@ -72,6 +72,17 @@ fn totals(out: &Out<'_>, view: &dyn GatewayView) {
         out.gauge("cofferdam_http_server_up", &labels, f64::from(u8::from(server.well)));
         out.gauge("cofferdam_http_server_in_flight", &labels, f64::from(server.in_flight));
     }
+    let certificates = view.certificates();
+    if !certificates.is_empty() {
+        let held = certificates.iter().filter(|c| c.not_after.is_some()).count();
+        out.gauge("cofferdam_http_certificates", &[("state", "held")], held as f64);
+        out.gauge("cofferdam_http_certificates", &[("state", "missing")], (certificates.len() - held) as f64);
+        let failing = certificates.iter().filter(|c| c.failures > 0).count();
+        out.gauge("cofferdam_http_certificates_failing", &[], failing as f64);
+        if let Some(first) = certificates.iter().filter_map(|c| c.not_after).min() {
+            out.gauge("cofferdam_http_certificates_first_expiry_timestamp_seconds", &[], first as f64);
+        }
+    }
     out.gauge("cofferdam_http_websockets", &[], t.http_websockets as f64);
     out.counter("cofferdam_postgres_logins_total", &[("result", "ok")], t.postgres_logins);
     out.counter("cofferdam_postgres_logins_total", &[("result", "failed")], t.postgres_login_failures);

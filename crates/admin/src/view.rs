@@ -26,6 +26,8 @@ pub trait GatewayView: Send + Sync + 'static {
     fn clusters(&self) -> Vec<ClusterView>;
     /// Odoo servers by pool.
     fn servers(&self) -> Vec<OdooServerView>;
+    /// Certificates that an authority gives, by host.
+    fn certificates(&self) -> Vec<CertificateView>;
     /// Forgets what is kept of static files: of one tenant, by its name, or of all; below a path or everywhere. False when
     /// there is no such tenant.
     fn purge_cache(&self, tenant: Option<&str>, path: Option<&str>) -> bool;
@@ -93,6 +95,21 @@ pub struct OdooServerView {
     pub well: bool,
     /// Requests that it works on.
     pub in_flight: u32,
+}
+
+/// The certificate of a host that an authority gives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CertificateView {
+    /// The host.
+    pub host: String,
+    /// Until when its certificate is valid, in seconds since 1970; absent: it has none.
+    pub not_after: Option<u64>,
+    /// When the authority is asked next, in seconds since 1970.
+    pub next: u64,
+    /// Times in a row that it was asked in vain.
+    pub failures: u32,
+    /// What was wrong the last time.
+    pub error: Option<String>,
 }
 
 /// Counts since the start, and what is open now.

@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use cofferdam_admin::{
-    ClusterView, Fault, GateView, GatewayView, HealthView, OdooServerView, PlaneUsage, ReloadFailed, ServerView,
-    StatusView, TenantView, TotalsView,
+    CertificateView, ClusterView, Fault, GateView, GatewayView, HealthView, OdooServerView, PlaneUsage, ReloadFailed,
+    ServerView, StatusView, TenantView, TotalsView,
 };
 use cofferdam_fairness::{GateSet, TenantUsage};
 use cofferdam_postgres::{CacheUsage, ServerUsage};
@@ -112,6 +113,18 @@ impl GatewayView for View {
             in_flight: s.in_flight,
         };
         servers.into_iter().map(view).collect()
+    }
+
+    fn certificates(&self) -> Vec<CertificateView> {
+        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_secs());
+        let view = |state: cofferdam_http::HostState| CertificateView {
+            not_after: state.not_after.map(seconds),
+            next: seconds(state.next),
+            failures: state.failures,
+            error: state.reason,
+            host: state.host,
+        };
+        self.0.http.as_ref().map(|plane| plane.certificates().into_iter().map(view).collect()).unwrap_or_default()
     }
 
     fn purge_cache(&self, tenant: Option<&str>, path: Option<&str>) -> bool {

@@ -92,7 +92,7 @@ pub(crate) async fn serve(plane: &Arc<HttpPlane>, tcp: TcpStream, peer: SocketAd
             let inbound = socket.inbound();
             return Some((Box::new(socket) as Stream, inbound, false));
         }
-        let (tls, client_ca) = snapshot.tls.as_ref()?.accept(opened).await?;
+        let (tls, client_ca) = snapshot.tls.load_full()?.accept(opened).await?;
         connection.client_ca = client_ca;
         let is_two = tls.get_ref().1.alpn_protocol() == Some(b"h2");
         let socket = Socket::new(tls, fd, connection.peer);

@@ -16,7 +16,7 @@ use crate::cache::{self, Found};
 use crate::client::{Client, Unwritten};
 use crate::connection::Connection;
 use crate::plane::{HttpPlane, Snapshot};
-use crate::reply::Refusal;
+use crate::reply::{self, Refusal};
 use crate::request::{self, Asked, Request};
 use crate::spool::Spool;
 use crate::{upstream, websocket};
@@ -77,6 +77,11 @@ pub(crate) async fn serve(
             outcome
         }
         Ok(request) => {
+            if let Some(authorization) = request.acme_authorization(client.head()).await {
+                let sent = reply::plain(client, authorization).await;
+                account(snapshot, client, connection, Some(&request), &id, begun);
+                return if sent { Outcome::Done } else { Outcome::Close };
+            }
             let served = match request.asked(client.head(), connection) {
                 Err(refusal) => Err(refusal.into()),
                 Ok(Asked::Websocket) => websocket::serve(&request, client).await,

@@ -56,6 +56,7 @@ mod trace;
 mod upstream;
 mod websocket;
 
+pub use cofferdam_acme::{AcmeError, HostState};
 pub use cofferdam_tls::TlsError;
 pub use plane::{CacheUsage, HttpPlane, HttpUsage, ServerUsage};
 pub use route::{Route, route};
@@ -86,4 +87,7 @@ pub enum HttpError {
         /// What is wrong with it.
         error: TlsError,
     },
+    /// Certificates cannot be got from an authority.
+    #[error(transparent)]
+    Acme(#[from] AcmeError),
 }

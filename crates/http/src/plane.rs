@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use cofferdam_acme::{Acme, HostState};
 use cofferdam_fairness::{Clock, GateConfig, GateSet, GateSpec, Share, Timestamp};
 use cofferdam_tenant::{
     Catalog, Endpoint, HeaderPolicyConfig, HttpFront, LoginProtectionConfig, Network, PlaneQuota, Pool, PoolName,
@@ -17,7 +18,7 @@ use cofferdam_tenant::{
 };
 use http::HeaderValue;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +40,9 @@ use crate::tls::FrontTls;
 /// The expected or measured request time from which on work counts as expensive on this plane.
 const EXPENSIVE_FROM: Duration = Duration::from_millis(500);
 
+/// How long is waited after certificates have come: with many hosts they come in numbers.
+const CERTIFICATES_PAUSE: Duration = Duration::from_secs(1);
+
 /// How often time passes for the gates.
 const GATE_TICK: Duration = Duration::from_millis(50);
 
@@ -48,6 +52,10 @@ const GATE_TICK: Duration = Duration::from_millis(50);
 /// [`serve`](Self::serve) with a listener of its own.
 pub struct HttpPlane {
     snapshot: ArcSwap<Snapshot>,
+    /// One at a time changes what is served.
+    changing: Mutex<()>,
+    /// The authority for certificates may be another one.
+    acme_changed: Notify,
     gates: GateSet,
     clock: Arc<dyn Clock>,
     pub(crate) counters: Counters,
@@ -105,7 +113,9 @@ pub(crate) struct Snapshot {
     pub(crate) max_backlog: u64,
     pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) session_key: Option<SessionKey>,
-    pub(crate) tls: Option<Arc<FrontTls>>,
+    /// Replaced when a certificate comes from an authority.
+    pub(crate) tls: ArcSwapOption<FrontTls>,
+    pub(crate) acme: Option<Arc<Acme>>,
     pub(crate) proxy_protocol: bool,
     /// Whether plain requests are sent to https.
     pub(crate) redirect: bool,
@@ -201,6 +211,8 @@ impl HttpPlane {
         let _ = getrandom::fill(&mut run);
         let plane = Arc::new(Self {
             snapshot: ArcSwap::from_pointee(Snapshot::new(Arc::clone(catalog), front)),
+            changing: Mutex::default(),
+            acme_changed: Notify::new(),
             gates: GateSet::new(Arc::clone(&clock)),
             clock,
             counters: Counters::default(),
@@ -231,8 +243,15 @@ impl HttpPlane {
                 "without `http.session_key` a session of one tenant opens every tenant that shares its servers"
             );
         }
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // What can fail comes before anything changes.
-        let tls = FrontTls::new(catalog, front, self.snapshot.load().tls.as_deref())?;
+        let kept = self.snapshot.load().acme.clone();
+        let acme = match (&front.acme, kept) {
+            (None, _) => None,
+            (Some(wanted), Some(kept)) if kept.is_of(wanted) => Some(kept),
+            (Some(wanted), _) => Some(Acme::open(wanted)?),
+        };
+        let tls = FrontTls::new(catalog, front, acme.as_ref(), self.snapshot.load().tls.load().as_deref())?;
         let access_log = front
             .config
             .access_log
@@ -249,7 +268,11 @@ impl HttpPlane {
         self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
         let mut snapshot = Snapshot::new(Arc::clone(catalog), front);
         let old = self.snapshot.load_full();
-        snapshot.tls = tls;
+        if let (Some(acme), Some(tls)) = (&acme, &tls) {
+            acme.set_hosts(tls.by_acme().clone());
+        }
+        snapshot.tls = ArcSwapOption::new(tls);
+        snapshot.acme = acme;
         snapshot.access_log = access_log;
         snapshot.spans = spans;
         if old.cache.is_of(&front.config.cache, front.config.spool_directory.as_ref()) {
@@ -265,7 +288,45 @@ impl HttpPlane {
             })
             .collect();
         self.snapshot.store(Arc::new(snapshot));
+        self.acme_changed.notify_one();
         Ok(())
+    }
+
+    /// Gets certificates from an authority and serves them; ends with the drain.
+    async fn certify(&self) {
+        loop {
+            let acme = self.snapshot().acme.clone();
+            let work = async {
+                let Some(acme) = acme else { return std::future::pending().await };
+                let mut certificates = acme.certificates();
+                // What has come between the reload and now is looked at too.
+                certificates.mark_changed();
+                let serve = async {
+                    while certificates.changed().await.is_ok() {
+                        certificates.mark_unchanged();
+                        self.serve_certificates();
+                        tokio::time::sleep(CERTIFICATES_PAUSE).await;
+                    }
+                };
+                tokio::join!(acme.run(), serve);
+            };
+            tokio::select! {
+                () = work => {}
+                () = self.acme_changed.notified() => {}
+                () = self.draining.cancelled() => return,
+            }
+        }
+    }
+
+    /// Serves the certificates that an authority has given.
+    fn serve_certificates(&self) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot();
+        let Some(front) = &snapshot.catalog.http else { return };
+        match FrontTls::new(&snapshot.catalog, front, snapshot.acme.as_ref(), snapshot.tls.load().as_deref()) {
+            Ok(tls) => snapshot.tls.store(tls),
+            Err(error) => tracing::error!(%error, "a new certificate cannot be served"),
+        }
     }
 
     /// Accepts clients until the plane drains.
@@ -314,10 +375,15 @@ impl HttpPlane {
         let mut tick = tokio::time::interval(GATE_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut health = std::pin::pin!(health::run(Arc::clone(&self)));
+        let mut certify = std::pin::pin!(async {
+            self.certify().await;
+            std::future::pending::<()>().await;
+        });
         loop {
             tokio::select! {
                 _ = tick.tick() => self.gates.advance(),
                 () = &mut health => return,
+                () = &mut certify => {}
                 () = self.cut.cancelled() => return,
             }
         }
@@ -376,6 +442,11 @@ impl HttpPlane {
     /// The gates by pool.
     pub fn gates(&self) -> &GateSet {
         &self.gates
+    }
+
+    /// What is known of the certificates that an authority gives, by host.
+    pub fn certificates(&self) -> Vec<HostState> {
+        self.snapshot().acme.as_ref().map(|acme| acme.states()).unwrap_or_default()
     }
 
     /// Forgets what is kept of static files: of one tenant or of all, below a path or everywhere.
@@ -460,7 +531,8 @@ impl Snapshot {
             max_backlog: config.max_backlog.0,
             trusted_proxies: config.trusted_proxies.clone(),
             session_key: front.session_key.as_ref().and_then(|key| SessionKey::new(key.expose())),
-            tls: None,
+            tls: ArcSwapOption::empty(),
+            acme: None,
             proxy_protocol: config.proxy_protocol,
             access_log: None,
             spans: None,

@@ -120,6 +120,20 @@ impl Refusal {
     }
 }
 
+/// Sends a plain text that is not for browsers. False when the client is gone.
+pub(crate) async fn plain(client: &mut Client, text: String) -> bool {
+    let Ok(mut head) = ResponseHeader::build(200, Some(3)) else { return false };
+    let written = head
+        .insert_header(header::CONTENT_TYPE, "text/plain")
+        .and_then(|()| head.insert_header(header::CONTENT_LENGTH, text.len()))
+        .and_then(|()| head.insert_header(header::CACHE_CONTROL, "no-store"));
+    let bodiless = client.head().method == http::Method::HEAD;
+    written.is_ok()
+        && client.write_head(head).await.is_ok()
+        && (bodiless || client.write_body(Bytes::from(text)).await.is_ok())
+        && client.finish().await.is_ok()
+}
+
 fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');

@@ -191,6 +191,13 @@ fn header_too_large(limit: u64) -> Refusal {
 }
 
 impl Request<'_> {
+    /// What an authority for certificates asks for, when it does: nothing of the site is shown, so it may come from anywhere and in plain.
+    pub(crate) async fn acme_authorization(&self, head: &RequestHeader) -> Option<String> {
+        let token = self.path.strip_prefix("/.well-known/acme-challenge/")?;
+        let acme = self.snapshot.acme.as_ref().filter(|_| matches!(head.method, Method::GET | Method::HEAD))?;
+        acme.authorization(headers::host_of(&self.host)?, token).await
+    }
+
     /// Whom the request is for, or why it may not go on.
     pub(crate) fn asked(&self, head: &RequestHeader, connection: &Connection) -> Result<Asked, Refusal> {
         if self.snapshot.redirect && self.scheme != "https" && !self.from_workers {

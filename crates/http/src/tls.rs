@@ -1,19 +1,20 @@
 //! TLS for clients: which certificate a name gets, and which names want one from the client.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use cofferdam_acme::{Acme, Certificates};
 use cofferdam_tenant::{Catalog, HttpFront, Tenant, TlsFiles};
-use cofferdam_tls::{TlsError, identity, pem, roots};
+use cofferdam_tls::{TlsError, identity, key_pair, names, pem, roots};
 use rustls::ServerConfig;
 use rustls::crypto::ring;
 use rustls::server::{Acceptor, ProducesTickets, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::LazyConfigAcceptor;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::server::TlsStream;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use crate::HttpError;
 
@@ -40,7 +41,14 @@ pub(crate) struct FrontTls {
     default: Option<Chosen>,
     made: HashMap<Made, Chosen>,
     tickets: Arc<dyn ProducesTickets>,
+    /// Where certificates come from that nobody has configured.
+    acme: Option<Arc<Acme>>,
+    /// The hosts that get theirs there.
+    by_acme: BTreeSet<String>,
 }
+
+/// The protocol by which an authority looks whether a host is served here (RFC 8737).
+const ACME_TLS: &[u8] = b"acme-tls/1";
 
 impl fmt::Debug for FrontTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -53,6 +61,7 @@ impl FrontTls {
     pub(crate) fn new(
         catalog: &Catalog,
         front: &HttpFront,
+        acme: Option<&Arc<Acme>>,
         old: Option<&Self>,
     ) -> Result<Option<Arc<Self>>, HttpError> {
         if front.config.tls.is_none() {
@@ -62,8 +71,16 @@ impl FrontTls {
             Some(old) => Arc::clone(&old.tickets),
             None => ring::Ticketer::new().map_err(|error| failed("http.tls", error.into()))?,
         };
-        let mut tls =
-            Self { by_name: HashMap::new(), by_wildcard: HashMap::new(), default: None, made: HashMap::new(), tickets };
+        let mut tls = Self {
+            by_name: HashMap::new(),
+            by_wildcard: HashMap::new(),
+            default: None,
+            made: HashMap::new(),
+            tickets,
+            acme: acme.cloned(),
+            by_acme: BTreeSet::new(),
+        };
+        let got = acme.map(|acme| Arc::clone(&acme.certificates().borrow()));
         let mut files_of: HashMap<String, &TlsFiles> = HashMap::new();
         for (i, files) in front.certificates.iter().enumerate() {
             let place = format!("http.tls.certificates[{i}]");
@@ -74,8 +91,8 @@ impl FrontTls {
             }
             tls.default.get_or_insert(chosen);
         }
-        for tenant in catalog.tenants().iter().filter(|t| t.tls.identity.is_some() || t.tls.client_ca.is_some()) {
-            tls.add_tenant(tenant, front, &files_of, old)
+        for tenant in catalog.tenants() {
+            tls.add_tenant(tenant, front, &files_of, got.as_deref(), old)
                 .map_err(|error| failed(&format!("tenant {}: tls", tenant.slug), error))?;
         }
         Ok(Some(Arc::new(tls)))
@@ -86,16 +103,33 @@ impl FrontTls {
         tenant: &Tenant,
         front: &HttpFront,
         files_of: &HashMap<String, &TlsFiles>,
+        by_acme: Option<&Certificates>,
         old: Option<&Self>,
     ) -> Result<(), TlsError> {
+        let own = tenant.tls.identity.as_ref();
+        let client_ca = tenant.tls.client_ca.as_deref();
+        let by_acme = by_acme.filter(|_| own.is_none() && !tenant.tls.without_acme);
         for host in &tenant.hosts {
             let host = host.as_str();
             let wildcard = host.split_once('.').map(|(_, parent)| format!("*.{parent}"));
             let shared = files_of.get(host).or_else(|| files_of.get(&wildcard?)).copied();
-            let Some(files) = tenant.tls.identity.as_ref().or(shared).or(front.certificates.first()) else {
+            let by_acme = by_acme.filter(|_| shared.is_none() && is_one_name(host));
+            if by_acme.is_some() {
+                self.by_acme.insert(host.to_owned());
+            }
+            let got = by_acme.and_then(|all| all.get(host));
+            if own.is_none() && client_ca.is_none() && got.is_none() {
+                // It has the one that is for its name, or the first.
+                continue;
+            }
+            let Some(files) = own.or(shared).or(got).or(front.certificates.first()) else {
+                if by_acme.is_some() {
+                    // Not served before it comes.
+                    continue;
+                }
                 return Err(pem("certificate", format!("there is none for {host}")));
             };
-            let chosen = self.make(files, tenant.tls.client_ca.as_deref(), old)?;
+            let chosen = self.make(files, client_ca, old)?;
             self.insert(host, &chosen, true);
         }
         Ok(())
@@ -118,9 +152,7 @@ impl FrontTls {
             return Ok(chosen);
         }
         let provider = Arc::new(ring::default_provider());
-        let (chain, key) = identity(files)?;
-        let key = CertifiedKey::new(chain, provider.key_provider.load_private_key(key)?);
-        key.keys_match()?;
+        let key = key_pair(files, &provider)?;
         let builder =
             ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
         let builder = match client_ca {
@@ -150,6 +182,35 @@ impl FrontTls {
         self.by_name.get(&name).or_else(wildcard).or(self.default.as_ref())
     }
 
+    /// The hosts that get their certificates from an authority.
+    pub(crate) fn by_acme(&self) -> &BTreeSet<String> {
+        &self.by_acme
+    }
+
+    /// Shows an authority that a host is served here. That is all that such a connection is for.
+    async fn prove<S: AsyncRead + AsyncWrite + Unpin>(&self, host: &str, start: StartHandshake<S>) {
+        let Some(acme) = &self.acme else { return };
+        let Some(files) = acme.challenge_certificate(host).await else { return };
+        let config = (|| {
+            let provider = Arc::new(ring::default_provider());
+            // Made here, and with an extension that a look at whether they fit does not know.
+            let (chain, key) = identity(&files)?;
+            let key = Arc::new(CertifiedKey::new(chain, provider.key_provider.load_private_key(key)?));
+            let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+            let resolver = Arc::new(SingleCertAndKey::from(key));
+            let mut config = builder.with_no_client_auth().with_cert_resolver(resolver);
+            config.alpn_protocols = vec![ACME_TLS.to_vec()];
+            Ok::<_, TlsError>(config)
+        })();
+        match config {
+            Ok(config) => match start.into_stream(Arc::new(config)).await {
+                Ok(mut stream) => drop(stream.shutdown().await),
+                Err(error) => tracing::debug!(host, %error, "an authority has not looked to the end"),
+            },
+            Err(error) => tracing::error!(host, %error, "an authority cannot be shown a certificate"),
+        }
+    }
+
     /// A handshake; `None` when it fails. Gives the authorities by which the client has been checked, if it was.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
@@ -162,7 +223,13 @@ impl FrontTls {
                 return None;
             }
         };
-        let chosen = self.choose(start.client_hello().server_name())?.clone();
+        let hello = start.client_hello();
+        if self.acme.is_some() && hello.alpn().is_some_and(|mut offered| offered.any(|name| name == ACME_TLS)) {
+            let name = hello.server_name().map(str::to_ascii_lowercase);
+            self.prove(&name?, start).await;
+            return None;
+        }
+        let chosen = self.choose(hello.server_name())?.clone();
         match start.into_stream(chosen.config).await {
             Ok(stream) => Some((stream, chosen.client_ca)),
             Err(error) => {
@@ -173,20 +240,11 @@ impl FrontTls {
     }
 }
 
-fn failed(place: &str, error: TlsError) -> HttpError {
-    HttpError::Tls { place: place.to_owned(), error }
+/// Whether an authority gives a certificate for a host without being shown the whole domain.
+fn is_one_name(host: &str) -> bool {
+    !host.starts_with("*.") && !host.starts_with('[') && host.parse::<IpAddr>().is_err()
 }
 
-/// The host names in a certificate.
-fn names(files: &TlsFiles) -> Result<Vec<String>, TlsError> {
-    let (chain, _) = identity(files)?;
-    let leaf = chain.first().map(AsRef::as_ref).unwrap_or_default();
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|e| pem("certificate", e))?;
-    let names = parsed.subject_alternative_name().map_err(|e| pem("certificate", e))?;
-    let names = names.iter().flat_map(|names| &names.value.general_names);
-    let hosts = names.filter_map(|name| match name {
-        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-        _ => None,
-    });
-    Ok(hosts.collect())
+fn failed(place: &str, error: TlsError) -> HttpError {
+    HttpError::Tls { place: place.to_owned(), error }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::check;
 use crate::config::{
-    AuthMethod, Class, DatabaseCommands, GatewayConfig, HeaderPolicyConfig, HealthConfig, HttpConfig,
+    AcmeConfig, AuthMethod, Class, DatabaseCommands, GatewayConfig, HeaderPolicyConfig, HealthConfig, HttpConfig,
     InternalRouteConfig, NetworksConfig, NotificationPolicy, PoolingMode, PostgresConfig, ReadOnlyRouting, Scheduling,
     TlsMode, WakeConfig,
 };
@@ -325,6 +325,20 @@ pub struct TenantTls {
     pub identity: Option<TlsFiles>,
     /// The authorities of its clients' certificates, as PEM text.
     pub client_ca: Option<String>,
+    /// Its hosts get no certificates by ACME.
+    pub without_acme: bool,
+}
+
+/// The authority that is asked for certificates, with what the files say of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AcmeFront {
+    /// The settings as written; the directory is where it really is.
+    pub config: AcmeConfig,
+    /// The authorities of the directory's own certificate, as PEM text.
+    pub directory_ca: Option<String>,
+    /// The key of the external account, decoded.
+    pub external_key: Option<Vec<u8>>,
 }
 
 /// Listener settings of the HTTP plane, with what they point at.
@@ -339,6 +353,8 @@ pub struct HttpFront {
     pub traces_authorization: Option<Secret>,
     /// The certificates for hosts of any tenant.
     pub certificates: Vec<TlsFiles>,
+    /// Where the others come from.
+    pub acme: Option<AcmeFront>,
 }
 
 /// Listener settings of the PostgreSQL plane that a reload may change.

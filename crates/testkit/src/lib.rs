@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::missing_panics_doc)]
 
+pub mod acme;
 mod directory;
 pub mod load;
 pub mod odoo;

@@ -156,6 +156,6 @@ fn answers(port: u16, path: &str) -> bool {
 }
 
 #[allow(clippy::disallowed_methods)] // start-up of a server that signals nothing
-fn pause() {
+pub(crate) fn pause() {
     std::thread::sleep(Duration::from_millis(50));
 }

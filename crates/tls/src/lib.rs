@@ -7,13 +7,18 @@ mod server;
 
 pub use server::{connector, end_point, insistence, towards_server};
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use cofferdam_tenant::TlsFiles;
+use rustls::crypto::CryptoProvider;
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use rustls_platform_verifier::BuilderVerifierExt;
+use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
 /// A certificate, key or authority that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +47,44 @@ pub fn identity(files: &TlsFiles) -> Result<(Vec<CertificateDer<'static>>, Priva
     let chain = certificates("certificate", &files.certificate)?;
     let key = PrivateKeyDer::from_pem_slice(files.key.expose().as_bytes()).map_err(|e| pem("key", e))?;
     Ok((chain, key))
+}
+
+/// The host names in a certificate, in small letters.
+pub fn names(files: &TlsFiles) -> Result<Vec<String>, TlsError> {
+    let leaf = leaf(files)?;
+    let (_, parsed) = X509Certificate::from_der(&leaf).map_err(|e| pem("certificate", e))?;
+    let names = parsed.subject_alternative_name().map_err(|e| pem("certificate", e))?;
+    let names = names.iter().flat_map(|names| &names.value.general_names);
+    let hosts = names.filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    Ok(hosts.collect())
+}
+
+/// From when and until when a certificate is valid.
+pub fn validity(files: &TlsFiles) -> Result<Range<SystemTime>, TlsError> {
+    let leaf = leaf(files)?;
+    let (_, parsed) = X509Certificate::from_der(&leaf).map_err(|e| pem("certificate", e))?;
+    let time = |time: ASN1Time| {
+        let seconds = u64::try_from(time.timestamp()).map_err(|_| pem("certificate", "a time before 1970"))?;
+        let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+        time.ok_or_else(|| pem("certificate", "a time too far away"))
+    };
+    Ok(time(parsed.validity().not_before)?..time(parsed.validity().not_after)?)
+}
+
+fn leaf(files: &TlsFiles) -> Result<CertificateDer<'static>, TlsError> {
+    let chain = certificates("certificate", &files.certificate)?;
+    chain.into_iter().next().ok_or_else(|| pem("certificate", "an empty chain"))
+}
+
+/// The chain with its key in the form in which handshakes need it; an error when the two do not go together.
+pub fn key_pair(files: &TlsFiles, provider: &CryptoProvider) -> Result<CertifiedKey, TlsError> {
+    let (chain, key) = identity(files)?;
+    let key = CertifiedKey::new(chain, provider.key_provider.load_private_key(key)?);
+    key.keys_match()?;
+    Ok(key)
 }
 
 /// Authorities to check certificates against. `what` names the text in errors.

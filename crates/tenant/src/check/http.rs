@@ -5,9 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use super::{Check, Place};
-use crate::catalog::{Canary, HttpFront, Maintenance, Pool, TenantTls, TlsFiles};
-use crate::config::{GatewayConfig, HeaderPolicyConfig, MaintenanceConfig, TenantFile, TracesConfig};
+use crate::catalog::{AcmeFront, Canary, HttpFront, Maintenance, Pool, TenantTls, TlsFiles};
+use crate::config::{AcmeConfig, GatewayConfig, HeaderPolicyConfig, MaintenanceConfig, TenantFile, TracesConfig};
 use crate::diagnostic::one_of;
 use crate::ids::PoolName;
 use crate::units::Secret;
@@ -69,6 +72,7 @@ impl Check<'_> {
             self.fault(main, &["http", "session_key"], found, "a longer one, such as `openssl rand -base64 32` gives");
         }
         let traces_authorization = http.traces.as_ref().and_then(|traces| self.traces(main, traces));
+        let acme = http.tls.as_ref().and_then(|tls| tls.acme.as_ref()).map(|acme| self.acme(main, acme));
         let mut certificates = Vec::new();
         if let Some(tls) = &http.tls {
             if tls.listen.is_empty() {
@@ -90,7 +94,51 @@ impl Check<'_> {
                 *path = self.secrets.locate(path);
             }
         }
-        Some(HttpFront { config, session_key, traces_authorization, certificates })
+        Some(HttpFront { config, session_key, traces_authorization, certificates, acme })
+    }
+
+    /// The authority that is asked for certificates.
+    fn acme(&mut self, main: &Place<'_>, acme: &AcmeConfig) -> AcmeFront {
+        const AT: [&str; 3] = ["http", "tls", "acme"];
+        let field = |name| [AT[0], AT[1], AT[2], name];
+        let good = url::Url::parse(&acme.directory).is_ok_and(|url| {
+            url.scheme() == "https" && url.username().is_empty() && url.password().is_none() && url.fragment().is_none()
+        });
+        if !good {
+            let expected =
+                "an address that begins with `https://`, such as Let's Encrypt's, which is taken without this field";
+            self.fault(main, &field("directory"), format!("`{}`", acme.directory), expected);
+        }
+        if !acme.agree_to_terms {
+            let expected = "`true`, which says that you agree to the authority's terms of service";
+            self.fault(main, &field("agree_to_terms"), "`false`", expected);
+        }
+        for (i, contact) in acme.contacts.iter().enumerate() {
+            let parts = contact.split_once('@');
+            let plain =
+                |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_graphic() && !b"@:?,".contains(&b));
+            if !parts.is_some_and(|(name, host)| plain(name) && plain(host)) {
+                let at = [AT[0], AT[1], AT[2], "contacts", &i.to_string()];
+                self.fault(main, &at, format!("`{contact}`"), "a mail address, such as `ops@example.com`");
+            }
+        }
+        let directory_ca = acme.directory_ca.as_ref().and_then(|path| self.pem(main, &field("directory_ca"), path));
+        let external_key = acme.external_account.as_ref().and_then(|account| {
+            let at = field("external_account");
+            let given = (account.hmac_key.as_ref(), account.hmac_key_file.as_ref(), account.hmac_key_env.as_ref());
+            if given == (None, None, None) {
+                self.fault(main, &at, "an account without a key", "`hmac_key_file`, `hmac_key_env` or `hmac_key`");
+            }
+            let key = self.secret(main, &at, "hmac_key", given.0, given.1, given.2)?;
+            let key = URL_SAFE_NO_PAD.decode(key.expose().trim_end_matches('=')).ok().filter(|key| !key.is_empty());
+            if key.is_none() {
+                self.fault(main, &at, "a key that cannot be read", "base64url, as the authority has given it");
+            }
+            key
+        });
+        let mut config = acme.clone();
+        config.state_directory = self.secrets.locate(&config.state_directory);
+        AcmeFront { config, directory_ca, external_key }
     }
 
     /// Where traces go; what the collector wants to see of us, if anything.
@@ -231,7 +279,7 @@ impl Check<'_> {
             }
         };
         let client_ca = tls.client_ca.as_ref().and_then(|path| self.pem(place, &["tls", "client_ca"], path));
-        TenantTls { identity, client_ca }
+        TenantTls { identity, client_ca, without_acme: !tls.acme }
     }
 
     /// What a tenant says about its hosts and who may come.

@@ -137,11 +137,70 @@ pub struct HttpTlsConfig {
     /// Certificates for hosts of any tenant, chosen by the names in them. The first is shown to whoever names no host.
     #[serde(default)]
     pub certificates: Vec<CertificateConfig>,
+    /// Certificates from an authority, for the hosts that none of the files is for.
+    pub acme: Option<AcmeConfig>,
     /// Whether plain requests are sent to the same address with https.
     #[serde(default = "yes")]
     pub redirect: bool,
     /// How long browsers shall insist on TLS (Strict-Transport-Security); absent: they are not told to.
     pub hsts: Option<HumanDuration>,
+}
+
+/// Certificates that an authority signs when it is asked by ACME (RFC 8555).
+///
+/// Each host of a tenant for which there is no file gets one of its own: one whose name does not lead here fails alone.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AcmeConfig {
+    /// The address of the authority's directory.
+    #[serde(default = "lets_encrypt")]
+    pub directory: String,
+    /// PEM file with the authorities that have signed the directory's own certificate. Absent: those that this machine trusts.
+    pub directory_ca: Option<PathBuf>,
+    /// Whether the operator agrees to the authority's terms of service: nothing is asked for without.
+    pub agree_to_terms: bool,
+    /// Mail addresses that the authority may write to.
+    #[serde(default)]
+    pub contacts: Vec<String>,
+    /// How it is proven that a host is served here.
+    #[serde(default)]
+    pub challenge: AcmeChallenge,
+    /// Where the account, keys and certificates are kept. Gateways that serve the same hosts must share it.
+    pub state_directory: PathBuf,
+    /// An account that the operator has with the authority already, where it wants one.
+    pub external_account: Option<ExternalAccountConfig>,
+}
+
+/// How it is proven to an authority that a host is served here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AcmeChallenge {
+    /// By a file that the authority gets from port 80 of the host.
+    #[default]
+    #[serde(rename = "http-01")]
+    Http01,
+    /// By a certificate that it is shown at port 443 of the host (RFC 8737).
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+}
+
+/// What binds an account to one that its operator has already.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExternalAccountConfig {
+    /// The name of the key, as the authority has given it.
+    pub key_id: String,
+    /// The key, in base64url as the authority has given it.
+    #[serde(skip_serializing)]
+    pub hmac_key: Option<Secret>,
+    /// A file with the key.
+    pub hmac_key_file: Option<PathBuf>,
+    /// An environment variable with the key.
+    pub hmac_key_env: Option<String>,
+}
+
+fn lets_encrypt() -> String {
+    "https://acme-v02.api.letsencrypt.org/directory".to_owned()
 }
 
 /// A certificate and its key.
@@ -155,7 +214,7 @@ pub struct CertificateConfig {
 }
 
 /// TLS for the hosts of one tenant.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TenantTlsConfig {
     /// PEM file with the certificate chain, leaf first. Absent: one of the gateway's certificates.
@@ -164,6 +223,9 @@ pub struct TenantTlsConfig {
     pub key: Option<PathBuf>,
     /// PEM file with the authorities that sign the clients' certificates. Given: nobody gets in without one.
     pub client_ca: Option<PathBuf>,
+    /// Whether its hosts get certificates by `http.tls.acme`, where there is no file for them.
+    #[serde(default = "yes")]
+    pub acme: bool,
 }
 
 /// How much is kept.

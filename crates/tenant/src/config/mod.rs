@@ -14,9 +14,9 @@ use crate::units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
 mod http;
 
 pub use http::{
-    CacheConfig, CanaryConfig, CertificateConfig, HeaderChanges, HeaderPolicyConfig, HealthConfig, HttpConfig,
-    HttpTlsConfig, InternalRouteConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, Scheme,
-    TenantTlsConfig, TracesConfig, WakeConfig,
+    AcmeChallenge, AcmeConfig, CacheConfig, CanaryConfig, CertificateConfig, ExternalAccountConfig, HeaderChanges,
+    HeaderPolicyConfig, HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, LoginProtectionConfig,
+    MaintenanceConfig, NetworksConfig, Scheme, TenantTlsConfig, TracesConfig, WakeConfig,
 };
 
 /// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
