@@ -5,10 +5,11 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
-use serde_json::{Value, json};
-use tempfile::TempDir;
-use tokio_tungstenite::tungstenite::Message;
+use cofferdam_testkit::browser::Browser;
+use serde_json::json;
+
+/// How long a page may take.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Ended when dropped, with everything that it has started.
 struct Running(Child);
@@ -20,86 +21,10 @@ impl Drop for Running {
     }
 }
 
-/// Chromium without a window, spoken to by its own protocol.
-struct Browser {
-    socket: tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>,
-    session: Option<String>,
-    last: u64,
-    _process: Running,
-    _profile: TempDir,
-}
-
-impl Browser {
-    /// None where there is no Chromium.
-    async fn open() -> Option<Self> {
-        let profile = tempfile::tempdir().unwrap();
-        let mut process = Command::new("chromium")
-            .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
-            .args(["--remote-debugging-port=0", "--disable-background-networking", "--disable-component-update"])
-            .arg(format!("--user-data-dir={}", profile.path().display()))
-            .arg("about:blank")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .ok()?;
-        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let line = lines.by_ref().map_while(Result::ok).find(|line| line.contains("DevTools listening on "))?;
-        std::thread::spawn(move || lines.for_each(drop));
-        let (socket, _) = tokio_tungstenite::connect_async(line.rsplit(' ').next().unwrap()).await.unwrap();
-        Some(Self { socket, session: None, last: 0, _process: Running(process), _profile: profile })
-    }
-
-    async fn call(&mut self, method: &str, parameters: Value) -> Value {
-        self.last += 1;
-        let mut message = json!({ "id": self.last, "method": method, "params": parameters });
-        if let Some(session) = &self.session {
-            message["sessionId"] = json!(session);
-        }
-        self.socket.send(Message::text(message.to_string())).await.unwrap();
-        loop {
-            let Message::Text(text) = self.socket.next().await.unwrap().unwrap() else { continue };
-            let answer: Value = serde_json::from_str(&text).unwrap();
-            if answer["id"] == self.last {
-                assert!(answer.get("error").is_none(), "{method}: {answer}");
-                return answer["result"].clone();
-            }
-        }
-    }
-
-    async fn visit(&mut self, url: &str) {
-        let target = self.call("Target.createTarget", json!({ "url": url })).await;
-        let attach = json!({ "targetId": target["targetId"], "flatten": true });
-        self.session = Some(self.call("Target.attachToTarget", attach).await["sessionId"].as_str().unwrap().to_owned());
-    }
-
-    async fn eval(&mut self, script: &str) -> Value {
-        let answer = self.call("Runtime.evaluate", json!({ "expression": script, "returnByValue": true })).await;
-        assert!(answer.get("exceptionDetails").is_none(), "{script}: {answer}");
-        answer["result"]["value"].clone()
-    }
-
-    /// Until something is so, for as long as the page needs to ask twice.
-    async fn becomes(&mut self, script: &str) {
-        for _ in 0..150 {
-            if self.eval(script).await == json!(true) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        panic!("not so after 15 s: {script}\n{}", self.eval("document.body.innerText").await);
-    }
-
-    async fn width(&mut self, width: u32) {
-        let metrics = json!({ "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600 });
-        self.call("Emulation.setDeviceMetricsOverride", metrics).await;
-    }
-}
-
 /// "Usable on a phone; tested in headless Chromium …; colour is never the only signal."
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_page_is_read_on_a_phone_says_in_words_what_is_wrong_and_follows_what_happens() {
-    let Some(mut browser) = Browser::open().await else {
+    let Some(mut browser) = Browser::open().await.unwrap() else {
         eprintln!("skipped: there is no Chromium here");
         return;
     };
@@ -136,29 +61,32 @@ async fn the_page_is_read_on_a_phone_says_in_words_what_is_wrong_and_follows_wha
     std::thread::spawn(move || lines.for_each(drop));
     let url = line.trim_start_matches("listening on ").to_owned();
 
-    browser.visit(&url).await;
-    browser.becomes("document.querySelector('.cards li')?.innerText.includes('✓ pass')").await;
-    browser.becomes("document.body.innerText.includes('a-tenant-with-a-name-that-is-longer-than-most')").await;
-    browser.becomes("document.querySelector('.causes')?.innerText.includes('✗ fail')").await;
+    browser.visit(&url).await.unwrap();
+    browser.becomes("document.querySelector('.cards li')?.innerText.includes('✓ pass')", PATIENCE).await.unwrap();
+    browser
+        .becomes("document.body.innerText.includes('a-tenant-with-a-name-that-is-longer-than-most')", PATIENCE)
+        .await
+        .unwrap();
+    browser.becomes("document.querySelector('.causes')?.innerText.includes('✗ fail')", PATIENCE).await.unwrap();
     for width in [320, 400, 1_200] {
-        browser.width(width).await;
+        browser.width(width).await.unwrap();
         let fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth";
-        assert_eq!(browser.eval(fits).await, json!(true), "at {width} pixels something sticks out");
+        assert_eq!(browser.eval(fits).await.unwrap(), json!(true), "at {width} pixels something sticks out");
         let readable =
             "[...document.querySelectorAll('main *')].every(e => parseFloat(getComputedStyle(e).fontSize) >= 11)";
-        assert_eq!(browser.eval(readable).await, json!(true), "at {width} pixels");
+        assert_eq!(browser.eval(readable).await.unwrap(), json!(true), "at {width} pixels");
     }
     // Every status is a sign and a word: none is told by its colour alone.
     let words = "[...document.querySelectorAll('li.pass, li.warn, li.unknown, li.fail')].every(e => \
                  /[✓!?✗] (pass|warn|unknown|fail)/.test(e.innerText))";
-    assert_eq!(browser.eval(words).await, json!(true));
+    assert_eq!(browser.eval(words).await.unwrap(), json!(true));
     // Nothing comes from anywhere else.
     let own = "performance.getEntriesByType('resource').every(e => e.name.startsWith(location.origin))";
-    assert_eq!(browser.eval(own).await, json!(true));
+    assert_eq!(browser.eval(own).await.unwrap(), json!(true));
     serving.abort();
-    browser.becomes("document.querySelector('.cards li')?.innerText.includes('✗ fail')").await;
-    assert_eq!(browser.eval("document.title.startsWith('✗')").await, json!(true));
-    assert_eq!(browser.eval("document.getElementById('lost').hidden").await, json!(true));
+    browser.becomes("document.querySelector('.cards li')?.innerText.includes('✗ fail')", PATIENCE).await.unwrap();
+    assert_eq!(browser.eval("document.title.startsWith('✗')").await.unwrap(), json!(true));
+    assert_eq!(browser.eval("document.getElementById('lost').hidden").await.unwrap(), json!(true));
     drop(watch);
-    browser.becomes("!document.getElementById('lost').hidden").await;
+    browser.becomes("!document.getElementById('lost').hidden", PATIENCE).await.unwrap();
 }

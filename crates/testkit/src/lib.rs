@@ -6,6 +6,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 pub mod acme;
+pub mod browser;
 mod directory;
 pub mod load;
 pub mod odoo;
