@@ -8,6 +8,7 @@ use cofferdam::Gateway;
 use cofferdam_testkit::TenantDirectory;
 use cofferdam_testkit::load::{HttpClient, Response};
 use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
+use cofferdam_testkit::s3::{CREDENTIALS, ObjectStore};
 
 const ACME: &str = "acme.example.com";
 const BOLT: &str = "bolt.example.com";
@@ -227,6 +228,79 @@ async fn odoo_has_its_files_sent_from_the_tenants_own_filestore_and_from_nowhere
         assert_eq!(refused.status, status, "{file}: {}", refused.text());
         assert!(!refused.text().contains("bolt"), "{}", refused.text());
     }
+}
+
+/// The same from a bucket, of a real server; and it is gone when that is.
+#[tokio::test]
+async fn the_filestore_may_be_in_a_bucket() {
+    let Some(store) = tokio::task::spawn_blocking(|| ObjectStore::strict().unwrap()).await.unwrap() else {
+        eprintln!("skipped: no S3 server is installed");
+        return;
+    };
+    let keys = [("access_key", CREDENTIALS.0), ("secret_key", CREDENTIALS.1)];
+    let keys = keys.map(|(name, value)| format!("      {name}: {value}\n")).concat();
+    let bucket = format!(
+        "    filestore_bucket:\n      bucket: files\n      prefix: 'a prefix/'\n      endpoint: '{}'\n{keys}",
+        store.endpoint()
+    );
+    let hash = "ab0123456789abcdef0123456789abcdef012345";
+    let put = async |name: &str, content: Vec<u8>| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        let output = tokio::process::Command::new("curl")
+            .args(["-sS", "--fail-with-body", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user"])
+            .arg(format!("{}:{}", CREDENTIALS.0, CREDENTIALS.1))
+            .arg("-T")
+            .arg(file.path())
+            .arg(format!("{}/files{name}", store.endpoint()))
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    };
+    put("", Vec::new()).await;
+    for database in ["acme_db", "bolt_db"] {
+        put(&format!("/a%20prefix/{database}/ab/{hash}"), format!("of {database} ").repeat(500_000).into_bytes()).await;
+    }
+    put(&format!("/a%20prefix/acme_db/ab/{}", hash.replace("012345", "012346")), Vec::new()).await;
+    let house = house("", &bucket).await;
+    let path = |file: &str| format!("/testkit/sendfile?file={file}");
+    let own = path(&format!("acme_db/ab/{hash}"));
+    let whole = house.get(ACME, &own, &[]).await;
+    assert_eq!((whole.status, whole.body.len()), (200, 11 * 500_000));
+    assert!(whole.body == b"of acme_db ".repeat(500_000), "not the bytes that were put there");
+    for (range, status, text) in
+        [("bytes=-8", 206, "acme_db "), ("bytes=4999996-5000005", 206, "f acme_db "), ("bytes=9999999-", 416, "")]
+    {
+        let part = house.get(ACME, &own, &[("Range", range)]).await;
+        assert_eq!((part.status, part.text().as_str()), (status, text), "{range}");
+    }
+    assert_eq!(house.get(ACME, &own, &[("If-None-Match", "\"of-the-file\"")]).await.status, 304);
+    let head = ask(house.gateway.http_addresses()[0], "HEAD", ACME, &own, &[]).await;
+    assert_eq!((head.status, head.header("content-length")), (200, Some("5500000")));
+    for (file, status) in [
+        (format!("acme_db/ab/{}", hash.replace("012345", "012346")), 200),
+        (format!("acme_db/ab/{}", hash.replace("012345", "012347")), 404),
+        (format!("bolt_db/ab/{hash}"), 502),
+        (format!("acme_db/../bolt_db/ab/{hash}"), 502),
+    ] {
+        let answer = house.get(ACME, &path(&file), &[]).await;
+        assert_eq!(answer.status, status, "{file}: {}", answer.text());
+        assert!(!answer.text().contains("bolt"), "{}", answer.text());
+    }
+    // A reader that stays away in the middle holds neither the worker nor others up.
+    let mut slow = HttpClient::connect(house.gateway.http_addresses()[0]).await.unwrap();
+    slow.send(format!("GET {own} HTTP/1.1\r\nHost: {ACME}\r\n\r\n").as_bytes()).await.unwrap();
+    let gate = house.gateway.http_plane().unwrap().gates().get("odoo").unwrap();
+    cofferdam_tests::eventually(|| async { gate.usage().running == 0 }).await;
+    assert_eq!(house.get(ACME, &own, &[("Range", "bytes=0-1")]).await.text(), "of");
+    let read = slow.response(false).await.unwrap();
+    assert!(read.body == whole.body, "{} bytes", read.body.len());
+
+    drop(store);
+    let gone = house.get(ACME, &own, &[]).await;
+    assert_eq!(gone.status, 502, "{}", gone.text());
+    assert!(!gone.text().contains("Signature") && !gone.text().contains("files"), "{}", gone.text());
 }
 
 #[tokio::test]

@@ -143,20 +143,17 @@ async fn send_file(
         request.audit("a server wants a file sent that is not in its tenant's filestore");
         return Err(Refusal::new(502, "Bad gateway", "the server asks for a file that is not this site's").into());
     };
-    let Some(directory) = &request.access.pool.filestore else {
-        let detail = "the server leaves a file to be sent, and its pool has no `filestore` to send it from";
-        return Err(Refusal::new(502, "Bad gateway", detail).into());
+    let content = match (&request.access.bucket, &request.access.pool.filestore) {
+        (Some(bucket), _) => bucket.find(&file).await,
+        (None, Some(directory)) => sendfile::open(directory, file).await,
+        (None, None) => {
+            let detail = "the server leaves a file to be sent, and its pool has no `filestore` to send it from";
+            return Err(Refusal::new(502, "Bad gateway", detail).into());
+        }
     };
-    match sendfile::open(directory, file).await {
+    match content {
         Ok(content) => local::send(request, client, head, &content).await,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            tracing::warn!(tenant = %request.tenant.slug, request_id = %request.id, "a file is not in the filestore");
-            Err(Refusal::new(404, "Not found", "the file is not there").into())
-        }
-        Err(error) => {
-            tracing::error!(tenant = %request.tenant.slug, request_id = %request.id, %error, "a file cannot be sent");
-            Err(Refusal::new(502, "Bad gateway", "the file cannot be read").into())
-        }
+        Err(error) => Err(local::unread(request, &error).into()),
     }
 }
 

@@ -28,6 +28,7 @@ mod access;
 mod answer;
 mod backlog;
 pub mod boundary;
+mod bucket;
 mod cache;
 mod client;
 mod connection;
@@ -86,6 +87,14 @@ pub enum HttpError {
         place: String,
         /// What is wrong with it.
         error: TlsError,
+    },
+    /// A bucket with filestores cannot be used.
+    #[error("pools.{pool}.filestore_bucket: {reason}")]
+    Bucket {
+        /// The pool.
+        pool: cofferdam_tenant::PoolName,
+        /// What is wrong with it.
+        reason: String,
     },
     /// Certificates cannot be got from an authority.
     #[error(transparent)]

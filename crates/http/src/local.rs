@@ -11,8 +11,10 @@ use http::{Method, StatusCode};
 use pingora_http::ResponseHeader;
 
 use crate::answer::Moved;
+use crate::bucket::{Download, Object};
 use crate::client::Client;
 use crate::exchange::{Failure, Outcome};
+use crate::reply::Refusal;
 use crate::request::Request;
 
 /// Bytes of a file that are read at a time.
@@ -24,32 +26,67 @@ pub(crate) enum Content {
     Memory(Bytes),
     /// So many bytes of a file.
     File(Arc<File>, u64),
+    /// So many bytes in a bucket.
+    Object(Object, u64),
 }
 
 impl Content {
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
-            Self::File(_, length) => *length,
+            Self::File(_, length) | Self::Object(_, length) => *length,
         }
     }
 
-    /// A part of it.
-    async fn read(&self, from: u64, length: u64) -> io::Result<Bytes> {
-        match self {
-            Self::Memory(bytes) => {
-                let (from, length) = (from as usize, length as usize);
-                Ok(bytes.slice(from..from + length))
-            }
-            Self::File(file, _) => {
+    /// A part of it, to be read from its beginning to its end.
+    async fn open(&self, from: u64, length: u64) -> io::Result<Part> {
+        let source = match self {
+            Self::Memory(bytes) => Source::Memory(bytes.clone()),
+            Self::File(file, _) => Source::File(Arc::clone(file)),
+            Self::Object(object, whole) => Source::Object(object.get(from, length, *whole).await?),
+        };
+        Ok(Part { source, from, left: length })
+    }
+}
+
+/// A part of a body that is being read.
+struct Part {
+    source: Source,
+    from: u64,
+    left: u64,
+}
+
+enum Source {
+    Memory(Bytes),
+    File(Arc<File>),
+    Object(Download),
+}
+
+impl Part {
+    /// The next bytes; `None` at the end. An error where the body ends too early.
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let (from, length) = (self.from, self.left.min(CHUNK));
+        let bytes = match &mut self.source {
+            Source::Memory(bytes) => bytes.slice(from as usize..(from + length) as usize),
+            Source::File(file) => {
                 let file = Arc::clone(file);
                 let read = move || {
                     let mut part = vec![0; length as usize];
                     file.read_exact_at(&mut part, from).map(|()| Bytes::from(part))
                 };
-                tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+                tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??
             }
-        }
+            Source::Object(download) => {
+                let bytes = download.next().await?.filter(|bytes| bytes.len() as u64 <= self.left);
+                bytes.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the object has another length"))?
+            }
+        };
+        self.from += bytes.len() as u64;
+        self.left -= bytes.len() as u64;
+        Ok(Some(bytes))
     }
 }
 
@@ -106,24 +143,35 @@ pub(crate) async fn send(
             head.insert_header(header::ACCEPT_RANGES, "bytes")?;
         }
     }
-    let bodiless = client.head().method == Method::HEAD;
+    let length = if client.head().method == Method::HEAD { 0 } else { length };
+    // As long as nothing has been said, a store that does not give it is a reason to say so.
+    let mut part =
+        if length == 0 { None } else { Some(content.open(from, length).await.map_err(|e| unread(request, &e))?) };
     client.write_head(head).await?;
     let mut moved = Moved::new(request);
-    let (mut from, mut left) = (from, if bodiless { 0 } else { length });
-    while left > 0 {
-        let part = content.read(from, left.min(CHUNK)).await.map_err(|error| {
+    while let Some(part) = &mut part {
+        let next = part.next().await.map_err(|error| {
             // The head is on its way: all that is left is to break off.
             tracing::error!(%error, request_id = %request.id, "a file could not be read to its end");
             Failure::Broken
         })?;
-        let n = part.len() as u64;
-        moved.add(n);
-        client.write_body(part).await?;
-        from += n;
-        left -= n;
+        let Some(bytes) = next else { break };
+        moved.add(bytes.len() as u64);
+        client.write_body(bytes).await?;
     }
     client.finish().await?;
     Ok(Outcome::Done)
+}
+
+/// A file that cannot be read.
+pub(crate) fn unread(request: &Request<'_>, error: &io::Error) -> Refusal {
+    let (tenant, request_id) = (&request.tenant.slug, &request.id);
+    if error.kind() == io::ErrorKind::NotFound {
+        tracing::warn!(%tenant, %request_id, "a file is not in the filestore");
+        return Refusal::new(404, "Not found", "the file is not there");
+    }
+    tracing::error!(%tenant, %request_id, %error, "a file cannot be sent");
+    Refusal::new(502, "Bad gateway", "the file cannot be read")
 }
 
 /// RFC 9110, 13.2.2: the conditions in their order, then the range.

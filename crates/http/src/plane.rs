@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::HttpError;
 use crate::access::AccessLog;
+use crate::bucket::Bucket;
 use crate::cache::Store;
 use crate::connection;
 use crate::crowd::Crowd;
@@ -258,6 +259,7 @@ impl HttpPlane {
             .as_ref()
             .map(|path| AccessLog::open(path).map_err(|error| HttpError::AccessLog { path: path.clone(), error }));
         let access_log = access_log.transpose()?;
+        let mut buckets = self.buckets(catalog)?;
         let wanted = front.config.traces.clone().map(|config| (config, front.traces_authorization.clone()));
         let kept = self.snapshot.load().spans.clone();
         let spans = match (wanted, kept) {
@@ -283,13 +285,31 @@ impl HttpPlane {
             .iter()
             .filter_map(|(name, pool)| {
                 let gate = self.gates.get(name.as_str())?;
-                let access = PoolAccess::new(pool, gate, old.pools.get(name).map(AsRef::as_ref));
+                let access = PoolAccess::new(pool, gate, buckets.remove(name), old.pools.get(name).map(AsRef::as_ref));
                 Some((name.clone(), Arc::new(access)))
             })
             .collect();
         self.snapshot.store(Arc::new(snapshot));
         self.acme_changed.notify_one();
         Ok(())
+    }
+
+    /// The buckets with filestores, by pool; those that were used before go on.
+    fn buckets(&self, catalog: &Catalog) -> Result<HashMap<PoolName, Arc<Bucket>>, HttpError> {
+        let old = self.snapshot.load();
+        let mut buckets = HashMap::new();
+        for (name, pool) in &catalog.pools {
+            let Some(config) = &pool.filestore_bucket else { continue };
+            let kept = old.pools.get(name).and_then(|access| access.bucket.clone());
+            let bucket = match kept.filter(|bucket| bucket.is_of(config)) {
+                Some(kept) => kept,
+                None => {
+                    Arc::new(Bucket::new(config).map_err(|reason| HttpError::Bucket { pool: name.clone(), reason })?)
+                }
+            };
+            buckets.insert(name.clone(), bucket);
+        }
+        Ok(buckets)
     }
 
     /// Gets certificates from an authority and serves them; ends with the drain.

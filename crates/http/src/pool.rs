@@ -7,6 +7,7 @@ use std::time::Duration;
 use cofferdam_fairness::{Breaker, BreakerConfig, Gate, RetryBudget, Timestamp};
 use cofferdam_tenant::{Endpoint, Pool, Server};
 
+use crate::bucket::Bucket;
 use crate::health::Health;
 
 /// A pool, its gate and its servers.
@@ -19,6 +20,8 @@ pub(crate) struct PoolAccess {
     retries: Arc<Mutex<RetryBudget>>,
     /// Held by who wakes the servers.
     pub(crate) waking: Arc<tokio::sync::Mutex<()>>,
+    /// Where files are that servers want sent, if they are not in a directory.
+    pub(crate) bucket: Option<Arc<Bucket>>,
 }
 
 /// A server, and what is known of it.
@@ -39,7 +42,7 @@ const UNANSWERED: BreakerConfig =
 
 impl PoolAccess {
     /// A pool, with what is known of it from before a reload.
-    pub(crate) fn new(pool: &Arc<Pool>, gate: Arc<Gate>, known: Option<&Self>) -> Self {
+    pub(crate) fn new(pool: &Arc<Pool>, gate: Arc<Gate>, bucket: Option<Arc<Bucket>>, known: Option<&Self>) -> Self {
         let servers_before = known.map_or(&[][..], |access| &access.servers);
         let servers: Vec<_> = pool.servers.iter().map(|s| ServerLoad::new(s.clone(), servers_before)).collect();
         if pool.health.is_none() {
@@ -54,6 +57,7 @@ impl PoolAccess {
             servers,
             retries: known.map_or_else(fresh, |access| Arc::clone(&access.retries)),
             waking: known.map_or_else(Arc::default, |access| Arc::clone(&access.waking)),
+            bucket,
         }
     }
 

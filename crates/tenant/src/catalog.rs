@@ -222,6 +222,8 @@ pub struct Pool {
     pub workers_from: Vec<Network>,
     /// Odoo's filestore, as the gateway sees it.
     pub filestore: Option<PathBuf>,
+    /// The same in a bucket.
+    pub filestore_bucket: Option<FilestoreBucket>,
     /// Who wakes its servers.
     pub wake: Option<WakeConfig>,
     /// The name of what is installed.
@@ -292,6 +294,28 @@ pub struct TlsFiles {
     pub certificate: String,
     /// The private key.
     pub key: Secret,
+}
+
+/// A bucket with filestores.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FilestoreBucket {
+    /// Its name.
+    pub bucket: String,
+    /// What all objects' names begin with.
+    pub prefix: String,
+    /// The region.
+    pub region: String,
+    /// Where the store is, without the bucket.
+    pub endpoint: String,
+    /// The bucket is in the path and not in the host name.
+    pub path_style: bool,
+    /// The authorities that have signed the store's certificate, as PEM text.
+    pub ca: Option<String>,
+    /// The access key.
+    pub access_key: Secret,
+    /// The secret key.
+    pub secret_key: Secret,
 }
 
 /// A second pool for a part of a tenant's requests.

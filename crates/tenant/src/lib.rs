@@ -37,16 +37,16 @@ mod units;
 pub mod yaml;
 
 pub use catalog::{
-    AcmeFront, Canary, Catalog, ClassQuota, Cluster, ConsoleUser, HttpFront, Login, Maintenance, Password, PerSecond,
-    Plan, PlaneQuota, Pool, PostgresFront, Server, Tenant, TenantTls, TlsFiles,
+    AcmeFront, Canary, Catalog, ClassQuota, Cluster, ConsoleUser, FilestoreBucket, HttpFront, Login, Maintenance,
+    Password, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, Tenant, TenantTls, TlsFiles,
 };
 pub use config::{
     AcmeChallenge, AcmeConfig, AdminConfig, AuthMethod, AuthQueryConfig, CacheConfig, CanaryConfig, CertificateConfig,
     Class, ClassQuotaConfig, ClientTlsConfig, ClusterConfig, ConsoleConfig, DatabaseCommands, ExternalAccountConfig,
-    GatewayConfig, HeaderChanges, HeaderPolicyConfig, HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig,
-    LoginConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, NotificationPolicy, Placement, PlanConfig,
-    PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme, ServerConfig, ServerTls,
-    ServiceConfig, TenantFile, TenantTlsConfig, TlsMode, TracesConfig, WakeConfig,
+    FilestoreBucketConfig, GatewayConfig, HeaderChanges, HeaderPolicyConfig, HealthConfig, HttpConfig, HttpTlsConfig,
+    InternalRouteConfig, LoginConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, NotificationPolicy,
+    Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme,
+    ServerConfig, ServerTls, ServiceConfig, TenantFile, TenantTlsConfig, TlsMode, TracesConfig, WakeConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

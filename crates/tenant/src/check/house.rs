@@ -281,8 +281,14 @@ impl Check<'_> {
                 self.fault(main, &[path[0], path[1], "wake"], "no path from the root, or no time", "both");
             }
             let filestore = pool.filestore.as_ref().map(|directory| self.secrets.locate(directory));
+            let place = ["pools", name.as_str(), "filestore_bucket"];
+            if filestore.is_some() && pool.filestore_bucket.is_some() {
+                self.fault(main, &place, "a bucket beside the directory `filestore`", "one of them");
+            }
+            let bucket = pool.filestore_bucket.as_ref().and_then(|bucket| self.filestore_bucket(main, &place, bucket));
             let pool = resolve_pool(name, pool, login, maintenance, account);
-            pools.insert(name.clone(), Arc::new(Pool { filestore, maintenance_mode, ..pool }));
+            pools
+                .insert(name.clone(), Arc::new(Pool { filestore, filestore_bucket: bucket, maintenance_mode, ..pool }));
         }
         pools
     }
@@ -567,6 +573,7 @@ fn resolve_pool(
         websocket_timeout: pool.websocket_timeout.0,
         workers_from: pool.workers_from.clone(),
         filestore: None,
+        filestore_bucket: None,
         wake: pool.wake.clone(),
         release: pool.release.as_deref().map(Arc::from),
         health: pool.health.clone(),

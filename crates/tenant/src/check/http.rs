@@ -9,8 +9,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::{Check, Place};
-use crate::catalog::{AcmeFront, Canary, HttpFront, Maintenance, Pool, TenantTls, TlsFiles};
-use crate::config::{AcmeConfig, GatewayConfig, HeaderPolicyConfig, MaintenanceConfig, TenantFile, TracesConfig};
+use crate::catalog::{AcmeFront, Canary, FilestoreBucket, HttpFront, Maintenance, Pool, TenantTls, TlsFiles};
+use crate::config::{
+    AcmeConfig, FilestoreBucketConfig, GatewayConfig, HeaderPolicyConfig, MaintenanceConfig, TenantFile, TracesConfig,
+};
 use crate::diagnostic::one_of;
 use crate::ids::PoolName;
 use crate::units::Secret;
@@ -95,6 +97,82 @@ impl Check<'_> {
             }
         }
         Some(HttpFront { config, session_key, traces_authorization, certificates, acme })
+    }
+
+    /// A bucket with filestores.
+    pub(super) fn filestore_bucket(
+        &mut self,
+        main: &Place<'_>,
+        at: &[&str; 3],
+        config: &FilestoreBucketConfig,
+    ) -> Option<FilestoreBucket> {
+        let field = |name| [at[0], at[1], at[2], name];
+        let named = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-');
+        if !(3..=63).contains(&config.bucket.len()) || !config.bucket.bytes().all(named) {
+            let expected = "a bucket's name: 3 to 63 small letters, digits, dots and hyphens";
+            self.fault(main, &field("bucket"), format!("`{}`", config.bucket), expected);
+        }
+        if config.prefix.starts_with('/') || config.prefix.split('/').any(|part| matches!(part, "." | "..")) {
+            let expected = "what names of objects begin with, such as `filestore/`";
+            self.fault(main, &field("prefix"), format!("`{}`", config.prefix), expected);
+        }
+        if config.region.is_empty() || !config.region.bytes().all(named) {
+            self.fault(main, &field("region"), format!("`{}`", config.region), "a region, such as `eu-central-1`");
+        }
+        let endpoint = config.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", config.region));
+        let good = url::Url::parse(&endpoint).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.username().is_empty()
+                && url.query().is_none()
+                && url.path() == "/"
+        });
+        if !good {
+            self.fault(
+                main,
+                &field("endpoint"),
+                format!("`{endpoint}`"),
+                "an address such as `https://s3.example.com`",
+            );
+        }
+        let ca = config.ca_file.as_ref().and_then(|path| self.pem(main, &field("ca_file"), path));
+        let given = [
+            config.access_key.is_some() || config.access_key_file.is_some() || config.access_key_env.is_some(),
+            config.secret_key.is_some() || config.secret_key_file.is_some() || config.secret_key_env.is_some(),
+        ];
+        for (name, _) in ["access_key", "secret_key"].into_iter().zip(given).filter(|(_, given)| !given) {
+            self.fault(
+                main,
+                at,
+                format!("a bucket without `{name}`"),
+                format!("`{name}_file`, `{name}_env` or `{name}`"),
+            );
+        }
+        let access_key = self.secret(
+            main,
+            at,
+            "access_key",
+            config.access_key.as_ref(),
+            config.access_key_file.as_ref(),
+            config.access_key_env.as_ref(),
+        );
+        let secret_key = self.secret(
+            main,
+            at,
+            "secret_key",
+            config.secret_key.as_ref(),
+            config.secret_key_file.as_ref(),
+            config.secret_key_env.as_ref(),
+        );
+        Some(FilestoreBucket {
+            bucket: config.bucket.clone(),
+            prefix: config.prefix.clone(),
+            region: config.region.clone(),
+            path_style: config.path_style.unwrap_or(config.endpoint.is_some()),
+            endpoint,
+            ca,
+            access_key: access_key?,
+            secret_key: secret_key?,
+        })
     }
 
     /// The authority that is asked for certificates.

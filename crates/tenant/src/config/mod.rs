@@ -186,6 +186,8 @@ pub struct PoolConfig {
     pub workers_from: Vec<Network>,
     /// Odoo's filestore, as the gateway sees it: files that Odoo (with `--x-sendfile`) wants sent are sent from here.
     pub filestore: Option<PathBuf>,
+    /// The filestore in an S3-compatible bucket instead.
+    pub filestore_bucket: Option<FilestoreBucketConfig>,
     /// Wakes the servers when none of them can be reached; requests wait until one can.
     pub wake: Option<WakeConfig>,
     /// The name of what is installed. Another one makes everything forgotten that was kept of the pool's static files.
@@ -201,6 +203,44 @@ pub struct PoolConfig {
     /// Which databases the pool's login may create, drop and rename there.
     #[serde(default)]
     pub database_commands: DatabaseCommands,
+}
+
+/// A bucket with filestores: objects are named `<prefix><database>/<two digits>/<hash>`, as files in a directory are.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FilestoreBucketConfig {
+    /// Its name.
+    pub bucket: String,
+    /// What all objects' names begin with, such as `filestore/`.
+    #[serde(default)]
+    pub prefix: String,
+    /// The region.
+    #[serde(default = "us_east_1")]
+    pub region: String,
+    /// Where the store is; AWS if left out.
+    pub endpoint: Option<String>,
+    /// The bucket in the path and not in the host name. By default wherever there is an endpoint.
+    pub path_style: Option<bool>,
+    /// PEM file with the authorities that have signed the store's certificate. Absent: those that this machine trusts.
+    pub ca_file: Option<PathBuf>,
+    /// The access key.
+    #[serde(skip_serializing)]
+    pub access_key: Option<Secret>,
+    /// A file with the access key.
+    pub access_key_file: Option<PathBuf>,
+    /// An environment variable with the access key.
+    pub access_key_env: Option<String>,
+    /// The secret key.
+    #[serde(skip_serializing)]
+    pub secret_key: Option<Secret>,
+    /// A file with the secret key.
+    pub secret_key_file: Option<PathBuf>,
+    /// An environment variable with the secret key.
+    pub secret_key_env: Option<String>,
+}
+
+fn us_east_1() -> String {
+    "us-east-1".to_owned()
 }
 
 /// One Odoo server of a pool.
