@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +32,11 @@ struct House {
 }
 
 impl House {
-    async fn new(validity: Duration, external_account: Option<(&str, &str)>) -> Option<Self> {
+    async fn new(validity: Duration) -> Option<Self> {
+        Self::with(validity, 0, None).await
+    }
+
+    async fn with(validity: Duration, slow: u32, external_account: Option<(&str, &str)>) -> Option<Self> {
         let identity = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
         let identity = (identity.cert.pem(), identity.signing_key.serialize_pem());
         let (http, https) = (free_port().unwrap(), free_port().unwrap());
@@ -41,6 +45,7 @@ impl House {
             http_port: http,
             tls_port: https,
             validity,
+            slow,
             external_account: external_account.map(|(name, key)| (name.to_owned(), key.to_owned())),
         };
         let Some(authority) = Authority::start(&options).unwrap() else {
@@ -75,6 +80,11 @@ impl House {
         let directory = TenantDirectory::new(&main).unwrap();
         std::fs::write(beside(&directory, "ca.crt"), &self.directory_ca).unwrap();
         directory
+    }
+
+    /// Where everything is that is kept of the authority.
+    fn kept(&self) -> PathBuf {
+        std::fs::read_dir(self.state.path()).unwrap().next().unwrap().unwrap().path()
     }
 
     async fn handshake(&self, address: SocketAddr, host: &str) -> Option<tokio_rustls::client::TlsStream<TcpStream>> {
@@ -142,7 +152,7 @@ async fn told(gateway: &Gateway, host: &str) -> serde_json::Value {
 
 #[tokio::test]
 async fn hosts_get_certificates_and_one_that_leads_elsewhere_fails_alone() {
-    let Some(mut house) = House::new(YEAR, None).await else { return };
+    let Some(mut house) = House::new(YEAR).await else { return };
     house.authority().lead("lost.example.com", "127.0.0.9").unwrap();
     let directory = house.configuration((house.http, house.https), ["", "", ""]);
     tenant(&directory, "acme", "");
@@ -189,18 +199,30 @@ async fn hosts_get_certificates_and_one_that_leads_elsewhere_fails_alone() {
     eventually(|| async { house.leaf(tls, "chem.example.com").await.is_some() }).await;
     let before = house.leaf(tls, "acme.example.com").await.unwrap();
     let root = house.authority().root().unwrap();
+    let lost = told(&gateway, "lost.example.com").await;
     stop(gateway).await;
+    // What has failed is not tried at once, and what is there is served; first as if nothing had happened, …
+    let gateway = start(&directory).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(told(&gateway, "lost.example.com").await, lost);
+    assert_eq!(house.leaf(gateway.https_addresses()[0], "acme.example.com").await.unwrap(), before);
+    stop(gateway).await;
+    // … then with nobody to ask, and a file that nobody can read.
     house.authority = None;
+    std::fs::write(house.kept().join("certificates/chem.example.com.pem"), [0xff, 0]).unwrap();
     let gateway = start(&directory).await;
     let stream = handshake(gateway.https_addresses()[0], "acme.example.com", Some(&root)).await.unwrap();
     assert_eq!(stream.get_ref().1.peer_certificates().unwrap()[0].to_vec(), before);
-    assert_eq!(told(&gateway, "lost.example.com").await["failures"], 1, "what has failed is not tried at once");
+    eventually(|| async { told(&gateway, "chem.example.com").await["error"].is_string() }).await;
+    let chem = told(&gateway, "chem.example.com").await;
+    assert!(chem["not_after"].is_null() && chem["failures"] == 0, "the authority is what has failed: {chem}");
+    assert_eq!(told(&gateway, "lost.example.com").await["failures"], lost["failures"]);
     stop(gateway).await;
 }
 
 #[tokio::test]
 async fn a_configured_certificate_is_not_ordered_and_challenges_may_be_shown_by_tls() {
-    let Some(house) = House::new(YEAR, None).await else { return };
+    let Some(house) = House::new(YEAR).await else { return };
     let own = rcgen::generate_simple_self_signed(["bolt.example.com".to_owned()]).unwrap();
     let files = "    certificates: [{ certificate: bolt.crt, key: bolt.key }]\n";
     // The port of plain requests is not the one that the authority knows.
@@ -221,7 +243,7 @@ async fn a_configured_certificate_is_not_ordered_and_challenges_may_be_shown_by_
 
 #[tokio::test]
 async fn certificates_are_renewed_and_connections_go_on() {
-    let Some(house) = House::new(Duration::from_secs(16), None).await else { return };
+    let Some(house) = House::new(Duration::from_secs(16)).await else { return };
     let directory = house.configuration((house.http, house.https), ["", "", ""]);
     tenant(&directory, "acme", "");
     let gateway = start(&directory).await;
@@ -240,18 +262,48 @@ async fn certificates_are_renewed_and_connections_go_on() {
 }
 
 #[tokio::test]
+async fn reloads_do_not_begin_orders_anew() {
+    let Some(house) = House::with(YEAR, 3, None).await else { return };
+    let directory = house.configuration((house.http, house.https), ["", "", ""]);
+    tenant(&directory, "acme", "");
+    let gateway = start(&directory).await;
+    let tls = gateway.https_addresses()[0];
+    // The authority takes its time, and the configuration changes all the while.
+    eventually(|| async {
+        gateway.reload().await.unwrap();
+        house.leaf(tls, "acme.example.com").await.is_some()
+    })
+    .await;
+    let told = told(&gateway, "acme.example.com").await;
+    assert_eq!(told["failures"], 0, "{told}");
+    stop(gateway).await;
+}
+
+/// Ordered at once again, it would be ordered for ever: the clock is wrong, or the authority.
+#[tokio::test]
+async fn a_certificate_that_is_over_when_it_comes_is_a_failure() {
+    let Some(house) = House::new(Duration::from_secs(1)).await else { return };
+    let directory = house.configuration((house.http, house.https), ["", "", ""]);
+    tenant(&directory, "acme", "");
+    let gateway = start(&directory).await;
+    eventually(|| async { told(&gateway, "acme.example.com").await["failures"] == 1 }).await;
+    let told = told(&gateway, "acme.example.com").await;
+    assert!(told["error"].as_str().unwrap().contains("clock"), "{told}");
+    stop(gateway).await;
+}
+
+#[tokio::test]
 async fn of_two_gateways_one_orders_both_serve_and_the_other_takes_over() {
-    let Some(house) = House::new(YEAR, None).await else { return };
-    // The first orders; the authority asks the second.
+    let Some(house) = House::new(YEAR).await else { return };
+    // The authority asks the second, which does not trust it and can order nothing.
     let one = house.configuration((0, 0), ["", "", ""]);
     let two = house.configuration((house.http, house.https), ["", "", ""]);
-    let first = start(&one).await;
-    // The lock is taken before there is anything to order.
-    eventually(|| async { is_locked(house.state.path()) }).await;
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(beside(&two, "ca.crt"), other.cert.pem()).unwrap();
+    tenant(&one, "acme", "");
     tenant(&two, "acme", "");
     let second = start(&two).await;
-    tenant(&one, "acme", "");
-    first.reload().await.unwrap();
+    let first = start(&one).await;
     let (a, b) = (first.https_addresses()[0], second.https_addresses()[0]);
     let host = "acme.example.com";
     eventually(|| async { house.leaf(a, host).await.is_some() }).await;
@@ -260,20 +312,17 @@ async fn of_two_gateways_one_orders_both_serve_and_the_other_takes_over() {
     stop(first).await;
     tenant(&two, "bolt", "");
     second.reload().await.unwrap();
+    eventually(|| async { told(&second, "bolt.example.com").await["error"].is_string() }).await;
+    std::fs::write(beside(&two, "ca.crt"), &house.directory_ca).unwrap();
+    second.reload().await.unwrap();
     eventually(|| async { house.leaf(b, "bolt.example.com").await.is_some() }).await;
     stop(second).await;
-}
-
-fn is_locked(state: &Path) -> bool {
-    let locks = std::fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path().join("lock"));
-    let held = |path: PathBuf| std::fs::File::open(path).is_ok_and(|file| file.try_lock().is_err());
-    locks.into_iter().any(held)
 }
 
 #[tokio::test]
 async fn an_authority_may_want_an_account_that_it_knows() {
     const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
-    let Some(house) = House::new(YEAR, Some(("kid-1", KEY))).await else { return };
+    let Some(house) = House::with(YEAR, 0, Some(("kid-1", KEY))).await else { return };
     let account = format!("      external_account: {{ key_id: kid-1, hmac_key: {KEY} }}\n");
     let directory = house.configuration((house.http, house.https), ["", "", &account]);
     tenant(&directory, "acme", "");

@@ -14,17 +14,18 @@ mod schedule;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use cofferdam_tenant::{AcmeFront, TlsFiles};
 use instant_acme::{Account, Error};
 use rustls::crypto::ring;
 use tokio::sync::watch;
-use tokio::task::{self, JoinSet};
+use tokio::task::JoinSet;
 
 use crate::order::blocking;
 use crate::schedule::Failures;
@@ -33,17 +34,24 @@ use crate::store::{Challenge, Store};
 /// Orders at a time.
 const ORDERS: usize = 4;
 
-/// How often a gateway that does not order looks whether it may, and what the other has got.
+/// How often is looked what others have got, and whether there is something to order.
 const TURN: Duration = Duration::from_secs(5);
 
-/// The longest time that nothing is looked at.
-const LONGEST_REST: Duration = Duration::from_secs(600);
-
-/// How long an authority is left alone that wants to be asked less often.
+/// How long an authority is left alone that has refused hosts of so many domains in a row for being asked too often.
 const LESS_OFTEN: Duration = Duration::from_secs(15 * 60);
+const LIMITED_DOMAINS: usize = 3;
+
+/// The longest time that an authority is left alone because it cannot be reached or gives no account.
+const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
 /// How long an order may take altogether.
 const LONGEST_ORDER: Duration = Duration::from_secs(600);
+
+/// How long an answer to an authority may take: the directory may be far away.
+const LOOKING: Duration = Duration::from_secs(5);
+
+/// Characters that are kept of what an authority says.
+const LONGEST_REASON: usize = 500;
 
 /// Why certificates cannot be had at all.
 #[derive(Debug, thiserror::Error)]
@@ -74,20 +82,66 @@ pub struct HostState {
     pub next: SystemTime,
     /// Failures in a row.
     pub failures: u32,
-    /// What the last of them was.
+    /// What the last of them was, or why the authority cannot be asked at all.
     pub reason: Option<String>,
 }
 
 /// The certificates that there are, by host.
-pub type Certificates = HashMap<String, TlsFiles>;
+pub type Certificates = HashMap<String, Arc<TlsFiles>>;
 
 #[derive(Debug, Default)]
 struct Kept {
+    /// How long a certificate is valid, and when its file was written.
     valid: HashMap<String, (Range<SystemTime>, SystemTime)>,
     failures: BTreeMap<String, Failures>,
+    /// What is being ordered, and since when.
+    running: BTreeMap<String, SystemTime>,
     challenges: HashMap<String, Challenge>,
-    /// Whether this is the gateway that orders.
-    orders: bool,
+    /// When the directory of certificates was changed last, as far as it was read.
+    read: Option<SystemTime>,
+    /// What has failed could not be written.
+    unwritten: bool,
+    /// Why the authority cannot be asked at all.
+    authority: Option<Failures>,
+    /// The domains that it was asked for too often, since the last answer that said something else.
+    limited: BTreeSet<String>,
+    left_alone: Option<SystemTime>,
+}
+
+impl Kept {
+    fn due(&self, host: &str, now: SystemTime) -> SystemTime {
+        schedule::due(host, self.valid.get(host).map(|(valid, _)| valid), self.failures.get(host), now)
+    }
+
+    /// Until when the authority is asked for nothing.
+    fn silent_until(&self) -> Option<SystemTime> {
+        let unreachable = self
+            .authority
+            .as_ref()
+            .map(|failures| failures.last + schedule::pause(failures.count).min(LONGEST_SILENCE));
+        unreachable.max(self.left_alone)
+    }
+
+    /// The hosts that are asked for next: those with the fewest failures first, of those the one that waits longest.
+    fn waiting(&self, hosts: &BTreeSet<String>, now: SystemTime) -> Vec<(SystemTime, String)> {
+        let hosts = hosts.iter().filter(|host| !self.running.contains_key(*host));
+        let mut waiting: Vec<_> = hosts.map(|host| (self.due(host, now), host.clone())).collect();
+        let failures = |host: &String| self.failures.get(host).map_or(0, |failures| failures.count);
+        waiting.sort_by_cached_key(|(at, host)| (*at > now, failures(host), *at, host.clone()));
+        waiting
+    }
+
+    /// What a run that ends now must find: what is being ordered counts as failed until it has come.
+    fn to_keep(&self, now: SystemTime) -> BTreeMap<String, Failures> {
+        let mut all = self.failures.clone();
+        for (host, since) in &self.running {
+            let count = all.get(host).map_or(0, |failures| failures.count).saturating_add(1);
+            let reason = "an order was begun and has not ended".to_owned();
+            all.insert(host.clone(), Failures { count, last: *since, limited: false, reason });
+        }
+        all.retain(|_, failures| failures.is_worth_keeping(now));
+        all
+    }
 }
 
 /// Orders, keeps and renews.
@@ -98,6 +152,27 @@ pub struct Acme {
     hosts: watch::Sender<Arc<BTreeSet<String>>>,
     certificates: watch::Sender<Arc<Certificates>>,
     kept: Mutex<Kept>,
+    /// Held by who looks for a challenge that another gateway has put there.
+    looking: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What an order means for those that come after it.
+enum Ended {
+    Well,
+    /// It has failed, and others need not.
+    Failed,
+    /// The authority does not know the account of this id.
+    UnknownAccount(String),
+}
+
+/// Orders that go on when nobody waits for them any more, and have the right to order as long as they do.
+#[derive(Debug, Default)]
+struct Orders(JoinSet<Ended>);
+
+impl Drop for Orders {
+    fn drop(&mut self) {
+        self.0.detach_all();
+    }
 }
 
 impl Acme {
@@ -113,6 +188,7 @@ impl Acme {
             hosts: watch::Sender::new(Arc::default()),
             certificates: watch::Sender::new(Arc::default()),
             kept: Mutex::default(),
+            looking: Arc::default(),
         };
         acme.read().map_err(failed)?;
         Ok(Arc::new(acme))
@@ -141,7 +217,10 @@ impl Acme {
     ///
     /// Cancel-safe.
     pub async fn authorization(self: &Arc<Self>, host: &str, token: &str) -> Option<String> {
-        let challenge = self.challenge(host).await?;
+        let is_one = !token.is_empty()
+            && token.len() <= 256
+            && token.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+        let challenge = if is_one { self.challenge(host).await? } else { return None };
         (challenge.token == token).then_some(challenge.authorization)
     }
 
@@ -158,125 +237,153 @@ impl Acme {
     pub fn states(&self) -> Vec<HostState> {
         let (hosts, now) = (Arc::clone(&self.hosts.borrow()), SystemTime::now());
         let kept = self.kept();
+        let silent_until = kept.silent_until();
         let state = |host: &String| {
-            let valid = kept.valid.get(host).map(|(valid, _)| valid);
             let failures = kept.failures.get(host);
+            let next = kept.due(host, now);
+            let authority = kept.authority.as_ref().filter(|_| next <= now);
             HostState {
                 host: host.clone(),
-                not_after: valid.map(|valid| valid.end),
-                next: schedule::due(host, valid, failures, now),
+                not_after: kept.valid.get(host).map(|(valid, _)| valid.end),
+                next: silent_until.map_or(next, |until| next.max(until)),
                 failures: failures.map_or(0, |failures| failures.count),
-                reason: failures.map(|failures| failures.reason.clone()),
+                reason: authority.or(failures).map(|failures| failures.reason.clone()),
             }
         };
         hosts.iter().map(state).collect()
     }
 
-    /// Orders what is missing and renews what gets old, for as long as it is polled.
+    /// Orders what is missing and renews what gets old, for as long as it is polled; and reads what others have got.
     ///
-    /// Cancel-safe: an order that is dropped begins anew with the next run.
+    /// Cancel-safe: orders that are under way go on by themselves, and nobody else orders meanwhile.
     pub async fn run(self: &Arc<Self>) {
-        loop {
-            let store = self.store.clone();
-            match blocking(move || store.lock()).await {
-                Ok(Some(lock)) => {
-                    self.order_all().await;
-                    drop(lock);
-                }
-                Ok(None) => self.reread().await,
-                Err(error) => {
-                    tracing::error!(directory = %self.store.root().display(), %error, "certificates cannot be ordered");
-                }
-            }
-            tokio::time::sleep(TURN).await;
-        }
-    }
-
-    /// Orders for as long as it is polled, or hosts are told.
-    async fn order_all(self: &Arc<Self>) {
-        // Whoever ordered before may have got something since it was read last.
-        self.reread().await;
-        let _turn = Turn::begin(self);
         let mut hosts = self.hosts.subscribe();
-        let mut orders = JoinSet::new();
-        let mut running: HashMap<task::Id, String> = HashMap::new();
-        let mut account: Option<Account> = None;
-        let mut left_alone = Instant::now();
-        let mut unreachable = 0;
         loop {
-            let mut waiting = self.waiting(&hosts.borrow_and_update().clone(), &running);
-            let now = SystemTime::now();
-            while orders.len() < ORDERS && left_alone <= Instant::now() {
-                let Some((at, host)) = waiting.first().cloned().filter(|(at, _)| *at <= now) else { break };
-                let known = match &account {
-                    Some(account) => account.clone(),
-                    None => match order::account(&self.front, &self.store).await {
-                        Ok(made) => {
-                            unreachable = 0;
-                            account.insert(made).clone()
-                        }
-                        Err(error) => {
-                            unreachable += 1;
-                            let wait = schedule::pause(unreachable);
-                            left_alone = Instant::now() + wait;
-                            let directory = &self.front.config.directory;
-                            tracing::error!(directory, error = %reason(&error), again_in = ?wait, "an authority for certificates cannot be asked");
-                            break;
-                        }
-                    },
-                };
-                waiting.remove(&(at, host.clone()));
-                let (acme, of) = (Arc::clone(self), host.clone());
-                let order = orders.spawn(async move {
-                    let got = tokio::time::timeout(LONGEST_ORDER, acme.order(&known, &of)).await;
-                    got.unwrap_or(Err(Error::Timeout(None)))
-                });
-                running.insert(order.id(), host);
-            }
-            let next = waiting.first().and_then(|(at, _)| at.duration_since(now).ok());
-            let rest = next.unwrap_or(if waiting.is_empty() { LONGEST_REST } else { Duration::ZERO });
-            let rest = rest.max(left_alone.saturating_duration_since(Instant::now())).max(Duration::from_secs(1));
-            tokio::select! {
-                ended = orders.join_next_with_id(), if !orders.is_empty() => {
-                    let (id, got) = match ended {
-                        Some(Ok(ended)) => ended,
-                        Some(Err(error)) => (error.id(), Err(Error::Str("the order has broken down"))),
-                        None => continue,
-                    };
-                    let Some(host) = running.remove(&id) else { continue };
-                    if let Err(error) = &got {
-                        if order::is_unknown_account(error) {
-                            account = None;
-                            self.forget_account().await;
-                        }
-                        if order::is_rate_limited(error) {
-                            left_alone = Instant::now() + LESS_OFTEN;
-                        }
+            self.reread().await;
+            let wanted = Arc::clone(&hosts.borrow_and_update());
+            let rest = self.rest(&wanted);
+            if rest.is_zero() {
+                let store = self.store.clone();
+                match blocking(move || store.lock()).await {
+                    Ok(Some(lock)) => self.order_due(Arc::new(lock)).await,
+                    Ok(None) => {}
+                    Err(error) => {
+                        tracing::error!(directory = %self.store.root().display(), %error, "certificates cannot be ordered");
                     }
-                    self.ended(host, got).await;
-                },
-                () = tokio::time::sleep(rest.min(LONGEST_REST)) => {}
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(if rest.is_zero() { TURN } else { rest.min(TURN) }) => {}
                 changed = hosts.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// The hosts for which nothing is under way, by when they are asked for.
-    fn waiting(&self, hosts: &BTreeSet<String>, running: &HashMap<task::Id, String>) -> BTreeSet<(SystemTime, String)> {
+    /// How long there is nothing to order.
+    fn rest(&self, hosts: &BTreeSet<String>) -> Duration {
         let (kept, now) = (self.kept(), SystemTime::now());
-        let running: BTreeSet<_> = running.values().collect();
-        let hosts = hosts.iter().filter(|host| !running.contains(host));
-        let due = |host: &String| {
-            let valid = kept.valid.get(host).map(|(valid, _)| valid);
-            (schedule::due(host, valid, kept.failures.get(host), now), host.clone())
+        let Some(first) =
+            hosts.iter().filter(|host| !kept.running.contains_key(*host)).map(|host| kept.due(host, now)).min()
+        else {
+            return TURN;
         };
-        hosts.map(due).collect()
+        let first = kept.silent_until().map_or(first, |until| first.max(until));
+        first.duration_since(now).unwrap_or_default()
     }
 
-    async fn order(self: &Arc<Self>, account: &Account, host: &str) -> Result<TlsFiles, Error> {
-        let files = order::certificate(account, host, self).await?;
-        check(host, &files).map_err(|error| Error::Other(error.into()))?;
-        Ok(files)
+    /// Orders as long as there is something to order. The lock is everybody's turn: it is not held for longer.
+    async fn order_due(self: &Arc<Self>, lock: Arc<File>) {
+        // Whoever ordered before may have got something since it was read last.
+        self.kept().read = None;
+        self.reread().await;
+        self.clean().await;
+        let mut hosts = self.hosts.subscribe();
+        let mut orders = Orders::default();
+        let mut account: Option<Account> = None;
+        loop {
+            let wanted = Arc::clone(&hosts.borrow_and_update());
+            while orders.0.len() < ORDERS {
+                let now = SystemTime::now();
+                let next = {
+                    let kept = self.kept();
+                    let is_silent = kept.silent_until().is_some_and(|until| until > now);
+                    kept.waiting(&wanted, now).into_iter().next().filter(|(at, _)| *at <= now && !is_silent)
+                };
+                let Some((_, host)) = next else { break };
+                let known = match &account {
+                    Some(account) => account.clone(),
+                    None => match self.account().await {
+                        Ok(made) => account.insert(made).clone(),
+                        Err(error) => {
+                            self.silenced(&error);
+                            break;
+                        }
+                    },
+                };
+                // What cannot be written must not be begun: it would be asked for again and again.
+                self.kept().running.insert(host.clone(), now);
+                if let Err(error) = self.write().await {
+                    self.kept().running.remove(&host);
+                    self.silenced(&Error::Other(Box::new(error)));
+                    break;
+                }
+                let (acme, lock) = (Arc::clone(self), Arc::clone(&lock));
+                orders.0.spawn(async move {
+                    let ended = acme.order(&known, &host).await;
+                    drop(lock);
+                    ended
+                });
+            }
+            if orders.0.is_empty() {
+                break;
+            }
+            tokio::select! {
+                ended = orders.0.join_next() => {
+                    if let Some(Ok(Ended::UnknownAccount(id))) = ended
+                        && account.as_ref().is_some_and(|account| account.id() == id)
+                    {
+                        account = None;
+                        self.forget_account().await;
+                    }
+                }
+                changed = hosts.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// The account with the authority; a new one only where it can be kept.
+    async fn account(&self) -> Result<Account, Error> {
+        self.write().await.map_err(|error| Error::Other(Box::new(error)))?;
+        let account = order::account(&self.front, &self.store).await?;
+        self.kept().authority = None;
+        Ok(account)
+    }
+
+    /// Writes down what has failed, and what is being ordered: for this process, and for whoever comes after it.
+    async fn write(&self) -> io::Result<()> {
+        let failures = self.kept().to_keep(SystemTime::now());
+        let store = self.store.clone();
+        let written = blocking(move || store.set_failures(&failures)).await;
+        self.kept().unwritten = written.is_err();
+        written
+    }
+
+    /// One order, from its beginning to what is kept of it.
+    async fn order(self: &Arc<Self>, account: &Account, host: &str) -> Ended {
+        // If the order breaks down, it is over all the same.
+        let _running = Running(self, host);
+        let got = tokio::time::timeout(LONGEST_ORDER, order::certificate(account, host, self)).await;
+        let got = got.unwrap_or(Err(Error::Timeout(None))).and_then(|files| {
+            check(host, &files).map_err(|error| Error::Other(error.into()))?;
+            Ok(files)
+        });
+        let ended = match &got {
+            Ok(_) => Ended::Well,
+            Err(error) if order::is_unknown_account(error) => Ended::UnknownAccount(account.id().to_owned()),
+            Err(_) => Ended::Failed,
+        };
+        self.ended(host, got).await;
+        ended
     }
 
     /// Makes known what the authority will ask for, here and wherever the state directory is read.
@@ -287,40 +394,76 @@ impl Acme {
     }
 
     /// Keeps what an order has brought, and tells of it. What cannot be written is used all the same: an authority gives only so many.
-    async fn ended(&self, host: String, got: Result<TlsFiles, Error>) {
+    async fn ended(&self, host: &str, got: Result<TlsFiles, Error>) {
+        let now = SystemTime::now();
         let files = match got {
             Ok(files) => {
-                tracing::info!(host, "a host has a new certificate");
-                self.kept().failures.remove(&host);
-                self.take([(host.clone(), files.clone(), SystemTime::now())]);
+                let count = self.kept().failures.remove(host).map_or(0, |failures| failures.count);
+                self.take([(host.to_owned(), files.clone(), now)]);
+                let mut kept = self.kept();
+                kept.limited.clear();
+                if kept.due(host, now) <= now {
+                    // Ordered again at once, it would be ordered for ever.
+                    let reason =
+                        "the certificate that came is due to be renewed already: is the clock right?".to_owned();
+                    tracing::error!(host, reason, "a host gets no certificate");
+                    let failures = Failures { count: count.saturating_add(1), last: now, limited: false, reason };
+                    kept.failures.insert(host.to_owned(), failures);
+                } else {
+                    tracing::info!(host, "a host has a new certificate");
+                }
                 Some(files)
             }
             Err(error) => {
                 let mut kept = self.kept();
-                let count = kept.failures.get(&host).map_or(0, |failures| failures.count).saturating_add(1);
-                let failures = Failures { count, last: SystemTime::now(), reason: reason(&error) };
-                let again_in = schedule::pause(count);
+                let limited = order::is_rate_limited(&error);
+                let before = kept.failures.get(host).map_or(0, |failures| failures.count);
+                // Being asked too often is not the host's fault.
+                let count = if limited { before.max(1) } else { before.saturating_add(1) };
+                let failures = Failures { count, last: now, limited, reason: reason(&error) };
+                let again_in = failures.until(host).duration_since(now).unwrap_or_default();
                 tracing::warn!(host, error = failures.reason, count, ?again_in, "a host gets no certificate");
-                kept.failures.insert(host.clone(), failures);
+                kept.failures.insert(host.to_owned(), failures);
+                if limited {
+                    kept.limited.insert(domain(host).to_owned());
+                    if kept.limited.len() >= LIMITED_DOMAINS {
+                        kept.limited.clear();
+                        kept.left_alone = now.checked_add(LESS_OFTEN);
+                        tracing::warn!(again_in = ?LESS_OFTEN, "the authority for certificates wants to be asked less often");
+                    }
+                } else {
+                    kept.limited.clear();
+                }
                 None
             }
         };
-        let failures = {
+        {
             let mut kept = self.kept();
-            kept.challenges.remove(&host);
-            kept.failures.clone()
-        };
-        let store = self.store.clone();
+            kept.challenges.remove(host);
+            kept.running.remove(host);
+        }
+        let (store, host) = (self.store.clone(), host.to_owned());
         let written = blocking(move || {
             if let Some(files) = &files {
                 store.set_certificate(&host, files)?;
             }
-            store.set_failures(&failures)?;
             store.remove_challenge(&host)
         });
-        if let Err(error) = written.await {
-            tracing::error!(directory = %self.store.root().display(), %error, "a certificate cannot be kept");
+        for written in [written.await, self.write().await] {
+            if let Err(error) = written {
+                tracing::error!(directory = %self.store.root().display(), %error, "a certificate cannot be kept");
+            }
         }
+    }
+
+    /// Nothing can be ordered for a while.
+    fn silenced(&self, error: &Error) {
+        let mut kept = self.kept();
+        let count = kept.authority.as_ref().map_or(0, |failures| failures.count).saturating_add(1);
+        let failures = Failures { count, last: SystemTime::now(), limited: false, reason: reason(error) };
+        let (directory, again_in) = (&self.front.config.directory, schedule::pause(count).min(LONGEST_SILENCE));
+        tracing::error!(directory, error = failures.reason, ?again_in, "an authority for certificates cannot be asked");
+        kept.authority = Some(failures);
     }
 
     async fn forget_account(&self) {
@@ -331,6 +474,30 @@ impl Acme {
         }
     }
 
+    /// Removes what nobody wants and nobody could use any more. Only for who has the lock.
+    async fn clean(&self) {
+        let (hosts, now) = (Arc::clone(&self.hosts.borrow()), SystemTime::now());
+        let is_over =
+            |valid: &Range<SystemTime>| now.duration_since(valid.end).is_ok_and(|since| since > schedule::KEPT);
+        let over: Vec<_> = {
+            let kept = self.kept();
+            let gone = kept.valid.iter().filter(|(host, (valid, _))| !hosts.contains(*host) && is_over(valid));
+            gone.map(|(host, _)| host.clone()).collect()
+        };
+        let store = self.store.clone();
+        let removed = over.clone();
+        let cleaned = blocking(move || {
+            over.iter().try_for_each(|host| store.remove_certificate(host))?;
+            store.sweep(now)
+        });
+        match cleaned.await {
+            Ok(()) => self.kept().valid.retain(|host, _| !removed.contains(host)),
+            Err(error) => {
+                tracing::warn!(directory = %self.store.root().display(), %error, "what is old cannot be removed");
+            }
+        }
+    }
+
     async fn reread(self: &Arc<Self>) {
         let acme = Arc::clone(self);
         if let Err(error) = blocking(move || acme.read()).await {
@@ -338,27 +505,49 @@ impl Acme {
         }
     }
 
-    /// Reads what is on disk and not known yet, and removes what nobody wants and nobody could use any more.
+    /// Reads what is on disk and not known yet. What is wrong with one host's file is no other host's trouble.
     fn read(&self) -> io::Result<()> {
-        let (hosts, now) = (Arc::clone(&self.hosts.borrow()), SystemTime::now());
+        let now = SystemTime::now();
+        let changed = self.store.changed()?;
+        // A file system tells times apart only so well.
+        let is_settled = now.duration_since(changed).is_ok_and(|since| since > Duration::from_secs(2));
+        if is_settled && self.kept().read == Some(changed) {
+            return Ok(());
+        }
         let mut read = Vec::new();
         for (host, written) in self.store.certificates()? {
-            let known = self.kept().valid.get(&host).cloned();
-            if known.as_ref().is_some_and(|(_, at)| *at >= written) {
-                let is_over = known.is_some_and(|(valid, _)| valid.end < now);
-                if is_over && !hosts.is_empty() && !hosts.contains(&host) {
-                    self.store.remove_certificate(&host)?;
-                }
+            if self.kept().valid.get(&host).is_some_and(|(_, at)| *at >= written) {
                 continue;
             }
-            let Some(files) = self.store.certificate(&host)? else { continue };
-            match check(&host, &files) {
-                Ok(()) => read.push((host, files, written)),
+            let files = match self.store.certificate(&host) {
+                Ok(Some(files)) => check(&host, &files).map(|()| files),
+                Ok(None) => continue,
+                Err(error) => Err(error.to_string()),
+            };
+            match files {
+                Ok(files) => read.push((host, files, written)),
                 Err(error) => tracing::warn!(host, error, "what is kept for a host is no certificate"),
             }
         }
-        self.kept().failures = self.store.failures();
         self.take(read);
+        let mut failures = self.store.failures();
+        for failures in failures.values_mut().filter(|failures| failures.last > now) {
+            // Written by a clock that was wrong.
+            failures.last = now;
+        }
+        {
+            let mut kept = self.kept();
+            // What is being ordered here counts as failed for others only.
+            failures.retain(|host, _| !kept.running.contains_key(host));
+            for (host, known) in std::mem::take(&mut kept.failures) {
+                let is_newer = failures.get(&host).is_none_or(|there| there.last < known.last);
+                if kept.running.contains_key(&host) || (kept.unwritten && is_newer) {
+                    failures.insert(host, known);
+                }
+            }
+            kept.failures = failures;
+            kept.read = Some(changed);
+        }
         Ok(())
     }
 
@@ -369,7 +558,7 @@ impl Acme {
         for (host, files, written) in new {
             if let Ok(valid) = cofferdam_tls::validity(&files) {
                 kept.valid.insert(host.clone(), (valid, written));
-                fresh.push((host, files));
+                fresh.push((host, Arc::new(files)));
             }
         }
         if !fresh.is_empty() {
@@ -382,18 +571,24 @@ impl Acme {
     }
 
     async fn challenge(self: &Arc<Self>, host: &str) -> Option<Challenge> {
-        {
-            let kept = self.kept();
-            if let Some(challenge) = kept.challenges.get(host) {
-                return Some(challenge.clone());
-            }
-            // Whoever orders knows all that there are; and nobody is asked about a host that is none.
-            if kept.orders || !self.hosts.borrow().contains(host) {
-                return None;
-            }
+        if let Some(challenge) = self.kept().challenges.get(host) {
+            return Some(challenge.clone());
         }
-        let (store, host) = (self.store.clone(), host.to_owned());
-        blocking(move || Ok(store.challenge(&host))).await.ok()?
+        // Nobody is asked about a host that is none.
+        if !self.hosts.borrow().contains(host) {
+            return None;
+        }
+        // One at a time, whoever asks: a directory that hangs must not take all threads that read files.
+        let look = async {
+            let turn = Arc::clone(&self.looking).lock_owned().await;
+            let (store, host) = (self.store.clone(), host.to_owned());
+            let found = blocking(move || {
+                let _turn = turn;
+                Ok(store.challenge(&host))
+            });
+            found.await.ok()?
+        };
+        tokio::time::timeout(LOOKING, look).await.ok()?
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -401,22 +596,24 @@ impl Acme {
     }
 }
 
-/// The time for which this gateway is the one that orders.
-struct Turn<'a>(&'a Acme);
+/// A host that is being ordered.
+struct Running<'a>(&'a Acme, &'a str);
 
-impl<'a> Turn<'a> {
-    fn begin(acme: &'a Acme) -> Self {
-        acme.kept().orders = true;
-        Self(acme)
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut kept = self.0.kept();
+        kept.challenges.remove(self.1);
+        if let Some(since) = kept.running.remove(self.1) {
+            let count = kept.failures.get(self.1).map_or(0, |failures| failures.count).saturating_add(1);
+            let reason = "the order has broken down".to_owned();
+            kept.failures.insert(self.1.to_owned(), Failures { count, last: since, limited: false, reason });
+        }
     }
 }
 
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut kept = self.0.kept();
-        kept.orders = false;
-        kept.challenges.clear();
-    }
+/// What a host is likely to be limited together with.
+fn domain(host: &str) -> &str {
+    host.rmatch_indices('.').nth(1).map_or(host, |(at, _)| &host[at + 1..])
 }
 
 /// Whether these can be served for a host, now or once.
@@ -442,5 +639,5 @@ fn reason(error: &Error) -> String {
         }
         next = error.source();
     }
-    text
+    text.chars().take(LONGEST_REASON).collect()
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cofferdam_tenant::{AcmeChallenge, AcmeFront, Secret, TlsFiles};
 use instant_acme::{
     Account, AuthorizationStatus, ChallengeType, Error, ExternalAccountKey, Identifier, NewAccount, NewOrder, Order,
@@ -15,7 +17,7 @@ use crate::store::{Challenge, Store};
 
 /// How long an authority may take to look at a host, or to sign.
 const PATIENCE: RetryPolicy =
-    RetryPolicy::new().initial_delay(Duration::from_millis(500)).backoff(1.5).timeout(Duration::from_secs(120));
+    RetryPolicy::new().initial_delay(Duration::from_millis(500)).backoff(1.5).timeout(Duration::from_secs(300));
 
 /// The account that is kept, or a new one, which is kept from now on.
 pub(crate) async fn account(front: &AcmeFront, store: &Store) -> Result<Account, Error> {
@@ -35,7 +37,11 @@ pub(crate) async fn account(front: &AcmeFront, store: &Store) -> Result<Account,
         only_return_existing: false,
     };
     let external = front.config.external_account.as_ref().zip(front.external_key.as_ref());
-    let external = external.map(|(account, key)| ExternalAccountKey::new(account.key_id.clone(), key));
+    let external = external.map(|(account, key)| {
+        let key = URL_SAFE_NO_PAD.decode(key.expose()).map_err(|error| Error::Other(Box::new(error)))?;
+        Ok::<_, Error>(ExternalAccountKey::new(account.key_id.clone(), &key))
+    });
+    let external = external.transpose()?;
     let (account, credentials) = builder.create(&wanted, front.config.directory.clone(), external.as_ref()).await?;
     let (kept, credentials) = (store.clone(), serde_json::to_string(&credentials)?);
     blocking(move || kept.set_account(&credentials)).await.map_err(other)?;

@@ -17,6 +17,12 @@ const PAUSES: [Duration; 7] = [
     Duration::from_secs(12 * 3600),
 ];
 
+/// How long a host is left alone at least for which the authority was asked too often.
+const LIMITED: Duration = Duration::from_secs(3600);
+
+/// How long is kept what nobody has wanted.
+pub(crate) const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A certificate that lives no longer than this is renewed after half of its life, every other after two thirds.
 const SHORT: Duration = Duration::from_secs(10 * 24 * 3600);
 
@@ -25,14 +31,24 @@ const SHORT: Duration = Duration::from_secs(10 * 24 * 3600);
 pub(crate) struct Failures {
     pub(crate) count: u32,
     pub(crate) last: SystemTime,
+    /// The authority was asked too often.
+    #[serde(default)]
+    pub(crate) limited: bool,
     /// What the authority said, or why it could not be asked.
     pub(crate) reason: String,
 }
 
 impl Failures {
-    /// From when on it may be tried again.
-    pub(crate) fn until(&self) -> SystemTime {
-        self.last.checked_add(pause(self.count)).unwrap_or(self.last)
+    /// From when on it may be tried again. What was asked too often is spread over an hour.
+    pub(crate) fn until(&self, host: &str) -> SystemTime {
+        let limited = LIMITED + LIMITED.mul_f64(spread(host));
+        let pause = if self.limited { pause(self.count).max(limited) } else { pause(self.count) };
+        self.last.checked_add(pause).unwrap_or(self.last)
+    }
+
+    /// Whether it still says something.
+    pub(crate) fn is_worth_keeping(&self, now: SystemTime) -> bool {
+        now.duration_since(self.last).is_ok_and(|since| since < KEPT)
     }
 }
 
@@ -46,10 +62,14 @@ pub(crate) fn pause(count: u32) -> Duration {
 pub(crate) fn renewal(host: &str, valid: &Range<SystemTime>) -> SystemTime {
     let life = valid.end.duration_since(valid.start).unwrap_or_default();
     let left = if life <= SHORT { life / 2 } else { life / 3 };
+    valid.end.checked_sub(left + (life / 30).mul_f64(spread(host))).unwrap_or(valid.start)
+}
+
+/// A number from 0 to 1 that is always the same for a host.
+fn spread(host: &str) -> f64 {
     let mut hash = DefaultHasher::new();
     host.hash(&mut hash);
-    let spread = (life / 30).mul_f64((hash.finish() % 1000) as f64 / 1000.0);
-    valid.end.checked_sub(left + spread).unwrap_or(valid.start)
+    (hash.finish() % 1000) as f64 / 1000.0
 }
 
 /// When a host is asked for next.
@@ -60,11 +80,7 @@ pub(crate) fn due(
     now: SystemTime,
 ) -> SystemTime {
     let wanted = valid.map_or(now, |valid| renewal(host, valid));
-    // A failure that is yet to come was written by a clock that was wrong.
-    match failures.filter(|f| f.last <= now) {
-        Some(failures) => wanted.max(failures.until()),
-        None => wanted,
-    }
+    failures.map_or(wanted, |failures| wanted.max(failures.until(host)))
 }
 
 #[cfg(test)]
@@ -93,7 +109,7 @@ mod tests {
         let mut tries = Vec::new();
         for count in 1..=20 {
             tries.push(now);
-            now = Failures { count, last: now, reason: String::new() }.until();
+            now = Failures { count, last: now, limited: false, reason: String::new() }.until("a");
         }
         for window in tries.windows(5) {
             assert!(window[4].duration_since(window[0]).unwrap() > Duration::from_secs(3600));
@@ -115,7 +131,7 @@ mod tests {
         #[test]
         fn nothing_is_asked_for_in_its_pause(count in 1u32..u32::MAX, ago in 0u64..1 << 20) {
             let now = at(20_000);
-            let failures = Failures { count, last: now - Duration::from_secs(ago), reason: String::new() };
+            let failures = Failures { count, last: now - Duration::from_secs(ago), limited: false, reason: String::new() };
             prop_assert_eq!(due("a", None, None, now), now);
             let next = due("a", None, Some(&failures), now);
             prop_assert!(next >= failures.last + pause(count));

@@ -8,6 +8,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use cofferdam_tenant::{HostName, Secret, TlsFiles};
 use serde::de::DeserializeOwned;
@@ -15,6 +16,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::schedule::Failures;
+
+/// After which time nobody is at work any more with what is being written, or asked for.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 
 /// What an authority will ask for to see that a host is served here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,7 +72,33 @@ impl Store {
     }
 
     pub(crate) fn forget_account(&self) -> io::Result<()> {
-        remove(&self.root.join("account.json"))
+        let account = self.root.join("account.json");
+        // An operator may have bound it to something.
+        match fs::rename(&account, self.root.join("account.unknown.json")) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// When certificates or failures were written last.
+    pub(crate) fn changed(&self) -> io::Result<SystemTime> {
+        let certificates = fs::metadata(self.root.join("certificates"))?.modified()?;
+        Ok(fs::metadata(&self.root)?.modified()?.max(certificates))
+    }
+
+    /// Removes what processes that were killed have left behind.
+    pub(crate) fn sweep(&self, now: SystemTime) -> io::Result<()> {
+        for (part, ours) in [("certificates", ".tmp"), ("challenges", "")] {
+            for entry in fs::read_dir(self.root.join(part))? {
+                let entry = entry?;
+                let is_ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(ours));
+                let modified = entry.metadata().and_then(|about| about.modified());
+                if is_ours && modified.is_ok_and(|at| now.duration_since(at).is_ok_and(|since| since > LEFT_BEHIND)) {
+                    remove(&entry.path())?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What has failed, by host. What cannot be read is as if nothing had: it is written anew.
@@ -81,14 +111,17 @@ impl Store {
     }
 
     /// The hosts that there are certificates for, with the time at which each was written.
-    pub(crate) fn certificates(&self) -> io::Result<Vec<(String, std::time::SystemTime)>> {
+    pub(crate) fn certificates(&self) -> io::Result<Vec<(String, SystemTime)>> {
         let mut hosts = Vec::new();
         for entry in fs::read_dir(self.root.join("certificates"))? {
             let entry = entry?;
             let name = entry.file_name();
             let host = name.to_str().and_then(|name| name.strip_suffix(".pem"));
             if let Some(host) = host.filter(|host| is_host(host)) {
-                hosts.push((host.to_owned(), entry.metadata()?.modified()?));
+                // It may be gone by now.
+                if let Ok(written) = entry.metadata().and_then(|about| about.modified()) {
+                    hosts.push((host.to_owned(), written));
+                }
             }
         }
         Ok(hosts)
@@ -140,7 +173,7 @@ impl Store {
 
 /// Whether a name may be a file's: hosts come from clients too.
 fn is_host(name: &str) -> bool {
-    name.len() <= 253 && !name.starts_with('.') && HostName::parse(name).is_ok_and(|host| host.as_str() == name)
+    name.len() <= 240 && !name.starts_with('.') && HostName::parse(name).is_ok_and(|host| host.as_str() == name)
 }
 
 fn read(path: &Path) -> io::Result<Option<String>> {

@@ -77,7 +77,7 @@ fn totals(out: &Out<'_>, view: &dyn GatewayView) {
         let held = certificates.iter().filter(|c| c.not_after.is_some()).count();
         out.gauge("cofferdam_http_certificates", &[("state", "held")], held as f64);
         out.gauge("cofferdam_http_certificates", &[("state", "missing")], (certificates.len() - held) as f64);
-        let failing = certificates.iter().filter(|c| c.failures > 0).count();
+        let failing = certificates.iter().filter(|c| c.error.is_some()).count();
         out.gauge("cofferdam_http_certificates_failing", &[], failing as f64);
         if let Some(first) = certificates.iter().filter_map(|c| c.not_after).min() {
             out.gauge("cofferdam_http_certificates_first_expiry_timestamp_seconds", &[], first as f64);

@@ -289,8 +289,14 @@ impl HttpPlane {
                 Some((name.clone(), Arc::new(access)))
             })
             .collect();
+        let is_same = match (&old.acme, &snapshot.acme) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (old, new) => old.is_none() && new.is_none(),
+        };
         self.snapshot.store(Arc::new(snapshot));
-        self.acme_changed.notify_one();
+        if !is_same {
+            self.acme_changed.notify_one();
+        }
         Ok(())
     }
 
@@ -313,7 +319,7 @@ impl HttpPlane {
     }
 
     /// Gets certificates from an authority and serves them; ends with the drain.
-    async fn certify(&self) {
+    async fn certify(self: Arc<Self>) {
         loop {
             let acme = self.snapshot().acme.clone();
             let work = async {
@@ -324,7 +330,9 @@ impl HttpPlane {
                 let serve = async {
                     while certificates.changed().await.is_ok() {
                         certificates.mark_unchanged();
-                        self.serve_certificates();
+                        let plane = Arc::clone(&self);
+                        let served = tokio::task::spawn_blocking(move || plane.serve_certificates());
+                        let _ = served.await;
                         tokio::time::sleep(CERTIFICATES_PAUSE).await;
                     }
                 };
@@ -395,15 +403,11 @@ impl HttpPlane {
         let mut tick = tokio::time::interval(GATE_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         let mut health = std::pin::pin!(health::run(Arc::clone(&self)));
-        let mut certify = std::pin::pin!(async {
-            self.certify().await;
-            std::future::pending::<()>().await;
-        });
+        self.tasks.spawn(Arc::clone(&self).certify());
         loop {
             tokio::select! {
                 _ = tick.tick() => self.gates.advance(),
                 () = &mut health => return,
-                () = &mut certify => {}
                 () = self.cut.cancelled() => return,
             }
         }

@@ -117,7 +117,7 @@ impl FrontTls {
             if by_acme.is_some() {
                 self.by_acme.insert(host.to_owned());
             }
-            let got = by_acme.and_then(|all| all.get(host));
+            let got = by_acme.and_then(|all| all.get(host)).map(AsRef::as_ref);
             if own.is_none() && client_ca.is_none() && got.is_none() {
                 // It has the one that is for its name, or the first.
                 continue;
@@ -242,7 +242,8 @@ impl FrontTls {
 
 /// Whether an authority gives a certificate for a host without being shown the whole domain.
 fn is_one_name(host: &str) -> bool {
-    !host.starts_with("*.") && !host.starts_with('[') && host.parse::<IpAddr>().is_err()
+    let is_name = host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    is_name && host != "localhost" && host.parse::<IpAddr>().is_err()
 }
 
 fn failed(place: &str, error: TlsError) -> HttpError {

@@ -361,8 +361,8 @@ pub struct AcmeFront {
     pub config: AcmeConfig,
     /// The authorities of the directory's own certificate, as PEM text.
     pub directory_ca: Option<String>,
-    /// The key of the external account, decoded.
-    pub external_key: Option<Vec<u8>>,
+    /// The key of the external account, in base64url without padding.
+    pub external_key: Option<Secret>,
 }
 
 /// Listener settings of the HTTP plane, with what they point at.

@@ -1,6 +1,7 @@
 //! A private authority for certificates: Pebble, which Let's Encrypt tests clients with, beside a name server of its own.
 
 use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub struct AuthorityOptions {
     pub tls_port: u16,
     /// How long its certificates are valid.
     pub validity: Duration,
+    /// It takes up to so many seconds to look at a host.
+    pub slow: u32,
     /// Accounts must be bound to this one: the name of a key, and the key in base64url.
     pub external_account: Option<(String, String)>,
 }
@@ -44,6 +47,17 @@ impl Authority {
         let (Some(pebble), Some(names)) = (installed("pebble"), installed("pebble-challtestsrv")) else {
             return Ok(None);
         };
+        // Somebody else may take a port between it is found free and it is used.
+        let mut attempts = 0;
+        loop {
+            match Self::launch(&pebble, &names, options) {
+                Err(_) if attempts < 4 => attempts += 1,
+                other => return other.map(Some),
+            }
+        }
+    }
+
+    fn launch(pebble: &Path, names: &Path, options: &AuthorityOptions) -> Result<Self, TestkitError> {
         let directory = tempfile::Builder::new().prefix("cofferdam-acme-").tempdir().map_err(io("directory"))?;
         let path = |name: &str| directory.path().join(name).display().to_string();
         std::fs::write(path("own.crt"), &options.identity.0).map_err(io("a certificate"))?;
@@ -79,7 +93,10 @@ impl Authority {
         let pebble = quiet(
             Command::new(pebble)
                 .args(["-config", &path("pebble.json"), "-dnsserver", &format!("127.0.0.1:{dns}")])
-                .env("PEBBLE_VA_NOSLEEP", "1"),
+                .env("PEBBLE_VA_NOSLEEP", if options.slow == 0 { "1" } else { "0" })
+                .env("PEBBLE_VA_SLEEPTIME", options.slow.max(1).to_string())
+                // Of a hundred nonces that are good: what is refused is asked for anew, but not for ever.
+                .env("PEBBLE_WFE_NONCEREJECT", "1"),
         );
         let pebble = match pebble {
             Ok(pebble) => pebble,
@@ -101,7 +118,7 @@ impl Authority {
             }
             crate::s3::pause();
         }
-        Ok(Some(authority))
+        Ok(authority)
     }
 
     /// The address of its directory.

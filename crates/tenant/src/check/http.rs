@@ -208,11 +208,12 @@ impl Check<'_> {
                 self.fault(main, &at, "an account without a key", "`hmac_key_file`, `hmac_key_env` or `hmac_key`");
             }
             let key = self.secret(main, &at, "hmac_key", given.0, given.1, given.2)?;
-            let key = URL_SAFE_NO_PAD.decode(key.expose().trim_end_matches('=')).ok().filter(|key| !key.is_empty());
-            if key.is_none() {
-                self.fault(main, &at, "a key that cannot be read", "base64url, as the authority has given it");
+            let key = key.expose().trim_end_matches('=');
+            if URL_SAFE_NO_PAD.decode(key).is_ok_and(|key| !key.is_empty()) {
+                return Some(Secret::new(key));
             }
-            key
+            self.fault(main, &at, "a key that cannot be read", "base64url, as the authority has given it");
+            None
         });
         let mut config = acme.clone();
         config.state_directory = self.secrets.locate(&config.state_directory);
