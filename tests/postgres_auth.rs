@@ -157,15 +157,20 @@ async fn first_packets_are_bounded_negotiated_and_never_mixed_with_plaintext() {
     let newer = answer(site.address(), &newer).await;
     assert_eq!(newer[0], b'v', "{newer:?}");
     assert!(String::from_utf8_lossy(&newer).contains("_pq_.fancy") && newer.contains(&b'R'), "{newer:?}");
-    for (bytes, says) in [
-        (vec![0, 0, 0, 4], "invalid length of startup packet"),
-        (vec![0x7f, 0xff, 0xff, 0xff], "invalid length of startup packet"),
-        (packet(131_072, b"user\0x\0\0"), "unsupported frontend protocol 2.0"),
-        (packet(196_608, b"user\0x"), "invalid startup packet layout"),
-        (packet(196_608, b"database\0x\0\0"), "no PostgreSQL user name"),
+    for (bytes, says, code) in [
+        (packet(131_072, b"user\0x\0\0"), "unsupported frontend protocol 2.0", "08P01"),
+        (packet(196_608, b"user\0x"), "invalid startup packet layout", "08P01"),
+        (packet(196_608, b"database\0x\0\0"), "no PostgreSQL user name", "28000"),
     ] {
         let text = String::from_utf8_lossy(&answer(site.address(), &bytes).await).into_owned();
-        assert!(text.contains(says) && text.contains("08P01"), "{bytes:?}: {text}");
+        assert!(text.contains(says) && text.contains(code), "{bytes:?}: {text}");
+    }
+    // What has no length that there is, such as a driver's farewell before its startup packet, is told nothing, as by the server.
+    let server = SocketAddr::from(([127, 0, 0, 1], site.cluster.port()));
+    for bytes in [vec![0, 0, 0, 4], vec![0x7f, 0xff, 0xff, 0xff], b"X\0\0\0\x04".to_vec(), packet(80_877_102, b"\0\0")]
+    {
+        assert_eq!(answer(server, &bytes).await, b"", "{bytes:?}");
+        assert_eq!(answer(site.address(), &bytes).await, b"", "{bytes:?}");
     }
     // TLS from the first byte demands the protocol's name.
     for (alpn, fits) in [(Some("postgresql"), true), (None, false), (Some("http/1.1"), false)] {

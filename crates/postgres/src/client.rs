@@ -26,7 +26,7 @@ use crate::stream::{Stream, put_away};
 use crate::tls::ALPN;
 use crate::upstream::UpstreamError;
 use crate::wire::{
-    CancelKey, Frame, Reply, Severity, Side, Startup, StartupParameters, TransactionStatus, frame, startup,
+    CancelKey, Frame, Reply, Severity, Side, Startup, StartupError, StartupParameters, TransactionStatus, frame, startup,
 };
 
 /// A client asks for each kind of encryption once.
@@ -453,6 +453,13 @@ impl LoginTask<'_> {
                         () = quiet => return Err(Refusal::Gone),
                     }
                 }
+                // Whoever speaks something else is told nothing, as by PostgreSQL: a driver that gives up before it has begun sends
+                // its farewell first, and would take the answer for an error of its connection.
+                Err(StartupError::Length | StartupError::CancelKey) => {
+                    tracing::debug!(peer = %self.peer, "a first packet of no length that there is");
+                    return Err(Refusal::Gone);
+                }
+                Err(error @ StartupError::NoUser) => return Err(fatal("28000", error.to_string())),
                 Err(error) => return Err(fatal("08P01", error.to_string())),
             }
         }
