@@ -26,7 +26,8 @@ use crate::stream::{Stream, put_away};
 use crate::tls::ALPN;
 use crate::upstream::UpstreamError;
 use crate::wire::{
-    CancelKey, Frame, Reply, Severity, Side, Startup, StartupError, StartupParameters, TransactionStatus, frame, startup,
+    CancelKey, Frame, Reply, Severity, Side, Startup, StartupError, StartupParameters, TransactionStatus, frame,
+    startup,
 };
 
 /// A client asks for each kind of encryption once.
