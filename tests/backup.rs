@@ -401,6 +401,22 @@ fn a_standby_is_saved_too_and_what_it_does_not_tell_is_told() {
         let client = house.cluster.admin(&scratch.database).await.unwrap();
         let row = client.query_one("SELECT nextval('used'), nextval('unused')", &[]).await.unwrap();
         assert_eq!((row.get::<_, i64>(0) > 1, row.get::<_, i64>(1)), (true, 7));
+        assert_eq!(set.artifact.changes, None, "it counts only what it writes itself, which is nothing");
+
+        // One that has stopped to follow has what it had, and a set of it is of then.
+        let client = standby.admin("postgres").await.unwrap();
+        client.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
+        owner.batch_execute("CREATE TABLE late (id int)").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        let server = Server { port: standby.port(), ..house.server() };
+        let before = jiff::Timestamp::now();
+        let set = Backup { server, ..house.backup() }.run(&Control::default()).await.unwrap();
+        assert!(before.duration_since(set.taken_at).as_secs() >= 3, "{} is not {before}", set.taken_at);
+        let note = set.note.clone().unwrap();
+        assert!(note.contains("the server follows another, and was "), "{note}");
+        let scratch = house.scratch(&set).await;
+        let client = house.cluster.admin(&scratch.database).await.unwrap();
+        assert!(client.query_one("SELECT to_regclass('late') IS NULL", &[]).await.unwrap().get::<_, bool>(0));
     });
 }
 

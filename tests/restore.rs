@@ -176,9 +176,16 @@ fn what_a_tenant_has_written_runs_as_nobody_but_its_owner() {
         assert!(house.intruders().await.is_empty(), "nobody has become anything");
 
         // Whoever would own what is restored must be a role of the tenant's.
-        for (owner, expected) in
-            [(SUPERUSER.0, "who may do more than own databases"), ("nobody_here", "there is no role")]
-        {
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        let roles = "CREATE ROLE boss SUPERUSER; CREATE ROLE of_boss; GRANT boss TO of_boss; \
+                     CREATE ROLE ends_others; GRANT pg_signal_backend TO ends_others";
+        admin.batch_execute(roles).await.unwrap();
+        for (owner, expected) in [
+            (SUPERUSER.0, "who may do more than own databases"),
+            ("of_boss", "who may do more than own databases"),
+            ("ends_others", "who may do more than own databases"),
+            ("nobody_here", "there is no role"),
+        ] {
             let restore = Restore { owner: Some(owner.into()), ..house.restore() };
             let error =
                 restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &Control::default()).await.unwrap_err();
@@ -970,29 +977,88 @@ fn what_a_tenant_does_between_snapshot_and_dump_neither_runs_nor_loses_anything(
         let trap = "ALTER SEQUENCE big_id_seq RENAME TO away; CREATE TABLE big_id_seq (last_value bigint, is_called bool);
                     CREATE INDEX ON big_id_seq (last_value) WHERE evil(1);
                     CREATE OR REPLACE FUNCTION evil(int) RETURNS bool IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'it ran'; END $$";
-        let error = save(3, trap).await.unwrap_err().to_string();
-        assert!(error.contains("public.big_id_seq was emptied, rewritten or replaced") && !error.contains("it ran"), "{error}");
+        save(3, trap).await.unwrap();
+        let said = std::mem::take(&mut *told.lock().unwrap());
+        assert!(said.contains("public.big_id_seq was emptied, rewritten, replaced") && !said.contains("it ran"), "{said}");
         owner.batch_execute("DROP TABLE big_id_seq; ALTER SEQUENCE away RENAME TO big_id_seq").await.unwrap();
-        for jobs in [1, 3] {
-            for change in [
-                "TRUNCATE other",
-                "ALTER TABLE other ALTER id TYPE bigint USING id + 0",
-                "ALTER TABLE other RENAME TO old; CREATE TABLE other (id int, text varchar)",
-            ] {
-                let error = save(jobs, change).await.unwrap_err().to_string();
-                assert!(error.contains("public.other") && error.contains("try again"), "{jobs}, {change}: {error}");
-            }
+        let mood = "CREATE TYPE mood AS ENUM ('draft', 'posted'); ALTER TABLE other ADD mood mood DEFAULT 'draft'";
+        owner.batch_execute(mood).await.unwrap();
+        // Each is seen, and the second time nobody changes anything: what is saved is what there is then.
+        for (jobs, change, what) in [
+            // Another column under the name, the same rows in the same file.
+            (1, "ALTER TABLE other RENAME id TO was; ALTER TABLE other ADD id int; UPDATE other SET id = 7", "public.other was"),
+            (3, "ALTER TABLE other DROP id; ALTER TABLE other RENAME was TO id", "public.other was"),
+            // Nobody's lock keeps what labels and functions are called.
+            (
+                3,
+                "ALTER TYPE mood RENAME VALUE 'draft' TO 'x'; ALTER TYPE mood RENAME VALUE 'posted' TO 'draft'; \
+                 ALTER TYPE mood RENAME VALUE 'x' TO 'posted'",
+                "the type or function public.mood",
+            ),
+            (1, "ALTER FUNCTION evil(int) RENAME TO worse", "the type or function public.evil"),
+            (1, "ALTER TABLE other ALTER id TYPE bigint USING id + 0", "public.other was"),
             // No lock on a table keeps its schema's name, and afterwards everything is called what it was.
-            let change = "ALTER SCHEMA public RENAME TO away; ALTER SCHEMA away RENAME TO public";
+            (3, "ALTER SCHEMA public RENAME TO away; ALTER SCHEMA away RENAME TO public", "the schema public was"),
+            (3, "TRUNCATE other", "public.other was"),
+            (1, "ALTER TABLE other RENAME TO old; CREATE TABLE other (id int, text varchar, mood mood)", "public.other was"),
+        ] {
             let set = save(jobs, change).await.unwrap();
-            assert!(std::mem::take(&mut *told.lock().unwrap()).contains("the schema public was renamed"), "{jobs}");
-            house.drop(&house.scratch(&set).await).await;
-            owner.batch_execute("DROP TABLE other; ALTER TABLE old RENAME TO other; INSERT INTO other SELECT * FROM big").await.unwrap();
+            let said = std::mem::take(&mut *told.lock().unwrap());
+            assert!(said.contains(what) && said.contains("once more"), "{jobs}, {change}: {said}");
+            let scratch = house.scratch(&set).await;
+            let client = house.cluster.admin(&scratch.database).await.unwrap();
+            let all = "SELECT count(*), coalesce(sum(id), 0)::bigint, min(mood::text) FROM other";
+            let (there, here) = (client.query_one(all, &[]).await.unwrap(), owner.query_one(all, &[]).await.unwrap());
+            let both =
+                [there, here].map(|row| (row.get::<_, i64>(0), row.get::<_, i64>(1), row.get::<_, Option<String>>(2)));
+            assert_eq!(both[0], both[1], "{jobs}, {change}");
+            drop(client);
+            house.drop(&scratch).await;
         }
-        assert_eq!(house.repository().sets().unwrap().len(), 2, "one for each schema that was left alone the second time");
         let set = save(3, "SELECT 1").await.unwrap();
         assert_eq!(set.artifact.format, DumpFormat::Streams);
         house.drop(&house.scratch(&set).await).await;
+    });
+}
+
+/// What is loaded waits for the connection to go that keeps it from becoming somebody else, and gives itself a password then.
+#[test]
+fn a_restore_whose_guard_is_lost_fails_and_leaves_nobody_in() {
+    runtime().block_on(async {
+        let house = House::new(10).await;
+        let owner = house.owner().await;
+        let trap = "CREATE FUNCTION let_in() RETURNS boolean LANGUAGE plpgsql AS $$
+            BEGIN
+              IF session_user LIKE 'cofferdam%' THEN
+                SET ROLE NONE;
+                PERFORM set_config('lock_timeout', '0', true);
+                EXECUTE format('ALTER ROLE %I PASSWORD ''known''', session_user);
+                PERFORM pg_sleep(50);
+              END IF;
+              RETURN true;
+            END $$;
+            CREATE TABLE trap (id int CHECK (public.let_in())); INSERT INTO trap VALUES (1)";
+        owner.batch_execute(trap).await.unwrap();
+        house.save().await;
+        let admin = house.cluster.admin("postgres").await.unwrap();
+        let cut = async {
+            let guard = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'cofferdam-backup' \
+                         AND state = 'idle in transaction' AND EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                           AND usename LIKE 'cofferdam%')";
+            cofferdam_tests::eventually(async || !admin.query(guard, &[]).await.unwrap().is_empty()).await;
+            let open = "SELECT FROM pg_roles WHERE rolname LIKE 'cofferdam%' AND rolcanlogin";
+            cofferdam_tests::eventually(async || admin.query(open, &[]).await.unwrap().is_empty()).await;
+        };
+        let (restore, control) = (house.restore(), Control::default());
+        let restored = restore.run(&RestorePoint::Latest, &RestoreMode::Scratch, &control);
+        let (restored, ()) = tokio::join!(restored, cut);
+        let error = restored.unwrap_err().to_string();
+        let left = "SELECT (SELECT count(*) FROM pg_roles WHERE rolname LIKE 'cofferdam%'), \
+                      (SELECT count(*) FROM pg_stat_activity WHERE usename LIKE 'cofferdam%'), \
+                      (SELECT count(*) FROM pg_database WHERE datname LIKE 'acme\\_\\_%')";
+        let left = admin.query_one(left, &[]).await.unwrap();
+        let left: (i64, i64, i64) = (left.get(0), left.get(1), left.get(2));
+        assert_eq!(left, (0, 0, 0), "roles, sessions, databases: {error}");
     });
 }
 

@@ -199,13 +199,13 @@ pub(crate) async fn extensions_of(client: &Client) -> Result<Vec<Extension>, tok
         .collect())
 }
 
-/// How often databases have been written to, by name.
+/// How often databases have been written to, by name; nothing of a server that follows another, which only counts what it writes itself.
 pub(crate) async fn changes_of(
     client: &Client,
     databases: &[&str],
 ) -> Result<std::collections::HashMap<String, ChangeCounter>, tokio_postgres::Error> {
     let query = "SELECT datname::text, tup_inserted + tup_updated + tup_deleted, extract(epoch FROM stats_reset)::float8 \
-                 FROM pg_catalog.pg_stat_database WHERE datname = ANY($1)";
+                 FROM pg_catalog.pg_stat_database WHERE datname = ANY($1) AND NOT pg_is_in_recovery()";
     let rows = client.query(query, &[&databases]).await?;
     let counter = |row: &tokio_postgres::Row| {
         let since: Option<f64> = row.get(2);

@@ -148,9 +148,10 @@ impl Drill {
             Some(loader) => make_new(loader, &cluster.server, DATABASE, set.artifact.uuid.as_deref()).await,
             None => Ok(()),
         };
-        if let Some(loader) = loader {
-            loader.remove(&cluster.server, DATABASE, control).await;
-        }
+        let neutral = match loader {
+            Some(loader) => loader.remove_after(neutral, &cluster.server, DATABASE, control).await,
+            None => neutral,
+        };
         step("it is neutralized", "new identity; mail, jobs and integrations are off".to_owned(), neutral)?;
         // For the application's own check.
         let client = cluster.server.connect("postgres").await?;

@@ -48,7 +48,7 @@ pub(super) type Shared = Arc<Mutex<Vec<Stream>>>;
 pub(super) struct Dump {
     parts: mpsc::Receiver<io::Result<Part>>,
     number: u32,
-    taken_at: Timestamp,
+    saved_at: Timestamp,
     streams: Shared,
     _stop: DropGuard,
 }
@@ -131,7 +131,7 @@ pub(super) struct Subject<'a> {
     pub(super) large: &'a [Table],
     /// Programs, at most.
     pub(super) jobs: usize,
-    pub(super) taken_at: Timestamp,
+    pub(super) saved_at: Timestamp,
 }
 
 impl Dump {
@@ -143,7 +143,7 @@ impl Dump {
         begun: CancellationToken,
         control: &Control,
     ) -> Result<(Self, Shared), Error> {
-        let Subject { server, database, snapshot, sequences, filtered, large, jobs, taken_at } = *subject;
+        let Subject { server, database, snapshot, sequences, filtered, large, jobs, saved_at } = *subject;
         // Uncompressed: the repository compresses, and what has not changed since the last time is stored once.
         let command = || {
             let mut command = server.program("pg_dump", database);
@@ -193,7 +193,7 @@ impl Dump {
                 })
                 .map_err(failed)?;
         }
-        let dump = Self { parts, number: 0, taken_at, streams: Arc::clone(&streams), _stop: control.stop_on_drop() };
+        let dump = Self { parts, number: 0, saved_at, streams: Arc::clone(&streams), _stop: control.stop_on_drop() };
         Ok((dump, streams))
     }
 }
@@ -296,7 +296,7 @@ impl Iterator for Dump {
         Some(Ok(Entry {
             path,
             size: part.bytes.get_ref().len() as u64,
-            modified: Some(self.taken_at),
+            modified: Some(self.saved_at),
             open: Box::new(move || Ok(Box::new(part))),
         }))
     }
@@ -370,8 +370,8 @@ pub(crate) async fn count_rows(
     let tables = client
         .query(
             "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-             WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname <> 'information_schema' \
-             AND n.nspname NOT LIKE 'pg\\_%' AND has_table_privilege(c.oid, 'SELECT') \
+             WHERE c.relkind = 'r' AND (c.relpersistence = 'p' OR c.relpersistence = 'u' AND NOT pg_is_in_recovery()) \
+             AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' AND has_table_privilege(c.oid, 'SELECT') \
              AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = c.oid AND d.classid = 'pg_class'::regclass \
                              AND d.deptype = 'e') ORDER BY 1, 2",
             &[],

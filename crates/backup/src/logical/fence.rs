@@ -14,7 +14,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
-use super::sequences::{Sequence, read_sequences, sequences};
+use super::sequences::{Reading, Sequence, read_sequences, sequences};
 use crate::model::{ChangeCounter, DatabaseLocale, Extension, FenceLimits};
 use crate::server::{Server, changes_of, extensions_of, literal, locale_of, quoted};
 use crate::{Control, Error, Event};
@@ -36,6 +36,8 @@ pub(super) struct Snapshot {
     pub(super) id: String,
     /// The instant whose state it shows, by the server's clock.
     pub(super) taken_at: Timestamp,
+    /// How far the server is behind the one that it follows.
+    pub(super) behind: Option<Duration>,
     /// The log position, where the server has one to tell.
     pub(super) lsn: Option<String>,
     pub(super) server_version: String,
@@ -170,12 +172,14 @@ impl Snapshot {
             )
             .await
             .map_err(|e| failed(&e))?;
-        let seconds: f64 = row.get(1);
+        let (seconds, behind) = (row.get::<_, f64>(1), behind(&client).await.map_err(|e| failed(&e))?);
+        let seconds = seconds - behind;
         let locale = locale_of(&client).await.map_err(|e| failed(&e))?;
         let extensions = extensions_of(&client).await.map_err(|e| failed(&e))?;
         Ok(Self {
             id: row.get(0),
             taken_at: Timestamp::from_microsecond((seconds * 1e6) as i64).unwrap_or(Timestamp::UNIX_EPOCH),
+            behind: (behind > 0.0).then(|| Duration::from_secs_f64(behind)),
             lsn: row.get(5),
             server_version: row.get(2),
             server_major: u32::try_from(row.get::<_, i32>(3) / 10_000).unwrap_or(0),
@@ -278,7 +282,13 @@ impl Snapshot {
             let reason = format!("it takes more than {} s to read where sequences are", SEQUENCES.as_secs());
             Error::Database { server: server.name(), database: database.to_owned(), reason }
         };
-        let unknown = reading.map_err(late)?.map_err(|e| failed(&e))?;
+        let unknown = match reading.map_err(late)?.map_err(|e| failed(&e))? {
+            Reading::Unknown(unknown) => unknown,
+            Reading::Forbidden(name) => {
+                let reason = format!("the sequence {name} may not be read, and a restore would not know where it is");
+                return Err(Error::Database { server: server.name(), database: database.to_owned(), reason });
+            }
+        };
         // A restore could not set it to where it is.
         if let Some(beyond) = sequences.iter().find(|sequence| sequence.beyond) {
             let reason = format!("the sequence {} was changed after the snapshot; try again", beyond.name);
@@ -304,16 +314,50 @@ impl Snapshot {
                 }
             }
         }
+        let held = self.changed(server, database).await;
+        let _ = self.client.batch_execute("ROLLBACK").await;
+        held
+    }
+
+    async fn changed(&self, server: &Server, database: &str) -> Result<Option<String>, Error> {
+        let failed = |e: &tokio_postgres::Error| server.failed(database, e);
         // The catalog is read as of the snapshot, what the functions say is as of now.
         let query = "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                     WHERE c.relkind IN ('r', 'p', 'S', 'v', 'm', 'f') AND c.relpersistence = 'p' AND n.nspname <> 'information_schema' \
+                     WHERE c.relkind IN ('r', 'p', 'S', 'v', 'm', 'f') AND c.relpersistence <> 't' AND n.nspname <> 'information_schema' \
                      AND n.nspname NOT LIKE 'pg\\_%' AND (c.relkind = 'r' AND pg_relation_filenode(c.oid) IS DISTINCT FROM c.relfilenode \
                        OR to_regclass(format('%I.%I', n.nspname, c.relname)) IS DISTINCT FROM c.oid::regclass) ORDER BY 1 LIMIT 1";
-        let changed = self.client.query_opt(query, &[]).await;
-        let _ = self.client.batch_execute("ROLLBACK").await;
-        let changed = changed.map_err(|e| server.failed(database, &e))?;
-        Ok(changed.map(|row| row.get(0)))
+        let changed = self.client.query_opt(query, &[]).await.map_err(|e| failed(&e))?;
+        if let Some(changed) = changed {
+            return Ok(Some(changed.get(0)));
+        }
+        // `pg_dump` takes the names of columns from the snapshot, and what they mean from the catalog of now. From here on its locks
+        // keep them.
+        let then = columns(&self.client).await.map_err(|e| failed(&e))?;
+        let client = server.connect_to_tenant(database).await?;
+        let now = columns(&client).await.map_err(|e| failed(&e))?;
+        Ok(then.into_iter().find(|(oid, was)| now.get(oid) != Some(was)).map(|(_, (name, _))| name))
     }
+}
+
+/// What the columns of each table are called and what they are, and who has changed that last, in a number.
+async fn columns(client: &Client) -> Result<BTreeMap<u32, (String, i64)>, tokio_postgres::Error> {
+    let query = "SELECT c.oid, format('%I.%I', n.nspname, c.relname), \
+                   hashtextextended(string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.xmin), ',' ORDER BY a.attnum), 0) \
+                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND a.attnum > 0 AND NOT a.attisdropped \
+                 AND n.nspname <> 'information_schema' AND n.nspname NOT LIKE 'pg\\_%' GROUP BY 1, 2";
+    let rows = client.query(query, &[]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
+}
+
+/// How many seconds a server is behind the one that it follows, at most: none where it follows nobody, or has done everything that comes.
+async fn behind(client: &Client) -> Result<f64, tokio_postgres::Error> {
+    let query = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0 \
+                   WHEN pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() AND NOT pg_is_wal_replay_paused() \
+                     AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE coalesce(status, 'streaming') = 'streaming') THEN 0 \
+                   ELSE greatest(0, extract(epoch FROM clock_timestamp() - coalesce(pg_last_xact_replay_timestamp(), \
+                     (SELECT checkpoint_time FROM pg_control_checkpoint())))) END::float8";
+    Ok(client.query_one(query, &[]).await?.get(0))
 }
 
 /// The files that a snapshot refers to; none if the table is not what it should be, or was another's when the snapshot was taken.
@@ -340,15 +384,29 @@ fn odd(server: &Server, database: &str, table: &str) -> Error {
 
 /// The schemas of a database at one time. No lock on a table keeps its schema from being renamed, and `pg_dump` asks for each
 /// table's rows by schema and name when it comes to it: between two renamings it would be given another's.
-pub(super) struct Schemas(BTreeMap<u32, (String, i64)>);
+pub(super) struct Schemas(BTreeMap<u32, (String, i64)>, BTreeMap<u32, (String, i64)>);
 
 impl Schemas {
     async fn of(client: &Client) -> Result<Self, tokio_postgres::Error> {
         // Whoever has changed the entry stands in it, also after it was changed back.
         let query = "SELECT oid, nspname::text, xmin::text::int8 FROM pg_namespace \
                      WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\\_%'";
-        let rows = client.query(query, &[]).await?;
-        Ok(Self(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect()))
+        let schemas = client.query(query, &[]).await?;
+        // The labels of enumerations are the other thing that no lock keeps: rows have their numbers, and say their names of now.
+        let query = "SELECT e.oid, format('%I.%I', n.nspname, t.typname), hashtextextended(concat_ws(' ', e.enumlabel, e.xmin), 0) \
+                     FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace";
+        let mut others = client.query(query, &[]).await?;
+        // What `pg_dump` reads of the snapshot, and what functions of the server say of now, name these differently after a change.
+        let query = "SELECT p.oid, format('%I.%I', n.nspname, p.proname), p.xmin::text::int8 \
+                     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid >= 16384 AND n.nspname NOT LIKE 'pg\\_t%' UNION ALL \
+                     SELECT t.oid, format('%I.%I', n.nspname, t.typname), hashtextextended(concat_ws(' ', t.typnamespace, t.typname), 0) \
+                     FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid >= 16384 AND t.typtype IN ('c', 'd', 'e', 'r') \
+                     AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') \
+                     AND n.nspname NOT LIKE 'pg\\_t%'";
+        others.extend(client.query(query, &[]).await?);
+        let all =
+            |rows: &[tokio_postgres::Row]| rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+        Ok(Self(all(&schemas), all(&others)))
     }
 
     /// One that is not what it was, whatever has happened to it since.
@@ -356,7 +414,9 @@ impl Schemas {
         let client = server.connect_to_tenant(database).await?;
         let now = Self::of(&client).await.map_err(|e| server.failed(database, &e))?;
         let changed = self.0.into_iter().find(|(oid, was)| now.0.get(oid) != Some(was));
-        Ok(changed.map(|(_, (name, _))| name))
+        let other = self.1.into_iter().find(|(oid, was)| now.1.get(oid) != Some(was));
+        let schema = changed.map(|(_, (name, _))| format!("the schema {name}"));
+        Ok(schema.or_else(|| other.map(|(_, (name, _))| format!("the type or function {name}"))))
     }
 }
 

@@ -100,6 +100,7 @@ impl Backup {
                     attempt += 1;
                 }
                 Candidate::Changed(reason) if last => {
+                    let reason = format!("{reason}; try again");
                     return Err(Error::Database {
                         server: self.server.name(),
                         database: self.database.clone(),
@@ -144,6 +145,8 @@ impl Backup {
             blocking(move || dump_version(&server, major)).await?
         };
         control.phase("reading database and files", Some(snapshot.database_bytes));
+        // A time that no other set has: what is saved under one is not looked into if it bears the same.
+        let saved_at = Timestamp::now();
         let (taken_at, begun, counting) = (snapshot.taken_at, CancellationToken::new(), CancellationToken::new());
         let subject = Subject {
             server: &dump_server,
@@ -153,7 +156,7 @@ impl Backup {
             filtered: &filtered,
             large: &large,
             jobs: jobs as usize,
-            taken_at,
+            saved_at,
         };
         let (dump, streams) = Dump::start(&subject, begun.clone(), control)?;
         let (rows_in, rows_out) = mpsc::sync_channel::<Result<RowCounts, Error>>(1);
@@ -174,7 +177,8 @@ impl Backup {
         let rows: Arc<std::sync::Mutex<RowCounts>> = Arc::default();
         let files =
             Files::new(Arc::clone(&manifest), &self.filestore, findings.clone(), control.clone(), copied.clone());
-        let entries = entries(files, &manifest, (dump, &streams), &sequences, (rows_out, &rows), taken_at)?;
+        let entries = entries(files, &manifest, (dump, &streams), &sequences, (rows_out, &rows), saved_at)?;
+        let behind = snapshot.behind;
         let (lsn, locale, database_bytes) = (snapshot.lsn.clone(), snapshot.locale.clone(), snapshot.database_bytes);
         let (extensions, changes) = (snapshot.extensions.clone(), snapshot.changes);
         let server_version = snapshot.server_version.clone();
@@ -203,18 +207,22 @@ impl Backup {
             return Err(Error::Cancelled);
         }
         // This explains whatever else has failed.
-        if let Ok(Some(table)) = &changed {
-            let reason = format!(
-                "{table} was emptied, rewritten or replaced after the snapshot, whose rows are gone; try again"
-            );
-            return Err(Error::Database { server: self.server.name(), database: self.database.clone(), reason });
+        let reason = match (&changed, schemas.changed(&self.server, &database).await) {
+            (Ok(Some(table)), _) => {
+                Some(format!("{table} was emptied, rewritten, replaced or altered after the snapshot"))
+            }
+            (_, Ok(schema)) => schema.map(|what| format!("{what} was renamed, changed or removed during the backup")),
+            (_, Err(error)) => {
+                archived?;
+                changed?;
+                return Err(error);
+            }
+        };
+        if let Some(reason) = reason {
+            return Ok((Candidate::Changed(reason), true));
         }
         let archived = archived?;
         changed?;
-        if let Some(schema) = schemas.changed(&self.server, &database).await? {
-            let reason = format!("the schema {schema} was renamed, changed or removed during the backup");
-            return Ok((Candidate::Changed(reason), true));
-        }
         // A watcher that lost its connection has lost the fence, at a time that nobody knows.
         let fence = fence.unwrap_or_else(|error| Err(Error::panicked(&error)));
         let fence =
@@ -232,10 +240,17 @@ impl Backup {
         };
         let mut notes: Vec<String> =
             fence.lowered.iter().map(|reason| format!("no fence to the end: {reason}")).collect();
+        if let Some(behind) = behind {
+            let told = format!("the server follows another, and was {} s behind it", behind.as_secs());
+            control.warn(told.clone());
+            notes.push(told);
+        }
         if !undumped.is_empty() {
             let names = undumped.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-            let left_out =
-                format!("the rows of {} tables of extensions are not saved, such as {names}", undumped.len());
+            let left_out = format!(
+                "the rows of {} tables are not saved, of extensions or such as a standby has not, like {names}",
+                undumped.len()
+            );
             control.warn(left_out.clone());
             notes.push(left_out);
         }
@@ -363,20 +378,20 @@ fn entries(
     (dump, streams): (Dump, &dump::Shared),
     sequences: &[Sequence],
     (counted, rows): (mpsc::Receiver<Result<RowCounts, Error>>, &Arc<std::sync::Mutex<RowCounts>>),
-    taken_at: Timestamp,
+    saved_at: Timestamp,
 ) -> Result<impl Iterator<Item = io::Result<Entry>> + Send + 'static, Error> {
     let text = serde_json::to_vec(manifest)
         .map_err(|e| Error::Mismatch { what: paths::MANIFEST.to_owned(), reason: e.to_string() })?;
-    let manifest = document(paths::MANIFEST, text, taken_at);
+    let manifest = document(paths::MANIFEST, text, saved_at);
     let statements: Vec<&str> = sequences.iter().filter_map(|sequence| sequence.statement.as_deref()).collect();
-    let sequences = document(paths::SEQUENCES, (statements.join("\n") + "\n").into_bytes(), taken_at);
+    let sequences = document(paths::SEQUENCES, (statements.join("\n") + "\n").into_bytes(), saved_at);
     let streams = Arc::clone(streams);
     // Which part belongs to which, where there is more than one.
     let streams = std::iter::once_with(move || {
         let whole = dump::whole(&streams).ok_or_else(|| io::Error::other("pg_dump did not finish"));
         match whole {
             Ok(streams) if streams.len() == 1 => None,
-            whole => Some(whole.and_then(|s| Ok(document(paths::STREAMS, serde_json::to_vec(&s)?, taken_at)))),
+            whole => Some(whole.and_then(|s| Ok(document(paths::STREAMS, serde_json::to_vec(&s)?, saved_at)))),
         }
     });
     let rows = Arc::clone(rows);
@@ -387,16 +402,16 @@ fn entries(
             .map_err(|e| io::Error::other(format!("counting rows: {e}")))?;
         let text = serde_json::to_vec(&counts)?;
         *rows.lock().unwrap_or_else(PoisonError::into_inner) = counts;
-        Ok(document(paths::TABLES, text, taken_at))
+        Ok(document(paths::TABLES, text, saved_at))
     });
     Ok(files.chain([Ok(manifest)]).chain(dump).chain([Ok(sequences)]).chain(streams.flatten()).chain(tables))
 }
 
-fn document(path: &str, text: Vec<u8>, taken_at: Timestamp) -> Entry {
+fn document(path: &str, text: Vec<u8>, saved_at: Timestamp) -> Entry {
     Entry {
         path: path.to_owned(),
         size: text.len() as u64,
-        modified: Some(taken_at),
+        modified: Some(saved_at),
         open: Box::new(move || Ok(Box::new(Cursor::new(text)))),
     }
 }

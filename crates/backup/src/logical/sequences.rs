@@ -65,15 +65,31 @@ pub(super) async fn sequences(client: &Client) -> Result<Vec<Sequence>, tokio_po
     Ok(rows.iter().map(sequence).collect())
 }
 
+/// What came of reading sequences.
+pub(super) enum Reading {
+    /// Those of which it cannot be known.
+    Unknown(Vec<String>),
+    /// One that may not be read.
+    Forbidden(String),
+}
+
 /// Finds out where sequences are. Some at a time where that needs no waiting; otherwise each on its own, so that nothing is held
-/// while something is waited for: a backup is no part of anybody's deadlock. Those of which it cannot be known.
+/// while something is waited for: a backup is no part of anybody's deadlock.
 pub(super) async fn read_sequences(
     client: &Client,
     sequences: &mut [Sequence],
-) -> Result<Vec<String>, tokio_postgres::Error> {
+) -> Result<Reading, tokio_postgres::Error> {
     client.batch_execute("SET lock_timeout = '30s'").await?;
     let query = "SELECT pg_is_in_recovery(), rolsuper FROM pg_roles WHERE rolname = current_user";
     let row = client.query_one(query, &[]).await?;
+    // Servers from 17 on say nothing of a sequence that may not be asked about, as of one that was never used.
+    let asked = sequences.iter().filter(|sequence| !sequence.of_extension).map(|sequence| sequence.oid);
+    let asked: Vec<u32> = asked.collect();
+    let query = "SELECT s.oid::regclass::text FROM unnest($1::oid[]) AS s (oid) \
+                 WHERE NOT has_sequence_privilege(s.oid, 'USAGE, SELECT') ORDER BY 1 LIMIT 1";
+    if let Some(row) = client.query_opt(query, &[&asked]).await? {
+        return Ok(Reading::Forbidden(row.get(0)));
+    }
     let (follows, may): (bool, bool) = (row.get(0), row.get(1));
     let may = may && !follows;
     let mut unknown = Vec::new();
@@ -92,7 +108,7 @@ pub(super) async fn read_sequences(
             }
         }
     }
-    Ok(unknown)
+    Ok(Reading::Unknown(unknown))
 }
 
 /// Where a sequence is, and whether that number was taken already.

@@ -72,10 +72,10 @@ impl fmt::Debug for Cloud {
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// One request with everything that it sends and gets.
-const REQUEST: Duration = Duration::from_secs(300);
-/// Tries of one request, and for how long.
+const REQUEST: Duration = Duration::from_secs(200);
+/// Tries of one request, and for how long: a signature is made once for all of them, and stores take it for some minutes only.
 const RETRIES: usize = 5;
-const RETRYING: Duration = Duration::from_secs(900);
+const RETRYING: Duration = Duration::from_secs(280);
 
 impl Cloud {
     /// A container of Azure's. Connects with the first call. Fails when an option cannot be used.
@@ -109,6 +109,12 @@ impl Cloud {
             builder = builder.with_base_url(&address(endpoint, &place)?);
         }
         if let Some(account) = &options.service_account {
+            // What is wrong with it is said by whoever reads it, with what it is.
+            if serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(account.expose()).is_err() {
+                let (action, name) = ("read the service account of", "the store".to_owned());
+                let reason = "it is no JSON object, as Google gives it".to_owned();
+                return Err(StoreError::Failed { store: place, action, name, reason });
+            }
             builder = builder.with_service_account_key(account.expose());
         }
         let store = builder.build().map_err(|e| unusable(&place, &e))?;
@@ -155,7 +161,15 @@ fn directory(prefix: &str) -> String {
 
 /// Whether an endpoint is an address of a web server.
 pub(crate) fn is_address(endpoint: &str) -> bool {
-    reqwest::Url::parse(endpoint).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+    reqwest::Url::parse(endpoint).is_ok_and(|url| {
+        // Neither a password nor a signature: those are told by messages.
+        matches!(url.scheme(), "http" | "https")
+            && url.has_host()
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    })
 }
 
 /// An endpoint as the client wants it, which only finds out what it cannot use when it uses it.
@@ -164,7 +178,8 @@ fn address(endpoint: &str, place: &str) -> Result<String, StoreError> {
         return Ok(endpoint.trim_end_matches('/').to_owned());
     }
     let (store, name) = (place.to_owned(), "the store".to_owned());
-    let reason = format!("`{endpoint}` is no address such as https://store.internal:10000");
+    let reason =
+        "its endpoint is no address such as https://store.internal:10000, without a password or a query".to_owned();
     Err(StoreError::Failed { store, action: "use the endpoint of", name, reason })
 }
 
@@ -287,7 +302,10 @@ impl Store for Cloud {
         // there then, and only what bears its hash as its name is written twice.
         let is_refused =
             matches!(error, object_store::Error::AlreadyExists { .. } | object_store::Error::PermissionDenied { .. });
-        if is_refused && self.wait(self.store.head(&path)).is_ok_and(|there| there.size == size) {
+        let is_named_by_content =
+            name.rsplit('/').next().is_some_and(|name| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()));
+        if is_refused && is_named_by_content && self.wait(self.store.head(&path)).is_ok_and(|there| there.size == size)
+        {
             return Ok(());
         }
         Err(self.failed("write", name, &error))

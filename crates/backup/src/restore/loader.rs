@@ -4,9 +4,11 @@
 //! whoever loads, or as whoever that one can become. So nothing is loaded by the role that restores, which may create
 //! databases and perhaps everything: a role is made that can become the owner and nobody else, and goes afterwards. Nobody
 //! knows its password, and what it loads cannot give it another: a transaction of ours that has changed the role stays
-//! open. Where the process dies in between, the role can log in for up to two more days; the next restore after them removes it.
+//! open, and nothing that was loaded is used where that was lost. Where the process dies in between, the role can log in for up
+//! to two more days; the next restore after them removes it.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -35,6 +37,10 @@ struct Closing {
     client: Client,
     /// The server's process, to be ended where the connection is lost and the server does not know.
     pid: i32,
+    /// The transaction was lost while something was loaded.
+    is_lost: AtomicBool,
+    /// It has ended as it should.
+    is_closed: AtomicBool,
 }
 
 impl fmt::Debug for Closing {
@@ -56,30 +62,64 @@ impl Closing {
         let failed = |e: &tokio_postgres::Error| admin.failed(&admin.maintenance, e);
         client.batch_execute(&begin).await.map_err(|e| failed(&e))?;
         let pid = client.query_one("SELECT pg_backend_pid()", &[]).await.map_err(|e| failed(&e))?.get(0);
-        Ok(Self { client, pid })
+        Ok(Self { client, pid, is_lost: AtomicBool::new(false), is_closed: AtomicBool::new(false) })
     }
 
-    /// The role cannot log in from here on, and whoever has is sent away.
+    /// The role cannot log in from here on, and whoever has is sent away. An error when the transaction was lost: what was loaded
+    /// meanwhile may have given the role a password, and somebody may have come in by it.
     async fn close(&self, admin: &Server, role: &str) -> Result<(), Error> {
+        self.is_closed.store(true, Ordering::Release);
+        // Nobody who is in shall wait for the end of the transaction.
+        if let Ok(client) = admin.connect(&admin.maintenance).await {
+            let _ = client.batch_execute(&format!("GRANT {} TO CURRENT_USER", quoted(role))).await;
+            let end =
+                format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}", literal(role));
+            let _ = client.batch_execute(&end).await;
+        }
         let closed = tokio::time::timeout(ANSWER, self.client.batch_execute("COMMIT")).await;
+        if !matches!(closed, Ok(Ok(()))) {
+            self.is_lost.store(true, Ordering::Release);
+        }
+        self.shut(admin, role).await?;
+        if self.is_lost.load(Ordering::Acquire) {
+            let reason = "the connection that kept what was loaded from becoming somebody else was lost".to_owned();
+            return Err(Error::Database { server: admin.name(), database: admin.maintenance.clone(), reason });
+        }
+        Ok(())
+    }
+
+    /// Until the role cannot log in, has no password, and nobody who has logged in is left. Each step by itself: what waits for
+    /// somebody must not undo what sends him away.
+    async fn shut(&self, admin: &Server, role: &str) -> Result<(), Error> {
         let client = admin.connect(&admin.maintenance).await?;
         let failed = |e: &tokio_postgres::Error| admin.failed(&admin.maintenance, e);
-        let mut close = String::from("SET lock_timeout = '30s'; ");
-        if !matches!(closed, Ok(Ok(()))) {
-            // It may be there still, and hold the role.
-            close.push_str(&format!(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {} AND usename = current_user \
-                 AND application_name = 'cofferdam-backup'; ALTER ROLE {} NOLOGIN; ",
-                self.pid,
-                quoted(role)
-            ));
+        client.batch_execute("SET lock_timeout = '2s'").await.map_err(|e| failed(&e))?;
+        let grant = format!("GRANT {} TO CURRENT_USER", quoted(role));
+        let close = format!("ALTER ROLE {} NOLOGIN PASSWORD NULL", quoted(role));
+        let end = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {0} OR pid = {1} AND usename = current_user \
+             AND application_name = 'cofferdam-backup' AND pid <> pg_backend_pid()",
+            literal(role),
+            self.pid
+        );
+        let query = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1 AND rolcanlogin) \
+                       OR EXISTS (SELECT FROM pg_stat_activity WHERE usename = $1)";
+        let mut last = None;
+        for _ in 0..TRIES {
+            // Whatever does not work now has to the next time.
+            for step in [&grant, &end, &close, &end] {
+                last = client.batch_execute(step).await.err().or(last);
+            }
+            if !client.query_one(query, &[&role]).await.map_err(|e| failed(&e))?.get::<_, bool>(0) {
+                return Ok(());
+            }
+            tokio::time::sleep(PAUSE).await;
         }
-        close.push_str(&format!(
-            "GRANT {} TO CURRENT_USER; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}",
-            quoted(role),
-            literal(role)
-        ));
-        client.batch_execute(&close).await.map_err(|e| failed(&e))
+        let reason = match &last {
+            Some(error) => format!("the role {role} cannot be closed: {}", admin.failed(&admin.maintenance, error)),
+            None => format!("the role {role} cannot be closed: somebody who has logged in as it stays"),
+        };
+        Err(Error::Database { server: admin.name(), database: admin.maintenance.clone(), reason })
     }
 
     /// Closes the role as soon as the transaction is lost: nothing would keep what is loaded from giving it a password.
@@ -87,10 +127,16 @@ impl Closing {
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(closing) = of.upgrade() else { return };
-            if closing.client.is_closed() {
-                tracing::warn!(role, "a connection of a restore is lost, which ends it");
-                let _ = closing.close(&admin, &role).await;
-                return;
+            // Asked, since a connection that leads nowhere looks as if it were there.
+            let answer = tokio::time::timeout(SILENCE, closing.client.batch_execute("SELECT 1")).await;
+            if matches!(answer, Ok(Ok(()))) || closing.is_closed.load(Ordering::Acquire) {
+                continue;
+            }
+            closing.is_lost.store(true, Ordering::Release);
+            tracing::warn!(role, "a connection of a restore is lost, which ends it");
+            match closing.shut(&admin, &role).await {
+                Ok(()) => return,
+                Err(error) => tracing::error!(role, %error, "what a restore has logged in with stays open"),
             }
         }
     }
@@ -102,8 +148,12 @@ const PREFIX: &str = "cofferdam_load_";
 const VALID: SignedDuration = SignedDuration::from_hours(48);
 /// How long the server may take to end the transaction that closes a role.
 const ANSWER: Duration = Duration::from_secs(10);
-/// How often is looked whether it is there.
+/// How often is looked whether it is there, and how long it may take to say so.
 const LOOK: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(60);
+/// How often is tried to close a role, and how long is waited in between.
+const TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long one statement of ours may take while it runs what a tenant has written.
 const STATEMENT: Duration = Duration::from_secs(600);
 
@@ -201,21 +251,29 @@ impl Loader {
         Ok(client)
     }
 
-    /// Removes the role. Whatever it owns in the database, because something that was loaded has tried to be clever, is
-    /// the owner's from then on.
-    pub(crate) async fn remove(self, admin: &Server, database: &str, control: &Control) {
+    /// Removes the role after something was loaded, well or not. Whatever it owns in the database, because something that was
+    /// loaded has tried to be clever, is the owner's from then on. Nothing that was loaded is used where that fails.
+    pub(crate) async fn remove_after<T>(
+        self,
+        loaded: Result<T, Error>,
+        admin: &Server,
+        database: &str,
+        control: &Control,
+    ) -> Result<T, Error> {
         let name = self.server.user.clone();
-        if let Err(error) = self.hand_over(admin, database).await {
-            let advice = "nobody knows its password; the next restore tries again to remove it";
-            control.warn(format!("the role {name} stays: {error}; {advice}"));
+        let removed = self.hand_over(admin, database).await;
+        if let Err(error) = &removed {
+            control.warn(format!("the role {name} stays: {error}; the next restore tries again to remove it"));
         }
+        let loaded = loaded?;
+        removed.map(|()| loaded)
     }
 
     /// Gives the owner what the role has made, and removes the role.
     pub(crate) async fn hand_over(self, admin: &Server, database: &str) -> Result<(), Error> {
         let name = quoted(&self.server.user);
         // Whatever fails later, nobody logs in as it any more, and nobody who has is left.
-        self.closing.close(admin, &self.server.user).await?;
+        let closed = self.closing.close(admin, &self.server.user).await;
         let client = admin.connect(database).await?;
         client.batch_execute("SET lock_timeout = '30s'").await.map_err(|e| admin.failed(database, &e))?;
         // What a file has prepared would hold what it was about for ever.
@@ -240,7 +298,18 @@ impl Loader {
         }
         let drop =
             format!("REASSIGN OWNED BY {name} TO {}; DROP OWNED BY {name}; DROP ROLE {name}", quoted(&self.owner));
-        client.batch_execute(&drop).await.map_err(|e| admin.failed(database, &e))
+        if client.batch_execute(&drop).await.is_err() {
+            // An owner who may not be in a schema of its own is given nothing in it.
+            let query = "SELECT quote_ident(n.nspname) FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner WHERE r.rolname = $1";
+            let schemas = client.query(query, &[&self.owner]).await.map_err(|e| admin.failed(database, &e))?;
+            for row in schemas {
+                let (schema, owner) = (row.get::<_, String>(0), quoted(&self.owner));
+                let let_in = format!("GRANT CREATE, USAGE ON SCHEMA {schema} TO {owner}");
+                client.batch_execute(&let_in).await.map_err(|e| admin.failed(database, &e))?;
+            }
+            client.batch_execute(&drop).await.map_err(|e| admin.failed(database, &e))?;
+        }
+        closed
     }
 }
 
@@ -274,9 +343,10 @@ const EXPECTED: &str = "expected a role of the tenant's own, in `owner`";
 /// Whether what a tenant has written may run as a role: not as one that may do more than own databases.
 async fn allowed(client: &Client, admin: &Server, owner: &str) -> Result<(), Error> {
     let query = "SELECT r.rolsuper OR r.rolcreaterole OR r.rolreplication OR r.rolbypassrls \
-                     OR EXISTS (SELECT FROM pg_roles p WHERE p.rolname IN ('pg_execute_server_program', \
-                                'pg_write_server_files', 'pg_read_server_files', 'pg_read_all_data', \
-                                'pg_write_all_data') AND pg_has_role(r.oid, p.oid, 'MEMBER')), \
+                     OR EXISTS (SELECT FROM pg_roles p WHERE pg_has_role(r.oid, p.oid, 'MEMBER') \
+                                AND (p.rolsuper OR p.rolcreaterole OR p.rolreplication OR p.rolbypassrls \
+                                  OR p.oid < 16384 AND starts_with(p.rolname, 'pg_') AND p.rolname NOT IN ('pg_database_owner', \
+                                    'pg_monitor', 'pg_read_all_settings', 'pg_read_all_stats', 'pg_stat_scan_tables'))), \
                      pg_has_role(r.oid, (SELECT oid FROM pg_roles WHERE rolname = current_user), 'MEMBER') \
                  FROM pg_roles r WHERE r.rolname = $1";
     let row = client.query_opt(query, &[&owner]).await.map_err(|e| admin.failed(&admin.maintenance, &e))?;
@@ -297,8 +367,14 @@ async fn sweep(client: &Client) -> Result<(), tokio_postgres::Error> {
     for row in client.query(query, &[&PREFIX]).await? {
         let name: String = row.get(0);
         let _ = client.batch_execute(&format!("ALTER ROLE {name} NOLOGIN")).await;
-        let remove = format!("GRANT {name} TO CURRENT_USER; DROP OWNED BY {name}; DROP ROLE {name}");
-        let _ = client.batch_execute(&remove).await;
+        let _ = client.batch_execute(&format!("GRANT {name} TO CURRENT_USER")).await;
+        // A session outlives the time until which a role can log in, and even the role.
+        let end = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE quote_ident(usename) = {}",
+            literal(&name)
+        );
+        let _ = client.batch_execute(&end).await;
+        let _ = client.batch_execute(&format!("DROP OWNED BY {name}; DROP ROLE {name}")).await;
     }
     Ok(())
 }

@@ -125,8 +125,7 @@ impl Restore {
             self.identify(&loader, &plan.staging, mode, set.artifact.uuid.as_deref()).await
         };
         let loaded = control.unless_cancelled(loaded).await;
-        loader.remove(&self.server, &plan.staging, control).await;
-        loaded?;
+        loader.remove_after(loaded, &self.server, &plan.staging, control).await?;
         let target = self.filestores.join(&plan.database);
         control.phase("writing files", Some(set.filestore.bytes));
         if in_place {

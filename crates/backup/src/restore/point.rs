@@ -88,8 +88,7 @@ impl Restore {
             self.identify(&loader, &plan.staging, mode, None).await
         };
         let loaded = control.unless_cancelled(loaded).await;
-        loader.remove(&self.server, &plan.staging, control).await;
-        loaded?;
+        loader.remove_after(loaded, &self.server, &plan.staging, control).await?;
         control.phase("finding files", None);
         let manifest: Arc<Manifest> = Arc::new(manifest_of(&from, &database).await?);
         let number = manifest.files.len() as u64;

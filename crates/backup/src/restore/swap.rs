@@ -86,8 +86,7 @@ impl Restore {
         let changed = async {
             let loader = Loader::create(&self.server, previous, &owner).await?;
             let outdated = control.unless_cancelled(self.outdate_caches(&loader, &self.database, previous)).await;
-            loader.remove(&self.server, previous, control).await;
-            outdated?;
+            loader.remove_after(outdated, &self.server, previous, control).await?;
             self.change_places(&self.database, &replaced, previous, &owner, false, control).await
         };
         let changed = changed.await;
