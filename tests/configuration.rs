@@ -289,6 +289,20 @@ const MISTAKES: &[Wrong] = &[
         "cofferdam.yaml:",
         &["http.rate_burst", "`rate` too"],
     ),
+    wrong(
+        Main,
+        "slots: 4\n    login",
+        "slots: 4\n    filestore: files\n    filestore_bucket: { bucket: files, access_key: a, secret_key: b }\n    login",
+        "cofferdam.yaml:",
+        &["filestore_bucket", "beside the directory"],
+    ),
+    wrong(
+        Main,
+        "slots: 4\n    login",
+        "slots: 4\n    filestore_bucket: { bucket: Files, prefix: '../x', endpoint: 'ftp://x', access_key: a }\n    login",
+        "cofferdam.yaml:",
+        &["`Files`", "small letters", "`../x`", "`ftp://x`", "without `secret_key`"],
+    ),
     wrong(Main, "weight: 2", "weight: 2\n    postgres: { work: 0s }", "cofferdam.yaml:", &["postgres.work", "`500ms`"]),
     wrong(
         Main,
