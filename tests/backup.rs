@@ -407,11 +407,13 @@ fn a_standby_is_saved_too_and_what_it_does_not_tell_is_told() {
         let client = standby.admin("postgres").await.unwrap();
         client.batch_execute("SELECT pg_wal_replay_pause()").await.unwrap();
         owner.batch_execute("CREATE TABLE late (id int)").await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+        tokio::time::sleep(Duration::from_secs(4)).await;
         let server = Server { port: standby.port(), ..house.server() };
         let before = jiff::Timestamp::now();
         let set = Backup { server, ..house.backup() }.run(&Control::default()).await.unwrap();
         assert!(before.duration_since(set.taken_at).as_secs() >= 3, "{} is not {before}", set.taken_at);
+        // What is due next is reckoned from when it was made, or it would be made again and again.
+        assert!(set.began_at() >= before && set.began_at() <= set.finished_at, "{} is not {before}", set.began_at());
         let note = set.note.clone().unwrap();
         assert!(note.contains("the server follows another, and was "), "{note}");
         let scratch = house.scratch(&set).await;

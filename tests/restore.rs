@@ -993,9 +993,9 @@ fn what_a_tenant_does_between_snapshot_and_dump_neither_runs_nor_loses_anything(
                 3,
                 "ALTER TYPE mood RENAME VALUE 'draft' TO 'x'; ALTER TYPE mood RENAME VALUE 'posted' TO 'draft'; \
                  ALTER TYPE mood RENAME VALUE 'x' TO 'posted'",
-                "the type or function public.mood",
+                "the enumeration public.mood",
             ),
-            (1, "ALTER FUNCTION evil(int) RENAME TO worse", "the type or function public.evil"),
+            (1, "ALTER FUNCTION evil(int) RENAME TO worse", "public.evil was"),
             (1, "ALTER TABLE other ALTER id TYPE bigint USING id + 0", "public.other was"),
             // No lock on a table keeps its schema's name, and afterwards everything is called what it was.
             (3, "ALTER SCHEMA public RENAME TO away; ALTER SCHEMA away RENAME TO public", "the schema public was"),

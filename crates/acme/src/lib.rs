@@ -41,6 +41,9 @@ const TURN: Duration = Duration::from_secs(5);
 const LESS_OFTEN: Duration = Duration::from_secs(15 * 60);
 const LIMITED_DOMAINS: usize = 3;
 
+/// After so many hosts of one domain that were refused in a row for being asked too often, the others of it wait.
+const LIMITED_HOSTS: u32 = 3;
+
 /// The longest time that an authority is left alone because it cannot be reached or gives no account.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
@@ -105,12 +108,20 @@ struct Kept {
     authority: Option<Failures>,
     /// The domains that it was asked for too often, since the last answer that said something else.
     limited: BTreeSet<String>,
+    /// How often in a row it was asked too often for hosts of a domain, and until when the others of it wait.
+    domains: HashMap<String, (u32, SystemTime)>,
     left_alone: Option<SystemTime>,
 }
 
 impl Kept {
     fn due(&self, host: &str, now: SystemTime) -> SystemTime {
-        schedule::due(host, self.valid.get(host).map(|(valid, _)| valid), self.failures.get(host), now)
+        let valid = self.valid.get(host).map(|(valid, _)| valid);
+        let due = schedule::due(host, valid, self.failures.get(host), now);
+        // An authority counts what is new in a domain, and not what is renewed.
+        match self.domains.get(domain(host)).filter(|(refused, _)| valid.is_none() && *refused >= LIMITED_HOSTS) {
+            Some((_, until)) => due.max(*until),
+            None => due,
+        }
     }
 
     /// Until when the authority is asked for nothing.
@@ -154,6 +165,8 @@ pub struct Acme {
     kept: Mutex<Kept>,
     /// Held by who looks for a challenge that another gateway has put there.
     looking: Arc<tokio::sync::Mutex<()>>,
+    /// Held by who writes what has failed, so that what is older is never written later.
+    writing: tokio::sync::Mutex<()>,
 }
 
 /// What an order means for those that come after it.
@@ -189,6 +202,7 @@ impl Acme {
             certificates: watch::Sender::new(Arc::default()),
             kept: Mutex::default(),
             looking: Arc::default(),
+            writing: tokio::sync::Mutex::default(),
         };
         acme.read().map_err(failed)?;
         Ok(Arc::new(acme))
@@ -300,6 +314,7 @@ impl Acme {
         let mut hosts = self.hosts.subscribe();
         let mut orders = Orders::default();
         let mut account: Option<Account> = None;
+        let mut was_forgotten = false;
         loop {
             let wanted = Arc::clone(&hosts.borrow_and_update());
             while orders.0.len() < ORDERS {
@@ -343,6 +358,9 @@ impl Acme {
                         && account.as_ref().is_some_and(|account| account.id() == id)
                     {
                         account = None;
+                        if std::mem::replace(&mut was_forgotten, true) {
+                            self.silenced(&Error::Str("the authority does not know the account that it has just made"));
+                        }
                         self.forget_account().await;
                     }
                 }
@@ -361,6 +379,7 @@ impl Acme {
 
     /// Writes down what has failed, and what is being ordered: for this process, and for whoever comes after it.
     async fn write(&self) -> io::Result<()> {
+        let _writing = self.writing.lock().await;
         let failures = self.kept().to_keep(SystemTime::now());
         let store = self.store.clone();
         let written = blocking(move || store.set_failures(&failures)).await;
@@ -402,6 +421,7 @@ impl Acme {
                 self.take([(host.to_owned(), files.clone(), now)]);
                 let mut kept = self.kept();
                 kept.limited.clear();
+                kept.domains.remove(domain(host));
                 if kept.due(host, now) <= now {
                     // Ordered again at once, it would be ordered for ever.
                     let reason =
@@ -421,10 +441,14 @@ impl Acme {
                 // Being asked too often is not the host's fault.
                 let count = if limited { before.max(1) } else { before.saturating_add(1) };
                 let failures = Failures { count, last: now, limited, reason: reason(&error) };
-                let again_in = failures.until(host).duration_since(now).unwrap_or_default();
+                let again = failures.until(host);
+                let again_in = again.duration_since(now).unwrap_or_default();
                 tracing::warn!(host, error = failures.reason, count, ?again_in, "a host gets no certificate");
                 kept.failures.insert(host.to_owned(), failures);
                 if limited {
+                    let (refused, until) = kept.domains.entry(domain(host).to_owned()).or_insert((0, now));
+                    *refused = refused.saturating_add(1);
+                    *until = again;
                     kept.limited.insert(domain(host).to_owned());
                     if kept.limited.len() >= LIMITED_DOMAINS {
                         kept.limited.clear();
@@ -532,8 +556,9 @@ impl Acme {
         self.take(read);
         let mut failures = self.store.failures();
         for failures in failures.values_mut().filter(|failures| failures.last > now) {
-            // Written by a clock that was wrong.
-            failures.last = now;
+            // Written by a clock that was wrong: when it was is not known, and that it is over is not wrong for long.
+            failures.last = now.checked_sub(schedule::pause(failures.count)).unwrap_or(now);
+            failures.limited = false;
         }
         {
             let mut kept = self.kept();

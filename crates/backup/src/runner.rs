@@ -104,7 +104,7 @@ struct State {
 
 impl State {
     fn learn(&mut self, sets: &[BackupSet]) {
-        (self.last, self.known) = (sets.last().map(|set| set.taken_at), true);
+        (self.last, self.known) = (sets.iter().map(BackupSet::began_at).max(), true);
         let complete = sets.iter().rev().find(|set| set.consistency.is_complete());
         self.saved = complete.map(|set| (set.taken_at, set.artifact.changes));
     }
@@ -463,9 +463,10 @@ async fn one(setup: &TenantSetup, control: &Control, keep: Duration) -> Result<(
 
 /// Lets go what the policy lets go, frees its room now and then, and drops what swaps have left for long enough.
 async fn tidy(setup: &TenantSetup, set: &BackupSet, keep: Duration) -> Result<usize, Error> {
-    let before = sets(setup).await?.into_iter().rev().find(|other| other.id != set.id).map(|other| other.taken_at);
+    let others = sets(setup).await?;
+    let before = others.iter().filter(|other| other.id != set.id).map(BackupSet::began_at).max();
     let forgotten = forget_expired(setup, false).await?.len();
-    if prune_is_due(setup.tenant.as_str(), before, set.taken_at) {
+    if prune_is_due(setup.tenant.as_str(), before, set.began_at()) {
         prune(setup, PRUNE_GRACE).await?;
     }
     // Not every tenant can be restored in place.

@@ -70,7 +70,8 @@ pub(crate) async fn answer(
         // What part of it is wanted is decided here.
         head.set_status(StatusCode::OK)?;
         head.remove_header(&header::CONTENT_RANGE);
-        // There is nothing more to come from the worker.
+        // There is nothing more to come from the worker, and nothing to be kept: nobody waits for that.
+        drop(wishes.fetch.take());
         tokio::spawn(until_the_worker_is_free(server, occupied, response_timeout));
         return send_file(request, client, head, file).await;
     }
@@ -144,7 +145,7 @@ async fn send_file(
         return Err(Refusal::new(502, "Bad gateway", "the server asks for a file that is not this site's").into());
     };
     let content = match (&request.access.bucket, &request.access.pool.filestore) {
-        (Some(bucket), _) => bucket.find(&file).await,
+        (Some(bucket), _) => bucket.find(&file, request.tenant.id).await,
         (None, Some(directory)) => sendfile::open(directory, file).await,
         (None, None) => {
             let detail = "the server leaves a file to be sent, and its pool has no `filestore` to send it from";

@@ -1,13 +1,14 @@
 //! Files of a filestore that is in an S3-compatible bucket: found by a HEAD, read by a GET of the part that is wanted, and passed on as they
 //! come. Requests are signed in their query and short-lived; nobody but the store sees them.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use cofferdam_tenant::FilestoreBucket;
+use cofferdam_tenant::{FilestoreBucket, TenantId};
 use http::{Method, StatusCode, header};
 use rusty_s3::{Credentials, S3Action, UrlStyle};
 
@@ -29,7 +30,13 @@ pub(crate) struct Bucket {
     signer: rusty_s3::Bucket,
     credentials: Credentials,
     client: reqwest::Client,
+    /// Files that are being sent, by tenant.
+    sending: Mutex<HashMap<TenantId, usize>>,
 }
+
+/// Files that are sent from a bucket at once, and how many of them are one tenant's.
+const MOST: usize = 512;
+const MOST_OF_ONE: usize = MOST / 4;
 
 impl fmt::Debug for Bucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -47,13 +54,13 @@ impl Bucket {
             .tls_backend_preconfigured(tls)
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
             .build();
         Ok(Self {
             signer: signer.map_err(|error| error.to_string())?,
             credentials: Credentials::new(config.access_key.expose(), config.secret_key.expose()),
             client: client.map_err(|error| error.to_string())?,
             config: config.clone(),
+            sending: Mutex::default(),
         })
     }
 
@@ -63,8 +70,10 @@ impl Bucket {
     }
 
     /// Looks for a file of a filestore.
-    pub(crate) async fn find(self: &Arc<Self>, file: &str) -> io::Result<Content> {
-        let object = Object { bucket: Arc::clone(self), name: format!("{}{file}", self.config.prefix).into() };
+    pub(crate) async fn find(self: &Arc<Self>, file: &str, tenant: TenantId) -> io::Result<Content> {
+        let place = Place::take(self, tenant).ok_or(io::ErrorKind::ResourceBusy)?;
+        let name = format!("{}{file}", self.config.prefix).into();
+        let object = Object { bucket: Arc::clone(self), name, _place: Arc::new(place) };
         let answer = object.ask(Method::HEAD, None).await?;
         // A HEAD's body has no length; the header says what a GET's would have.
         let length =
@@ -74,11 +83,40 @@ impl Bucket {
     }
 }
 
+/// A place among those to whom files are sent, until it is dropped: whoever takes nothing holds a connection to the store.
+#[derive(Debug)]
+struct Place(Arc<Bucket>, TenantId);
+
+impl Place {
+    fn take(bucket: &Arc<Bucket>, tenant: TenantId) -> Option<Self> {
+        let mut sending = bucket.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, own) = (sending.values().sum::<usize>(), sending.entry(tenant).or_default());
+        if all >= MOST || *own >= MOST_OF_ONE {
+            return None;
+        }
+        *own += 1;
+        Some(Self(Arc::clone(bucket), tenant))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut sending = self.0.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = sending.get_mut(&self.1) {
+            *own -= 1;
+            if *own == 0 {
+                sending.remove(&self.1);
+            }
+        }
+    }
+}
+
 /// An object of a bucket.
 #[derive(Debug, Clone)]
 pub(crate) struct Object {
     bucket: Arc<Bucket>,
     name: Arc<str>,
+    _place: Arc<Place>,
 }
 
 impl Object {
@@ -89,6 +127,9 @@ impl Object {
         let answer = self.ask(Method::GET, range).await?;
         if answer.status() != expected {
             return Err(io::Error::other(format!("the store answers {} and not {expected}", answer.status())));
+        }
+        if answer.content_length().is_some_and(|n| n != length) {
+            return Err(io::Error::other("the object has another length than a moment ago"));
         }
         Ok(Download(answer))
     }
@@ -123,7 +164,10 @@ impl Download {
     /// The next bytes; `None` at the end.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            match self.0.chunk().await.map_err(|error| io::Error::other(error.without_url()))? {
+            // Only what the store takes: while its client takes nothing, nobody asks.
+            let next = tokio::time::timeout(SILENCE, self.0.chunk()).await;
+            let next = next.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the store says nothing any more"))?;
+            match next.map_err(|error| io::Error::other(error.without_url()))? {
                 Some(bytes) if bytes.is_empty() => {}
                 other => return Ok(other),
             }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -169,6 +170,11 @@ pub(crate) fn unread(request: &Request<'_>, error: &io::Error) -> Refusal {
     if error.kind() == io::ErrorKind::NotFound {
         tracing::warn!(%tenant, %request_id, "a file is not in the filestore");
         return Refusal::new(404, "Not found", "the file is not there");
+    }
+    if error.kind() == io::ErrorKind::ResourceBusy {
+        let mut refusal = Refusal::new(503, "Service busy", "too many files of this site are being sent");
+        refusal.retry_after = Some(Duration::from_secs(5));
+        return refusal;
     }
     tracing::error!(%tenant, %request_id, %error, "a file cannot be sent");
     Refusal::new(502, "Bad gateway", "the file cannot be read")

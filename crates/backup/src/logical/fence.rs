@@ -335,7 +335,13 @@ impl Snapshot {
         let then = columns(&self.client).await.map_err(|e| failed(&e))?;
         let client = server.connect_to_tenant(database).await?;
         let now = columns(&client).await.map_err(|e| failed(&e))?;
-        Ok(then.into_iter().find(|(oid, was)| now.get(oid) != Some(was)).map(|(_, (name, _))| name))
+        let changed = then.into_iter().find(|(oid, was)| now.get(oid) != Some(was));
+        if let Some((_, (name, _))) = changed {
+            return Ok(Some(name));
+        }
+        let then = definitions(&self.client).await.map_err(|e| failed(&e))?;
+        let now = definitions(&client).await.map_err(|e| failed(&e))?;
+        Ok(then.into_iter().find(|(which, was)| now.get(which) != Some(was)).map(|(_, (name, _))| name))
     }
 }
 
@@ -350,11 +356,25 @@ async fn columns(client: &Client) -> Result<BTreeMap<u32, (String, i64)>, tokio_
     Ok(rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect())
 }
 
+/// Functions and types, and who has changed them last: the snapshot says what they were called, and functions of the server what they
+/// are called now. `pg_dump` has read all that when it begins to write.
+async fn definitions(client: &Client) -> Result<BTreeMap<(String, u32), (String, i64)>, tokio_postgres::Error> {
+    let query = "SELECT 'p', p.oid, format('%I.%I', n.nspname, p.proname), p.xmin::text::int8 \
+                     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid >= 16384 AND n.nspname NOT LIKE 'pg\\_t%' UNION ALL \
+                     SELECT 't', t.oid, format('%I.%I', n.nspname, t.typname), hashtextextended(concat_ws(' ', t.typnamespace, t.typname, t.xmin), 0) \
+                     FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid >= 16384 AND t.typtype IN ('c', 'd', 'e', 'r') \
+                     AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') \
+                     AND n.nspname NOT LIKE 'pg\\_t%'";
+    let rows = client.query(query, &[]).await?;
+    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), (row.get(2), row.get(3)))).collect())
+}
+
 /// How many seconds a server is behind the one that it follows, at most: none where it follows nobody, or has done everything that comes.
 async fn behind(client: &Client) -> Result<f64, tokio_postgres::Error> {
     let query = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0 \
                    WHEN pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() AND NOT pg_is_wal_replay_paused() \
-                     AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE coalesce(status, 'streaming') = 'streaming') THEN 0 \
+                     AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming' AND latest_end_lsn <= pg_last_wal_replay_lsn() \
+                       AND last_msg_receipt_time > clock_timestamp() - interval '30 s') THEN 0 \
                    ELSE greatest(0, extract(epoch FROM clock_timestamp() - coalesce(pg_last_xact_replay_timestamp(), \
                      (SELECT checkpoint_time FROM pg_control_checkpoint())))) END::float8";
     Ok(client.query_one(query, &[]).await?.get(0))
@@ -392,21 +412,14 @@ impl Schemas {
         let query = "SELECT oid, nspname::text, xmin::text::int8 FROM pg_namespace \
                      WHERE nspname <> 'information_schema' AND nspname NOT LIKE 'pg\\_%'";
         let schemas = client.query(query, &[]).await?;
-        // The labels of enumerations are the other thing that no lock keeps: rows have their numbers, and say their names of now.
+        // The labels of enumerations are the other thing that no lock keeps as long as rows are read, which have their numbers and say
+        // their names of now.
         let query = "SELECT e.oid, format('%I.%I', n.nspname, t.typname), hashtextextended(concat_ws(' ', e.enumlabel, e.xmin), 0) \
                      FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace";
-        let mut others = client.query(query, &[]).await?;
-        // What `pg_dump` reads of the snapshot, and what functions of the server say of now, name these differently after a change.
-        let query = "SELECT p.oid, format('%I.%I', n.nspname, p.proname), p.xmin::text::int8 \
-                     FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace WHERE p.oid >= 16384 AND n.nspname NOT LIKE 'pg\\_t%' UNION ALL \
-                     SELECT t.oid, format('%I.%I', n.nspname, t.typname), hashtextextended(concat_ws(' ', t.typnamespace, t.typname), 0) \
-                     FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.oid >= 16384 AND t.typtype IN ('c', 'd', 'e', 'r') \
-                     AND NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') \
-                     AND n.nspname NOT LIKE 'pg\\_t%'";
-        others.extend(client.query(query, &[]).await?);
+        let labels = client.query(query, &[]).await?;
         let all =
             |rows: &[tokio_postgres::Row]| rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
-        Ok(Self(all(&schemas), all(&others)))
+        Ok(Self(all(&schemas), all(&labels)))
     }
 
     /// One that is not what it was, whatever has happened to it since.
@@ -414,9 +427,9 @@ impl Schemas {
         let client = server.connect_to_tenant(database).await?;
         let now = Self::of(&client).await.map_err(|e| server.failed(database, &e))?;
         let changed = self.0.into_iter().find(|(oid, was)| now.0.get(oid) != Some(was));
-        let other = self.1.into_iter().find(|(oid, was)| now.1.get(oid) != Some(was));
+        let label = self.1.into_iter().find(|(oid, was)| now.1.get(oid) != Some(was));
         let schema = changed.map(|(_, (name, _))| format!("the schema {name}"));
-        Ok(schema.or_else(|| other.map(|(_, (name, _))| format!("the type or function {name}"))))
+        Ok(schema.or_else(|| label.map(|(_, (name, _))| format!("the enumeration {name}"))))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use cofferdam_tenant::Slug;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -278,4 +278,13 @@ pub struct BackupSet {
     /// Not to be deleted.
     #[serde(default)]
     pub hold: Option<LegalHold>,
+}
+
+impl BackupSet {
+    /// When its run began, or the instant whose state it holds where that is later: what a server that follows another has may be of
+    /// long before.
+    pub fn began_at(&self) -> Timestamp {
+        let took = SignedDuration::from_millis(i64::try_from(self.phases.total_ms).unwrap_or(i64::MAX));
+        self.finished_at.checked_sub(took).map_or(self.taken_at, |began| began.max(self.taken_at))
+    }
 }

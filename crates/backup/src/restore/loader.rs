@@ -71,10 +71,12 @@ impl Closing {
         self.is_closed.store(true, Ordering::Release);
         // Nobody who is in shall wait for the end of the transaction.
         if let Ok(client) = admin.connect(&admin.maintenance).await {
-            let _ = client.batch_execute(&format!("GRANT {} TO CURRENT_USER", quoted(role))).await;
             let end =
                 format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = {}", literal(role));
-            let _ = client.batch_execute(&end).await;
+            let grant = format!("SET lock_timeout = '2s'; GRANT {} TO CURRENT_USER", quoted(role));
+            for step in [&end, &grant, &end] {
+                let _ = tokio::time::timeout(STEP, client.batch_execute(step)).await;
+            }
         }
         let closed = tokio::time::timeout(ANSWER, self.client.batch_execute("COMMIT")).await;
         if !matches!(closed, Ok(Ok(()))) {
@@ -147,7 +149,9 @@ const PREFIX: &str = "cofferdam_load_";
 /// How long a role can log in. Each program and each connection of a restore logs in once, at its beginning.
 const VALID: SignedDuration = SignedDuration::from_hours(48);
 /// How long the server may take to end the transaction that closes a role.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(120);
+/// How long one step may take that sends somebody away.
+const STEP: Duration = Duration::from_secs(10);
 /// How often is looked whether it is there, and how long it may take to say so.
 const LOOK: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(60);

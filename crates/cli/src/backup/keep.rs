@@ -295,7 +295,7 @@ async fn overview(common: &Common, setup: &Setup) -> anyhow::Result<ExitCode> {
         let loss = runner::loss_now(setup, &sets, now).await.map(|loss| loss.as_secs());
         let rpo = setup.policy.objective.rpo;
         let met = loss.is_some_and(|loss| u64::try_from(loss).unwrap_or(0) <= rpo.0.as_secs());
-        let last = sets.last().map(|set| set.taken_at);
+        let last = sets.iter().map(BackupSet::began_at).max();
         let due = cofferdam_backup::plan::due(&setup.policy.schedule, setup.tenant.as_str(), last, now, now);
         table.add_row([
             setup.tenant.to_string(),
