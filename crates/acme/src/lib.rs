@@ -9,11 +9,12 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod kept;
 mod order;
 mod schedule;
 mod store;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -27,6 +28,7 @@ use rustls::crypto::ring;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::kept::{Kept, LONGEST_SILENCE, domain};
 use crate::order::blocking;
 use crate::schedule::Failures;
 use crate::store::{Challenge, Store};
@@ -40,12 +42,6 @@ const TURN: Duration = Duration::from_secs(5);
 /// How long an authority is left alone that has refused hosts of so many domains in a row for being asked too often.
 const LESS_OFTEN: Duration = Duration::from_secs(15 * 60);
 const LIMITED_DOMAINS: usize = 3;
-
-/// After so many hosts of one domain that were refused in a row for being asked too often, the others of it wait.
-const LIMITED_HOSTS: u32 = 3;
-
-/// The longest time that an authority is left alone because it cannot be reached or gives no account.
-const LONGEST_SILENCE: Duration = Duration::from_secs(3600);
 
 /// How long an order may take altogether.
 const LONGEST_ORDER: Duration = Duration::from_secs(600);
@@ -92,69 +88,6 @@ pub struct HostState {
 /// The certificates that there are, by host.
 pub type Certificates = HashMap<String, Arc<TlsFiles>>;
 
-#[derive(Debug, Default)]
-struct Kept {
-    /// How long a certificate is valid, and when its file was written.
-    valid: HashMap<String, (Range<SystemTime>, SystemTime)>,
-    failures: BTreeMap<String, Failures>,
-    /// What is being ordered, and since when.
-    running: BTreeMap<String, SystemTime>,
-    challenges: HashMap<String, Challenge>,
-    /// When the directory of certificates was changed last, as far as it was read.
-    read: Option<SystemTime>,
-    /// What has failed could not be written.
-    unwritten: bool,
-    /// Why the authority cannot be asked at all.
-    authority: Option<Failures>,
-    /// The domains that it was asked for too often, since the last answer that said something else.
-    limited: BTreeSet<String>,
-    /// How often in a row it was asked too often for hosts of a domain, and until when the others of it wait.
-    domains: HashMap<String, (u32, SystemTime)>,
-    left_alone: Option<SystemTime>,
-}
-
-impl Kept {
-    fn due(&self, host: &str, now: SystemTime) -> SystemTime {
-        let valid = self.valid.get(host).map(|(valid, _)| valid);
-        let due = schedule::due(host, valid, self.failures.get(host), now);
-        // An authority counts what is new in a domain, and not what is renewed.
-        match self.domains.get(domain(host)).filter(|(refused, _)| valid.is_none() && *refused >= LIMITED_HOSTS) {
-            Some((_, until)) => due.max(*until),
-            None => due,
-        }
-    }
-
-    /// Until when the authority is asked for nothing.
-    fn silent_until(&self) -> Option<SystemTime> {
-        let unreachable = self
-            .authority
-            .as_ref()
-            .map(|failures| failures.last + schedule::pause(failures.count).min(LONGEST_SILENCE));
-        unreachable.max(self.left_alone)
-    }
-
-    /// The hosts that are asked for next: those with the fewest failures first, of those the one that waits longest.
-    fn waiting(&self, hosts: &BTreeSet<String>, now: SystemTime) -> Vec<(SystemTime, String)> {
-        let hosts = hosts.iter().filter(|host| !self.running.contains_key(*host));
-        let mut waiting: Vec<_> = hosts.map(|host| (self.due(host, now), host.clone())).collect();
-        let failures = |host: &String| self.failures.get(host).map_or(0, |failures| failures.count);
-        waiting.sort_by_cached_key(|(at, host)| (*at > now, failures(host), *at, host.clone()));
-        waiting
-    }
-
-    /// What a run that ends now must find: what is being ordered counts as failed until it has come.
-    fn to_keep(&self, now: SystemTime) -> BTreeMap<String, Failures> {
-        let mut all = self.failures.clone();
-        for (host, since) in &self.running {
-            let count = all.get(host).map_or(0, |failures| failures.count).saturating_add(1);
-            let reason = "an order was begun and has not ended".to_owned();
-            all.insert(host.clone(), Failures { count, last: *since, limited: false, reason });
-        }
-        all.retain(|_, failures| failures.is_worth_keeping(now));
-        all
-    }
-}
-
 /// Orders, keeps and renews.
 #[derive(Debug)]
 pub struct Acme {
@@ -169,18 +102,10 @@ pub struct Acme {
     writing: tokio::sync::Mutex<()>,
 }
 
-/// What an order means for those that come after it.
-enum Ended {
-    Well,
-    /// It has failed, and others need not.
-    Failed,
-    /// The authority does not know the account of this id.
-    UnknownAccount(String),
-}
-
-/// Orders that go on when nobody waits for them any more, and have the right to order as long as they do.
+/// Orders that go on when nobody waits for them any more, and have the right to order as long as they do. Each gives the id of its account
+/// where the authority does not know that.
 #[derive(Debug, Default)]
-struct Orders(JoinSet<Ended>);
+struct Orders(JoinSet<Option<String>>);
 
 impl Drop for Orders {
     fn drop(&mut self) {
@@ -344,9 +269,9 @@ impl Acme {
                 }
                 let (acme, lock) = (Arc::clone(self), Arc::clone(&lock));
                 orders.0.spawn(async move {
-                    let ended = acme.order(&known, &host).await;
+                    let unknown = acme.order(&known, &host).await;
                     drop(lock);
-                    ended
+                    unknown
                 });
             }
             if orders.0.is_empty() {
@@ -354,7 +279,7 @@ impl Acme {
             }
             tokio::select! {
                 ended = orders.0.join_next() => {
-                    if let Some(Ok(Ended::UnknownAccount(id))) = ended
+                    if let Some(Ok(Some(id))) = ended
                         && account.as_ref().is_some_and(|account| account.id() == id)
                     {
                         account = None;
@@ -387,8 +312,8 @@ impl Acme {
         written
     }
 
-    /// One order, from its beginning to what is kept of it.
-    async fn order(self: &Arc<Self>, account: &Account, host: &str) -> Ended {
+    /// One order, from its beginning to what is kept of it. The account's id where the authority does not know it.
+    async fn order(&self, account: &Account, host: &str) -> Option<String> {
         // If the order breaks down, it is over all the same.
         let _running = Running(self, host);
         let got = tokio::time::timeout(LONGEST_ORDER, order::certificate(account, host, self)).await;
@@ -396,13 +321,10 @@ impl Acme {
             check(host, &files).map_err(|error| Error::Other(error.into()))?;
             Ok(files)
         });
-        let ended = match &got {
-            Ok(_) => Ended::Well,
-            Err(error) if order::is_unknown_account(error) => Ended::UnknownAccount(account.id().to_owned()),
-            Err(_) => Ended::Failed,
-        };
+        let unknown =
+            got.as_ref().err().filter(|error| order::is_unknown_account(error)).map(|_| account.id().to_owned());
         self.ended(host, got).await;
-        ended
+        unknown
     }
 
     /// Makes known what the authority will ask for, here and wherever the state directory is read.
@@ -634,11 +556,6 @@ impl Drop for Running<'_> {
             kept.failures.insert(self.1.to_owned(), Failures { count, last: since, limited: false, reason });
         }
     }
-}
-
-/// What a host is likely to be limited together with.
-fn domain(host: &str) -> &str {
-    host.rmatch_indices('.').nth(1).map_or(host, |(at, _)| &host[at + 1..])
 }
 
 /// Whether these can be served for a host, now or once.

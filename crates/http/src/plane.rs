@@ -246,30 +246,28 @@ impl HttpPlane {
         }
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // What can fail comes before anything changes.
-        let kept = self.snapshot.load().acme.clone();
-        let acme = match (&front.acme, kept) {
+        let old = self.snapshot.load_full();
+        let acme = match (&front.acme, old.acme.clone()) {
             (None, _) => None,
             (Some(wanted), Some(kept)) if kept.is_of(wanted) => Some(kept),
             (Some(wanted), _) => Some(Acme::open(wanted)?),
         };
-        let tls = FrontTls::new(catalog, front, acme.as_ref(), self.snapshot.load().tls.load().as_deref())?;
+        let tls = FrontTls::new(catalog, front, acme.as_ref(), old.tls.load().as_deref())?;
         let access_log = front
             .config
             .access_log
             .as_ref()
             .map(|path| AccessLog::open(path).map_err(|error| HttpError::AccessLog { path: path.clone(), error }));
         let access_log = access_log.transpose()?;
-        let mut buckets = self.buckets(catalog)?;
+        let mut buckets = old.buckets(catalog)?;
         let wanted = front.config.traces.clone().map(|config| (config, front.traces_authorization.clone()));
-        let kept = self.snapshot.load().spans.clone();
-        let spans = match (wanted, kept) {
+        let spans = match (wanted, old.spans.clone()) {
             (None, _) => None,
             (Some(wanted), Some(kept)) if kept.is_of(&wanted) => Some(kept),
             (Some(wanted), _) => Some(Arc::new(Spans::new(wanted, self.run).map_err(HttpError::Traces)?)),
         };
         self.gates.reconcile(catalog.pools.values().map(|pool| gate_spec(catalog, pool)));
         let mut snapshot = Snapshot::new(Arc::clone(catalog), front);
-        let old = self.snapshot.load_full();
         if let (Some(acme), Some(tls)) = (&acme, &tls) {
             acme.set_hosts(tls.by_acme().clone());
         }
@@ -298,24 +296,6 @@ impl HttpPlane {
             self.acme_changed.notify_one();
         }
         Ok(())
-    }
-
-    /// The buckets with filestores, by pool; those that were used before go on.
-    fn buckets(&self, catalog: &Catalog) -> Result<HashMap<PoolName, Arc<Bucket>>, HttpError> {
-        let old = self.snapshot.load();
-        let mut buckets = HashMap::new();
-        for (name, pool) in &catalog.pools {
-            let Some(config) = &pool.filestore_bucket else { continue };
-            let kept = old.pools.get(name).and_then(|access| access.bucket.clone());
-            let bucket = match kept.filter(|bucket| bucket.is_of(config)) {
-                Some(kept) => kept,
-                None => {
-                    Arc::new(Bucket::new(config).map_err(|reason| HttpError::Bucket { pool: name.clone(), reason })?)
-                }
-            };
-            buckets.insert(name.clone(), bucket);
-        }
-        Ok(buckets)
     }
 
     /// Gets certificates from an authority and serves them; ends with the drain.
@@ -574,6 +554,23 @@ impl Snapshot {
                 .and_then(|tls| tls.hsts)
                 .and_then(|age| HeaderValue::from_str(&format!("max-age={}", age.0.as_secs())).ok()),
         }
+    }
+
+    /// The buckets with filestores of a new catalog, by pool; those that are used already go on.
+    fn buckets(&self, catalog: &Catalog) -> Result<HashMap<PoolName, Arc<Bucket>>, HttpError> {
+        let mut buckets = HashMap::new();
+        for (name, pool) in &catalog.pools {
+            let Some(config) = &pool.filestore_bucket else { continue };
+            let kept = self.pools.get(name).and_then(|access| access.bucket.clone());
+            let bucket = match kept.filter(|bucket| bucket.is_of(config)) {
+                Some(kept) => kept,
+                None => {
+                    Arc::new(Bucket::new(config).map_err(|reason| HttpError::Bucket { pool: name.clone(), reason })?)
+                }
+            };
+            buckets.insert(name.clone(), bucket);
+        }
+        Ok(buckets)
     }
 
     /// Whether a proxy of ours is at this address.

@@ -402,8 +402,8 @@ fn odd(server: &Server, database: &str, table: &str) -> Error {
     Error::Database { server: server.name(), database: database.to_owned(), reason }
 }
 
-/// The schemas of a database at one time. No lock on a table keeps its schema from being renamed, and `pg_dump` asks for each
-/// table's rows by schema and name when it comes to it: between two renamings it would be given another's.
+/// The schemas of a database at one time, and the labels of its enumerations. No lock on a table keeps its schema from being renamed, and
+/// `pg_dump` asks for each table's rows by schema and name when it comes to it: between two renamings it would be given another's.
 pub(super) struct Schemas(BTreeMap<u32, (String, i64)>, BTreeMap<u32, (String, i64)>);
 
 impl Schemas {

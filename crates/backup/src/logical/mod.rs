@@ -247,10 +247,8 @@ impl Backup {
         }
         if !undumped.is_empty() {
             let names = undumped.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-            let left_out = format!(
-                "the rows of {} tables are not saved, of extensions or such as a standby has not, like {names}",
-                undumped.len()
-            );
+            let left_out =
+                format!("the rows of {} tables of extensions are not saved, such as {names}", undumped.len());
             control.warn(left_out.clone());
             notes.push(left_out);
         }

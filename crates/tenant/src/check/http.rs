@@ -120,12 +120,8 @@ impl Check<'_> {
             self.fault(main, &field("region"), format!("`{}`", config.region), "a region, such as `eu-central-1`");
         }
         let endpoint = config.endpoint.clone().unwrap_or_else(|| format!("https://s3.{}.amazonaws.com", config.region));
-        let good = url::Url::parse(&endpoint).is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.username().is_empty()
-                && url.query().is_none()
-                && url.path() == "/"
-        });
+        let good = plain_address(&endpoint)
+            .is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.path() == "/");
         if !good {
             self.fault(
                 main,
@@ -135,34 +131,10 @@ impl Check<'_> {
             );
         }
         let ca = config.ca_file.as_ref().and_then(|path| self.pem(main, &field("ca_file"), path));
-        let given = [
-            config.access_key.is_some() || config.access_key_file.is_some() || config.access_key_env.is_some(),
-            config.secret_key.is_some() || config.secret_key_file.is_some() || config.secret_key_env.is_some(),
-        ];
-        for (name, _) in ["access_key", "secret_key"].into_iter().zip(given).filter(|(_, given)| !given) {
-            self.fault(
-                main,
-                at,
-                format!("a bucket without `{name}`"),
-                format!("`{name}_file`, `{name}_env` or `{name}`"),
-            );
-        }
-        let access_key = self.secret(
-            main,
-            at,
-            "access_key",
-            config.access_key.as_ref(),
-            config.access_key_file.as_ref(),
-            config.access_key_env.as_ref(),
-        );
-        let secret_key = self.secret(
-            main,
-            at,
-            "secret_key",
-            config.secret_key.as_ref(),
-            config.secret_key_file.as_ref(),
-            config.secret_key_env.as_ref(),
-        );
+        let given = (config.access_key.as_ref(), config.access_key_file.as_ref(), config.access_key_env.as_ref());
+        let access_key = self.needed_secret(main, at, ("a bucket", "access_key"), given);
+        let given = (config.secret_key.as_ref(), config.secret_key_file.as_ref(), config.secret_key_env.as_ref());
+        let secret_key = self.needed_secret(main, at, ("a bucket", "secret_key"), given);
         Some(FilestoreBucket {
             bucket: config.bucket.clone(),
             prefix: config.prefix.clone(),
@@ -179,9 +151,7 @@ impl Check<'_> {
     fn acme(&mut self, main: &Place<'_>, acme: &AcmeConfig) -> AcmeFront {
         const AT: [&str; 3] = ["http", "tls", "acme"];
         let field = |name| [AT[0], AT[1], AT[2], name];
-        let good = url::Url::parse(&acme.directory).is_ok_and(|url| {
-            url.scheme() == "https" && url.username().is_empty() && url.password().is_none() && url.fragment().is_none()
-        });
+        let good = plain_address(&acme.directory).is_some_and(|url| url.scheme() == "https");
         if !good {
             let expected =
                 "an address that begins with `https://`, such as Let's Encrypt's, which is taken without this field";
@@ -204,10 +174,7 @@ impl Check<'_> {
         let external_key = acme.external_account.as_ref().and_then(|account| {
             let at = field("external_account");
             let given = (account.hmac_key.as_ref(), account.hmac_key_file.as_ref(), account.hmac_key_env.as_ref());
-            if given == (None, None, None) {
-                self.fault(main, &at, "an account without a key", "`hmac_key_file`, `hmac_key_env` or `hmac_key`");
-            }
-            let key = self.secret(main, &at, "hmac_key", given.0, given.1, given.2)?;
+            let key = self.needed_secret(main, &at, ("an account", "hmac_key"), given)?;
             let key = key.expose().trim_end_matches('=');
             if URL_SAFE_NO_PAD.decode(key).is_ok_and(|key| !key.is_empty()) {
                 return Some(Secret::new(key));
@@ -222,15 +189,8 @@ impl Check<'_> {
 
     /// Where traces go; what the collector wants to see of us, if anything.
     fn traces(&mut self, main: &Place<'_>, traces: &TracesConfig) -> Option<Secret> {
-        let good = url::Url::parse(&traces.endpoint).is_ok_and(|url| {
-            matches!(url.scheme(), "http" | "https")
-                && url.host_str().is_some_and(|host| !host.is_empty())
-                && url.port() != Some(0)
-                && url.username().is_empty()
-                && url.password().is_none()
-                && url.query().is_none()
-                && url.fragment().is_none()
-        });
+        let good = plain_address(&traces.endpoint)
+            .is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.query().is_none());
         if !good {
             let found = format!("`{}`", traces.endpoint);
             self.fault(main, &["http", "traces", "endpoint"], found, "an address such as `http://127.0.0.1:4318`");
@@ -386,4 +346,15 @@ impl Check<'_> {
             }
         }
     }
+}
+
+/// An address of a server, without a password and without a part of what is there.
+fn plain_address(text: &str) -> Option<url::Url> {
+    url::Url::parse(text).ok().filter(|url| {
+        url.host_str().is_some_and(|host| !host.is_empty())
+            && url.port() != Some(0)
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.fragment().is_none()
+    })
 }

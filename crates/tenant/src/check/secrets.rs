@@ -98,6 +98,21 @@ impl Check<'_> {
         Some(login)
     }
 
+    /// A secret that there must be. `what` is what would be without it.
+    pub(super) fn needed_secret(
+        &mut self,
+        place: &Place<'_>,
+        path: &[&str],
+        (what, name): (&str, &str),
+        given: (Option<&Secret>, Option<&PathBuf>, Option<&String>),
+    ) -> Option<Secret> {
+        if given == (None, None, None) {
+            let expected = format!("`{name}_file`, `{name}_env` or `{name}`");
+            self.fault(place, path, format!("{what} without `{name}`"), expected);
+        }
+        self.secret(place, path, name, given.0, given.1, given.2)
+    }
+
     pub(super) fn secret(
         &mut self,
         place: &Place<'_>,

@@ -14,9 +14,10 @@ use crate::units::{ByteSize, Endpoint, HumanDuration, Network, Secret};
 mod http;
 
 pub use http::{
-    AcmeChallenge, AcmeConfig, CacheConfig, CanaryConfig, CertificateConfig, ExternalAccountConfig, HeaderChanges,
-    HeaderPolicyConfig, HealthConfig, HttpConfig, HttpTlsConfig, InternalRouteConfig, LoginProtectionConfig,
-    MaintenanceConfig, NetworksConfig, Scheme, TenantTlsConfig, TracesConfig, WakeConfig,
+    AcmeChallenge, AcmeConfig, CacheConfig, CanaryConfig, CertificateConfig, ExternalAccountConfig,
+    FilestoreBucketConfig, HeaderChanges, HeaderPolicyConfig, HealthConfig, HttpConfig, HttpTlsConfig,
+    InternalRouteConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, Scheme, TenantTlsConfig,
+    TracesConfig, WakeConfig,
 };
 
 /// `cofferdam.yaml`: listeners, pools, clusters, plans and the directory of tenants.
@@ -203,44 +204,6 @@ pub struct PoolConfig {
     /// Which databases the pool's login may create, drop and rename there.
     #[serde(default)]
     pub database_commands: DatabaseCommands,
-}
-
-/// A bucket with filestores: objects are named `<prefix><database>/<two digits>/<hash>`, as files in a directory are.
-#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FilestoreBucketConfig {
-    /// Its name.
-    pub bucket: String,
-    /// What all objects' names begin with, such as `filestore/`.
-    #[serde(default)]
-    pub prefix: String,
-    /// The region.
-    #[serde(default = "us_east_1")]
-    pub region: String,
-    /// Where the store is; AWS if left out.
-    pub endpoint: Option<String>,
-    /// The bucket in the path and not in the host name. By default wherever there is an endpoint.
-    pub path_style: Option<bool>,
-    /// PEM file with the authorities that have signed the store's certificate. Absent: those that this machine trusts.
-    pub ca_file: Option<PathBuf>,
-    /// The access key.
-    #[serde(skip_serializing)]
-    pub access_key: Option<Secret>,
-    /// A file with the access key.
-    pub access_key_file: Option<PathBuf>,
-    /// An environment variable with the access key.
-    pub access_key_env: Option<String>,
-    /// The secret key.
-    #[serde(skip_serializing)]
-    pub secret_key: Option<Secret>,
-    /// A file with the secret key.
-    pub secret_key_file: Option<PathBuf>,
-    /// An environment variable with the secret key.
-    pub secret_key_env: Option<String>,
-}
-
-fn us_east_1() -> String {
-    "us-east-1".to_owned()
 }
 
 /// One Odoo server of a pool.
