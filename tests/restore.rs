@@ -981,7 +981,8 @@ fn what_a_tenant_does_between_snapshot_and_dump_neither_runs_nor_loses_anything(
         let said = std::mem::take(&mut *told.lock().unwrap());
         assert!(said.contains("public.big_id_seq was emptied, rewritten, replaced") && !said.contains("it ran"), "{said}");
         owner.batch_execute("DROP TABLE big_id_seq; ALTER SEQUENCE away RENAME TO big_id_seq").await.unwrap();
-        let mood = "CREATE TYPE mood AS ENUM ('draft', 'posted'); ALTER TABLE other ADD mood mood DEFAULT 'draft'";
+        let mood = "CREATE TYPE mood AS ENUM ('draft', 'posted'); ALTER TABLE other ADD mood mood DEFAULT 'draft'; \
+                    CREATE TYPE pair AS (a int, b text); ALTER TABLE other ADD pair pair DEFAULT ROW (1, 'x')";
         owner.batch_execute(mood).await.unwrap();
         // Each is seen, and the second time nobody changes anything: what is saved is what there is then.
         for (jobs, change, what) in [
@@ -995,6 +996,7 @@ fn what_a_tenant_does_between_snapshot_and_dump_neither_runs_nor_loses_anything(
                  ALTER TYPE mood RENAME VALUE 'x' TO 'posted'",
                 "the enumeration public.mood",
             ),
+            (3, "ALTER TYPE pair DROP ATTRIBUTE b; ALTER TYPE pair ADD ATTRIBUTE c text", "the type public.pair"),
             (1, "ALTER FUNCTION evil(int) RENAME TO worse", "public.evil was"),
             (1, "ALTER TABLE other ALTER id TYPE bigint USING id + 0", "public.other was"),
             // No lock on a table keeps its schema's name, and afterwards everything is called what it was.

@@ -374,7 +374,7 @@ async fn behind(client: &Client) -> Result<f64, tokio_postgres::Error> {
     let query = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN 0 \
                    WHEN pg_last_wal_replay_lsn() >= pg_last_wal_receive_lsn() AND NOT pg_is_wal_replay_paused() \
                      AND EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming' AND latest_end_lsn <= pg_last_wal_replay_lsn() \
-                       AND last_msg_receipt_time > clock_timestamp() - interval '30 s') THEN 0 \
+                       AND last_msg_receipt_time > clock_timestamp() - interval '90 s') THEN 0 \
                    ELSE greatest(0, extract(epoch FROM clock_timestamp() - coalesce(pg_last_xact_replay_timestamp(), \
                      (SELECT checkpoint_time FROM pg_control_checkpoint())))) END::float8";
     Ok(client.query_one(query, &[]).await?.get(0))
@@ -402,9 +402,12 @@ fn odd(server: &Server, database: &str, table: &str) -> Error {
     Error::Database { server: server.name(), database: database.to_owned(), reason }
 }
 
-/// The schemas of a database at one time, and the labels of its enumerations. No lock on a table keeps its schema from being renamed, and
+/// The schemas of a database at one time, the labels of its enumerations, and what its composite types consist of. No lock on a table keeps its schema from being renamed, and
 /// `pg_dump` asks for each table's rows by schema and name when it comes to it: between two renamings it would be given another's.
-pub(super) struct Schemas(BTreeMap<u32, (String, i64)>, BTreeMap<u32, (String, i64)>);
+pub(super) struct Schemas(Entries, Entries, Entries);
+
+/// By id what each is called, and a number that is another after a change.
+type Entries = BTreeMap<u32, (String, i64)>;
 
 impl Schemas {
     async fn of(client: &Client) -> Result<Self, tokio_postgres::Error> {
@@ -416,20 +419,31 @@ impl Schemas {
         // their names of now.
         let query = "SELECT e.oid, format('%I.%I', n.nspname, t.typname), hashtextextended(concat_ws(' ', e.enumlabel, e.xmin), 0) \
                      FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid JOIN pg_namespace n ON n.oid = t.typnamespace";
+        // So it is with what a composite type consists of, in columns that are of it.
+        let parts = "SELECT c.oid, format('%I.%I', n.nspname, c.relname), hashtextextended(string_agg(concat_ws(' ', a.attnum, a.attname, \
+                       a.atttypid, a.attisdropped, a.xmin), ',' ORDER BY a.attnum), 0) \
+                     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+                     WHERE c.relkind = 'c' AND c.oid >= 16384 AND a.attnum > 0 AND n.nspname NOT LIKE 'pg\\_t%' GROUP BY 1, 2";
+        let parts = client.query(parts, &[]).await?;
         let labels = client.query(query, &[]).await?;
         let all =
             |rows: &[tokio_postgres::Row]| rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
-        Ok(Self(all(&schemas), all(&labels)))
+        Ok(Self(all(&schemas), all(&labels), all(&parts)))
     }
 
     /// One that is not what it was, whatever has happened to it since.
     pub(super) async fn changed(self, server: &Server, database: &str) -> Result<Option<String>, Error> {
         let client = server.connect_to_tenant(database).await?;
         let now = Self::of(&client).await.map_err(|e| server.failed(database, &e))?;
-        let changed = self.0.into_iter().find(|(oid, was)| now.0.get(oid) != Some(was));
-        let label = self.1.into_iter().find(|(oid, was)| now.1.get(oid) != Some(was));
-        let schema = changed.map(|(_, (name, _))| format!("the schema {name}"));
-        Ok(schema.or_else(|| label.map(|(_, (name, _))| format!("the enumeration {name}"))))
+        let changed = |was: Entries, now: &Entries| was.into_iter().find(|(oid, was)| now.get(oid) != Some(was));
+        let found = [
+            ("schema", changed(self.0, &now.0)),
+            ("enumeration", changed(self.1, &now.1)),
+            ("type", changed(self.2, &now.2)),
+        ];
+        let mut found =
+            found.into_iter().filter_map(|(what, found)| found.map(|(_, (name, _))| format!("the {what} {name}")));
+        Ok(found.next())
     }
 }
 
