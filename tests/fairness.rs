@@ -248,6 +248,67 @@ async fn odoo_process(site: &Site, pid: u32, database: &str) -> Client {
     client
 }
 
+/// The `nice` value of a process.
+fn nice(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = stat.rsplit(") ").next().unwrap();
+    after_name.split(' ').nth(16).unwrap().parse().unwrap()
+}
+
+/// Whether a priority that was lowered can be given back here.
+fn may_prioritise() -> bool {
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    let renice = |value: &str| {
+        let mut renice = std::process::Command::new("renice");
+        renice.args(["-n", value, "-p", &child.id().to_string()]).output().unwrap().status.success()
+    };
+    let may = renice("5") && renice("0");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    may
+}
+
+/// Running work cannot be taken back, but it can be made to give way: the process of a server on this machine that does
+/// expensive work, or a storm's, runs with a higher `nice` value, and with its usual one again when it does modest work.
+/// Where that could not be given back, nothing is touched.
+#[tokio::test]
+async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() {
+    let cluster = "    priorities: { storm: 3, expensive: 7 }".to_owned();
+    let site = Site::start_with(SiteOptions { slots: 4, cluster, ..SiteOptions::default() }).await;
+    let (storm, expensive) = if may_prioritise() { (3, 7) } else { (0, 0) };
+    let (acme, bolt) = (site.connect("acme").await, site.connect("bolt").await);
+    let pid = async |client: &Client| client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get::<_, i32>(0);
+    let (long, neighbour) = (pid(&acme).await, pid(&bolt).await);
+    let usual = nice(long);
+
+    let sleeping = tokio::spawn(async move {
+        acme.batch_execute("SELECT pg_sleep(2)").await.unwrap();
+        acme
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually(async || nice(long) == usual + expensive).await;
+    let lowered =
+        format!("cofferdam_postgres_server_connections_lowered{{cluster=\"pg\"}} {}", i32::from(expensive > 0));
+    assert!(site.metrics().await.contains(&lowered), "{lowered}");
+    assert_eq!((pid(&bolt).await, nice(neighbour)), (neighbour, usual), "the neighbour's goes on as before");
+
+    // What it does now is taken for expensive, until enough of it has been short.
+    let acme = sleeping.await.unwrap();
+    eventually(async || pid(&acme).await == long && nice(long) == usual).await;
+
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..12 {
+        let client = site.connect("acme").await;
+        clients.spawn(async move { while client.batch_execute("SELECT 1").await.is_ok() {} });
+    }
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    let backends = "SELECT pid FROM pg_stat_activity WHERE datname = 'acme_db'";
+    eventually(async || admin.query(backends, &[]).await.unwrap().iter().any(|row| nice(row.get(0)) == usual + storm))
+        .await;
+    assert_eq!((pid(&bolt).await, nice(neighbour)), (neighbour, usual), "the neighbour's goes on as before");
+    clients.abort_all();
+}
+
 /// Odoo, "PostgreSQL habits": two transactions at once per process (nesting). With one slot, held by the outer one, the
 /// inner one would wait for ever for what only its own end can free.
 #[tokio::test]

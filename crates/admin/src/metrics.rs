@@ -41,6 +41,8 @@ pub(crate) fn render(view: &dyn GatewayView) -> String {
             let labels = [("cluster", cluster.name.as_str()), ("state", state)];
             out.gauge("cofferdam_postgres_server_connections", &labels, n.into());
         }
+        let labels = [("cluster", cluster.name.as_str())];
+        out.gauge("cofferdam_postgres_server_connections_lowered", &labels, cluster.lowered.into());
         for server in &cluster.servers {
             let labels = [("cluster", cluster.name.as_str()), ("server", &server.address), ("role", &server.role)];
             out.gauge("cofferdam_postgres_server_up", &labels, f64::from(u8::from(server.up)));

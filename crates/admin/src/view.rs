@@ -285,6 +285,8 @@ pub struct ClusterView {
     pub open: u32,
     /// Idle ones.
     pub idle: u32,
+    /// Those whose server process runs with less than its usual priority.
+    pub lowered: u32,
     /// Its servers.
     pub servers: Vec<ServerView>,
 }

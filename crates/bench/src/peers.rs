@@ -17,6 +17,8 @@ use tokio::process::{Child, Command};
 pub enum Peer {
     /// Cofferdam.
     Cofferdam,
+    /// Cofferdam with the priorities of the server's processes left alone.
+    Plain,
     /// Cofferdam, first come first served: what it would be without its scheduler.
     Fifo,
     /// PgBouncer in transaction mode, one pool of so many connections per database.
@@ -36,6 +38,7 @@ impl Peer {
     pub fn name(self) -> String {
         match self {
             Self::Cofferdam => "cofferdam".into(),
+            Self::Plain => "cofferdam-plain".into(),
             Self::Fifo => "cofferdam-fifo".into(),
             Self::PgBouncer(size) => format!("pgbouncer-{size}"),
             Self::PgBouncers(size) => format!("pgbouncer-2x{}", size / 2),
@@ -84,6 +87,8 @@ pub(crate) struct Behind<'a> {
     pub(crate) slots: u32,
     /// The fewest slots that adapting may leave.
     pub(crate) least_slots: u32,
+    /// Whether Cofferdam sets the priorities of the server's processes.
+    pub(crate) priorities: bool,
 }
 
 impl Running {
@@ -123,8 +128,9 @@ impl Running {
     pub(crate) async fn start(peer: Peer, behind: &Behind<'_>, cofferdam: &Path) -> anyhow::Result<Self> {
         match peer {
             Peer::Direct => Ok(Self::direct(behind)),
-            Peer::Cofferdam => Self::cofferdam(behind, cofferdam, "fair").await,
-            Peer::Fifo => Self::cofferdam(behind, cofferdam, "fifo").await,
+            Peer::Cofferdam => Self::cofferdam(behind, cofferdam, "fair", behind.priorities).await,
+            Peer::Plain => Self::cofferdam(behind, cofferdam, "fair", false).await,
+            Peer::Fifo => Self::cofferdam(behind, cofferdam, "fifo", false).await,
             Peer::PgBouncer(size) => Self::pgbouncer(behind, size, 1).await,
             Peer::PgBouncers(size) => Self::pgbouncer(behind, size / 2, 2).await,
             Peer::HaProxy => Self::haproxy(behind).await,
@@ -132,7 +138,7 @@ impl Running {
         }
     }
 
-    async fn cofferdam(behind: &Behind<'_>, binary: &Path, scheduling: &str) -> anyhow::Result<Self> {
+    async fn cofferdam(behind: &Behind<'_>, binary: &Path, scheduling: &str, priorities: bool) -> anyhow::Result<Self> {
         let postgres = behind.postgres.map_or(Ok(0), |_| behind.postgres_front.map_or_else(free_port, Ok))?;
         let http = behind.http.map_or(Ok(0), |_| free_port())?;
         let mut main = String::new();
@@ -151,6 +157,9 @@ impl Running {
                  slots: {slots}\n    min_slots: {least}\n    expensive_slots: {expensive}\n    connections: 150\n    \
                  scheduling: {scheduling}\n"
             ));
+            if priorities {
+                main.push_str("    priorities: {}\n");
+            }
         }
         main.push_str(
             "plans:\n  standard:\n    http: { queue: 500, max_wait: 120s }\n    postgres: { queue: 1000, max_wait: 120s }\n    \

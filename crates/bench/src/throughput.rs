@@ -146,6 +146,7 @@ pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyho
         pgbouncer: options.pgbouncer.clone(),
         slots: POOL,
         least_slots: POOL,
+        priorities: false,
     };
     let mut report = Report { cells: Vec::new(), idle: Vec::new() };
     let carries = knows_statements(&options.pgbouncer).await;

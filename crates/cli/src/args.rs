@@ -346,6 +346,8 @@ pub(crate) enum BenchPeer {
     Nginx,
     /// Nothing in between.
     Direct,
+    /// Cofferdam without setting priorities of the server's processes.
+    Plain,
     /// Cofferdam without its scheduler.
     Fifo,
 }
@@ -358,6 +360,8 @@ pub(crate) enum BenchWorkload {
     Burn,
     /// Short work without a pause.
     Storm,
+    /// Short work that writes, without a pause; PostgreSQL only.
+    Write,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -139,6 +139,7 @@ async fn isolated(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
                     BenchWorkload::Sleep => Workload::Sleep,
                     BenchWorkload::Burn => Workload::Burn,
                     BenchWorkload::Storm => Workload::Storm,
+                    BenchWorkload::Write => Workload::Write,
                 })
                 .collect(),
         },
@@ -174,9 +175,9 @@ async fn isolated(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
 /// The peers asked for and Cofferdam; by default all that stand in front of the plane.
 fn peers(args: &IsolationArgs) -> Vec<Peer> {
     let wanted = match (&args.peer[..], args.plane) {
-        ([], BenchPlane::Postgres) => &[BenchPeer::Direct, BenchPeer::Pgbouncer][..],
+        ([], BenchPlane::Postgres) => &[BenchPeer::Direct, BenchPeer::Pgbouncer, BenchPeer::Plain][..],
         ([], BenchPlane::Http) => &[BenchPeer::Direct, BenchPeer::Nginx, BenchPeer::Haproxy],
-        ([], BenchPlane::Both) => &[BenchPeer::Direct],
+        ([], BenchPlane::Both) => &[BenchPeer::Direct, BenchPeer::Plain],
         (some, _) => some,
     };
     let each = wanted.iter().flat_map(|peer| match peer {
@@ -184,6 +185,7 @@ fn peers(args: &IsolationArgs) -> Vec<Peer> {
         BenchPeer::Haproxy => vec![Peer::HaProxy],
         BenchPeer::Nginx => vec![Peer::Nginx],
         BenchPeer::Direct => vec![Peer::Direct],
+        BenchPeer::Plain => vec![Peer::Plain],
         BenchPeer::Fifo => vec![Peer::Fifo],
     });
     each.chain([Peer::Cofferdam]).collect()

@@ -99,6 +99,7 @@ impl GatewayView for View {
             name: name.clone(),
             open: u.open,
             idle: u.idle,
+            lowered: u.lowered,
             servers: servers(name).unwrap_or_default(),
         };
         usage.connections.iter().map(view).collect()

@@ -13,7 +13,7 @@ use std::time::Duration;
 use cofferdam_tenant::{Class, TenantId};
 use rustc_hash::FxHashMap;
 
-use crate::scheduler::{Grant, Pressure, Scheduler, Submitted, TenantUsage, Ticket, Usage};
+use crate::scheduler::{Grant, Pressure, Queue, Scheduler, Submitted, TenantUsage, Ticket, Usage};
 use crate::share::{GateConfig, Rejection, Share};
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::time::{Clock, Timestamp};
@@ -324,12 +324,13 @@ pub struct Permit {
     tenant: TenantId,
     class: Class,
     since: Timestamp,
+    queue: Queue,
     grant: Option<Grant>,
 }
 
 impl Permit {
     fn new(gate: &Arc<Gate>, tenant: TenantId, class: Class, since: Timestamp, grant: Grant) -> Self {
-        Self { gate: Arc::clone(gate), tenant, class, since, grant: Some(grant) }
+        Self { gate: Arc::clone(gate), tenant, class, since, queue: grant.queue(), grant: Some(grant) }
     }
 
     /// Whose slot it is.
@@ -340,6 +341,11 @@ impl Permit {
     /// The kind of work it was taken for.
     pub fn class(&self) -> Class {
         self.class
+    }
+
+    /// Out of which queue it was granted.
+    pub fn queue(&self) -> Queue {
+        self.queue
     }
 
     /// How long it has been held.

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::Verifiers;
 use crate::listener::Listeners;
+use crate::priority::{ServerProcess, Untouched};
 use crate::servers::{Servers, Wanted, random_fraction};
 use crate::session::StatementRegistry;
 use crate::stream::put_away;
@@ -66,6 +67,10 @@ pub(crate) struct ConnectionCache {
     freed: Notify,
     connecting: Semaphore,
     listeners: Arc<Listeners>,
+    /// The server's processes on this machine, where the cluster wants their priorities set.
+    processes: Mutex<Vec<Weak<ServerProcess>>>,
+    /// It has been said that they cannot be.
+    untouched: AtomicBool,
 }
 
 /// The connections of one cluster that are interchangeable.
@@ -113,6 +118,8 @@ struct Idle {
 pub(crate) struct Leased {
     // Fields drop in order: the socket closes before the connection stops counting.
     pub(crate) upstream: Upstream,
+    /// The process that serves it, where its priority is ours to set.
+    pub(crate) process: Option<Arc<ServerProcess>>,
     wanted: Wanted,
     /// How often the primary had changed when it was opened.
     switches: u64,
@@ -186,6 +193,8 @@ pub struct CacheUsage {
     pub open: u32,
     /// Idle ones.
     pub idle: u32,
+    /// Those whose server process runs with less than its usual priority.
+    pub lowered: u32,
 }
 
 impl LeaseError {
@@ -220,6 +229,8 @@ impl ConnectionCache {
             freed: Notify::new(),
             connecting: Semaphore::new(CONNECTING),
             listeners: Arc::default(),
+            processes: Mutex::default(),
+            untouched: AtomicBool::new(false),
         }))
     }
 
@@ -229,7 +240,7 @@ impl ConnectionCache {
 
     pub(crate) fn usage(&self) -> CacheUsage {
         let idle = self.pools().iter().map(|p| p.idle_count()).sum();
-        CacheUsage { open: self.open.load(Ordering::Acquire), idle }
+        CacheUsage { open: self.open.load(Ordering::Acquire), idle, lowered: self.lowered() }
     }
 
     pub(crate) fn servers(&self) -> &Arc<Servers> {
@@ -311,6 +322,49 @@ impl ConnectionCache {
                 {}
             });
         }
+    }
+
+    /// The process that serves a connection, where its priority is ours to set.
+    fn process_of(&self, upstream: &Upstream) -> Option<Arc<ServerProcess>> {
+        let priorities = self.cluster.priorities?;
+        let (local, peer) = (upstream.target.local?, upstream.stream.socket().peer_addr().ok()?);
+        let is_here = local.ip() == peer.ip();
+        let found = if is_here {
+            ServerProcess::find(upstream.target.pid(), local, priorities)
+        } else {
+            Err(Untouched::NotHere)
+        };
+        match found {
+            Ok(process) => {
+                lock(&self.processes).push(Arc::downgrade(&process));
+                Some(process)
+            }
+            Err(why) => {
+                if !self.untouched.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(cluster = %self.cluster.name, %why, "priorities of server processes are not set");
+                }
+                None
+            }
+        }
+    }
+
+    /// Lowers the priority of server processes that have worked for so long.
+    pub(crate) fn lower_what_lasts(&self, limit: Duration) {
+        if self.cluster.priorities.is_some() {
+            let now = Instant::now();
+            self.each_process(|process| process.outlasts(now, limit));
+        }
+    }
+
+    /// Server processes that run with less than their usual priority now.
+    fn lowered(&self) -> u32 {
+        let mut lowered = 0;
+        self.each_process(|process| lowered += u32::from(process.is_lowered()));
+        lowered
+    }
+
+    fn each_process(&self, mut what: impl FnMut(&ServerProcess)) {
+        lock(&self.processes).retain(|process| process.upgrade().inspect(|process| what(process)).is_some());
     }
 
     pub(crate) fn listeners(&self) -> &Arc<Listeners> {
@@ -606,8 +660,9 @@ impl Pool {
         // Not all at once: those that were opened together would be replaced together.
         let age = cache.cluster.lifetime.mul_f64(0.9 + random_fraction() / 5.0);
         let expires = (!age.is_zero()).then(|| Instant::now() + age);
+        let process = cache.process_of(&upstream);
         // Boxed: it goes from hand to hand, and a client that is idle has room for none.
-        Ok(Box::new(Leased { upstream, wanted: *wanted, switches, expires, generation, counted }))
+        Ok(Box::new(Leased { upstream, process, wanted: *wanted, switches, expires, generation, counted }))
     }
 
     /// Puts a clean connection back; false when it was closed instead.

@@ -39,6 +39,7 @@ mod notify;
 mod passage;
 mod pause;
 mod plane;
+mod priority;
 mod process;
 mod relay;
 mod route;

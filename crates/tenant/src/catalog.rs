@@ -9,8 +9,8 @@ use std::time::Duration;
 use crate::check;
 use crate::config::{
     AcmeConfig, AuthMethod, Class, DatabaseCommands, GatewayConfig, HeaderPolicyConfig, HealthConfig, HttpConfig,
-    InternalRouteConfig, NetworksConfig, NotificationPolicy, PoolingMode, PostgresConfig, ReadOnlyRouting, Scheduling,
-    TlsMode, WakeConfig,
+    InternalRouteConfig, NetworksConfig, NotificationPolicy, PoolingMode, PostgresConfig, Priorities, ReadOnlyRouting,
+    Scheduling, TlsMode, WakeConfig,
 };
 use crate::diagnostic::Diagnostics;
 use crate::ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId};
@@ -271,6 +271,8 @@ pub struct Cluster {
     pub connections: u32,
     /// The order in which waiting transactions are served.
     pub scheduling: Scheduling,
+    /// By how much the `nice` values of server processes on this machine are raised.
+    pub priorities: Option<Priorities>,
     /// TLS towards the server.
     pub tls: TlsMode,
     /// The certificate authorities, as PEM text, for `verify-ca` and `verify-full`.

@@ -45,8 +45,9 @@ pub use config::{
     Class, ClassQuotaConfig, ClientTlsConfig, ClusterConfig, ConsoleConfig, DatabaseCommands, ExternalAccountConfig,
     FilestoreBucketConfig, GatewayConfig, HeaderChanges, HeaderPolicyConfig, HealthConfig, HttpConfig, HttpTlsConfig,
     InternalRouteConfig, LoginConfig, LoginProtectionConfig, MaintenanceConfig, NetworksConfig, NotificationPolicy,
-    Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, QuotaConfig, ReadOnlyRouting, Scheduling, Scheme,
-    ServerConfig, ServerTls, ServiceConfig, TenantFile, TenantTlsConfig, TlsMode, TracesConfig, WakeConfig,
+    Placement, PlanConfig, PoolConfig, PoolingMode, PostgresConfig, Priorities, QuotaConfig, ReadOnlyRouting,
+    Scheduling, Scheme, ServerConfig, ServerTls, ServiceConfig, TenantFile, TenantTlsConfig, TlsMode, TracesConfig,
+    WakeConfig,
 };
 pub use diagnostic::{Diagnostic, Diagnostics};
 pub use ids::{ClusterName, DatabaseName, HostName, PlanName, PoolName, Slug, TenantId, normalize_host};

@@ -27,6 +27,8 @@ const SLEEP: Duration = Duration::from_secs(1);
 const BURN: Duration = Duration::from_millis(400);
 /// How long a piece of a storm computes.
 const GUST: Duration = Duration::from_millis(3);
+/// A piece of a storm that writes: some row, once.
+const WRITE: &str = "UPDATE accounts SET balance = balance + 1 WHERE aid = (SELECT 1 + (random() * 9999)::int)";
 
 /// The back of one plane.
 pub(super) struct Bed {
@@ -42,13 +44,14 @@ pub(super) struct Bed {
 }
 
 impl Bed {
-    pub(super) async fn make(plane: Plane) -> anyhow::Result<Self> {
+    /// `durable`: whoever commits waits for the disk.
+    pub(super) async fn make(plane: Plane, durable: bool) -> anyhow::Result<Self> {
         let tenants: Vec<String> =
             (1..=VICTIMS).map(|n| format!("victim{n}")).chain((1..=AGGRESSORS).map(|n| format!("noisy{n}"))).collect();
         let mut bed =
             Self { plane, cluster: None, watcher: None, odoo: None, postgres_front: None, tenants, rows_per_ms: 0.0 };
         if plane != Plane::Http {
-            bed.start_postgres().await.context("PostgreSQL")?;
+            bed.start_postgres(durable).await.context("PostgreSQL")?;
         }
         if plane == Plane::Http {
             bed.start_odoo(None).await?;
@@ -68,15 +71,13 @@ impl Bed {
         Ok(())
     }
 
-    async fn start_postgres(&mut self) -> anyhow::Result<()> {
-        let options = ClusterOptions {
-            settings: vec![
-                "max_connections = 400".into(),
-                "jit = off".into(),
-                "max_parallel_workers_per_gather = 0".into(),
-            ],
-            ..ClusterOptions::default()
-        };
+    async fn start_postgres(&mut self, durable: bool) -> anyhow::Result<()> {
+        let mut settings = vec!["max_connections = 400", "jit = off", "max_parallel_workers_per_gather = 0"];
+        if durable {
+            settings.extend(["fsync = on", "synchronous_commit = on"]);
+        }
+        let settings = settings.into_iter().map(str::to_owned).collect();
+        let options = ClusterOptions { settings, ..ClusterOptions::default() };
         let cluster = tokio::task::spawn_blocking(move || Cluster::start_with(&options)).await??;
         for tenant in &self.tenants {
             cluster.create_role(tenant, PASSWORD).await?;
@@ -128,6 +129,7 @@ impl Bed {
             pgbouncer: "pgbouncer".into(),
             slots: POSTGRES_SLOTS,
             least_slots: 4,
+            priorities: true,
         }
     }
 
@@ -153,14 +155,15 @@ impl Bed {
             Workload::Sleep => in_transaction(format!("SELECT pg_sleep({})", SLEEP.as_secs_f64())),
             Workload::Burn => in_transaction(count(rows(BURN))),
             Workload::Storm => [count(rows(GUST))].into(),
+            Workload::Write => [WRITE.to_owned()].into(),
         };
         let page = match (workload, self.plane) {
             (Workload::Sleep, Plane::Both) => format!("/web?ms={}&queries=1", SLEEP.as_millis()),
             (Workload::Burn, Plane::Both) => format!("/web?count={}", rows(BURN)),
-            (Workload::Storm, Plane::Both) => format!("/web?count={}", rows(GUST)),
+            (Workload::Storm | Workload::Write, Plane::Both) => format!("/web?count={}", rows(GUST)),
             (Workload::Sleep, _) => format!("/testkit/work?wait={}", SLEEP.as_millis()),
             (Workload::Burn, _) => format!("/testkit/work?compute={}", BURN.as_millis()),
-            (Workload::Storm, _) => format!("/testkit/work?compute={}", GUST.as_millis()),
+            (Workload::Storm | Workload::Write, _) => format!("/testkit/work?compute={}", GUST.as_millis()),
         };
         let tenants = &self.tenants[VICTIMS..VICTIMS + n as usize];
         tenants.iter().map(|t| self.target(peer, t, Arc::clone(&statements), &page)).collect()

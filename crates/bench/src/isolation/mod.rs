@@ -64,10 +64,13 @@ pub enum Workload {
     Burn,
     /// Short work that computes, without a pause.
     Storm,
+    /// Short work that writes and commits, without a pause: whoever is slowed down while it holds a lock of the server's slows
+    /// down all. PostgreSQL only.
+    Write,
 }
 
 impl Workload {
-    /// All of them.
+    /// Those that both planes have.
     pub const ALL: [Self; 3] = [Self::Sleep, Self::Burn, Self::Storm];
 
     /// The name in tables.
@@ -76,6 +79,7 @@ impl Workload {
             Self::Sleep => "sleep",
             Self::Burn => "burn",
             Self::Storm => "storm",
+            Self::Write => "write",
         }
     }
 }
@@ -99,13 +103,13 @@ pub struct Options {
 
 /// Measures every combination.
 pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyhow::Result<Vec<Cell>> {
-    let mut bed = Bed::make(options.plane).await?;
+    let mut bed = Bed::make(options.plane, options.workloads.contains(&Workload::Write)).await?;
     let mut cells = Vec::new();
     for workload in &options.workloads {
         for n in &options.aggressors {
             for peer in &options.peers {
                 let name = format!("{} {}x {}", workload.as_str(), n, peer.name());
-                bed.prepare(matches!(peer, Peer::Cofferdam | Peer::Fifo)).await?;
+                bed.prepare(matches!(peer, Peer::Cofferdam | Peer::Plain | Peer::Fifo)).await?;
                 let running = Running::start(*peer, &bed.behind(), &options.cofferdam).await?;
                 let (cell, note) =
                     one(&bed, &running, *peer, *workload, *n, options).await.with_context(|| name.clone())?;
@@ -123,7 +127,7 @@ pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyho
 /// The work that one aggressor gets done by itself with Cofferdam's scheduling, over what it gets first come first
 /// served with the same slots: what protection costs when there is nobody to protect.
 pub async fn aggressor_alone(options: &Options) -> anyhow::Result<Vec<(Workload, f64, f64)>> {
-    let mut bed = Bed::make(options.plane).await?;
+    let mut bed = Bed::make(options.plane, options.workloads.contains(&Workload::Write)).await?;
     let mut results = Vec::new();
     for workload in &options.workloads {
         let mut rates = [0.0; 2];

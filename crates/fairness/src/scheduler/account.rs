@@ -54,10 +54,11 @@ impl Lane {
     pub(super) const ALL: [Self; 2] = [Self::Short, Self::Expensive];
 }
 
-/// The sets of tenants that could be next; each is served under a condition of its own.
+/// The sets of tenants that could be next; each is served under a condition of its own. What is granted out of a later
+/// one is more in the way of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
-pub(super) enum Queue {
+pub enum Queue {
     /// Short work of tenants that have little running and waiting, or less running than is reserved for them.
     First = 0,
     /// Short work of the others.

@@ -28,8 +28,8 @@ use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
-pub use account::TenantUsage;
-use account::{Account, Queue, Rank, Running, Waiting};
+use account::{Account, Rank, Running, Waiting};
+pub use account::{Queue, TenantUsage};
 pub use usage::{Pressure, Usage};
 pub use waits::Waits;
 
@@ -52,6 +52,15 @@ pub struct Ticket {
 pub struct Grant {
     key: usize,
     serial: u64,
+    queue: Queue,
+}
+
+impl Grant {
+    /// Out of which queue the slot was granted. Work that turns out to be expensive changes it while it runs; that is
+    /// not seen here.
+    pub fn queue(&self) -> Queue {
+        self.queue
+    }
 }
 
 /// The answer to a submission.
@@ -520,9 +529,9 @@ impl Scheduler {
             self.virtual_time = self.virtual_time.max(least);
         }
         let entry = self.running.vacant_entry();
-        let grant = Grant { key: entry.key(), serial };
+        let grant = Grant { key: entry.key(), serial, queue };
         entry.insert(Running {
-            grant: Grant { key: grant.key, serial },
+            grant: Grant { key: grant.key, serial, queue },
             account,
             class,
             since: now,

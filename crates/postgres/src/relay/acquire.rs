@@ -66,6 +66,7 @@ impl Relay {
                 if self.session.take_nameless() {
                     self.name_connection();
                 }
+                self.prioritise();
                 return Ok(());
             }
             let replica = if replicas { self.replicas_for(kind) } else { None };
@@ -238,8 +239,9 @@ impl Relay {
         Ok(outcome
             .map(|permit| Slot {
                 until: self.limits.as_ref().and_then(|limits| Some(Instant::now() + limits.transaction?)),
-                _permit: permit,
+                permit,
                 _holding: process.map(|p| p.hold(route.account)),
+                working: None,
             })
             .map_err(|rejection| ("XX000".into(), route.refusal(&rejection))))
     }

@@ -22,6 +22,7 @@ use crate::client::Established;
 use crate::listener::Subscription;
 use crate::pause::Fence;
 use crate::plane::{PostgresPlane, Snapshot};
+use crate::priority::Working;
 use crate::process::Holding;
 use crate::route::{Route, route};
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
@@ -100,8 +101,10 @@ pub(crate) struct Relay {
 struct Slot {
     /// When the transaction has to be over, by the plan.
     until: Option<Instant>,
-    _permit: Permit,
+    permit: Permit,
     _holding: Option<Holding>,
+    /// The server's process, while its priority is that of the work.
+    working: Option<Working>,
 }
 
 /// A message that has been judged and whose bytes still come.
@@ -534,6 +537,16 @@ impl Relay {
             self.session.restore(&mut upstream.backend, &mut upstream.outbound, &mut self.outbound);
         }
         self.name_connection();
+        self.prioritise();
+    }
+
+    /// Has the server's process run with the priority of the work that begins.
+    fn prioritise(&mut self) {
+        if let (Some(slot), Some(lease)) = (&mut self.permit, &self.lease)
+            && let Some(process) = &lease.process
+        {
+            slot.working = Some(process.begins(slot.permit.queue()));
+        }
     }
 
     /// Gives the connection the name that the client gave itself at login, in the same write as the first query (rule 12).

@@ -132,6 +132,11 @@ impl Check<'_> {
         for (name, cluster) in &config.clusters {
             let path = ["clusters", name.as_str()];
             self.slots(main, &path, cluster.slots, cluster.min_slots, cluster.expensive_slots);
+            let priorities = cluster.priorities.iter().flat_map(|p| [("storm", p.storm), ("expensive", p.expensive)]);
+            for (field, nice) in priorities.filter(|(_, nice)| *nice > 19) {
+                let place = [path[0], path[1], "priorities", field];
+                self.fault(main, &place, format!("`{nice}`"), "between 0 and 19, as for `nice`");
+            }
             let connections = cluster.connections.unwrap_or_else(|| cluster.slots.saturating_mul(4).saturating_add(20));
             if connections < cluster.slots {
                 self.fault(
@@ -541,6 +546,7 @@ fn resolve_cluster(
         expensive_slots: cluster.expensive_slots.unwrap_or_else(|| default_expensive(cluster.slots)),
         connections,
         scheduling: cluster.scheduling,
+        priorities: cluster.priorities,
         tls: cluster.tls,
         tls_ca,
         tls_identity,

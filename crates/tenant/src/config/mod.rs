@@ -256,6 +256,8 @@ pub struct ClusterConfig {
     /// The order in which waiting transactions are served.
     #[serde(default)]
     pub scheduling: Scheduling,
+    /// Has the operating system favour modest work, where the server runs on the gateway's machine. Needs CAP_SYS_NICE.
+    pub priorities: Option<Priorities>,
     /// TLS towards the server.
     #[serde(default)]
     pub tls: TlsMode,
@@ -277,6 +279,30 @@ pub struct ClusterConfig {
     /// Idle connections that are kept open for each database and login with clients, within `connections`.
     #[serde(default)]
     pub warm: u32,
+}
+
+/// By how much the `nice` values of server processes are raised while they do work that is in the way of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Priorities {
+    /// For short work of tenants that have much of it.
+    #[serde(default = "Priorities::storm")]
+    #[schemars(range(max = 19))]
+    pub storm: u8,
+    /// For expensive work.
+    #[serde(default = "Priorities::expensive")]
+    #[schemars(range(max = 19))]
+    pub expensive: u8,
+}
+
+impl Priorities {
+    const fn storm() -> u8 {
+        10
+    }
+
+    const fn expensive() -> u8 {
+        15
+    }
 }
 
 /// The order in which waiting work is served.
