@@ -3,12 +3,16 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use cofferdam::Gateway;
 use cofferdam_testkit::TenantDirectory;
 use cofferdam_testkit::load::{HttpClient, Response};
 use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
 use cofferdam_testkit::s3::{CREDENTIALS, ObjectStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const ACME: &str = "acme.example.com";
 const BOLT: &str = "bolt.example.com";
@@ -99,12 +103,66 @@ async fn conditions_and_ranges_are_answered_from_what_is_kept() {
     assert_eq!(house.odoo.requests(), before);
 }
 
+/// An origin that gives these answers one after the other, each on a connection of its own.
+async fn origin(answers: Vec<&'static str>) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, asked) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&asked);
+    tokio::spawn(async move {
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            count.fetch_add(1, Ordering::SeqCst);
+            stream.write_all(answer.replace('\n', "\r\n").as_bytes()).await.unwrap();
+        }
+    });
+    (address, asked)
+}
+
+/// RFC 9111, 3.2, 4.2.3 and 4.3.4: an answer that was kept elsewhere is as old as it says, and who confirms it may say
+/// something else of it, for how long it is good included.
+#[tokio::test]
+async fn who_confirms_what_is_kept_has_the_last_word_on_its_head() {
+    const BODY: &str = "\nContent-Length: 5\nETag: \"1\"\n\nhello";
+    let first = format!("HTTP/1.1 200 OK\nX-Made: first\nCache-Control: public, max-age=60\nAge: 59{BODY}");
+    let last = format!("HTTP/1.1 200 OK\nX-Made: last\nCache-Control: public, max-age=60{BODY}");
+    let (address, asked) = origin(vec![
+        first.leak(),
+        "HTTP/1.1 304 Not Modified\nETag: \"1\"\nX-Made: second\nCache-Control: public, max-age=1\nContent-Length: 99\n\n",
+        "HTTP/1.1 304 Not Modified\nETag: \"1\"\nX-Made: third\nCache-Control: private\n\n",
+        last.leak(),
+    ])
+    .await;
+    let house = house("", "").await;
+    let main = house.main.replace(&house.odoo.http().to_string(), &address.to_string());
+    house.directory.main(&main).unwrap();
+    house.gateway.reload().await.unwrap();
+    let get = async || {
+        let answer = house.get(ACME, "/web/static/a.js", &[]).await;
+        let of = |name| answer.header(name).map(str::to_owned);
+        assert_eq!((answer.status, answer.text().as_str(), of("content-length").as_deref()), (200, "hello", Some("5")));
+        (of("x-made").unwrap(), of("age"), asked.load(Ordering::SeqCst))
+    };
+    let age = |seconds: &str| Some(seconds.to_owned());
+    assert_eq!(get().await, ("first".into(), age("59"), 1));
+    assert_eq!(get().await, ("first".into(), age("59"), 1));
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(get().await, ("second".into(), age("0"), 2));
+    assert_eq!(get().await, ("second".into(), age("0"), 2));
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(get().await, ("third".into(), age("0"), 3));
+    assert_eq!(get().await, ("last".into(), None, 4), "what is private was not kept");
+}
+
 #[tokio::test]
 async fn what_is_old_is_asked_about_and_what_is_purged_is_fetched() {
     let house = house("", "").await;
     let path = "/web/static/a.js?age=1";
     let first = house.get(ACME, path, &[]).await;
-    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     let before = house.odoo.requests();
     let confirmed = house.get(ACME, path, &[]).await;
     assert_eq!((confirmed.status, &confirmed.body), (200, &first.body));

@@ -76,12 +76,13 @@ pub(crate) async fn answer(
         return send_file(request, client, head, file).await;
     }
     if let Some(stale) = wishes.stale.filter(|_| said.status == StatusCode::NOT_MODIFIED) {
+        let kept = match wishes.fetch {
+            Some(fetch) => fetch.confirm(&stale, said, request.plane.now()),
+            None => stale,
+        };
         tokio::spawn(until_the_worker_is_free(server, occupied, response_timeout));
-        if let Some(fetch) = wishes.fetch {
-            fetch.confirm(&stale, request.plane.now());
-        }
         request.note(|record| record.cache = Some("confirmed"));
-        return send_kept(request, client, &stale).await;
+        return send_kept(request, client, &kept).await;
     }
     // A HEAD has no body to keep.
     let fill = wishes.fetch.take().filter(|_| !head_only).and_then(|fetch| fetch.begin(said));

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use cofferdam_fairness::Timestamp;
 use cofferdam_tenant::{CacheConfig, Pool, PoolName, TenantId};
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use moka::sync::Cache;
 use pingora_core::protocols::http::compression::Algorithm;
@@ -53,6 +53,8 @@ pub(crate) struct Kept {
     pub(crate) head: ResponseHeader,
     pub(crate) content: Content,
     lifetime: Duration,
+    /// How old it was when it came: others may have kept it too.
+    age: Duration,
     /// When it was last known to be right, in milliseconds of the plane's clock.
     confirmed: AtomicU64,
     /// The body in the codings of [`CODINGS`], as they are asked for.
@@ -139,7 +141,7 @@ impl Store {
     pub(crate) fn find(self: &Arc<Self>, key: &Key, now: Timestamp) -> Found {
         let kept = self.memory.get(key).or_else(|| self.disk.get(key));
         if let Some(kept) = &kept
-            && now.since(kept.confirmed()) < kept.lifetime
+            && kept.age(now) < kept.lifetime
         {
             self.counters.hits.fetch_add(1, Ordering::Relaxed);
             return Found::Fresh(Arc::clone(kept));
@@ -184,6 +186,10 @@ impl Kept {
         Timestamp::from_millis(self.confirmed.load(Ordering::Relaxed))
     }
 
+    fn age(&self, now: Timestamp) -> Duration {
+        self.age + now.since(self.confirmed())
+    }
+
     /// What it counts for: what it is in other codings too.
     fn weight(&self, key: &Key) -> u64 {
         let coded = if self.may_be_coded() { self.content.len() } else { 0 };
@@ -215,7 +221,7 @@ impl Kept {
         now: Timestamp,
     ) -> pingora_error::Result<(ResponseHeader, Content)> {
         let mut head = self.head.clone();
-        head.insert_header(header::AGE, now.since(self.confirmed()).as_secs())?;
+        head.insert_header(header::AGE, self.age(now).as_secs())?;
         if !self.may_be_coded() || request.contains_key(header::RANGE) {
             return Ok((head, self.content.clone()));
         }
@@ -339,14 +345,68 @@ impl Drop for Fetch {
 }
 
 impl Fetch {
-    /// The server says that what is kept is still right.
-    pub(crate) fn confirm(self, kept: &Kept, now: Timestamp) {
-        if self.store.generation.load(Ordering::SeqCst) != self.generation {
-            return;
-        }
+    /// The server says that what is kept is still right, and perhaps what is to be said of it from now on (RFC 9111, 3.2):
+    /// what goes to the client.
+    pub(crate) fn confirm(self, kept: &Arc<Kept>, said: &ResponseHeader, now: Timestamp) -> Arc<Kept> {
         self.store.counters.confirmed.fetch_add(1, Ordering::Relaxed);
-        kept.confirmed
-            .store(u64::try_from(now.since(Timestamp::default()).as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let mut head = kept.head.clone();
+        for name in said.headers.keys().filter(|name| !is_of_the_body(name) && !is_of_one_answer(name)) {
+            head.remove_header(name);
+            for value in said.headers.get_all(name) {
+                // It came in a head and fits into one.
+                let _ = head.append_header(name.clone(), value.clone());
+            }
+        }
+        let (since, age) = (milliseconds(now), age(said));
+        if head.headers == kept.head.headers && age == kept.age {
+            if self.is_current() {
+                kept.confirmed.store(since, Ordering::Relaxed);
+            }
+            return Arc::clone(kept);
+        }
+        let lifetime = lifetime(&head);
+        let renewed = Arc::new(Kept {
+            head,
+            content: kept.content.clone(),
+            lifetime: lifetime.unwrap_or_default(),
+            age,
+            confirmed: AtomicU64::new(since),
+            coded: kept.coded.clone(),
+        });
+        if lifetime.is_some() {
+            self.keep(&renewed, u64::MAX);
+        } else {
+            self.store.memory.invalidate(&self.key);
+            self.store.disk.invalidate(&self.key);
+        }
+        renewed
+    }
+
+    /// Keeps it, if its tenant has not more than `most` bytes then. False when it is not kept.
+    fn keep(&self, kept: &Arc<Kept>, most: u64) -> bool {
+        let place = usize::from(matches!(kept.content, Content::File(..)));
+        let weight = kept.weight(&self.key);
+        {
+            let mut shares = self.store.shares.lock().unwrap_or_else(PoisonError::into_inner);
+            let share = &mut shares.entry(self.key.tenant).or_default()[place];
+            if *share + weight > most {
+                return false;
+            }
+            *share += weight;
+        }
+        let cache = if place == 1 { &self.store.disk } else { &self.store.memory };
+        cache.insert(self.key.clone(), Arc::clone(kept));
+        // A purge that came meanwhile meant this too.
+        let current = self.is_current();
+        if !current {
+            cache.invalidate(&self.key);
+        }
+        current
+    }
+
+    /// Whether nothing was purged since it was begun.
+    fn is_current(&self) -> bool {
+        self.store.generation.load(Ordering::SeqCst) == self.generation
     }
 
     /// Begins to keep an answer; `None` when it may not be kept.
@@ -362,11 +422,49 @@ impl Fetch {
         }
         let mut kept = head.clone();
         // Each hop makes its own, and the cookie is somebody's.
-        for name in [header::SET_COOKIE, header::CONNECTION, header::TRANSFER_ENCODING, header::DATE, header::AGE] {
+        for name in ONE_ANSWER {
             kept.remove_header(&name);
         }
-        Some(Fill { fetch: self, head: kept, lifetime, length, memory: BytesMut::new(), file: None, written: 0 })
+        Some(Fill {
+            fetch: self,
+            head: kept,
+            lifetime,
+            age: age(head),
+            length,
+            memory: BytesMut::new(),
+            file: None,
+            written: 0,
+        })
     }
+}
+
+/// Each hop makes its own, and the cookie is somebody's.
+const ONE_ANSWER: [HeaderName; 6] = [
+    header::SET_COOKIE,
+    header::CONNECTION,
+    header::TRANSFER_ENCODING,
+    header::DATE,
+    header::AGE,
+    HeaderName::from_static("keep-alive"),
+];
+
+fn is_of_one_answer(name: &HeaderName) -> bool {
+    ONE_ANSWER.contains(name)
+}
+
+/// What tells of the bytes that are kept, and stays as they do.
+fn is_of_the_body(name: &HeaderName) -> bool {
+    [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE].contains(name)
+}
+
+/// How old an answer is said to be.
+fn age(head: &ResponseHeader) -> Duration {
+    let seconds = head.headers.get(header::AGE).and_then(|v| v.to_str().ok()?.trim().parse::<u64>().ok());
+    Duration::from_secs(seconds.unwrap_or_default()).min(LONGEST)
+}
+
+fn milliseconds(now: Timestamp) -> u64 {
+    u64::try_from(now.since(Timestamp::default()).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How long an answer may be kept; `None` when it may not.
@@ -399,6 +497,7 @@ pub(crate) struct Fill {
     fetch: Fetch,
     head: ResponseHeader,
     lifetime: Duration,
+    age: Duration,
     /// As announced.
     length: Option<u64>,
     memory: BytesMut,
@@ -437,39 +536,24 @@ impl Fill {
         if self.length.is_some_and(|length| length != self.written) {
             return;
         }
-        let (store, key) = (Arc::clone(&self.fetch.store), self.fetch.key.clone());
         let content = match self.file {
             Some(file) => Content::File(file, self.written),
             None => Content::Memory(self.memory.freeze()),
         };
-        let place = usize::from(matches!(content, Content::File(..)));
-        let (cache, capacity) =
-            if place == 1 { (&store.disk, store.config.disk.0) } else { (&store.memory, store.config.memory.0) };
-        let confirmed = u64::try_from(now.since(Timestamp::default()).as_millis()).unwrap_or(u64::MAX);
+        let config = &self.fetch.store.config;
+        let capacity = if matches!(content, Content::File(..)) { config.disk.0 } else { config.memory.0 };
         let kept = Arc::new(Kept {
             head: self.head,
             content,
             lifetime: self.lifetime,
-            confirmed: AtomicU64::new(confirmed),
+            age: self.age,
+            confirmed: AtomicU64::new(milliseconds(now)),
             coded: Default::default(),
         });
-        let weight = kept.weight(&key);
-        {
-            let mut shares = store.shares.lock().unwrap_or_else(PoisonError::into_inner);
-            let share = &mut shares.entry(key.tenant).or_default()[place];
-            if *share + weight > capacity / SHARE {
-                return;
-            }
-            *share += weight;
+        if self.fetch.keep(&kept, capacity / SHARE) {
+            // Whoever asks before they are ready gets it as it is.
+            tokio::task::spawn_blocking(move || kept.code());
         }
-        cache.insert(key.clone(), Arc::clone(&kept));
-        // A purge that came meanwhile meant this too.
-        if store.generation.load(Ordering::SeqCst) != self.fetch.generation {
-            cache.invalidate(&key);
-            return;
-        }
-        // Whoever asks before they are ready gets it as it is.
-        tokio::task::spawn_blocking(move || kept.code());
         // Those who wait find it when the fetch is dropped, which is now.
     }
 }
