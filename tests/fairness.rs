@@ -250,7 +250,7 @@ async fn odoo_process(site: &Site, pid: u32, database: &str) -> Client {
 
 /// The `nice` value of a process.
 fn nice(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return i32::MIN };
     let after_name = stat.rsplit(") ").next().unwrap();
     after_name.split(' ').nth(16).unwrap().parse().unwrap()
 }
@@ -296,12 +296,24 @@ async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() 
     let acme = sleeping.await.unwrap();
     eventually(async || pid(&acme).await == long && nice(long) == usual).await;
 
+    // A parallel query has others work for it.
+    acme.batch_execute("CREATE TABLE many AS SELECT g FROM generate_series(1, 3000) g; ANALYZE many").await.unwrap();
+    let sleeping = tokio::spawn(async move {
+        let settings = "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0";
+        acme.batch_execute(settings).await.unwrap();
+        acme.batch_execute("SELECT count(pg_sleep(0.002)) FROM many").await.unwrap();
+    });
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    let workers = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'parallel worker'";
+    let is_lowered = |row: tokio_postgres::Row| nice(row.get(0)) == usual + expensive;
+    eventually(async || admin.query(workers, &[]).await.unwrap().into_iter().any(is_lowered)).await;
+    sleeping.await.unwrap();
+
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..12 {
         let client = site.connect("acme").await;
         clients.spawn(async move { while client.batch_execute("SELECT 1").await.is_ok() {} });
     }
-    let admin = site.cluster.admin("postgres").await.unwrap();
     let backends = "SELECT pid FROM pg_stat_activity WHERE datname = 'acme_db'";
     eventually(async || admin.query(backends, &[]).await.unwrap().iter().any(|row| nice(row.get(0)) == usual + storm))
         .await;

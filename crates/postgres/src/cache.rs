@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::Verifiers;
 use crate::listener::Listeners;
-use crate::priority::{ServerProcess, Untouched};
+use crate::priority::{ServerProcess, Untouched, lower_workers};
 use crate::servers::{Servers, Wanted, random_fraction};
 use crate::session::StatementRegistry;
 use crate::stream::put_away;
@@ -39,6 +39,9 @@ pub(crate) struct Key {
 
 /// A server without room for one more connection is asked again after this time.
 pub(crate) const CROWDED: Duration = Duration::from_millis(100);
+
+/// Workers of parallel queries are looked for so often, while there is expensive work.
+const LOOK_FOR_WORKERS: Duration = Duration::from_millis(250);
 
 /// What a server said about a password is believed for so long.
 const BELIEVED: Duration = Duration::from_secs(30);
@@ -69,6 +72,8 @@ pub(crate) struct ConnectionCache {
     listeners: Arc<Listeners>,
     /// The server's processes on this machine, where the cluster wants their priorities set.
     processes: Mutex<Vec<Weak<ServerProcess>>>,
+    /// When workers of parallel queries were last looked for.
+    looked_for_workers: Mutex<Instant>,
     /// It has been said that they cannot be.
     untouched: AtomicBool,
 }
@@ -230,6 +235,7 @@ impl ConnectionCache {
             connecting: Semaphore::new(CONNECTING),
             listeners: Arc::default(),
             processes: Mutex::default(),
+            looked_for_workers: Mutex::new(Instant::now()),
             untouched: AtomicBool::new(false),
         }))
     }
@@ -350,9 +356,15 @@ impl ConnectionCache {
 
     /// Lowers the priority of server processes that have worked for so long.
     pub(crate) fn lower_what_lasts(&self, limit: Duration) {
-        if self.cluster.priorities.is_some() {
-            let now = Instant::now();
-            self.each_process(|process| process.outlasts(now, limit));
+        if self.cluster.priorities.is_none() {
+            return;
+        }
+        let (now, mut long) = (Instant::now(), Vec::new());
+        self.each_process(|process| long.extend(process.outlasts(now, limit)));
+        let mut looked = lock(&self.looked_for_workers);
+        if !long.is_empty() && now.saturating_duration_since(*looked) >= LOOK_FOR_WORKERS {
+            *looked = now;
+            lower_workers(&long);
         }
     }
 

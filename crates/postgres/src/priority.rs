@@ -8,6 +8,7 @@
 //! The number of a process means something only where it runs. So one is taken for the server's only when its title names
 //! the very port of our connection, and only when its priority can be given back as well as taken.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -84,12 +85,12 @@ impl ServerProcess {
         Working(Arc::clone(self))
     }
 
-    /// Lowers it when it has worked for so long.
-    pub(crate) fn outlasts(&self, now: Instant, limit: Duration) {
+    /// Lowers it when it has worked for so long, and says to what.
+    pub(crate) fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
         let mut state = self.state();
-        if state.since.is_some_and(|since| now.saturating_duration_since(since) >= limit) {
-            self.set(&mut state, Queue::Expensive);
-        }
+        state.since.filter(|since| now.saturating_duration_since(*since) >= limit)?;
+        self.set(&mut state, Queue::Expensive);
+        Some(Lowered { pid: self.pid, nice: state.nice })
     }
 
     /// Whether it runs with less than its usual priority.
@@ -124,6 +125,43 @@ impl Drop for Working {
     }
 }
 
+/// A process that does expensive work, and its `nice` value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lowered {
+    pid: Pid,
+    nice: i32,
+}
+
+/// Gives the workers of parallel queries the priority of the processes they work for. Each serves one query and ends: there is
+/// nothing to give back.
+pub(crate) fn lower_workers(leaders: &[Lowered]) {
+    let parents: BTreeSet<i32> = leaders.iter().filter_map(|leader| parent(leader.pid)).collect();
+    for parent in parents {
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        for child in children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+            let title = std::fs::read(format!("/proc/{}/cmdline", child.as_raw_nonzero())).unwrap_or_default();
+            let leader = works_for(&title).and_then(|pid| leaders.iter().find(|l| l.pid.as_raw_nonzero().get() == pid));
+            if let Some(leader) = leader {
+                // It may have ended meanwhile.
+                let _ = setpriority_process(Some(child), leader.nice);
+            }
+        }
+    }
+}
+
+fn parent(pid: Pid) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name is in parentheses and may have some itself.
+    stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+}
+
+/// The process that a worker of a parallel query works for, by its title (`postgres: parallel worker for PID 4711`).
+fn works_for(title: &[u8]) -> Option<i32> {
+    let title = String::from_utf8_lossy(title);
+    let (_, pid) = title.strip_prefix("postgres: ")?.split_once("parallel worker for PID ")?;
+    pid.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 /// Whether the title of a process, as PostgreSQL sets it (`postgres: acme acme 127.0.0.1(40112) idle`), says that it serves
 /// the client with this port.
 fn serves(title: &[u8], port: u16) -> bool {
@@ -136,11 +174,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_the_servers_only_when_its_title_names_the_port_of_the_connection() {
+    fn a_process_is_the_servers_only_when_its_title_says_so() {
         let title = b"postgres: main: acme acme 127.0.0.1(40112) idle\0\0\0";
         assert!(serves(title, 40112));
         assert!(!serves(title, 4011) && !serves(title, 40_113));
         assert!(!serves(b"vim postgres: (40112)", 40112) && !serves(b"", 40112));
+        assert_eq!(works_for(b"postgres: main: parallel worker for PID 4711 \0\0"), Some(4711));
+        assert_eq!(works_for(b"postgres: acme acme 127.0.0.1(40112) idle"), None);
         let here = SocketAddr::from(([127, 0, 0, 1], 40112));
         let found = ServerProcess::find(std::process::id(), here, Priorities { storm: 5, expensive: 10 });
         assert_eq!(found.err(), Some(Untouched::NotHere), "this very process is none of PostgreSQL's");
