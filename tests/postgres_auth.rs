@@ -309,6 +309,36 @@ async fn a_user_list_with_what_postgresql_stores_opens_the_gateway_and_the_serve
     }
 }
 
+/// Nobody has proved anything when a password is asked for: what the server says of the question is for the log.
+#[tokio::test]
+async fn why_a_password_cannot_be_asked_for_is_told_to_nobody() {
+    let query = "auth_query: { query: \"SELECT usename, passwd FROM not_there WHERE usename = $1\" }";
+    let cluster = format!("    service: {{ role: postgres, password: super-secret }}\n    {query}\n");
+    let site = Site::start_with(SiteOptions { cluster, ..SiteOptions::default() }).await;
+    forget_passwords(&site);
+    site.gateway.reload().await.unwrap();
+    let error = whoami(site.address().port(), "acme_role", "acme-secret", "acme_db").await.unwrap_err();
+    assert!(error.contains("08006") && error.contains("cannot be asked") && !error.contains("not_there"), "{error}");
+}
+
+/// libpq shows nothing of what is said before its request for encryption is answered. A cancel needs no place.
+#[tokio::test]
+async fn whoever_finds_no_room_is_told_so_in_words_that_it_can_read() {
+    let site =
+        Site::start_with(SiteOptions { postgres: "  max_connections: 1\n".into(), ..SiteOptions::default() }).await;
+    let target = site.target("acme");
+    let held = site.connect("acme").await;
+    let cancel = held.cancel_token();
+    let sleeping = tokio::spawn(async move { held.batch_execute("SELECT pg_sleep(60)").await });
+    let out = run(postgres_tool("psql", &target).unwrap().env("PGSSLMODE", "prefer").args(["-Xc", "SELECT 1"])).await;
+    let out = out.unwrap();
+    assert!(out.stderr.contains("no connection left (limit `postgres.max_connections`)"), "{out:?}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
+    let error = tokio::time::timeout(Duration::from_secs(20), sleeping).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "57014");
+}
+
 /// Rule 19.
 #[tokio::test]
 async fn passwords_are_asked_of_the_server_and_an_expired_one_opens_nothing() {

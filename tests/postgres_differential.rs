@@ -41,6 +41,16 @@ fn random_script(random: &mut fastrand::Rng) -> Vec<Batch> {
         "ROLLBACK",
         "INSERT INTO t VALUES ($1::int) RETURNING a",
     ];
+    // Statements of the protocol, named by SQL.
+    const BY_NAME: [&str; 7] = [
+        "EXECUTE s1",
+        "EXECUTE s1(3)",
+        "EXECUTE \"s2\"(2)",
+        "EXPLAIN (COSTS OFF) EXECUTE s3(1)",
+        "DEALLOCATE s1",
+        "DEALLOCATE PREPARE S2",
+        "RESET application_name",
+    ];
     const NAMES: [&str; 4] = ["", "s1", "s2", "s3"];
     const PORTALS: [&str; 3] = ["", "p1", "p2"];
     let mut batches = Vec::new();
@@ -49,7 +59,7 @@ fn random_script(random: &mut fastrand::Rng) -> Vec<Batch> {
         for _ in 0..random.usize(1..9) {
             let (name, portal) = (NAMES[random.usize(..4)], PORTALS[random.usize(..3)]);
             let parameters: &[&str] = [&[][..], &["1"], &["0"], &["3"]][random.usize(..4)];
-            match random.u8(..20) {
+            match random.u8(..22) {
                 0..=3 => batch.push(query(SQL[random.usize(..SQL.len())])),
                 4..=7 => batch.push(parse(name, PREPARED[random.usize(..PREPARED.len())])),
                 8..=10 => batch.push(bind(portal, name, parameters)),
@@ -59,6 +69,7 @@ fn random_script(random: &mut fastrand::Rng) -> Vec<Batch> {
                 16 => batch.push(named(b'C', b'S', name)),
                 17 => batch.push(named(b'C', b'P', portal)),
                 18 => batch.push(message(b'H', &[])),
+                19..=20 => batch.extend([sync(), query(BY_NAME[random.usize(..BY_NAME.len())])]),
                 _ => batch.push(sync()),
             }
         }

@@ -283,6 +283,38 @@ async fn application_names_follow_their_clients_over_shared_connections() {
     }
 }
 
+/// Whoever gives its name back gets the one that it had at login, and not that of whoever opened the connection.
+#[tokio::test]
+async fn a_name_that_is_reset_is_the_clients_own() {
+    let site =
+        Site::start_with(SiteOptions { slots: 1, cluster: "    connections: 1".into(), ..SiteOptions::default() })
+            .await;
+    let mut clients = Vec::new();
+    for name in ["first", "odoo-17"] {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(site.address().port()).user("odoo").password("odoo-secret").dbname("acme_db");
+        let (client, connection) = config.application_name(name).connect(tokio_postgres::NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.simple_query("SELECT 1").await.unwrap();
+        clients.push((name, client));
+    }
+    for reset in [
+        "RESET application_name",
+        "SET application_name = DEFAULT",
+        "SET work_mem = '1MB'; RESET ALL",
+        "RESET ALL",
+        "DISCARD ALL",
+    ] {
+        for (name, client) in &clients {
+            client.simple_query("SET application_name = 'other'").await.unwrap();
+            client.simple_query("SET lock_timeout = '1s'").await.unwrap();
+            client.simple_query(reset).await.unwrap();
+            assert_eq!(value(client, "SHOW application_name").await, *name, "{reset}");
+            client.simple_query("DISCARD ALL").await.unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn listen_and_notify_work_through_transaction_pooling() {
     let site = Site::start().await;

@@ -111,6 +111,8 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
                 tracing::info!("SIGHUP: reading the configuration again");
                 let _ = gateway.reload().await; // the library logs what happened
             }
+            // `SHUTDOWN` at the console.
+            () = gateway.draining() => break,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }

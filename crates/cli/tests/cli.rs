@@ -116,6 +116,22 @@ async fn sigterm_under_load_finishes_what_is_in_flight_and_exits_with_0() {
     drop(idle);
 }
 
+/// `SHUTDOWN` at the console is what PgBouncer's operators know: the process finishes what is in flight and ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shutdown_at_the_console_ends_the_process() {
+    let port = cofferdam_testkit::postgres::free_port().unwrap();
+    let main = format!(
+        "http: {{ listen: ['127.0.0.1:0'] }}\npostgres:\n  listen: ['127.0.0.1:{port}']\n  console: {{ admins: [{{ role: chief, password: x }}] }}\n"
+    );
+    let directory = TenantDirectory::new(&main).unwrap();
+    let serving = Serving::start(&directory);
+    let console = cofferdam_testkit::postgres::connect(port, "chief", "x", "pgbouncer").await.unwrap();
+    console.simple_query("SHUTDOWN").await.unwrap();
+    drop(console);
+    let code = tokio::time::timeout(Duration::from_secs(20), serving.exit_code()).await.expect("it goes on");
+    assert_eq!(code, Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sighup_reads_the_configuration_again_and_errors_change_nothing() {
     let odoo = odoo().await;

@@ -175,6 +175,11 @@ impl Gateway {
         self.inner.drain();
     }
 
+    /// Waits until it begins to drain, whoever has it do so: an operator at the console, or the embedding program.
+    pub async fn draining(&self) {
+        self.inner.draining.cancelled().await;
+    }
+
     /// Waits until somebody calls [`drain`](Self::drain) and everything in flight has finished, or the configured
     /// `drain_timeout` is over and the rest was cut off.
     pub async fn wait(&self) -> DrainReport {

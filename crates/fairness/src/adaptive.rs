@@ -393,7 +393,7 @@ impl Headroom {
 
     /// The slots wanted.
     pub(crate) fn slots(&self) -> u32 {
-        if self.peak < 0.01 { 0 } else { (self.peak + 2.0 * self.peak.sqrt()).ceil() as u32 + 1 }
+        if self.peak < 0.01 { 0 } else { (self.peak + 2.0 * self.peak.sqrt()).round() as u32 + 1 }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::client::Client;
 use crate::exchange::{Failure, Outcome};
 use crate::reply::Refusal;
 use crate::request::Request;
+use crate::room::SMALL;
 use crate::upstream::{Occupied, until_the_worker_is_free};
 use crate::{local, sendfile};
 
@@ -264,10 +265,15 @@ async fn copy(
         let mut write = pin!(client.write_body(next));
         loop {
             let mut may_read = || backlog.len() < snapshot.max_backlog && ahead.reserve(backlog.len());
-            let Some(open) = source.as_mut().filter(|_| may_read()) else {
+            let Some(open) = source.as_mut() else {
                 write.await?;
                 break;
             };
+            if !may_read() {
+                let written = tokio::time::timeout(PATIENCE_WITHOUT_ROOM, write).await;
+                written.map_err(|_| Failure::Broken)??;
+                break;
+            }
             let (server, chunk) = tokio::select! {
                 biased;
                 written = &mut write => {
@@ -318,19 +324,26 @@ struct Ahead<'a> {
     bytes: u64,
 }
 
-/// Room is taken for so much at a time: more than one read brings.
+/// Room is taken for so much at a time, more than one read brings; for an answer that is small only as much as always fits.
 const AHEAD_STEP: u64 = 1 << 20;
+
+/// A client that takes nothing for so long, while its answer holds a worker and there is no room to read ahead of it, is
+/// given up.
+const PATIENCE_WITHOUT_ROOM: Duration = Duration::from_secs(10);
 
 impl Ahead<'_> {
     /// Whether there is room for one more read beside `len` bytes.
     fn reserve(&mut self, len: u64) -> bool {
-        while self.bytes < len + AHEAD_STEP / 4 {
-            if !self.request.plane.ahead.take(self.request.tenant.id, AHEAD_STEP) {
+        loop {
+            let step = if self.bytes < 8 * SMALL { SMALL } else { AHEAD_STEP };
+            if self.bytes >= len + step / 4 {
+                return true;
+            }
+            if !self.request.plane.ahead.take(self.request.tenant.id, self.bytes, step) {
                 return false;
             }
-            self.bytes += AHEAD_STEP;
+            self.bytes += step;
         }
-        true
     }
 
     /// Gives back what is not needed for `len` bytes.

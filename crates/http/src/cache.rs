@@ -175,6 +175,13 @@ impl Store {
         }
     }
 
+    /// Forgets one answer: something has been changed where it comes from.
+    pub(crate) fn forget(&self, key: &Key) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.memory.invalidate(key);
+        self.disk.invalidate(key);
+    }
+
     /// Answers that are kept, and the bytes they take: in memory, and on disk.
     pub(crate) fn size(&self) -> [(u64, u64); 2] {
         [&self.memory, &self.disk].map(|cache| (cache.entry_count(), cache.weighted_size()))
@@ -308,6 +315,30 @@ pub(crate) fn key(
 ) -> Option<Key> {
     let readable =
         matches!(head.method, Method::GET | Method::HEAD) && !head.headers.contains_key(header::AUTHORIZATION);
+    if readable { key_of_target(head, path, scheme, host, tenant, pool) } else { None }
+}
+
+/// The key of what a request changes, if it may be kept: an answer from before it is not right any more when it succeeds
+/// (RFC 9111, 4.4).
+pub(crate) fn changed_key(
+    head: &RequestHeader,
+    path: &str,
+    scheme: &'static str,
+    host: &str,
+    tenant: TenantId,
+    pool: &Pool,
+) -> Option<Key> {
+    if head.method.is_safe() { None } else { key_of_target(head, path, scheme, host, tenant, pool) }
+}
+
+fn key_of_target(
+    head: &RequestHeader,
+    path: &str,
+    scheme: &'static str,
+    host: &str,
+    tenant: TenantId,
+    pool: &Pool,
+) -> Option<Key> {
     let mut segments = path.split('/').skip(1);
     let (first, second, third) = (segments.next()?, segments.next()?, segments.next()?);
     let raw = head.raw_path();
@@ -319,7 +350,7 @@ pub(crate) fn key(
     }
     // What is not in its plain form may mean something else to the server than to us.
     let plain = raw.split(|b| *b == b'?').next() == Some(path.as_bytes());
-    (readable && plain).then(|| Key {
+    plain.then(|| Key {
         tenant,
         pool: pool.name.clone(),
         release: pool.release.clone(),
@@ -349,8 +380,15 @@ impl Fetch {
     /// what goes to the client.
     pub(crate) fn confirm(self, kept: &Arc<Kept>, said: &ResponseHeader, now: Timestamp) -> Arc<Kept> {
         self.store.counters.confirmed.fetch_add(1, Ordering::Relaxed);
+        let tag = said.headers.get(header::ETAG);
+        if tag.is_some() && tag != kept.head.headers.get(header::ETAG) {
+            // It speaks of other bytes than those that are kept (RFC 9111, 4.3.4): nothing is learnt from it.
+            return Arc::clone(kept);
+        }
         let mut head = kept.head.clone();
-        for name in said.headers.keys().filter(|name| !is_of_the_body(name) && !is_of_one_answer(name)) {
+        let of_this_hop = of_this_hop(said);
+        let renews = |name: &HeaderName| !is_of_the_body(name) && !of_this_hop.contains(name);
+        for name in said.headers.keys().filter(|name| renews(name)) {
             head.remove_header(name);
             for value in said.headers.get_all(name) {
                 // It came in a head and fits into one.
@@ -422,7 +460,7 @@ impl Fetch {
         }
         let mut kept = head.clone();
         // Each hop makes its own, and the cookie is somebody's.
-        for name in ONE_ANSWER {
+        for name in of_this_hop(head) {
             kept.remove_header(&name);
         }
         Some(Fill {
@@ -438,18 +476,23 @@ impl Fetch {
     }
 }
 
-/// Each hop makes its own, and the cookie is somebody's.
-const ONE_ANSWER: [HeaderName; 6] = [
-    header::SET_COOKIE,
-    header::CONNECTION,
-    header::TRANSFER_ENCODING,
-    header::DATE,
-    header::AGE,
-    HeaderName::from_static("keep-alive"),
-];
-
-fn is_of_one_answer(name: &HeaderName) -> bool {
-    ONE_ANSWER.contains(name)
+/// What is meant for whoever has asked, and is not kept: each hop makes its own, and the cookie is somebody's. What
+/// `Connection` names belongs to it (RFC 9111, 3.1).
+fn of_this_hop(head: &ResponseHeader) -> Vec<HeaderName> {
+    let named = head.headers.get_all(header::CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    let named = named.flat_map(|v| v.split(',')).filter_map(|name| name.trim().parse().ok());
+    let always = [
+        header::SET_COOKIE,
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::TE,
+        header::UPGRADE,
+        header::PROXY_AUTHENTICATE,
+        header::DATE,
+        header::AGE,
+        HeaderName::from_static("keep-alive"),
+    ];
+    always.into_iter().chain(named).collect()
 }
 
 /// What tells of the bytes that are kept, and stays as they do.
@@ -482,13 +525,40 @@ fn lifetime(head: &ResponseHeader) -> Option<Duration> {
         return None;
     }
     let control = value(header::CACHE_CONTROL).join(",").to_ascii_lowercase();
-    let words: Vec<&str> = control.split(',').map(str::trim).collect();
-    if !words.contains(&"public") || words.iter().any(|w| matches!(*w, "private" | "no-store" | "no-cache")) {
+    let directives = directives(&control);
+    let has = |name: &str| directives.iter().any(|(known, _)| *known == name);
+    // With the names of fields they speak of those alone; whoever says so means this answer too, to be sure.
+    if !has("public") || has("private") || has("no-store") || has("no-cache") {
         return None;
     }
-    let age = |name| words.iter().find_map(|w| w.strip_prefix(name)?.parse::<u64>().ok());
-    let seconds = age("s-maxage=").or_else(|| age("max-age="))?;
+    let age = |name: &str| directives.iter().find(|(known, _)| *known == name).map(|(_, age)| age);
+    // What is there and cannot be read is over (RFC 9111, 4.2.1).
+    let seconds = age("s-maxage").or_else(|| age("max-age"))?.trim_matches('"').parse::<u64>().unwrap_or_default();
     (seconds > 0).then(|| Duration::from_secs(seconds).min(LONGEST))
+}
+
+/// The directives of a `Cache-Control`, and what stands behind their equals signs: a comma in quotes ends none.
+fn directives(control: &str) -> Vec<(&str, &str)> {
+    let (mut found, mut from, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
+    for (at, c) in control.char_indices().chain([(control.len(), ',')]) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ',' if !quoted || at == control.len() => {
+                let one = control[from..at].trim();
+                let (name, value) = one.split_once('=').unwrap_or((one, ""));
+                found.push((name.trim(), value.trim()));
+                from = (at + 1).min(control.len());
+            }
+            _ => {}
+        }
+    }
+    if quoted {
+        // Where it ends is anybody's guess.
+        found.push(("no-store", ""));
+    }
+    found
 }
 
 /// An answer that is kept as it comes.
@@ -628,6 +698,11 @@ mod tests {
             &[("Cache-Control", "public, max-age=0")],
             &[("Cache-Control", "public, max-age=60, no-cache")],
             &[("Cache-Control", "private, max-age=60, public")],
+            &[("Cache-Control", "public, max-age=60, private=\"X-User\"")],
+            &[("Cache-Control", "public, max-age=60, no-cache=\"a, b\"")],
+            &[("Cache-Control", "max-age=60, x=\"a, public, b\"")],
+            &[("Cache-Control", "public, max-age=60, s-maxage=-1")],
+            &[("Cache-Control", "public, max-age=60, x=\"unclosed, \\\"")],
             &[public, ("Vary", "Cookie")],
             &[public, ("Content-Encoding", "gzip")],
             &[],

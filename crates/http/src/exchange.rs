@@ -176,7 +176,15 @@ async fn ask_worker(
         Some(body) => look_into(request, carrier, body, client).await?,
         None => None,
     };
-    let Some(attempt) = attempt else { return forward(request, class, &mut body, client, Wishes::default()).await };
+    let Some(attempt) = attempt else {
+        let outcome = forward(request, class, &mut body, client, Wishes::default()).await;
+        if client.answered().is_some_and(|status| (200..400).contains(&status))
+            && let Some(key) = request.changed_key(client.head())
+        {
+            request.snapshot.cache.forget(&key);
+        }
+        return outcome;
+    };
     let plane = request.plane;
     let config = &request.snapshot.login_protection;
     let trial = plane.logins.begin(
@@ -290,7 +298,7 @@ async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<
         client.write_continue().await?;
     }
     let snapshot = request.snapshot;
-    let begun = Instant::now();
+    let mut pace = Pace::new(Instant::now(), snapshot.timeouts.body);
     let mut spool = Spool::new(snapshot.spool_threshold, snapshot.spool_directory.clone());
     let mut moved = Moved::new(request);
     let mut held = Held::new(request);
@@ -307,7 +315,7 @@ async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<
             _ => Refusal::new(400, "Bad request", "the request body is malformed").closing().into(),
         })?;
         let Some(chunk) = chunk else { break };
-        if begun.elapsed() > snapshot.timeouts.body + Duration::from_secs(spool.len() / MIN_BODY_RATE) {
+        if !pace.keeps_up(Instant::now(), chunk.len()) {
             let detail = format!("the request body came slower than {MIN_BODY_RATE} bytes a second");
             return Err(Refusal::new(408, "Request timeout", detail).closing().into());
         }
@@ -326,6 +334,25 @@ async fn read_body(request: &Request<'_>, client: &mut Client) -> Result<Option<
     Ok(Some((spool, held)))
 }
 
+/// Whether a body comes fast enough. Who is ahead of the least rate may rest for as long as a body may take to begin with, and no
+/// longer: what came fast is no credit for hours.
+struct Pace {
+    late: Instant,
+    rest: Duration,
+}
+
+impl Pace {
+    fn new(now: Instant, rest: Duration) -> Self {
+        Self { late: now + rest, rest }
+    }
+
+    fn keeps_up(&mut self, now: Instant, bytes: usize) -> bool {
+        let is_in_time = now <= self.late;
+        self.late = (self.late + Duration::from_secs_f64(bytes as f64 / MIN_BODY_RATE as f64)).min(now + self.rest);
+        is_in_time
+    }
+}
+
 /// What a body takes of the room that there is for all of them.
 struct Held {
     plane: Arc<HttpPlane>,
@@ -340,7 +367,7 @@ impl Held {
 
     /// Whether there is room for more.
     fn add(&mut self, bytes: u64) -> bool {
-        let fits = self.plane.bodies.take(self.tenant, bytes);
+        let fits = self.plane.bodies.take(self.tenant, self.bytes, bytes);
         self.bytes += if fits { bytes } else { 0 };
         fits
     }

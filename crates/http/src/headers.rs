@@ -9,8 +9,9 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use crate::framing::Malformed;
 
 /// Headers that describe one connection and end at each hop (RFC 9110, 7.6.1).
-const HOP_BY_HOP: [&str; 9] = [
+const HOP_BY_HOP: [&str; 10] = [
     "connection",
+    "http2-settings",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authorization",

@@ -259,6 +259,11 @@ impl Request<'_> {
         cache::key(head, &self.path, self.scheme, &self.host, self.tenant.id, &self.access.pool)
     }
 
+    /// What is kept that a request changes.
+    pub(crate) fn changed_key(&self, head: &RequestHeader) -> Option<cache::Key> {
+        cache::changed_key(head, &self.path, self.scheme, &self.host, self.tenant.id, &self.access.pool)
+    }
+
     /// The answer is to be kept, and has to come whole.
     pub(crate) fn fetches(&self, validators: Validators) {
         let _ = self.validators.set(validators);

@@ -32,6 +32,9 @@ use crate::wire::{
 
 /// A client asks for each kind of encryption once.
 const MAX_ENCRYPTION_REQUESTS: u32 = 2;
+/// Clients for which there is no room that are heard at once before they are told so, and for how long.
+pub(crate) const TURNED_AWAY: usize = 64;
+const HEARD_FOR: Duration = Duration::from_secs(2);
 /// A client that has not said a word is waited for so long when the gateway drains.
 const QUIET: Duration = Duration::from_secs(1);
 /// A password message longer than this is not one.
@@ -59,7 +62,7 @@ pub(crate) async fn serve(plane: Arc<PostgresPlane>, tcp: TcpStream, peer: Socke
     // Boxed one by one: an idle client pays for what it is, not for all that it has been.
     let Ok(_connection) = plane.connections.try_acquire() else {
         let message = "the gateway has no connection left (limit `postgres.max_connections`)";
-        return Box::pin(say_goodbye(tcp.into(), "53300", message)).await;
+        return Box::pin(turn_away(&plane, tcp, peer, message)).await;
     };
     match Box::pin(arrive(&plane, tcp, peer)).await {
         Some(Visitor::Session(relay)) => relay.run().await,
@@ -87,11 +90,11 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
     let limit = front.map_or(u32::MAX, |front| front.config.max_unauthenticated_per_address);
     let Some(knock) = plane.door.knock(peer.ip(), limit, patience).await else {
         let message = "too many logins at once from this address (limit `postgres.max_unauthenticated_per_address`)";
-        say_goodbye(tcp.into(), "53300", message).await;
+        turn_away(plane, tcp, peer, message).await;
         return None;
     };
     let Ok(Ok(unauthenticated)) = tokio::time::timeout(patience, plane.unauthenticated.acquire()).await else {
-        say_goodbye(tcp.into(), "53300", "too many logins at once (limit `postgres.max_unauthenticated`)").await;
+        turn_away(plane, tcp, peer, "too many logins at once (limit `postgres.max_unauthenticated`)").await;
         return None;
     };
     let mut login = LoginTask {
@@ -171,6 +174,12 @@ enum Arrival {
     Cancel(CancelKey),
 }
 
+/// What a client wants, before it has proved anything.
+enum Heard {
+    Cancel(CancelKey),
+    Session { parameters: StartupParameters, encrypted: bool },
+}
+
 /// What a login has established.
 pub(crate) struct Established {
     pub(crate) route: Route,
@@ -198,7 +207,8 @@ pub(crate) struct LoginTask<'a> {
 }
 
 impl LoginTask<'_> {
-    async fn run(&mut self) -> Result<Arrival, Refusal> {
+    /// Whatever comes before a client says who it is: encryption, or that it only wants to cancel.
+    async fn hear(&mut self) -> Result<Heard, Refusal> {
         let tls = self.snapshot.tls.as_ref().map(|t| t.acceptor.clone());
         let mut encrypted = false;
         if let Some(acceptor) = &tls {
@@ -213,7 +223,7 @@ impl LoginTask<'_> {
             }
         }
         let mut requests = 0;
-        let parameters = loop {
+        loop {
             requests += 1;
             match self.startup().await? {
                 Startup::Ssl | Startup::GssEnc if requests > MAX_ENCRYPTION_REQUESTS => {
@@ -231,9 +241,16 @@ impl LoginTask<'_> {
                     encrypted = true;
                 }
                 Startup::Ssl | Startup::GssEnc => self.send(|b| b.put_u8(b'N')).await?,
-                Startup::Cancel(key) => return Ok(Arrival::Cancel(key)),
-                Startup::Session(parameters) => break parameters,
+                Startup::Cancel(key) => return Ok(Heard::Cancel(key)),
+                Startup::Session(parameters) => return Ok(Heard::Session { parameters, encrypted }),
             }
+        }
+    }
+
+    async fn run(&mut self) -> Result<Arrival, Refusal> {
+        let (parameters, encrypted) = match self.hear().await? {
+            Heard::Cancel(key) => return Ok(Arrival::Cancel(key)),
+            Heard::Session { parameters, encrypted } => (parameters, encrypted),
         };
         match self.snapshot.tls.as_ref().map_or(TlsMode::Disable, |tls| tls.mode) {
             mode if mode.is_required() && !encrypted => {
@@ -526,6 +543,35 @@ pub(crate) fn describe(error: &LeaseError) -> (String, String) {
         }
         LeaseError::Upstream(other) => ("08006".into(), format!("cofferdam: {other}")),
         LeaseError::Exhausted { .. } | LeaseError::Crowded(_) => ("XX000".into(), format!("cofferdam: {error}")),
+    }
+}
+
+/// Tells a client that there is no room for it. What is said before its request for encryption is answered is shown to
+/// nobody by libpq, so a few are heard first, for a moment; and whoever only wants to cancel does not need a place.
+async fn turn_away(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr, message: &str) {
+    let Ok(_turn) = plane.turned_away.try_acquire() else {
+        return say_goodbye(tcp.into(), "53300", message).await;
+    };
+    let snapshot = plane.snapshot();
+    let mut login = LoginTask {
+        plane,
+        knock: None,
+        peer,
+        local: tcp.local_addr().ok(),
+        snapshot: &snapshot,
+        stream: Some(tcp.into()),
+        buffer: BytesMut::new(),
+        unauthenticated: None,
+    };
+    let heard = tokio::time::timeout(HEARD_FOR, login.hear()).await;
+    let stream = login.stream.take();
+    match (heard, stream) {
+        (Ok(Ok(Heard::Cancel(key))), _) => {
+            plane.counters.cancels.fetch_add(1, Ordering::Relaxed);
+            plane.cancels.cancel(&key).await;
+        }
+        (_, None) => {}
+        (_, Some(stream)) => say_goodbye(stream, "53300", message).await,
     }
 }
 

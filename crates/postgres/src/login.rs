@@ -21,7 +21,12 @@ impl LoginTask<'_> {
             (Some(login), Some(access)) => match access.cache.ask(login).await {
                 Ok(login) => Some(login),
                 // Nobody's fault: it counts as no wrong password, and is not answered like one.
-                Err(error) => return Err(Refusal::Upstream(error.into())),
+                Err(error) => {
+                    // Why is for the log: nobody has proved yet who it is that asks.
+                    tracing::warn!(%error, %user, "a password cannot be asked for");
+                    let message = "cofferdam: the server that knows the passwords cannot be asked; try again";
+                    return Err(fatal("08006", message));
+                }
             },
             (login, _) => login.cloned(),
         };

@@ -50,6 +50,8 @@ pub struct PostgresPlane {
     pub(crate) verifiers: Arc<Verifiers>,
     pub(crate) connections: Semaphore,
     pub(crate) unauthenticated: Semaphore,
+    /// Places for those who are told that there is none.
+    pub(crate) turned_away: Semaphore,
     pub(crate) door: Arc<Door>,
     pub(crate) clients: Mutex<HashMap<TenantId, u32>>,
     pub(crate) counters: Counters,
@@ -131,6 +133,7 @@ impl PostgresPlane {
             verifiers: Arc::new(Verifiers::new()?),
             connections: Semaphore::new(front.config.max_connections as usize),
             unauthenticated: Semaphore::new(front.config.max_unauthenticated as usize),
+            turned_away: Semaphore::new(client::TURNED_AWAY),
             door: Arc::default(),
             clients: Mutex::default(),
             counters: Counters::default(),

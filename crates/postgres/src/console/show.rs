@@ -408,10 +408,9 @@ impl View<'_> {
         let Some(front) = &self.snapshot.catalog.postgres else { return rows };
         let config = &front.config;
         let listen: Vec<String> = config.listen.iter().map(ToString::to_string).collect();
-        let auth = format!("{:?}", front.auth).to_lowercase();
         for (key, value, changeable) in [
             ("listen_addr", listen.join(","), "no"),
-            ("auth_type", auth, "yes"),
+            ("auth_type", front.auth.as_str().to_owned(), "yes"),
             ("max_client_conn", config.max_connections.to_string(), "no"),
             ("max_unauthenticated", config.max_unauthenticated.to_string(), "no"),
             ("client_login_timeout", config.login_timeout.0.as_secs().to_string(), "yes"),

@@ -71,7 +71,7 @@ impl Relay {
             }
             let replica = if replicas { self.replicas_for(kind) } else { None };
             let pool = replica.as_ref().unwrap_or(&self.established.route.pool);
-            let leased = match pool.take(&self.application_name, self.session.settings().digest()) {
+            let leased = match pool.take(self.session.name(), self.session.settings().digest()) {
                 Some(leased) => Ok(leased),
                 // Boxed, as all that happens rarely: an idle client pays for the largest of its futures.
                 None => Box::pin(self.connection(replica.as_deref())).await?,
@@ -150,13 +150,14 @@ impl Relay {
             (Arc::clone(self.established.route.access.cache.servers()), Arc::clone(&self.plane.draining));
         let tried = Box::pin(async move {
             tokio::select! {
-                () = async { tokio::time::sleep(pause).await; servers.worth_trying().await } => true,
-                () = tokio::time::sleep_until(until) => false,
-                () = draining.given() => false,
+                () = async { tokio::time::sleep(pause).await; servers.worth_trying().await } => Ok(true),
+                () = tokio::time::sleep_until(until) => Ok(false),
+                // It has begun nothing: a successor, if there is one, waits as long as it takes.
+                () = draining.given() => Err(shutting_down()),
             }
         });
         let (client, inbound) = (&mut self.client, &mut self.inbound);
-        unless_client_leaves(tried, client, inbound, &mut self.moved, &handle).await
+        unless_client_leaves(tried, client, inbound, &mut self.moved, &handle).await?.transpose()
     }
 
     /// Waits until an operator lets transactions of this database begin again.
@@ -190,7 +191,7 @@ impl Relay {
         let route = &self.established.route;
         let pool = replica.unwrap_or(&route.pool);
         let handle = Arc::clone(&self.established.registration.handle);
-        let lease = Box::pin(pool.lease(&self.application_name, self.session.settings().digest(), route.max_wait));
+        let lease = Box::pin(pool.lease(self.session.name(), self.session.settings().digest(), route.max_wait));
         handle.forget_stale();
         handle.waits(true);
         let _waiting = Waiting(&handle);

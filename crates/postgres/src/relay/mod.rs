@@ -25,7 +25,7 @@ use crate::plane::{PostgresPlane, Snapshot};
 use crate::priority::Working;
 use crate::process::Holding;
 use crate::route::{Route, route};
-use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation};
+use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation, set_name};
 use crate::signal::Listener;
 use crate::stats::Work;
 use crate::stream::Stream;
@@ -69,7 +69,6 @@ pub(crate) struct Relay {
     /// The client's current message is a `LISTEN`, and it has been subscribed.
     is_subscribed: bool,
     established: Established,
-    application_name: String,
     /// What is left of the client's current message, and of the server's.
     passing: Passing,
     server_passing: Passing,
@@ -177,10 +176,10 @@ impl Relay {
         if established.parameters.database == Catalog::MAINTENANCE_DATABASE {
             session.maintains();
         }
+        session.is_called(established.parameters.settings.get("application_name").cloned().unwrap_or_default());
         let limits = TimeLimits::of(&established.route);
         Self {
             session,
-            application_name: established.parameters.settings.get("application_name").cloned().unwrap_or_default(),
             plane,
             snapshot,
             client,
@@ -552,11 +551,10 @@ impl Relay {
     /// Gives the connection the name that the client gave itself at login, in the same write as the first query (rule 12).
     fn name_connection(&mut self) {
         let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream) else { return };
-        if upstream.backend.application_name != self.application_name {
-            let quoted = self.application_name.replace('\\', "\\\\").replace('\'', "''");
-            let sql = format!("SET application_name TO E'{quoted}'");
+        if upstream.backend.application_name != self.session.name() {
+            let sql = set_name(self.session.name());
             self.session.inject(&sql, &mut upstream.outbound, &mut self.outbound);
-            upstream.backend.application_name.clone_from(&self.application_name);
+            self.session.name().clone_into(&mut upstream.backend.application_name);
         }
     }
 

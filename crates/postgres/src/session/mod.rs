@@ -14,14 +14,15 @@ mod statements;
 pub use pipeline::{Owed, Pipeline, Statements};
 pub use settings::Settings;
 pub(crate) use statements::PREFIX;
+use statements::server_name;
 pub use statements::{Backend, Statement, StatementRegistry};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::sql::{self, Listen, Only};
+use crate::sql::{self, Listen, Named, Only, Use};
 use crate::wire::{Frame, Reply, Severity, TransactionStatus, cstr};
 use listening::INSTEAD_OF_LISTEN;
 
@@ -112,6 +113,10 @@ pub struct Session {
     dirty: bool,
     /// `DISCARD ALL` has taken from the connection the name that the client gave itself at login.
     nameless: bool,
+    /// That name.
+    name: String,
+    /// The client has reset its name: what the server says it is now is another client's.
+    renaming: bool,
     parses: u64,
     /// `LISTEN` is the gateway's business: it must not reach a server connection that others use.
     shares_listener: bool,
@@ -158,6 +163,8 @@ impl Session {
             altered: false,
             dirty: false,
             nameless: false,
+            name: String::new(),
+            renaming: false,
             parses: 0,
             shares_listener: false,
             listen_statements: HashMap::new(),
@@ -335,18 +342,51 @@ impl Session {
             to_client.ready(TransactionStatus::Idle);
             return ClientStep::Drop;
         }
-        if backend.is_none() {
+        let named = if is_whole && self.may_name_statement() { sql::named(body) } else { None };
+        if named.as_ref().is_some_and(|named| self.is_undecided(&named.name)) {
+            return ClientStep::Later;
+        }
+        let renames = is_whole && !self.pipeline.is_in_batch() && sql::resets_name(body);
+        // What is said in an open batch waits for what is before the batch, since nothing may be answered before its Sync.
+        let in_order = self.pipeline.is_empty() || self.pipeline.is_in_batch() && !self.pipeline.owes_ready();
+        if (named.is_some() || renames) && !in_order {
+            return ClientStep::Later;
+        }
+        let named = named.and_then(|named| self.named_statement(named));
+        if let Some((Named { what: Use::Deallocate, name, .. }, _)) = &named {
+            // It stays on the server for the next client that prepares the same text.
+            self.statements.remove(name.as_slice());
+            self.listen_statements.remove(name.as_slice());
+            self.unnamed = None;
+            self.unnamed_here = false;
+            to_client.complete("DEALLOCATE");
+            to_client.ready(self.status);
+            return ClientStep::Drop;
+        }
+        let Some(backend) = backend else {
             // It is the same message that is offered again.
             self.judged = suspicious;
             return ClientStep::NeedServer;
-        }
+        };
         self.unnamed = None;
         self.unnamed_here = false;
-        if Frame::HEADER + body.len() == frame.total
-            && let Some(setting) = self.trackable(body)
-        {
+        if let Some((Named { at, .. }, statement)) = named {
+            self.apply(effect);
+            self.prepare_for_query(&statement, backend, to_server, to_client);
+            let text = [&body[..at.start], &server_name(statement.id), &body[at.end..]].concat();
+            to_server.message(b'Q', |b| b.put_slice(&text));
+            self.pipeline.owe(if effect.deallocates { Owed::Barrier } else { Owed::Query }, to_client);
+            return ClientStep::Drop;
+        }
+        let setting = if is_whole { self.trackable(body) } else { None };
+        if renames {
+            to_server.message(b'Q', |b| b.put_slice(body));
+        }
+        let step = if renames { ClientStep::Drop } else { ClientStep::Forward { consumed: 0 } };
+        if let Some(setting) = setting {
             self.pipeline.owe(Owed::Set(setting, false), to_client);
-            return ClientStep::Forward { consumed: 0 };
+            self.rename(renames, to_server, to_client);
+            return step;
         }
         // What it takes back must stay taken back, if its transaction does not.
         effect.pins |= effect.only == Some(Only::ResetAll) && !self.settings.is_empty();
@@ -354,7 +394,17 @@ impl Session {
         let is_barrier = effect.deallocates || effect.unlistens_all;
         self.unlistens_all = effect.unlistens_all && self.shares_listener;
         self.pipeline.owe(if is_barrier { Owed::Barrier } else { Owed::Query }, to_client);
-        ClientStep::Forward { consumed: 0 }
+        self.rename(renames, to_server, to_client);
+        step
+    }
+
+    /// Gives the connection the name that the client gave itself at login, behind a statement that gives it the name of
+    /// whoever opened it.
+    fn rename(&mut self, wanted: bool, to_server: &mut BytesMut, to_client: &mut BytesMut) {
+        if wanted {
+            self.renaming = true;
+            self.inject(&set_name(&self.name), to_server, to_client);
+        }
     }
 
     /// Judges a server's message. `seen` begins with the header and holds at least [`Self::server_needs`] bytes.
@@ -387,12 +437,19 @@ impl Session {
                 if injected {
                     if let Some((name, value)) = cstr(body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
                         backend.expect(name, value);
+                        if name == b"application_name" {
+                            backend.application_name.clone_from(&self.name);
+                        }
                     }
                     return Ok(ServerStep::Drop);
                 }
                 if let Some((name, value)) = cstr(body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
                     // Whatever changed it, and whatever changes it back.
                     self.altered = backend.report(name, value);
+                    if self.renaming && name == b"application_name" {
+                        after.parameter("application_name", &self.name);
+                        return Ok(ServerStep::Drop);
+                    }
                 }
                 Ok(ServerStep::Forward)
             }
@@ -417,7 +474,10 @@ impl Session {
                             self.dirty &= !is_last;
                         }
                         b"DEALLOCATE ALL" => self.deallocated(backend),
-                        b"SET" | b"RESET" => self.pipeline.has_set(),
+                        b"SET" | b"RESET" => {
+                            self.nameless |= tag == b"RESET" && !self.renaming;
+                            self.pipeline.has_set();
+                        }
                         _ => {}
                     }
                 }
@@ -444,6 +504,10 @@ impl Session {
             }
             b'E' => {
                 self.failed |= !injected;
+                if let Some(Owed::InjectedPrepare(id)) = self.pipeline.front() {
+                    // What the client wants executed says why it cannot be.
+                    backend.distrust(*id);
+                }
                 self.heal(body, backend);
                 let statements = &mut self.statements;
                 let batch = self.pipeline.failed(|lost| match lost {
@@ -472,6 +536,7 @@ impl Session {
                     return Err(Violation::new("the server sent an invalid transaction status"));
                 };
                 self.restoring &= !injected;
+                self.renaming &= !injected;
                 if !injected {
                     if let Some(setting) = self.pipeline.setting().cloned() {
                         self.set(&setting, backend);
@@ -553,6 +618,16 @@ impl Session {
         self.pipeline.len() >= MAX_OWED
     }
 
+    /// The name that the client gave itself at login.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Notes the name that the client gave itself at login.
+    pub fn is_called(&mut self, name: String) {
+        self.name = name;
+    }
+
     /// Whether the server connection has lost the name that the client gave itself at login; says so once.
     pub fn take_nameless(&mut self) -> bool {
         std::mem::take(&mut self.nameless)
@@ -600,4 +675,9 @@ impl Session {
         self.pinned |= effect.pins;
         self.dirty |= effect.opaque;
     }
+}
+
+/// The statement that gives a server connection a client's name.
+pub(crate) fn set_name(name: &str) -> String {
+    format!("SET application_name TO E'{}'", name.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -32,6 +32,9 @@ pub enum Owed {
     ProbeParse(Bytes),
     /// ParseComplete of a statement that the gateway prepared again; swallowed.
     InjectedParse(u64),
+    /// ParseComplete of a statement that the gateway prepared again for a simple query, and ReadyForQuery after its own Sync;
+    /// swallowed.
+    InjectedPrepare(u64),
     /// ParseComplete of an unnamed statement that the gateway parsed again; swallowed.
     Injected,
     /// ParseComplete that the gateway says itself when its turn comes.
@@ -62,8 +65,13 @@ impl Owed {
 
     /// Whether it is no part of a batch: ReadyForQuery follows by itself, after an error too.
     fn is_simple(&self) -> bool {
-        use Owed::{Barrier, FunctionCall, InjectedQuery, ListenQuery, Query, Set};
-        matches!(self, Query | Barrier | ListenQuery(_) | Set(..) | InjectedQuery | FunctionCall)
+        use Owed::{Barrier, FunctionCall, ListenQuery, Query, Set};
+        matches!(self, Query | Barrier | ListenQuery(_) | Set(..) | FunctionCall) || self.is_injected()
+    }
+
+    /// Whether all of it is swallowed, ReadyForQuery included.
+    fn is_injected(&self) -> bool {
+        matches!(self, Self::InjectedQuery | Self::InjectedPrepare(_))
     }
 }
 
@@ -97,7 +105,7 @@ impl Pipeline {
         self.syncs += usize::from(matches!(owed, Owed::Sync));
         self.readies += usize::from(owed.ends());
         self.flushed = false;
-        if matches!(owed, Owed::Sync) {
+        if matches!(owed, Owed::Sync | Owed::InjectedPrepare(_)) {
             self.batch = false;
         } else if !owed.is_simple() && !matches!(owed, Owed::CopyEnd) {
             self.batch = true;
@@ -116,7 +124,7 @@ impl Pipeline {
             (Some(Owed::InjectedClose(_)), b'3') => (true, false),
             (Some(Owed::Describe(_)), b'T' | b'n') => (true, true),
             (Some(Owed::Execute | Owed::ListenExecute(_)), b'C' | b'I' | b's') => (true, true),
-            (Some(Owed::InjectedQuery), _) => (false, false),
+            (Some(front), _) if front.is_injected() => (false, false),
             _ => (false, true),
         };
         if pays {
@@ -205,7 +213,7 @@ impl Pipeline {
             self.readies -= 1;
             self.perhaps += 1;
         }
-        if self.owed.get(1).is_some_and(|owed| owed.is_simple() && !matches!(owed, Owed::InjectedQuery)) {
+        if self.owed.get(1).is_some_and(|owed| owed.is_simple() && !owed.is_injected()) {
             // The server takes it for what breaks the copy, and answers both at once.
             let taken = self.owed.remove(1);
             self.barriers -= usize::from(matches!(taken, Some(Owed::Barrier)));
@@ -251,7 +259,7 @@ impl Pipeline {
 
     /// Whether what arrives now answers a query of the gateway's own.
     pub fn front_is_injected_query(&self) -> bool {
-        matches!(self.owed.front(), Some(Owed::InjectedQuery))
+        self.owed.front().is_some_and(Owed::is_injected)
     }
 
     /// Whether the client is in the middle of a batch.
@@ -261,12 +269,12 @@ impl Pipeline {
 
     /// Whether a query or a batch with its Sync is not answered.
     pub fn owes_ready(&self) -> bool {
-        self.readies > self.owed.iter().filter(|owed| matches!(owed, Owed::InjectedQuery)).count()
+        self.readies > self.owed.iter().filter(|owed| owed.is_injected()).count()
     }
 
     /// Whether nothing of the client's own is owed.
     pub fn owes_only_injected(&self) -> bool {
-        !self.batch && !self.skipping && self.owed.iter().all(|owed| matches!(owed, Owed::InjectedQuery))
+        !self.batch && !self.skipping && self.owed.iter().all(Owed::is_injected)
     }
 
     /// The statement that answers now has changed its setting.

@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::listening::instead_of_listen;
 use super::statements::{PREFIX, server_name};
 use super::{Backend, ClientStep, INSPECT, Owed, Session, Statement, Violation};
-use crate::sql::{self, Listen};
+use crate::sql::{self, Listen, Named, Use};
 use crate::wire::{Frame, Reply, TransactionStatus, cstr};
 
 /// Named prepared statements one client may hold, and the bytes of their texts.
@@ -28,6 +28,11 @@ impl Session {
             _ => None,
         };
         let Some((name, _)) = name.filter(|(name, _)| !name.is_empty()) else { return false };
+        self.is_undecided(name)
+    }
+
+    /// Whether an earlier batch, not answered yet, decides what a client's statement is.
+    pub(super) fn is_undecided(&self, name: &[u8]) -> bool {
         self.pipeline.decides_on_name(name)
             || self.statements.get(name).is_some_and(|s| self.pipeline.decides_on_statement(s.id))
     }
@@ -279,6 +284,49 @@ impl Session {
         self.parses += 1;
         write_parse(to_server, &server_name(statement.id), &statement.body);
         self.pipeline.owe(Owed::InjectedParse(statement.id), to_client);
+    }
+
+    /// Whether a simple query can name a prepared statement of the client's.
+    pub(super) fn may_name_statement(&self) -> bool {
+        !(self.statements.is_empty() && self.pipeline.is_empty())
+    }
+
+    /// The client's own prepared statement that a simple query names, unless the query has to go to the server as it is.
+    pub(super) fn named_statement(&self, named: Named) -> Option<(Named, Arc<Statement>)> {
+        if self.status == TransactionStatus::Failed {
+            return None;
+        }
+        if named.what == Use::Deallocate && self.pipeline.is_in_batch() {
+            return None; // what is owed before it has to be answered first
+        }
+        let statement = Arc::clone(self.statements.get(named.name.as_slice())?);
+        // These are more than their text, and are executed by the protocol alone.
+        let is_plain = !statement.effect.databases && !self.listen_statements.contains_key(named.name.as_slice());
+        (is_plain || named.what == Use::Deallocate).then_some((named, statement))
+    }
+
+    /// Has a statement exist on the leased connection before a simple query that names it.
+    pub(super) fn prepare_for_query(
+        &mut self,
+        statement: &Statement,
+        backend: &mut Backend,
+        to_server: &mut BytesMut,
+        to_client: &mut BytesMut,
+    ) {
+        self.apply(statement.effect);
+        if self.pipeline.is_in_batch() {
+            // If it fails, so does the batch, and the query with it.
+            return self.ensure_prepared(statement, backend, to_server, to_client);
+        }
+        if backend.touch(statement.id) {
+            return;
+        }
+        backend.add(statement.id, to_server, &mut self.pipeline, to_client);
+        self.parses += 1;
+        write_parse(to_server, &server_name(statement.id), &statement.body);
+        // Or a Parse that fails would have the server ignore the query.
+        to_server.message(b'S', |_| {});
+        self.pipeline.owe(Owed::InjectedPrepare(statement.id), to_client);
     }
 
     pub(super) fn has_room(&self, bytes: usize) -> bool {

@@ -6,12 +6,14 @@
 
 mod database;
 mod lexer;
+mod named;
 mod read_only;
 mod setting;
 
 pub use database::{DatabaseCommand, database_commands};
+pub use named::{Named, Use, named};
 pub use read_only::begins_read_only;
-pub use setting::{Setting, setting};
+pub use setting::{Setting, resets_name, setting};
 
 use crate::session::PREFIX;
 use lexer::{Lexer, Token, is_word};

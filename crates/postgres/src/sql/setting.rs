@@ -71,6 +71,31 @@ pub fn setting(sql: &[u8]) -> Option<Setting> {
     (value.len() <= MAX_VALUE && is_plain(value)).then(|| Setting::To(name, value.to_owned()))
 }
 
+/// Whether a text is one statement that gives the session back the name that it had at login, and perhaps more: `RESET
+/// application_name`, `SET application_name TO DEFAULT`, `RESET ALL`.
+pub fn resets_name(sql: &[u8]) -> bool {
+    // Cheap for everything else.
+    if !sql.iter().find(|c| !c.is_ascii_whitespace()).is_some_and(|c| matches!(c, b'r' | b'R' | b's' | b'S')) {
+        return false;
+    }
+    let read = || {
+        let text = std::str::from_utf8(sql).ok()?.trim_end_matches('\0').trim_ascii();
+        let text = text.strip_suffix(';').unwrap_or(text).trim_ascii_end();
+        let (verb, rest) = word(text)?;
+        if is(verb.as_bytes(), "reset") {
+            return Some(is(rest.as_bytes(), "all") || is(rest.as_bytes(), "application_name"));
+        }
+        let (first, after) = word(rest).filter(|_| is(verb.as_bytes(), "set"))?;
+        let (name, rest) = if is(first.as_bytes(), "session") { word(after)? } else { (first, after) };
+        let value = match rest.strip_prefix('=') {
+            Some(value) => value,
+            None => word(rest).filter(|(to, _)| is(to.as_bytes(), "to"))?.1,
+        };
+        Some(is(name.as_bytes(), "application_name") && is(value.trim_ascii().as_bytes(), "default"))
+    };
+    read().unwrap_or(false)
+}
+
 fn is_just_a_value(name: &str) -> bool {
     !NOT_JUST_A_VALUE.contains(&name)
 }
@@ -128,6 +153,23 @@ fn is_plain(value: &str) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_gives_the_name_back_is_told_from_what_gives_another() {
+        for sql in [
+            "RESET application_name",
+            "reset ALL;\0",
+            "SET application_name TO DEFAULT",
+            "set session Application_Name = default ;",
+        ] {
+            assert!(resets_name(sql.as_bytes()), "{sql}");
+        }
+        for sql in
+            ["SET application_name = 'default'", "RESET a", "SET LOCAL application_name = DEFAULT", "SELECT 1", ""]
+        {
+            assert!(!resets_name(sql.as_bytes()), "{sql}");
+        }
+    }
 
     #[test]
     fn a_setting_is_read_with_its_value_as_it_was_written() {

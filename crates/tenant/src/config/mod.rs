@@ -108,11 +108,23 @@ pub enum NotificationPolicy {
 pub enum AuthMethod {
     /// SCRAM-SHA-256, the default.
     #[default]
+    #[serde(rename = "scram-sha-256", alias = "scram-sha256")]
     ScramSha256,
     /// MD5, for old drivers only.
     Md5,
     /// A certificate of a `client_ca`, whose common name is the role, instead of a password.
     Cert,
+}
+
+impl AuthMethod {
+    /// The name used in configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ScramSha256 => "scram-sha-256",
+            Self::Md5 => "md5",
+            Self::Cert => "cert",
+        }
+    }
 }
 
 /// TLS for the clients of the PostgreSQL plane: PEM files, and what is demanded.
