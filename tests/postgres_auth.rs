@@ -205,7 +205,7 @@ async fn connections_that_do_not_log_in_are_bounded_in_number_and_time() {
         silent.push(TcpStream::connect(site.address()).await.unwrap());
     }
     cofferdam_tests::eventually(|| async {
-        let text = answer(site.address(), b"").await;
+        let text = answer(site.address(), &packet(196_608, b"user\0acme_role\0\0")).await;
         String::from_utf8_lossy(&text).contains("too many logins at once")
     })
     .await;
