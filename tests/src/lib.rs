@@ -3,6 +3,7 @@
 
 pub mod house;
 pub mod raw;
+pub mod strict;
 
 use std::net::SocketAddr;
 use std::time::Duration;

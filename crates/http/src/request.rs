@@ -87,6 +87,11 @@ pub(crate) fn judge<'a>(
         let detail = "a transfer coding other than `chunked` is not understood here";
         return Err(Refusal::new(501, "Not implemented", detail).closing());
     }
+    let is_blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    if is_two && head.headers.values().any(|v| is_blank(v.as_bytes().first()) || is_blank(v.as_bytes().last())) {
+        // Malformed in HTTP/2 (RFC 9113, 8.2.1), and something else to whoever trims it.
+        return Err(Refusal::new(400, "Bad request", "a header field begins or ends with a blank").closing());
+    }
     let host_header = head.headers.get(header::HOST).and_then(|h| h.to_str().ok());
     // HTTP/2 says it in `:authority`; pingora has compared the two where both are there.
     let authority = || head.uri.authority().filter(|_| is_two).map(http::uri::Authority::as_str);
