@@ -157,6 +157,29 @@ async fn who_confirms_what_is_kept_has_the_last_word_on_its_head() {
     assert_eq!(get().await, ("last".into(), None, 4), "what is private was not kept");
 }
 
+/// RFC 9111, 3.1 and 4.4: what `Connection` names was for the gateway alone, and what was kept is not right any more when
+/// something has been changed there.
+#[tokio::test]
+async fn what_was_meant_for_one_hop_is_not_kept_and_a_change_makes_it_old() {
+    const FILE: &str = "HTTP/1.1 200 OK\nCache-Control: public, max-age=600\nConnection: close, x-hop\nX-Hop: secret\nContent-Length: 5\n\nhello";
+    let (address, asked) =
+        origin(vec![FILE, "HTTP/1.1 404 Not Found\nContent-Length: 0\n\n", "HTTP/1.1 204 No Content\n\n", FILE]).await;
+    let house = house("", "").await;
+    let main = house.main.replace(&house.odoo.http().to_string(), &address.to_string());
+    house.directory.main(&main).unwrap();
+    house.gateway.reload().await.unwrap();
+    let path = "/web/static/a.js";
+    let get = async || {
+        let answer = house.get(ACME, path, &[]).await;
+        assert_eq!((answer.status, answer.header("x-hop")), (200, None));
+        asked.load(Ordering::SeqCst)
+    };
+    let post = async || ask(house.gateway.http_addresses()[0], "POST", ACME, path, &[]).await.status;
+    assert_eq!((get().await, get().await), (1, 1));
+    assert_eq!((post().await, get().await), (404, 2), "nothing was changed");
+    assert_eq!((post().await, get().await), (204, 4));
+}
+
 #[tokio::test]
 async fn what_is_old_is_asked_about_and_what_is_purged_is_fetched() {
     let house = house("", "").await;

@@ -368,3 +368,35 @@ async fn a_proxy_says_who_its_client_is_before_anything_else() {
     assert!(one(liar, "acme.example.com", "/x").await.starts_with("HTTP/1.1 400"));
     assert!(one(from("127.0.0.1", house.plain()).await, "acme.example.com", "/x").await.starts_with("HTTP/1.1 308"));
 }
+
+/// Whoever takes nothing of many small answers holds no worker for them, and others of the same site are served.
+#[tokio::test]
+async fn answers_that_nobody_takes_hold_no_worker() {
+    let house = house("").await;
+    let gate = house.gateway.http_plane().unwrap().gates().get("odoo").unwrap();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let stream = house.dial("acme.example.com", &["h2"], None).await.unwrap();
+        let mut client = h2::client::Builder::new();
+        let (mut sender, connection) = client.initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
+        tokio::spawn(connection);
+        let mut asked = Vec::new();
+        for _ in 0..80 {
+            sender = sender.ready().await.unwrap();
+            let request = get("acme.example.com", "/testkit/echo").body(()).unwrap();
+            asked.push(sender.send_request(request, true).unwrap().0);
+        }
+        for response in asked {
+            let response = response.await.unwrap();
+            assert_eq!(response.status(), 200, "its head is taken, and nothing of its body");
+            held.push(response);
+        }
+    }
+    // 640 of them would fill the room to read ahead if each took as much as a long one.
+    cofferdam_tests::eventually(async || gate.usage().running == 0).await;
+    let (mut sender, _) = two(&house).await;
+    let (next, _) = sender.send_request(get("acme.example.com", "/testkit/echo").body(()).unwrap(), true).unwrap();
+    let next = tokio::time::timeout(Duration::from_secs(5), answer(next)).await.expect("the room is full");
+    assert_eq!(next.unwrap().0, 200);
+    assert_eq!(gate.usage().running, 0, "the last one's worker is free too");
+}

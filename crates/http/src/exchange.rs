@@ -425,3 +425,22 @@ async fn slot(request: &Request<'_>, class: Class, client: &mut Client) -> Resul
         Refusal::no_slot(tenant.slug.as_str(), &rejection).into()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that came fast are no credit for hours of rest, with the room that they hold.
+    #[test]
+    fn a_body_may_rest_for_a_while_however_fast_it_came_and_be_slow_if_it_keeps_coming() {
+        let (rest, begun) = (Duration::from_secs(30), Instant::now());
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        let mut fast = Pace::new(begun, rest);
+        assert!(fast.keeps_up(at(1), 128 << 20));
+        assert!(fast.keeps_up(at(11), 1) && fast.keeps_up(at(21), 1) && !fast.keeps_up(at(32), 1));
+        let mut steady = Pace::new(begun, rest);
+        let chunk = 10 * MIN_BODY_RATE as usize;
+        assert!((1..1_000).all(|n| steady.keeps_up(at(10 * n), chunk)));
+        assert!(steady.keeps_up(at(10_020), 0) && !steady.keeps_up(at(10_021), 0));
+    }
+}
