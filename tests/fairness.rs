@@ -255,6 +255,13 @@ fn nice(pid: i32) -> i32 {
     after_name.split(' ').nth(16).unwrap().parse().unwrap()
 }
 
+/// The `nice` value of a process's session, where the kernel divides cores between sessions.
+fn nice_of_session(pid: i32) -> Option<i32> {
+    let enabled = std::fs::read_to_string("/proc/sys/kernel/sched_autogroup_enabled").ok()?;
+    let group = std::fs::read_to_string(format!("/proc/{pid}/autogroup")).ok()?;
+    group.trim().rsplit(' ').next()?.parse().ok().filter(|_| enabled.starts_with('1'))
+}
+
 /// Whether a priority that was lowered can be given back here.
 fn may_prioritise() -> bool {
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
@@ -282,11 +289,12 @@ async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() 
     let usual = nice(long);
 
     let sleeping = tokio::spawn(async move {
-        acme.batch_execute("SELECT pg_sleep(2)").await.unwrap();
+        acme.batch_execute("SELECT count(*) FROM generate_series(1, 12000000)").await.unwrap();
         acme
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     eventually(async || nice(long) == usual + expensive).await;
+    assert!(nice_of_session(long).is_none_or(|nice| nice == expensive), "inside its session it is alone");
     let lowered =
         format!("cofferdam_postgres_server_connections_lowered{{cluster=\"pg\"}} {}", i32::from(expensive > 0));
     assert!(site.metrics().await.contains(&lowered), "{lowered}");
@@ -301,7 +309,7 @@ async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() 
     let sleeping = tokio::spawn(async move {
         let settings = "SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET min_parallel_table_scan_size = 0";
         acme.batch_execute(settings).await.unwrap();
-        acme.batch_execute("SELECT count(pg_sleep(0.002)) FROM many").await.unwrap();
+        acme.batch_execute("SELECT count(*) FROM many, generate_series(1, 20000) WHERE g % 7 <> 3").await.unwrap();
     });
     let admin = site.cluster.admin("postgres").await.unwrap();
     let workers = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'parallel worker'";

@@ -3,6 +3,7 @@
 
 use cofferdam_testkit::postgres::connect;
 use cofferdam_testkit::tools::{Target, postgres_tool, python_with, run};
+use cofferdam_tests::raw::{self, Raw, parse, query, sync};
 use cofferdam_tests::{POOL_LOGIN, Site, SiteOptions, eventually};
 use tokio::io::AsyncWriteExt;
 use tokio_postgres::SimpleQueryMessage;
@@ -298,13 +299,7 @@ async fn a_name_that_is_reset_is_the_clients_own() {
         client.simple_query("SELECT 1").await.unwrap();
         clients.push((name, client));
     }
-    for reset in [
-        "RESET application_name",
-        "SET application_name = DEFAULT",
-        "SET work_mem = '1MB'; RESET ALL",
-        "RESET ALL",
-        "DISCARD ALL",
-    ] {
+    for reset in ["RESET application_name", "SET application_name = DEFAULT", "RESET ALL", "DISCARD ALL"] {
         for (name, client) in &clients {
             client.simple_query("SET application_name = 'other'").await.unwrap();
             client.simple_query("SET lock_timeout = '1s'").await.unwrap();
@@ -313,6 +308,62 @@ async fn a_name_that_is_reset_is_the_clients_own() {
             client.simple_query("DISCARD ALL").await.unwrap();
         }
     }
+}
+
+/// Whoever takes a connection gives it its name and settings first; a statement that waits for what is before it must not wait
+/// for that, or give the connection back meanwhile and begin again.
+#[tokio::test]
+async fn statements_named_by_sql_get_on_when_many_share_few_connections() {
+    let cluster = "    connections: 2".to_owned();
+    let site = Site::start_with(SiteOptions { slots: 1, cluster, ..SiteOptions::default() }).await;
+    let mut clients = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let mut client = Raw::connect_as(site.address().port(), "acme_db", &format!("client-{n}")).await;
+        clients.spawn(async move {
+            let timeout = format!("SET statement_timeout = '{}s'", 60 + n);
+            for round in 0..20 {
+                // Each has a text of its own.
+                let text = format!("SELECT $1::int + {}", 100 * n + round);
+                let mut batches = vec![
+                    vec![query(&timeout), parse("Mine", &text), sync()],
+                    vec![query("EXECUTE \"Mine\"(40)")],
+                    vec![query("EXPLAIN (COSTS OFF) EXECUTE \"Mine\"(1)")],
+                    vec![query("DEALLOCATE \"Mine\"")],
+                ];
+                if round % 7 == 6 {
+                    batches.push(vec![query("RESET ALL")]);
+                }
+                batches.push(vec![query("SHOW application_name")]);
+                let said = raw::run(&mut client, &batches).await.join("|");
+                let sum = (40 + 100 * n + round).to_string();
+                let is_right =
+                    !said.contains("E ERROR") && said.contains(&sum) && said.contains(&format!("client-{n}"));
+                assert!(is_right, "{said}");
+            }
+        });
+    }
+    let all = async {
+        while let Some(done) = clients.join_next().await {
+            done.unwrap()
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), all).await.expect("somebody does not get on");
+}
+
+/// What is told of a statement that cannot be prepared again is why.
+#[tokio::test]
+async fn who_executes_what_cannot_be_prepared_any_more_is_told_why() {
+    let site =
+        Site::start_with(SiteOptions { slots: 1, cluster: "    connections: 2".into(), ..SiteOptions::default() })
+            .await;
+    let (one, two) = (site.connect("acme").await, site.connect("acme").await);
+    one.batch_execute("CREATE TABLE gone (a int)").await.unwrap();
+    let _statement = one.prepare("SELECT a FROM gone").await.unwrap();
+    two.batch_execute("DROP TABLE gone; DISCARD ALL").await.unwrap_err();
+    two.batch_execute("DROP TABLE gone").await.unwrap();
+    let console = one.simple_query("EXECUTE s0").await.unwrap_err();
+    assert!(matches!(code(&console).as_str(), "42P01"), "{console:?}");
+    one.simple_query("SELECT 1").await.unwrap();
 }
 
 #[tokio::test]

@@ -26,10 +26,15 @@ pub fn message(kind: u8, body: &[u8]) -> Vec<u8> {
 
 impl Raw {
     pub async fn connect(port: u16, database: &str) -> Self {
+        Self::connect_as(port, database, "differential").await
+    }
+
+    /// A client with this name.
+    pub async fn connect_as(port: u16, database: &str, application_name: &str) -> Self {
         let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         tcp.set_nodelay(true).unwrap();
         let mut body = vec![0, 3, 0, 0];
-        for text in ["user", POOL_LOGIN.0, "database", database, "application_name", "differential", ""] {
+        for text in ["user", POOL_LOGIN.0, "database", database, "application_name", application_name, ""] {
             body.put_slice(text.as_bytes());
             body.put_u8(0);
         }

@@ -264,14 +264,21 @@ async fn copy(
         let Some(next) = taps.code(Some(next)).filter(|coded| !coded.is_empty()) else { continue };
         let mut write = pin!(client.write_body(next));
         loop {
-            let mut may_read = || backlog.len() < snapshot.max_backlog && ahead.reserve(backlog.len());
             let Some(open) = source.as_mut() else {
                 write.await?;
                 break;
             };
-            if !may_read() {
-                let written = tokio::time::timeout(PATIENCE_WITHOUT_ROOM, write).await;
-                written.map_err(|_| Failure::Broken)??;
+            if backlog.len() >= snapshot.max_backlog {
+                write.await?;
+                break;
+            }
+            if !ahead.reserve(backlog.len()) {
+                // Others of its tenant have the room. For as long as it takes something, however little, it may go on.
+                match tokio::time::timeout(PATIENCE_WITHOUT_ROOM, &mut write).await {
+                    Ok(written) => written?,
+                    Err(_) if ahead.reserve(backlog.len()) => continue,
+                    Err(_) => return Err(Failure::Broken),
+                }
                 break;
             }
             let (server, chunk) = tokio::select! {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ pub(crate) struct Store {
     memory: Cache<Key, Arc<Kept>>,
     disk: Cache<Key, Arc<Kept>>,
     /// What is being fetched: whoever wants the same waits.
-    fetches: Mutex<HashMap<Key, watch::Receiver<()>>>,
+    fetches: Mutex<HashMap<Key, Fetching>>,
     pub(crate) counters: Counters,
     /// Counts purges: what was asked for before one must not be kept after it.
     generation: AtomicU64,
@@ -89,6 +89,14 @@ pub(crate) struct Store {
     shares: Arc<Mutex<HashMap<TenantId, [u64; 2]>>>,
     config: CacheConfig,
     directory: Option<PathBuf>,
+}
+
+/// Something that is being fetched.
+#[derive(Debug)]
+struct Fetching {
+    done: watch::Receiver<()>,
+    /// It has been changed meanwhile.
+    changed: Arc<AtomicBool>,
 }
 
 /// What there is of a key.
@@ -148,12 +156,13 @@ impl Store {
         }
         let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(fetch) = fetches.get(key) {
-            return Found::Wait(fetch.clone());
+            return Found::Wait(fetch.done.clone());
         }
         let (done, waits) = watch::channel(());
-        fetches.insert(key.clone(), waits);
+        let changed = Arc::new(AtomicBool::new(false));
+        fetches.insert(key.clone(), Fetching { done: waits, changed: Arc::clone(&changed) });
         let generation = self.generation.load(Ordering::SeqCst);
-        let fetch = Fetch { store: Arc::clone(self), key: key.clone(), generation, _done: done };
+        let fetch = Fetch { store: Arc::clone(self), key: key.clone(), generation, changed, _done: done };
         if let Some(kept) = kept {
             return Found::Stale(kept, fetch);
         }
@@ -177,7 +186,10 @@ impl Store {
 
     /// Forgets one answer: something has been changed where it comes from.
     pub(crate) fn forget(&self, key: &Key) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        // What is being fetched of it, and of nothing else, is not kept.
+        if let Some(fetch) = self.fetches.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
+            fetch.changed.store(true, Ordering::SeqCst);
+        }
         self.memory.invalidate(key);
         self.disk.invalidate(key);
     }
@@ -212,7 +224,7 @@ impl Kept {
     /// Makes the codings, which takes its time.
     fn code(&self) {
         let Content::Memory(body) = &self.content else { return };
-        if !self.may_be_coded() {
+        if !self.may_be_coded() || self.coded.iter().all(|made| made.get().is_some()) {
             return;
         }
         for (coding, made) in CODINGS.iter().zip(&self.coded) {
@@ -366,6 +378,7 @@ pub(crate) struct Fetch {
     store: Arc<Store>,
     key: Key,
     generation: u64,
+    changed: Arc<AtomicBool>,
     _done: watch::Sender<()>,
 }
 
@@ -380,8 +393,11 @@ impl Fetch {
     /// what goes to the client.
     pub(crate) fn confirm(self, kept: &Arc<Kept>, said: &ResponseHeader, now: Timestamp) -> Arc<Kept> {
         self.store.counters.confirmed.fetch_add(1, Ordering::Relaxed);
-        let tag = said.headers.get(header::ETAG);
-        if tag.is_some() && tag != kept.head.headers.get(header::ETAG) {
+        let tag = |head: &ResponseHeader| {
+            let tag = head.headers.get(header::ETAG)?.to_str().ok()?;
+            Some(tag.strip_prefix("W/").unwrap_or(tag).to_owned())
+        };
+        if tag(said).is_some_and(|said| Some(said) != tag(&kept.head)) {
             // It speaks of other bytes than those that are kept (RFC 9111, 4.3.4): nothing is learnt from it.
             return Arc::clone(kept);
         }
@@ -413,6 +429,8 @@ impl Fetch {
         });
         if lifetime.is_some() {
             self.keep(&renewed, u64::MAX);
+            let made = Arc::clone(&renewed);
+            tokio::task::spawn_blocking(move || made.code());
         } else {
             self.store.memory.invalidate(&self.key);
             self.store.disk.invalidate(&self.key);
@@ -444,7 +462,7 @@ impl Fetch {
 
     /// Whether nothing was purged since it was begun.
     fn is_current(&self) -> bool {
-        self.store.generation.load(Ordering::SeqCst) == self.generation
+        !self.changed.load(Ordering::SeqCst) && self.store.generation.load(Ordering::SeqCst) == self.generation
     }
 
     /// Begins to keep an answer; `None` when it may not be kept.

@@ -51,7 +51,7 @@ pub(crate) fn host_of(value: &str) -> Option<&str> {
         }
         None => value.split_at(value.find(':').unwrap_or(value.len())),
     };
-    let is_port = |p: &str| p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok();
+    let is_port = |p: &str| p.is_empty() || p.bytes().all(|b| b.is_ascii_digit()) && p.parse::<u16>().is_ok();
     let port_ok = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
     (port_ok && !host.is_empty()).then_some(host)
 }

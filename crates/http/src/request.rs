@@ -116,7 +116,7 @@ pub(crate) fn judge<'a>(
         head.set_uri(uri);
     }
     // Odoo compares hosts with care for case: it gets the name as the catalog knows it.
-    let known = normalize_host(host).map(|name| format!("{name}{}", &host_header[host.len()..]));
+    let known = normalize_host(host).map(|name| format!("{name}{}", host_header[host.len()..].trim_end_matches(':')));
     let Some(tenant) = snapshot.catalog.by_host(host) else {
         plane.counters.unknown_host.fetch_add(1, Ordering::Relaxed);
         return Err(Refusal::new(421, "Misdirected request", "no site is served under this name here"));

@@ -364,7 +364,7 @@ impl ConnectionCache {
         let mut looked = lock(&self.looked_for_workers);
         if !long.is_empty() && now.saturating_duration_since(*looked) >= LOOK_FOR_WORKERS {
             *looked = now;
-            lower_workers(&long);
+            tokio::task::spawn_blocking(move || lower_workers(&long));
         }
     }
 

@@ -90,7 +90,7 @@ async fn arrive(plane: &Arc<PostgresPlane>, tcp: TcpStream, peer: SocketAddr) ->
     let limit = front.map_or(u32::MAX, |front| front.config.max_unauthenticated_per_address);
     let Some(knock) = plane.door.knock(peer.ip(), limit, patience).await else {
         let message = "too many logins at once from this address (limit `postgres.max_unauthenticated_per_address`)";
-        turn_away(plane, tcp, peer, message).await;
+        say_goodbye(tcp.into(), "53300", message).await;
         return None;
     };
     let Ok(Ok(unauthenticated)) = tokio::time::timeout(patience, plane.unauthenticated.acquire()).await else {

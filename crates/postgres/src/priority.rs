@@ -10,6 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ use rustix::process::{Pid, getpriority_process, setpriority_process};
 
 /// The least urgent that there is.
 const NICEST: i32 = 19;
+/// How long a process is looked at before it is said that it computes.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A process of a server on this machine.
 #[derive(Debug)]
@@ -27,6 +30,7 @@ pub(crate) struct ServerProcess {
     pid: Pid,
     /// Its `nice` value when it began.
     usual: i32,
+    group: Option<Autogroup>,
     priorities: Priorities,
     state: Mutex<State>,
 }
@@ -36,6 +40,8 @@ struct State {
     nice: i32,
     /// Since when it works.
     since: Option<Instant>,
+    /// When it was last looked at since then, and how long it had computed.
+    seen: Option<(Instant, Duration)>,
 }
 
 /// A server process while it works.
@@ -47,8 +53,10 @@ pub(crate) struct Working(Arc<ServerProcess>);
 pub(crate) enum Untouched {
     /// It runs elsewhere, or cannot be told from others.
     NotHere,
-    /// The system does not allow it.
-    Denied(rustix::io::Errno),
+    /// The system would not let it be given back.
+    Denied,
+    /// The kernel gives cores to sessions and not to processes, and the group's priority may not be set.
+    Grouped,
 }
 
 impl fmt::Display for Untouched {
@@ -57,7 +65,11 @@ impl fmt::Display for Untouched {
             Self::NotHere => {
                 f.write_str("no process with this number and this connection runs on the gateway's machine")
             }
-            Self::Denied(errno) => write!(f, "not permitted ({errno}): the gateway needs CAP_SYS_NICE"),
+            Self::Denied => f.write_str("not permitted: the gateway needs CAP_SYS_NICE"),
+            Self::Grouped => f.write_str(
+                "the kernel gives cores to sessions and not to processes (kernel.sched_autogroup_enabled), and the gateway may \
+                 not write /proc/<pid>/autogroup",
+            ),
         }
     }
 }
@@ -68,29 +80,39 @@ impl ServerProcess {
         let is_its = std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| serves(&title, local.port()));
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| is_its).ok_or(Untouched::NotHere)?;
         let usual = getpriority_process(Some(pid)).map_err(|_| Untouched::NotHere)?;
-        if usual < NICEST {
-            // Whoever may only lower would never be able to give back.
-            setpriority_process(Some(pid), usual + 1).map_err(Untouched::Denied)?;
-            setpriority_process(Some(pid), usual).map_err(Untouched::Denied)?;
+        // Asked and not tried: whoever may only lower would never be able to give back.
+        if !(has_cap_sys_nice() || may_give_back(pid, usual)) {
+            return Err(Untouched::Denied);
         }
-        Ok(Arc::new(Self { pid, usual, priorities, state: Mutex::new(State { nice: usual, since: None }) }))
+        let group = Autogroup::of(pid)?;
+        let state = State { nice: usual, since: None, seen: None };
+        Ok(Arc::new(Self { pid, usual, group, priorities, state: Mutex::new(state) }))
     }
 
     /// It begins to work, granted out of this queue.
     pub(crate) fn begins(self: &Arc<Self>, queue: Queue) -> Working {
         let mut state = self.state();
-        state.since = Some(Instant::now());
+        (state.since, state.seen) = (Some(Instant::now()), None);
         self.set(&mut state, queue);
         drop(state);
         Working(Arc::clone(self))
     }
 
-    /// Lowers it when it has worked for so long, and says to what.
+    /// Lowers it when it has worked for so long and computes most of the time, and says to what: a transaction that is only
+    /// long, because its client thinks or it waits for something, is in nobody's way.
     pub(crate) fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
         let mut state = self.state();
         state.since.filter(|since| now.saturating_duration_since(*since) >= limit)?;
-        self.set(&mut state, Queue::Expensive);
-        Some(Lowered { pid: self.pid, nice: state.nice })
+        let computed = computed(self.pid)?;
+        let (looked, before) = *state.seen.get_or_insert((now, computed));
+        let between = now.saturating_duration_since(looked);
+        if between >= LOOK {
+            state.seen = Some((now, computed));
+            if computed.saturating_sub(before) >= between / 2 {
+                self.set(&mut state, Queue::Expensive);
+            }
+        }
+        (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice })
     }
 
     /// Whether it runs with less than its usual priority.
@@ -108,7 +130,12 @@ impl ServerProcess {
         if nice != state.nice {
             // It may have ended meanwhile; whoever reads from it will notice.
             match setpriority_process(Some(self.pid), nice) {
-                Ok(()) => state.nice = nice,
+                Ok(()) => {
+                    state.nice = nice;
+                    if let Some(group) = &self.group {
+                        group.set(self.pid, nice - self.usual);
+                    }
+                }
                 Err(error) => tracing::debug!(%error, pid = self.pid.as_raw_nonzero(), "priority not changed"),
             }
         }
@@ -123,6 +150,66 @@ impl Drop for Working {
     fn drop(&mut self) {
         self.0.state().since = None;
     }
+}
+
+/// The group of a process's session, where the kernel divides cores between sessions: each server process has one of its own,
+/// and `nice` counts only inside. Its priority counts between them.
+#[derive(Debug, Clone, Copy)]
+struct Autogroup {
+    usual: i32,
+}
+
+impl Autogroup {
+    /// The group of a process, if there are such groups.
+    fn of(pid: Pid) -> Result<Option<Self>, Untouched> {
+        let enabled = std::fs::read("/proc/sys/kernel/sched_autogroup_enabled").unwrap_or_default();
+        let group = std::fs::read_to_string(Self::path(pid)).unwrap_or_default();
+        let usual = group.trim().rsplit(' ').next().and_then(|nice| nice.parse().ok());
+        let Some(usual) = usual.filter(|_| enabled.starts_with(b"1")) else { return Ok(None) };
+        let group = Self { usual };
+        if group.write(pid, usual).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            return Err(Untouched::Grouped);
+        }
+        Ok(Some(group))
+    }
+
+    fn set(self, pid: Pid, more: i32) {
+        if let Err(error) = self.write(pid, (self.usual + more).min(NICEST)) {
+            tracing::debug!(%error, pid = pid.as_raw_nonzero(), "priority of a session not changed");
+        }
+    }
+
+    fn write(self, pid: Pid, nice: i32) -> io::Result<()> {
+        std::fs::write(Self::path(pid), nice.to_string())
+    }
+
+    fn path(pid: Pid) -> String {
+        format!("/proc/{}/autogroup", pid.as_raw_nonzero())
+    }
+}
+
+fn has_cap_sys_nice() -> bool {
+    const CAP_SYS_NICE: u32 = 23;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).is_some_and(|set| set >> CAP_SYS_NICE & 1 == 1)
+}
+
+/// Whether a process of the same user may be given back this `nice` value, by its limit (20 for 0).
+fn may_give_back(pid: Pid, nice: i32) -> bool {
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", pid.as_raw_nonzero())).unwrap_or_default();
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max nice priority")?.split_whitespace().next());
+    soft.and_then(|soft| soft.parse::<i32>().ok()).is_some_and(|soft| 20 - soft <= nice)
+        && setpriority_process(Some(pid), nice).is_ok()
+}
+
+/// How long a process has computed so far.
+fn computed(pid: Pid) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    // The name is in parentheses and may have some itself. In its own time and the system's for it, in hundredths of a second.
+    let mut fields = stat.rsplit(") ").next()?.split(' ').skip(11);
+    let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(10 * ticks))
 }
 
 /// A process that does expensive work, and its `nice` value.
@@ -142,8 +229,11 @@ pub(crate) fn lower_workers(leaders: &[Lowered]) {
             let title = std::fs::read(format!("/proc/{}/cmdline", child.as_raw_nonzero())).unwrap_or_default();
             let leader = works_for(&title).and_then(|pid| leaders.iter().find(|l| l.pid.as_raw_nonzero().get() == pid));
             if let Some(leader) = leader {
-                // It may have ended meanwhile.
+                // It may have ended meanwhile. It is in its leader's session or in one of its own.
                 let _ = setpriority_process(Some(child), leader.nice);
+                if let Ok(Some(group)) = Autogroup::of(child) {
+                    group.set(child, leader.nice - group.usual);
+                }
             }
         }
     }

@@ -50,6 +50,7 @@ impl Relay {
         }
         let clean = leased.upstream.inbound.is_empty() && leased.upstream.outbound.is_empty();
         let needs_reset = self.session.needs_reset() || leased.upstream.backend.is_doubtful();
+        self.rest();
         if clean && (!needs_reset || Box::pin(leased.upstream.reset(RESET_LIMIT)).await.is_ok()) {
             self.established.route.pool.give_back(leased);
         }
@@ -87,6 +88,7 @@ impl Relay {
         self.charge_bytes(0);
         let Some(mut leased) = self.lease.take() else { return };
         self.established.registration.handle.disowns().await;
+        self.rest();
         if self.session.is_at_rest() && self.passing.remaining == 0 && leased.upstream.inbound.is_empty() {
             if leased.upstream.reset(RESET_LIMIT).await.is_ok() {
                 self.established.route.pool.give_back(leased);

@@ -548,6 +548,13 @@ impl Relay {
         }
     }
 
+    /// The server's process has done its work; said before another client may have it.
+    fn rest(&mut self) {
+        if let Some(slot) = &mut self.permit {
+            slot.working = None;
+        }
+    }
+
     /// Gives the connection the name that the client gave itself at login, in the same write as the first query (rule 12).
     fn name_connection(&mut self) {
         let Some(upstream) = self.lease.as_mut().map(|l| &mut l.upstream) else { return };

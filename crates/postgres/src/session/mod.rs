@@ -115,8 +115,11 @@ pub struct Session {
     nameless: bool,
     /// That name.
     name: String,
-    /// The client has reset its name: what the server says it is now is another client's.
-    renaming: bool,
+    /// The client has reset its name, and so many queries of the gateway's own are owed until it has its own again: until then
+    /// what the server says it is is another client's.
+    renaming: usize,
+    /// The client has been told why the query fails that answers next.
+    explained: bool,
     parses: u64,
     /// `LISTEN` is the gateway's business: it must not reach a server connection that others use.
     shares_listener: bool,
@@ -164,7 +167,8 @@ impl Session {
             dirty: false,
             nameless: false,
             name: String::new(),
-            renaming: false,
+            renaming: 0,
+            explained: false,
             parses: 0,
             shares_listener: false,
             listen_statements: HashMap::new(),
@@ -348,14 +352,17 @@ impl Session {
         }
         let renames = is_whole && !self.pipeline.is_in_batch() && sql::resets_name(body);
         // What is said in an open batch waits for what is before the batch, since nothing may be answered before its Sync.
-        let in_order = self.pipeline.is_empty() || self.pipeline.is_in_batch() && !self.pipeline.owes_ready();
+        // What is owed to the gateway alone does not matter: it was said when the connection was taken, just now.
+        let in_order = self.pipeline.owes_only_injected() || self.pipeline.is_in_batch() && !self.pipeline.owes_ready();
         if (named.is_some() || renames) && !in_order {
             return ClientStep::Later;
         }
         let named = named.and_then(|named| self.named_statement(named));
         if let Some((Named { what: Use::Deallocate, name, .. }, _)) = &named {
             // It stays on the server for the next client that prepares the same text.
-            self.statements.remove(name.as_slice());
+            if let Some(gone) = self.statements.remove(name.as_slice()) {
+                self.statement_bytes = self.statement_bytes.saturating_sub(gone.body.len());
+            }
             self.listen_statements.remove(name.as_slice());
             self.unnamed = None;
             self.unnamed_here = false;
@@ -402,8 +409,8 @@ impl Session {
     /// whoever opened it.
     fn rename(&mut self, wanted: bool, to_server: &mut BytesMut, to_client: &mut BytesMut) {
         if wanted {
-            self.renaming = true;
             self.inject(&set_name(&self.name), to_server, to_client);
+            self.renaming = self.pipeline.injected();
         }
     }
 
@@ -446,7 +453,7 @@ impl Session {
                 if let Some((name, value)) = cstr(body).and_then(|(n, rest)| Some((n, cstr(rest)?.0))) {
                     // Whatever changed it, and whatever changes it back.
                     self.altered = backend.report(name, value);
-                    if self.renaming && name == b"application_name" {
+                    if self.renaming > 0 && name == b"application_name" {
                         after.parameter("application_name", &self.name);
                         return Ok(ServerStep::Drop);
                     }
@@ -474,10 +481,7 @@ impl Session {
                             self.dirty &= !is_last;
                         }
                         b"DEALLOCATE ALL" => self.deallocated(backend),
-                        b"SET" | b"RESET" => {
-                            self.nameless |= tag == b"RESET" && !self.renaming;
-                            self.pipeline.has_set();
-                        }
+                        b"SET" | b"RESET" => self.pipeline.has_set(),
                         _ => {}
                     }
                 }
@@ -503,11 +507,16 @@ impl Session {
                 Err(Violation { code: "08006", message: "a setting cannot be restored on another connection".into() })
             }
             b'E' => {
-                self.failed |= !injected;
-                if let Some(Owed::InjectedPrepare(id)) = self.pipeline.front() {
-                    // What the client wants executed says why it cannot be.
-                    backend.distrust(*id);
+                if std::mem::take(&mut self.explained) {
+                    return Ok(ServerStep::Drop);
                 }
+                if let Some(Owed::InjectedPrepare(id)) = self.pipeline.front() {
+                    // This says why what is executed cannot be; that it is not there, which comes next, says less.
+                    backend.distrust(*id);
+                    (self.failed, self.explained) = (true, true);
+                    return Ok(ServerStep::Forward);
+                }
+                self.failed |= !injected;
                 self.heal(body, backend);
                 let statements = &mut self.statements;
                 let batch = self.pipeline.failed(|lost| match lost {
@@ -536,7 +545,7 @@ impl Session {
                     return Err(Violation::new("the server sent an invalid transaction status"));
                 };
                 self.restoring &= !injected;
-                self.renaming &= !injected;
+                self.renaming = self.renaming.saturating_sub(usize::from(injected));
                 if !injected {
                     if let Some(setting) = self.pipeline.setting().cloned() {
                         self.set(&setting, backend);

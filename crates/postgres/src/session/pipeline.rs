@@ -148,6 +148,8 @@ impl Pipeline {
                 self.barriers -= usize::from(matches!(done, Some(Owed::Barrier)));
                 self.syncs -= usize::from(matches!(done, Some(Owed::Sync)));
                 self.readies -= 1;
+                // A simple query ends whatever batch was open before it.
+                self.batch &= !(self.owed.is_empty() && done.as_ref().is_some_and(Owed::is_simple));
                 self.settle_local(to_client);
                 true
             }
@@ -269,7 +271,12 @@ impl Pipeline {
 
     /// Whether a query or a batch with its Sync is not answered.
     pub fn owes_ready(&self) -> bool {
-        self.readies > self.owed.iter().filter(|owed| owed.is_injected()).count()
+        self.readies > self.injected()
+    }
+
+    /// How many answers are owed to the gateway alone.
+    pub fn injected(&self) -> usize {
+        self.owed.iter().filter(|owed| owed.is_injected()).count()
     }
 
     /// Whether nothing of the client's own is owed.

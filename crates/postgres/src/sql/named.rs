@@ -62,6 +62,10 @@ fn is_quoted(sql: &[u8], at: &Range<usize>) -> bool {
     sql.get(at.start) == Some(&b'"')
 }
 
+fn is_option(word: &[u8]) -> bool {
+    is(word, "analyze") || is(word, "analyse") || is(word, "verbose")
+}
+
 struct Reader<'a> {
     sql: &'a [u8],
     lexer: Lexer<'a>,
@@ -88,7 +92,7 @@ impl<'a> Reader<'a> {
                 Some(Token::Other(b'(')) => depth += 1,
                 Some(Token::Other(b')')) => depth -= 1,
                 Some(Token::Word(word)) if depth == 0 && is(word, "execute") => return true,
-                Some(Token::Word(word)) if depth == 0 && (is(word, "analyze") || is(word, "verbose")) => {}
+                Some(Token::Word(word)) if depth == 0 && is_option(word) => {}
                 Some(Token::Word(_) | Token::Other(_)) if depth > 0 => {}
                 _ => return false,
             }
