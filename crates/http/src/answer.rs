@@ -273,7 +273,7 @@ async fn copy(
                 break;
             }
             if !ahead.reserve(backlog.len()) {
-                // Others of its tenant have the room. For as long as it takes something, however little, it may go on.
+                // Others of its tenant have the room, and it holds a worker: a part that is not taken in time is the last.
                 match tokio::time::timeout(PATIENCE_WITHOUT_ROOM, &mut write).await {
                     Ok(written) => written?,
                     Err(_) if ahead.reserve(backlog.len()) => continue,
@@ -334,9 +334,9 @@ struct Ahead<'a> {
 /// Room is taken for so much at a time, more than one read brings; for an answer that is small only as much as always fits.
 const AHEAD_STEP: u64 = 1 << 20;
 
-/// A client that takes nothing for so long, while its answer holds a worker and there is no room to read ahead of it, is
-/// given up.
-const PATIENCE_WITHOUT_ROOM: Duration = Duration::from_secs(10);
+/// A part of an answer, of 64 KiB at most, has to be taken within this time while the answer holds a worker and there is no room to
+/// read ahead of its client.
+const PATIENCE_WITHOUT_ROOM: Duration = Duration::from_secs(20);
 
 impl Ahead<'_> {
     /// Whether there is room for one more read beside `len` bytes.
