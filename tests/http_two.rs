@@ -304,7 +304,7 @@ fn cases() -> Vec<(String, Vec<u8>, Expected)> {
     case("the rest of a head on another stream", elsewhere, REFUSED);
     case("a body on stream 0", frame(DATA, END_STREAM, 0, b"x"), REFUSED);
     case("a request on an even stream", frame(HEADERS, END_HEADERS | END_STREAM, 2, &usual), REFUSED);
-    case("a frame beyond the greatest", frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0; 20_000]), REFUSED);
+    case("a frame beyond the greatest", frame(HEADERS, END_HEADERS | END_STREAM, 1, &vec![0; 20_000]), REFUSED);
     case("a push from a client", frame(PUSH_PROMISE, END_HEADERS, 1, &[&[0, 0, 0, 2], &usual[..]].concat()), REFUSED);
     case("a window that grows by nothing", [frame(WINDOW_UPDATE, 0, 0, &[0; 4]), get(&[])].concat(), REFUSED);
     let most = frame(WINDOW_UPDATE, 0, 0, &0x7fff_ffffu32.to_be_bytes());

@@ -344,7 +344,7 @@ async fn statements_named_by_sql_get_on_when_many_share_few_connections() {
     }
     let all = async {
         while let Some(done) = clients.join_next().await {
-            done.unwrap()
+            done.unwrap();
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), all).await.expect("somebody does not get on");

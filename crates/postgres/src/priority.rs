@@ -166,20 +166,19 @@ impl Autogroup {
         let group = std::fs::read_to_string(Self::path(pid)).unwrap_or_default();
         let usual = group.trim().rsplit(' ').next().and_then(|nice| nice.parse().ok());
         let Some(usual) = usual.filter(|_| enabled.starts_with(b"1")) else { return Ok(None) };
-        let group = Self { usual };
-        if group.write(pid, usual).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        if Self::write(pid, usual).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
             return Err(Untouched::Grouped);
         }
-        Ok(Some(group))
+        Ok(Some(Self { usual }))
     }
 
     fn set(self, pid: Pid, more: i32) {
-        if let Err(error) = self.write(pid, (self.usual + more).min(NICEST)) {
+        if let Err(error) = Self::write(pid, (self.usual + more).min(NICEST)) {
             tracing::debug!(%error, pid = pid.as_raw_nonzero(), "priority of a session not changed");
         }
     }
 
-    fn write(self, pid: Pid, nice: i32) -> io::Result<()> {
+    fn write(pid: Pid, nice: i32) -> io::Result<()> {
         std::fs::write(Self::path(pid), nice.to_string())
     }
 

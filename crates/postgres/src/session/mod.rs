@@ -511,6 +511,9 @@ impl Session {
                     return Ok(ServerStep::Drop);
                 }
                 if let Some(Owed::InjectedPrepare(id)) = self.pipeline.front() {
+                    if prepared::sqlstate(body) == Some(b"42P05") {
+                        return Ok(ServerStep::Drop); // it is there
+                    }
                     // This says why what is executed cannot be; that it is not there, which comes next, says less.
                     backend.distrust(*id);
                     (self.failed, self.explained) = (true, true);
@@ -547,6 +550,7 @@ impl Session {
                 self.restoring &= !injected;
                 self.renaming = self.renaming.saturating_sub(usize::from(injected));
                 if !injected {
+                    self.explained = false;
                     if let Some(setting) = self.pipeline.setting().cloned() {
                         self.set(&setting, backend);
                     }

@@ -380,7 +380,7 @@ impl Session {
 }
 
 /// The code in an ErrorResponse, if it has one (rule 1).
-fn sqlstate(error: &[u8]) -> Option<&[u8]> {
+pub(super) fn sqlstate(error: &[u8]) -> Option<&[u8]> {
     let mut rest = error;
     while let Some((&field, after)) = rest.split_first() {
         let (text, next) = cstr(after)?;
