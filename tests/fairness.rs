@@ -269,7 +269,11 @@ fn may_prioritise() -> bool {
         let mut renice = std::process::Command::new("renice");
         renice.args(["-n", value, "-p", &child.id().to_string()]).output().unwrap().status.success()
     };
-    let may = renice("5") && renice("0");
+    let may_group = nice_of_session(child.id().cast_signed()).is_none_or(|nice| {
+        std::fs::write(format!("/proc/{}/autogroup", child.id()), nice.to_string())
+            .map_or_else(|error| error.kind() != std::io::ErrorKind::PermissionDenied, |()| true)
+    });
+    let may = renice("5") && renice("0") && may_group;
     child.kill().unwrap();
     child.wait().unwrap();
     may
