@@ -296,7 +296,6 @@ async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() 
         acme.batch_execute("SELECT count(*) FROM generate_series(1, 12000000)").await.unwrap();
         acme
     });
-    tokio::time::sleep(Duration::from_millis(100)).await;
     eventually(async || nice(long) == usual + expensive).await;
     assert!(nice_of_session(long).is_none_or(|nice| nice == expensive), "inside its session it is alone");
     let lowered =

@@ -111,7 +111,7 @@ const REFUSED: Expected = &[];
 const SERVED: Expected = &["GET /a"];
 const POSTED: Expected = &["POST /a abcd"];
 
-#[allow(clippy::too_many_lines)]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<(String, Vec<u8>, Expected)> {
     let mut all: Vec<(String, Vec<u8>, Expected)> = Vec::new();
     let mut case = |name: &str, bytes: Vec<u8>, expected| all.push((name.to_owned(), bytes, expected));

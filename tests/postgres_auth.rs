@@ -333,7 +333,9 @@ async fn whoever_finds_no_room_is_told_so_in_words_that_it_can_read() {
     let out = run(postgres_tool("psql", &target).unwrap().env("PGSSLMODE", "prefer").args(["-Xc", "SELECT 1"])).await;
     let out = out.unwrap();
     assert!(out.stderr.contains("no connection left (limit `postgres.max_connections`)"), "{out:?}");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    let runs = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'";
+    cofferdam_tests::eventually(async || !admin.query(runs, &[]).await.unwrap().is_empty()).await;
     cancel.cancel_query(tokio_postgres::NoTls).await.unwrap();
     let error = tokio::time::timeout(Duration::from_secs(20), sleeping).await.unwrap().unwrap().unwrap_err();
     assert_eq!(error.code().unwrap().code(), "57014");

@@ -330,20 +330,8 @@ pub(crate) fn key(
     if readable { key_of_target(head, path, scheme, host, tenant, pool) } else { None }
 }
 
-/// The key of what a request changes, if it may be kept: an answer from before it is not right any more when it succeeds
-/// (RFC 9111, 4.4).
-pub(crate) fn changed_key(
-    head: &RequestHeader,
-    path: &str,
-    scheme: &'static str,
-    host: &str,
-    tenant: TenantId,
-    pool: &Pool,
-) -> Option<Key> {
-    if head.method.is_safe() { None } else { key_of_target(head, path, scheme, host, tenant, pool) }
-}
-
-fn key_of_target(
+/// The key of a target, whatever is done with it.
+pub(crate) fn key_of_target(
     head: &RequestHeader,
     path: &str,
     scheme: &'static str,

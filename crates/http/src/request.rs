@@ -264,9 +264,12 @@ impl Request<'_> {
         cache::key(head, &self.path, self.scheme, &self.host, self.tenant.id, &self.access.pool)
     }
 
-    /// What is kept that a request changes.
+    /// What is kept that a request changes: it is not right any more when it succeeds (RFC 9111, 4.4).
     pub(crate) fn changed_key(&self, head: &RequestHeader) -> Option<cache::Key> {
-        cache::changed_key(head, &self.path, self.scheme, &self.host, self.tenant.id, &self.access.pool)
+        if head.method.is_safe() {
+            return None;
+        }
+        cache::key_of_target(head, &self.path, self.scheme, &self.host, self.tenant.id, &self.access.pool)
     }
 
     /// The answer is to be kept, and has to come whole.

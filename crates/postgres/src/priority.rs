@@ -202,13 +202,22 @@ fn may_give_back(pid: Pid, nice: i32) -> bool {
         && setpriority_process(Some(pid), nice).is_ok()
 }
 
-/// How long a process has computed so far.
+/// How long a process has computed so far: in its own time and the system's for it, which are in hundredths of a second.
 fn computed(pid: Pid) -> Option<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name is in parentheses and may have some itself. In its own time and the system's for it, in hundredths of a second.
-    let mut fields = stat.rsplit(") ").next()?.split(' ').skip(11);
+    let stat = stat(pid)?;
+    let mut fields = stat.split(' ').skip(11);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
     Some(Duration::from_millis(10 * ticks))
+}
+
+fn parent(pid: Pid) -> Option<i32> {
+    stat(pid)?.split(' ').nth(1)?.parse().ok()
+}
+
+/// What the system says of a process, behind its name, which is in parentheses and may have some itself.
+fn stat(pid: Pid) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    stat.rsplit_once(") ").map(|(_, fields)| fields.to_owned())
 }
 
 /// A process that does expensive work, and its `nice` value.
@@ -236,12 +245,6 @@ pub(crate) fn lower_workers(leaders: &[Lowered]) {
             }
         }
     }
-}
-
-fn parent(pid: Pid) -> Option<i32> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // The name is in parentheses and may have some itself.
-    stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
 }
 
 /// The process that a worker of a parallel query works for, by its title (`postgres: parallel worker for PID 4711`).

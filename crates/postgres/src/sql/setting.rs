@@ -75,7 +75,8 @@ pub fn setting(sql: &[u8]) -> Option<Setting> {
 /// application_name`, `SET application_name TO DEFAULT`, `RESET ALL`.
 pub fn resets_name(sql: &[u8]) -> bool {
     // Cheap for everything else.
-    if !sql.iter().find(|c| !c.is_ascii_whitespace()).is_some_and(|c| matches!(c, b'r' | b'R' | b's' | b'S')) {
+    let begins = sql.trim_ascii_start().get(..3).unwrap_or_default();
+    if !is(begins, "set") && !is(begins, "res") {
         return false;
     }
     let read = || {
