@@ -298,6 +298,9 @@ async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() 
     });
     eventually(async || nice(long) == usual + expensive).await;
     assert!(nice_of_session(long).is_none_or(|nice| nice == expensive), "inside its session it is alone");
+    let slice = |pid| cofferdam_sched::scheduling(pid).unwrap().slice;
+    let has_slices = expensive > 0 && slice(neighbour) > Duration::ZERO;
+    assert!(!has_slices || slice(long) > slice(neighbour), "who wakes up takes the core from it at once");
     let lowered =
         format!("cofferdam_postgres_server_connections_lowered{{cluster=\"pg\"}} {}", i32::from(expensive > 0));
     assert!(site.metrics().await.contains(&lowered), "{lowered}");
@@ -330,6 +333,43 @@ async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() 
         .await;
     assert_eq!((pid(&bolt).await, nice(neighbour)), (neighbour, usual), "the neighbour's goes on as before");
     clients.abort_all();
+}
+
+/// Where the server's processes can be seen, what computes waits for a core while another tenant has modest work.
+#[tokio::test]
+async fn what_computes_leaves_cores_alone_while_another_tenant_has_modest_work() {
+    let cluster = "    connections: 60\n    priorities: { spare_cores: 1000 }".to_owned();
+    let site = Site::start_with(SiteOptions { slots: 20, cluster, ..SiteOptions::default() }).await;
+    let admin = site.cluster.admin("postgres").await.unwrap();
+    let running = async || {
+        let sql = "SELECT count(*)::int FROM pg_stat_activity WHERE datname = 'acme_db' AND state = 'active'";
+        admin.query_one(sql, &[]).await.unwrap().get::<_, i32>(0)
+    };
+    let mut work = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let client = site.connect("acme").await;
+        let statement = "SELECT count(*) FROM generate_series(1, 3000000)";
+        work.spawn(async move { while client.batch_execute(statement).await.is_ok() {} });
+    }
+    // With nobody else about, more than one computes at once.
+    eventually(async || running().await > 1).await;
+    let bolt = site.connect("bolt").await;
+    work.spawn(async move { while bolt.batch_execute("SELECT 1").await.is_ok() {} });
+    // Six want to compute all the time, and when enough is known of them, never more than one does.
+    eventually(async || {
+        for _ in 0..10 {
+            if running().await > 1 {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    })
+    .await;
+    let metrics = site.metrics().await;
+    let busy = metrics.lines().find_map(|line| line.strip_prefix("cofferdam_gate_busy_cores{")).unwrap();
+    assert!(busy.rsplit(' ').next().unwrap().parse::<f64>().unwrap() < 2.0, "{busy}");
+    work.abort_all();
 }
 
 /// Odoo, "PostgreSQL habits": two transactions at once per process (nesting). With one slot, held by the outer one, the

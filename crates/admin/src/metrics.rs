@@ -35,6 +35,7 @@ pub(crate) fn render(view: &dyn GatewayView) -> String {
         out.gauge("cofferdam_gate_running", &labels, gate.running.into());
         out.gauge("cofferdam_gate_expensive", &labels, gate.expensive.into());
         out.gauge("cofferdam_gate_waiting", &labels, gate.waiting.into());
+        out.gauge("cofferdam_gate_busy_cores", &labels, gate.busy_cores);
     }
     for cluster in view.clusters() {
         for (state, n) in [("idle", cluster.idle), ("busy", cluster.open - cluster.idle.min(cluster.open))] {

@@ -19,6 +19,8 @@ pub enum Peer {
     Cofferdam,
     /// Cofferdam with the priorities of the server's processes left alone.
     Plain,
+    /// Cofferdam with priorities, and a core that storms and expensive work leave alone.
+    Spare,
     /// Cofferdam, first come first served: what it would be without its scheduler.
     Fifo,
     /// PgBouncer in transaction mode, one pool of so many connections per database.
@@ -39,6 +41,7 @@ impl Peer {
         match self {
             Self::Cofferdam => "cofferdam".into(),
             Self::Plain => "cofferdam-plain".into(),
+            Self::Spare => "cofferdam-spare".into(),
             Self::Fifo => "cofferdam-fifo".into(),
             Self::PgBouncer(size) => format!("pgbouncer-{size}"),
             Self::PgBouncers(size) => format!("pgbouncer-2x{}", size / 2),
@@ -128,9 +131,10 @@ impl Running {
     pub(crate) async fn start(peer: Peer, behind: &Behind<'_>, cofferdam: &Path) -> anyhow::Result<Self> {
         match peer {
             Peer::Direct => Ok(Self::direct(behind)),
-            Peer::Cofferdam => Self::cofferdam(behind, cofferdam, "fair", behind.priorities).await,
-            Peer::Plain => Self::cofferdam(behind, cofferdam, "fair", false).await,
-            Peer::Fifo => Self::cofferdam(behind, cofferdam, "fifo", false).await,
+            Peer::Cofferdam => Self::cofferdam(behind, cofferdam, "fair", behind.priorities.then_some("{}")).await,
+            Peer::Spare => Self::cofferdam(behind, cofferdam, "fair", Some("{ spare_cores: 1 }")).await,
+            Peer::Plain => Self::cofferdam(behind, cofferdam, "fair", None).await,
+            Peer::Fifo => Self::cofferdam(behind, cofferdam, "fifo", None).await,
             Peer::PgBouncer(size) => Self::pgbouncer(behind, size, 1).await,
             Peer::PgBouncers(size) => Self::pgbouncer(behind, size / 2, 2).await,
             Peer::HaProxy => Self::haproxy(behind).await,
@@ -138,7 +142,12 @@ impl Running {
         }
     }
 
-    async fn cofferdam(behind: &Behind<'_>, binary: &Path, scheduling: &str, priorities: bool) -> anyhow::Result<Self> {
+    async fn cofferdam(
+        behind: &Behind<'_>,
+        binary: &Path,
+        scheduling: &str,
+        priorities: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let postgres = behind.postgres.map_or(Ok(0), |_| behind.postgres_front.map_or_else(free_port, Ok))?;
         let http = behind.http.map_or(Ok(0), |_| free_port())?;
         let mut main = String::new();
@@ -157,8 +166,8 @@ impl Running {
                  slots: {slots}\n    min_slots: {least}\n    expensive_slots: {expensive}\n    connections: 150\n    \
                  scheduling: {scheduling}\n"
             ));
-            if priorities {
-                main.push_str("    priorities: {}\n");
+            if let Some(priorities) = priorities {
+                main.push_str(&format!("    priorities: {priorities}\n"));
             }
         }
         main.push_str(

@@ -348,6 +348,8 @@ pub(crate) enum BenchPeer {
     Direct,
     /// Cofferdam without setting priorities of the server's processes.
     Plain,
+    /// Cofferdam with priorities and a core that storms and expensive work leave alone; PostgreSQL only.
+    Spare,
     /// Cofferdam without its scheduler.
     Fifo,
 }

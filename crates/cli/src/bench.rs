@@ -175,7 +175,9 @@ async fn isolated(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
 /// The peers asked for and Cofferdam; by default all that stand in front of the plane.
 fn peers(args: &IsolationArgs) -> Vec<Peer> {
     let wanted = match (&args.peer[..], args.plane) {
-        ([], BenchPlane::Postgres) => &[BenchPeer::Direct, BenchPeer::Pgbouncer, BenchPeer::Plain][..],
+        ([], BenchPlane::Postgres) => {
+            &[BenchPeer::Direct, BenchPeer::Pgbouncer, BenchPeer::Plain, BenchPeer::Spare][..]
+        }
         ([], BenchPlane::Http) => &[BenchPeer::Direct, BenchPeer::Nginx, BenchPeer::Haproxy],
         ([], BenchPlane::Both) => &[BenchPeer::Direct, BenchPeer::Plain],
         (some, _) => some,
@@ -186,6 +188,7 @@ fn peers(args: &IsolationArgs) -> Vec<Peer> {
         BenchPeer::Nginx => vec![Peer::Nginx],
         BenchPeer::Direct => vec![Peer::Direct],
         BenchPeer::Plain => vec![Peer::Plain],
+        BenchPeer::Spare => vec![Peer::Spare],
         BenchPeer::Fifo => vec![Peer::Fifo],
     });
     each.chain([Peer::Cofferdam]).collect()

@@ -76,6 +76,7 @@ impl GatewayView for View {
                         expensive: usage.expensive,
                         nested: usage.nested,
                         waiting: usage.waiting,
+                        busy_cores: usage.busy_cores,
                         inflation: usage.inflation,
                     }
                 })

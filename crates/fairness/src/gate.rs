@@ -348,9 +348,35 @@ impl Permit {
         self.queue
     }
 
+    /// For whoever can see what the work keeps busy while it runs.
+    pub fn watch(&self) -> Option<Watch> {
+        self.grant.as_ref().map(|grant| Watch { gate: Arc::clone(&self.gate), work: grant.again() })
+    }
+
     /// How long it has been held.
     pub fn held(&self) -> Duration {
         self.gate.clock.now().since(self.since)
+    }
+}
+
+/// Running work, to be told apart from what runs later in its slot. Holds nothing.
+pub struct Watch {
+    gate: Arc<Gate>,
+    work: Grant,
+}
+
+impl Watch {
+    /// Says how many cores the work keeps busy. See [`Scheduler::note_cores`]. Nothing happens when it is over.
+    pub fn note_cores(&self, cores: f32) {
+        let mut state = self.gate.lock();
+        state.scheduler.note_cores(&self.work, cores);
+        self.gate.hand_out(state);
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("work", &self.work).finish_non_exhaustive()
     }
 }
 

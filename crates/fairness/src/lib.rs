@@ -47,7 +47,7 @@ pub use breaker::{Breaker, BreakerConfig, RetryBudget};
 pub use budget::{Allowance, Gcra, Postpaid, Rate};
 pub use cofferdam_tenant::Class;
 #[cfg(feature = "gate")]
-pub use gate::{Acquire, Gate, Permit};
+pub use gate::{Acquire, Gate, Permit, Watch};
 #[cfg(feature = "gate")]
 pub use gate_set::{GateSet, GateSpec};
 pub use ledger::{Ledger, LedgerConfig, Verdict};

@@ -18,6 +18,7 @@ enum Step {
     Nested { tenant: u32, patience_ms: u64 },
     Squeeze { tenant: u32, limit: Option<u32> },
     Leave { tenant: u32 },
+    Measure { which: usize, cores: f32 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -31,6 +32,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0u32..5, 1u64..2_000).prop_map(|(tenant, patience_ms)| Step::Nested { tenant, patience_ms }),
         1 => (0u32..5, proptest::option::of(1u32..4)).prop_map(|(tenant, limit)| Step::Squeeze { tenant, limit }),
         1 => (0u32..5).prop_map(|tenant| Step::Leave { tenant }),
+        2 => (0usize..64, 0.0f32..1.2).prop_map(|(which, cores)| Step::Measure { which, cores }),
     ]
 }
 
@@ -43,16 +45,18 @@ struct Model {
     slots: u32,
     least: u32,
     overdraft: u32,
+    cores: Option<u32>,
     virtual_time: f64,
 }
 
 impl Model {
     fn new(shares: Vec<Share>) -> Self {
-        Self::with(shares, 4, 0)
+        Self::with(shares, 4, 0, None)
     }
 
-    fn with(shares: Vec<Share>, least: u32, overdraft: u32) -> Self {
-        let mut scheduler = Scheduler::new(GateConfig { least_slots: least, overdraft, ..GateConfig::slots(4) });
+    fn with(shares: Vec<Share>, least: u32, overdraft: u32, cores: Option<u32>) -> Self {
+        let config = GateConfig { least_slots: least, overdraft, cores, ..GateConfig::slots(4) };
+        let mut scheduler = Scheduler::new(config);
         for (i, share) in shares.iter().enumerate() {
             scheduler.register(TenantId(i as u32), *share);
         }
@@ -65,6 +69,7 @@ impl Model {
             slots: 4,
             least,
             overdraft,
+            cores,
             virtual_time: 0.0,
         }
     }
@@ -97,8 +102,8 @@ impl Model {
             Step::Pass { ms } => self.now = self.now + Duration::from_millis(ms),
             Step::Slots { n } => {
                 self.slots = n;
-                let (least_slots, overdraft) = (self.least, self.overdraft);
-                self.scheduler.configure(GateConfig { least_slots, overdraft, ..GateConfig::slots(n) });
+                let (least_slots, overdraft, cores) = (self.least, self.overdraft, self.cores);
+                self.scheduler.configure(GateConfig { least_slots, overdraft, cores, ..GateConfig::slots(n) });
             }
             Step::Nested { tenant, patience_ms } => {
                 let tenant = TenantId(tenant);
@@ -117,7 +122,11 @@ impl Model {
                 self.scheduler.unregister(TenantId(tenant));
                 self.scheduler.register(TenantId(tenant), self.shares[tenant as usize]);
             }
-            Step::Complete { .. } | Step::Cancel { .. } => {}
+            Step::Measure { which, cores } if !self.running.is_empty() => {
+                let (_, grant) = &self.running[which % self.running.len()];
+                self.scheduler.note_cores(grant, cores);
+            }
+            Step::Complete { .. } | Step::Cancel { .. } | Step::Measure { .. } => {}
         }
         self.drain();
         self.check();
@@ -191,9 +200,10 @@ proptest! {
         shares in shares(),
         least in 1u32..5,
         overdraft in 0u32..3,
+        cores in proptest::option::of(1u32..3),
         steps in proptest::collection::vec(step(), 1..200),
     ) {
-        let mut model = Model::with(shares, least, overdraft);
+        let mut model = Model::with(shares, least, overdraft, cores);
         for step in steps {
             model.run(step);
         }
@@ -210,20 +220,22 @@ proptest! {
         prop_assert_eq!(model.scheduler.usage().running, 0);
         prop_assert_eq!(model.scheduler.usage().waiting, 0);
         prop_assert_eq!(model.scheduler.usage().expensive, 0);
+        prop_assert!(model.scheduler.usage().busy_cores.abs() < 1e-9);
     }
 
     /// Whatever has happened: when everything that runs ends in time, everything that waits is served. No limit,
-    /// reservation, lane, trust, squeeze or number of slots keeps anybody waiting for ever.
+    /// reservation, lane, trust, squeeze, number of slots or of cores keeps anybody waiting for ever.
     #[test]
     fn nobody_starves(
         shares in shares(),
         least in 1u32..5,
         overdraft in 0u32..3,
+        cores in proptest::option::of(1u32..3),
         steps in proptest::collection::vec(step(), 1..120),
         classes in proptest::collection::vec(0usize..8, 5),
     ) {
         let shares: Vec<Share> = shares.into_iter().map(|s| Share { queue: 1_000, ..s }).collect();
-        let mut model = Model::with(shares, least, overdraft);
+        let mut model = Model::with(shares, least, overdraft, cores);
         for step in steps {
             model.run(step);
         }

@@ -330,7 +330,7 @@ impl ConnectionCache {
         }
     }
 
-    /// The process that serves a connection, where its priority is ours to set.
+    /// The process that serves a connection, where it runs on this machine and the cluster wants its priority set.
     fn process_of(&self, upstream: &Upstream) -> Option<Arc<ServerProcess>> {
         let priorities = self.cluster.priorities?;
         let (local, peer) = (upstream.target.local?, upstream.stream.socket().peer_addr().ok()?);
@@ -341,16 +341,23 @@ impl ConnectionCache {
             Err(Untouched::NotHere)
         };
         match found {
-            Ok(process) => {
+            Ok((process, untouched)) => {
+                if let Some(why) = untouched {
+                    self.say_untouched(&why);
+                }
                 lock(&self.processes).push(Arc::downgrade(&process));
                 Some(process)
             }
             Err(why) => {
-                if !self.untouched.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(cluster = %self.cluster.name, %why, "priorities of server processes are not set");
-                }
+                self.say_untouched(&why);
                 None
             }
+        }
+    }
+
+    fn say_untouched(&self, why: &Untouched) {
+        if !self.untouched.swap(true, Ordering::Relaxed) {
+            tracing::warn!(cluster = %self.cluster.name, %why, "priorities of server processes are not set");
         }
     }
 

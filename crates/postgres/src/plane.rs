@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
@@ -452,6 +453,12 @@ impl Snapshot {
     }
 }
 
+/// The machine's cores but for so many; at least one.
+fn cores_but(spare: u32) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) as u32;
+    cores.saturating_sub(spare).max(1)
+}
+
 fn gate_spec(catalog: &Catalog, cluster: &Arc<Cluster>) -> GateSpec {
     let config = GateConfig {
         least_slots: cluster.min_slots,
@@ -459,6 +466,7 @@ fn gate_spec(catalog: &Catalog, cluster: &Arc<Cluster>) -> GateSpec {
         expensive_from: EXPENSIVE_FROM,
         // Half of the connections beyond the slots; the other half is for clients with state.
         overdraft: (cluster.connections.saturating_sub(cluster.slots) / 2).min(cluster.slots),
+        cores: cluster.priorities.map(|p| cores_but(p.spare_cores)),
         policy: cluster.scheduling.into(),
         ..GateConfig::slots(cluster.slots)
     };

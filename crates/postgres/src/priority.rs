@@ -15,7 +15,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cofferdam_fairness::Queue;
+use cofferdam_fairness::{Queue, Watch};
+use cofferdam_sched::set_scheduling;
 use cofferdam_tenant::Priorities;
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 
@@ -23,6 +24,12 @@ use rustix::process::{Pid, getpriority_process, setpriority_process};
 const NICEST: i32 = 19;
 /// How long a process is looked at before it is said that it computes.
 const LOOK: Duration = Duration::from_millis(100);
+/// In what portions a process that gives way gets a core: longer than the kernel's own, which are up to 3 ms, so that all others
+/// take it away as soon as they want it; and short, because processes that give way wait for each other's, and one of them may
+/// hold a lock of the server's.
+const PORTION: Duration = Duration::from_millis(10);
+/// A process that does short work is looked at when it has worked for so long altogether.
+const LOOK_AT_SHORT: Duration = Duration::from_millis(20);
 
 /// A process of a server on this machine.
 #[derive(Debug)]
@@ -38,10 +45,14 @@ pub(crate) struct ServerProcess {
 #[derive(Debug)]
 struct State {
     nice: i32,
-    /// Since when it works.
-    since: Option<Instant>,
-    /// When it was last looked at since then, and how long it had computed.
-    seen: Option<(Instant, Duration)>,
+    /// Since when it works, and on what.
+    work: Option<(Instant, Watch)>,
+    /// How long it had worked before that, since it was last looked at.
+    worked: Duration,
+    /// For how long it had wanted a core when it was last looked at.
+    wanted: Duration,
+    /// When that was, if it has done the same work since then.
+    seen: Option<Instant>,
 }
 
 /// A server process while it works.
@@ -75,44 +86,79 @@ impl fmt::Display for Untouched {
 }
 
 impl ServerProcess {
-    /// The process with this number that serves the connection which comes from `local`.
-    pub(crate) fn find(pid: u32, local: SocketAddr, priorities: Priorities) -> Result<Arc<Self>, Untouched> {
+    /// The process with this number that serves the connection which comes from `local`, and why its priority is left
+    /// alone if it is: then it is only looked at.
+    pub(crate) fn find(
+        pid: u32,
+        local: SocketAddr,
+        priorities: Priorities,
+    ) -> Result<(Arc<Self>, Option<Untouched>), Untouched> {
         let is_its = std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| serves(&title, local.port()));
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| is_its).ok_or(Untouched::NotHere)?;
         let usual = getpriority_process(Some(pid)).map_err(|_| Untouched::NotHere)?;
         // Asked and not tried: whoever may only lower would never be able to give back.
-        if !(has_cap_sys_nice() || may_give_back(pid, usual)) {
-            return Err(Untouched::Denied);
-        }
-        let group = Autogroup::of(pid)?;
-        let state = State { nice: usual, since: None, seen: None };
-        Ok(Arc::new(Self { pid, usual, group, priorities, state: Mutex::new(state) }))
+        let may_set = has_cap_sys_nice() || may_give_back(pid, usual);
+        let group = if may_set { Autogroup::of(pid) } else { Err(Untouched::Denied) };
+        let (group, untouched) = group.map_or_else(|why| (None, Some(why)), |group| (group, None));
+        // A process that keeps its priority has none to be raised by.
+        let priorities =
+            if untouched.is_none() { priorities } else { Priorities { storm: 0, expensive: 0, ..priorities } };
+        let wanted = wanted(pid).unwrap_or_default();
+        let state = State { nice: usual, work: None, worked: Duration::ZERO, wanted, seen: None };
+        Ok((Arc::new(Self { pid, usual, group, priorities, state: Mutex::new(state) }), untouched))
     }
 
     /// It begins to work, granted out of this queue.
-    pub(crate) fn begins(self: &Arc<Self>, queue: Queue) -> Working {
+    pub(crate) fn begins(self: &Arc<Self>, queue: Queue, watch: Watch) -> Working {
         let mut state = self.state();
-        (state.since, state.seen) = (Some(Instant::now()), None);
+        (state.work, state.seen) = (Some((Instant::now(), watch)), None);
         self.set(&mut state, queue);
         drop(state);
         Working(Arc::clone(self))
     }
 
-    /// Lowers it when it has worked for so long and computes most of the time, and says to what: a transaction that is only
-    /// long, because its client thinks or it waits for something, is in nobody's way.
+    /// Looks at it when it has worked for so long. Lowers it when it wants a core most of the time, and says to what: a
+    /// transaction that is only long, because its client thinks or it waits for something, is in nobody's way.
     pub(crate) fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
         let mut state = self.state();
-        state.since.filter(|since| now.saturating_duration_since(*since) >= limit)?;
-        let computed = computed(self.pid)?;
-        let (looked, before) = *state.seen.get_or_insert((now, computed));
+        let (since, _) = state.work.as_ref()?;
+        if now.saturating_duration_since(*since) < limit {
+            return None;
+        }
+        let wanted = wanted(self.pid)?;
+        let Some(looked) = state.seen else {
+            (state.seen, state.wanted, state.worked) = (Some(now), wanted, Duration::ZERO);
+            return (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
+        };
         let between = now.saturating_duration_since(looked);
         if between >= LOOK {
-            state.seen = Some((now, computed));
-            if computed.saturating_sub(before) >= between / 2 {
+            let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / between.as_secs_f32();
+            (state.seen, state.wanted) = (Some(now), wanted);
+            if let Some((_, watch)) = &state.work {
+                watch.note_cores(cores.min(1.0));
+            }
+            if cores >= 0.5 {
                 self.set(&mut state, Queue::Expensive);
             }
         }
         (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice })
+    }
+
+    /// It has done its work.
+    fn ends(&self) {
+        let mut state = self.state();
+        let Some((since, watch)) = state.work.take() else { return };
+        let now = Instant::now();
+        // What was looked at while it ran has been said.
+        let looked = state.seen.take();
+        state.worked += now.saturating_duration_since(looked.unwrap_or(since));
+        if state.worked >= LOOK_AT_SHORT
+            && let Some(wanted) = wanted(self.pid)
+        {
+            let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / state.worked.as_secs_f32();
+            (state.wanted, state.worked) = (wanted, Duration::ZERO);
+            watch.note_cores(cores.min(1.0));
+        }
     }
 
     /// Whether it runs with less than its usual priority.
@@ -129,7 +175,7 @@ impl ServerProcess {
         let nice = (self.usual + i32::from(more)).min(NICEST);
         if nice != state.nice {
             // It may have ended meanwhile; whoever reads from it will notice.
-            match setpriority_process(Some(self.pid), nice) {
+            match set_scheduling(self.pid.as_raw_nonzero().get(), nice, slice(nice, self.usual)) {
                 Ok(()) => {
                     state.nice = nice;
                     if let Some(group) = &self.group {
@@ -146,9 +192,14 @@ impl ServerProcess {
     }
 }
 
+/// Who gives way does so in the middle of a portion of its time too.
+fn slice(nice: i32, usual: i32) -> Option<Duration> {
+    (nice > usual).then_some(PORTION)
+}
+
 impl Drop for Working {
     fn drop(&mut self) {
-        self.0.state().since = None;
+        self.0.ends();
     }
 }
 
@@ -202,8 +253,15 @@ fn may_give_back(pid: Pid, nice: i32) -> bool {
         && setpriority_process(Some(pid), nice).is_ok()
 }
 
-/// How long a process has computed so far: in its own time and the system's for it, which are in hundredths of a second.
-fn computed(pid: Pid) -> Option<Duration> {
+/// For how long a process has wanted a core so far: had one, or waited for one. Where the kernel does not say that, how long
+/// it has computed, in its own time and the system's for it, in hundredths of a second.
+fn wanted(pid: Pid) -> Option<Duration> {
+    let path = format!("/proc/{}/schedstat", pid.as_raw_nonzero());
+    let scheduled = std::fs::read_to_string(path).unwrap_or_default();
+    let mut nanoseconds = scheduled.split_ascii_whitespace().map_while(|n| n.parse::<u64>().ok());
+    if let (Some(had @ 1..), Some(waited)) = (nanoseconds.next(), nanoseconds.next()) {
+        return Some(Duration::from_nanos(had.saturating_add(waited)));
+    }
     let stat = stat(pid)?;
     let mut fields = stat.split(' ').skip(11);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
@@ -238,7 +296,7 @@ pub(crate) fn lower_workers(leaders: &[Lowered]) {
             let leader = works_for(&title).and_then(|pid| leaders.iter().find(|l| l.pid.as_raw_nonzero().get() == pid));
             if let Some(leader) = leader {
                 // It may have ended meanwhile. It is in its leader's session or in one of its own.
-                let _ = setpriority_process(Some(child), leader.nice);
+                let _ = set_scheduling(child.as_raw_nonzero().get(), leader.nice, Some(PORTION));
                 if let Ok(Some(group)) = Autogroup::of(child) {
                     group.set(child, leader.nice - group.usual);
                 }
@@ -274,7 +332,8 @@ mod tests {
         assert_eq!(works_for(b"postgres: main: parallel worker for PID 4711 \0\0"), Some(4711));
         assert_eq!(works_for(b"postgres: acme acme 127.0.0.1(40112) idle"), None);
         let here = SocketAddr::from(([127, 0, 0, 1], 40112));
-        let found = ServerProcess::find(std::process::id(), here, Priorities { storm: 5, expensive: 10 });
-        assert_eq!(found.err(), Some(Untouched::NotHere), "this very process is none of PostgreSQL's");
+        let found =
+            ServerProcess::find(std::process::id(), here, Priorities { storm: 5, expensive: 10, spare_cores: 0 });
+        assert_eq!(found.map(|_| ()), Err(Untouched::NotHere), "this very process is none of PostgreSQL's");
     }
 }

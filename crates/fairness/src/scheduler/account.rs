@@ -10,6 +10,7 @@ use crate::budget::{Gcra, Postpaid};
 use crate::share::{Reason, Share, first_estimate, handicap};
 use crate::time::{SlotSeconds, Timestamp};
 
+use super::cores::Cores;
 use super::waits::Waits;
 use super::{Grant, Ticket};
 
@@ -78,6 +79,32 @@ impl Queue {
     }
 }
 
+/// A set of ready tenants: a queue, and whether their next work waits for cores too. Those that do must not stand in the
+/// way of those that do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) queue: Queue,
+    pub(super) wants_cores: bool,
+}
+
+impl Place {
+    pub(super) const ALL: [Self; 5] = [
+        Self { queue: Queue::First, wants_cores: false },
+        Self { queue: Queue::More, wants_cores: false },
+        Self { queue: Queue::Expensive, wants_cores: false },
+        Self { queue: Queue::More, wants_cores: true },
+        Self { queue: Queue::Expensive, wants_cores: true },
+    ];
+
+    /// Where it is in [`Place::ALL`]. Modest work waits for no core.
+    pub(super) fn index(self) -> usize {
+        match self.queue {
+            Queue::First => 0,
+            queue => queue as usize + if self.wants_cores { 2 } else { 0 },
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Waiting {
     pub(super) ticket: Ticket,
@@ -99,6 +126,8 @@ pub(super) struct Running {
     pub(super) nested: bool,
     /// The gate was nearly empty when it began.
     pub(super) calm: bool,
+    /// The cores that it keeps busy: as expected at first, then as measured.
+    pub(super) cores: Cores,
 }
 
 /// The order among ready tenants: below its reservation first, then virtual time, then arrival.
@@ -139,6 +168,8 @@ pub(super) struct Account {
     pub(super) busy: u16,
     pub(super) estimates: [f32; Class::ALL.len()],
     pub(super) baselines: [Baseline; Class::ALL.len()],
+    /// How many cores work keeps busy, as far as it was measured.
+    pub(super) cores: [Cores; Class::ALL.len()],
     pub(super) class_running: [u32; Class::ALL.len()],
     pub(super) usage: TenantUsage,
     /// Of the running work, that in the short lane.
@@ -158,7 +189,7 @@ pub(super) struct Account {
     /// How much longer its work takes than it should.
     pub(super) seen: Seen,
     /// The key under which the account stands in each of the ready sets, or among those held back.
-    pub(super) ready_as: [Option<(Queue, Rank)>; 2],
+    pub(super) ready_as: [Option<(Place, Rank)>; 2],
     pub(super) held_as: Option<Rank>,
 }
 
@@ -173,6 +204,7 @@ impl Account {
             busy: 0,
             estimates: Class::ALL.map(first_estimate),
             baselines: Default::default(),
+            cores: Default::default(),
             class_running: Default::default(),
             usage: TenantUsage::default(),
             short: 0,

@@ -11,6 +11,7 @@
 //! the tenant's part of the slots among all *registered* tenants and grows with each piece that was short indeed.
 
 mod account;
+mod cores;
 mod order;
 mod slots;
 mod usage;
@@ -28,7 +29,7 @@ use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
-use account::{Account, Rank, Running, Waiting};
+use account::{Account, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
 pub use usage::{Pressure, Usage};
 pub use waits::Waits;
@@ -60,6 +61,11 @@ impl Grant {
     /// not seen here.
     pub fn queue(&self) -> Queue {
         self.queue
+    }
+
+    /// The same, to name the work with; not to be completed.
+    pub(crate) fn again(&self) -> Self {
+        Self { ..*self }
     }
 }
 
@@ -93,13 +99,14 @@ pub struct Scheduler {
     /// Σ weight of the registered tenants, and their number.
     registered_weight: u64,
     registered: u32,
-    /// Tenants that could take a slot now, least virtual time first, by [`Queue`].
-    ready: [BTreeSet<(Rank, usize)>; Queue::ALL.len()],
+    /// Tenants that could take a slot now, least virtual time first, by [`Place`].
+    ready: [BTreeSet<(Rank, usize)>; Place::ALL.len()],
     /// Tenants whose work waits for a bound of their own.
     held: BTreeSet<(Rank, usize)>,
     running: Slab<Running>,
     /// Slots held, by the queue out of which they were granted.
     held_by: [u32; Queue::ALL.len()],
+    busy: cores::Busy,
     nested: u32,
     waiting: u32,
     /// Σ over tenants of the reserved slots that they do not use: kept free for them.
@@ -141,6 +148,7 @@ impl Scheduler {
             held: BTreeSet::new(),
             running: Slab::new(),
             held_by: [0; Queue::ALL.len()],
+            busy: cores::Busy::default(),
             nested: 0,
             waiting: 0,
             unmet_reserved: 0,
@@ -325,8 +333,8 @@ impl Scheduler {
         let (ticket, nested) = if let Some(ticket) = self.next_nested() {
             (ticket, true)
         } else {
-            let (account, queue) = self.peek()?;
-            (self.candidates(account)[queue.lane() as usize]?, false)
+            let (account, place) = self.peek()?;
+            (self.candidates(account)[place.queue.lane() as usize]?, false)
         };
         let waiting = self.take_out(ticket)?;
         let grant = self.start(ticket.account as usize, ticket.class, waiting.since, nested);
@@ -343,7 +351,10 @@ impl Scheduler {
         let actual = now.since(run.since).as_secs_f64();
         let calm = run.calm && self.is_calm();
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
-        let evidence = run.since >= self.concurrency.since();
+        let evidence = self.is_evidence(&run);
+        if run.is_counted() {
+            self.busy.remove(run.cores);
+        }
         let a = &mut self.accounts[run.account];
         a.learn(run.class, actual);
         if !self.concurrency.is_fixed() {
@@ -499,7 +510,11 @@ impl Scheduler {
         let serial = self.id();
         let calm = self.is_calm();
         let queue = self.queue(account, self.lane(account, class));
+        if queue == Queue::First {
+            self.busy.modest_work_begins(account, now);
+        }
         let a = &mut self.accounts[account];
+        let cores = a.cores[class as usize];
         let charged = f64::from(a.estimates[class as usize]);
         let own = a.virtual_time;
         a.virtual_time += charged / f64::from(a.share.weight);
@@ -530,8 +545,8 @@ impl Scheduler {
         }
         let entry = self.running.vacant_entry();
         let grant = Grant { key: entry.key(), serial, queue };
-        entry.insert(Running {
-            grant: Grant { key: grant.key, serial, queue },
+        let run = Running {
+            grant: grant.again(),
             account,
             class,
             since: now,
@@ -540,7 +555,12 @@ impl Scheduler {
             queue,
             nested,
             calm,
-        });
+            cores,
+        };
+        if run.is_counted() {
+            self.busy.add(cores);
+        }
+        entry.insert(run);
         self.rank(account);
         grant
     }
@@ -623,6 +643,9 @@ impl Scheduler {
             }
             if elapsed >= threshold && run.queue != Queue::Expensive {
                 if !run.nested {
+                    if run.queue == Queue::First {
+                        self.busy.add(run.cores);
+                    }
                     self.held_by[run.queue as usize] -= 1;
                     self.held_by[Queue::Expensive as usize] += 1;
                     a.short -= 1;

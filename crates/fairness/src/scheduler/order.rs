@@ -1,24 +1,40 @@
 //! Who goes next: the ready sets, kept in the order of virtual time.
 
-use super::account::{Lane, Queue, Rank};
+use super::account::{Lane, Place, Queue, Rank};
 use super::{Scheduler, Ticket};
 use crate::share::Policy;
 
 impl Scheduler {
-    /// The account that gets the next slot, and out of which queue.
-    pub(super) fn peek(&self) -> Option<(usize, Queue)> {
-        let heads = Queue::ALL.into_iter().filter_map(|queue| self.first_ready(queue).map(|(r, a)| (r, a, queue)));
-        heads.min_by_key(|(rank, _, _)| *rank).map(|(_, account, queue)| (account, queue))
+    /// The account that gets the next slot, and as what it was waiting.
+    pub(super) fn peek(&self) -> Option<(usize, Place)> {
+        let heads = Place::ALL.into_iter().filter_map(|place| self.first_ready(place).map(|(r, a)| (r, a, place)));
+        heads.min_by_key(|(rank, _, _)| *rank).map(|(_, account, place)| (account, place))
     }
 
-    pub(super) fn first_ready(&self, queue: Queue) -> Option<(Rank, usize)> {
+    pub(super) fn first_ready(&self, place: Place) -> Option<(Rank, usize)> {
         let most = self.single_tenant_limit();
         // At most a tenant or two can be at the limit of a single one: this looks at few.
-        let (rank, account) = self.ready[queue as usize]
+        let (rank, account) = self.ready[place.index()]
             .iter()
             .find(|(_, a)| self.config.policy == Policy::Fifo || self.accounts[*a].usage.running < most)
             .copied()?;
-        self.has_free_slot(queue, !rank.above_reserved).then_some((rank, account))
+        let has_core = || {
+            let next = || self.candidates(account)[place.queue.lane() as usize];
+            !place.wants_cores || !rank.above_reserved || next().is_none_or(|t| self.has_free_core(account, t.class))
+        };
+        (self.has_free_slot(place.queue, !rank.above_reserved) && has_core()).then_some((rank, account))
+    }
+
+    /// Whether work waits that more slots could serve: not what waits for a core.
+    pub(super) fn wants_slots(&self) -> bool {
+        let waits = |place: &Place| !self.ready[place.index()].is_empty();
+        Place::ALL.iter().any(|place| waits(place) && (!place.wants_cores || self.may_compute_next(*place)))
+    }
+
+    fn may_compute_next(&self, place: Place) -> bool {
+        let Some((_, account)) = self.ready[place.index()].first().copied() else { return false };
+        let next = self.candidates(account)[place.queue.lane() as usize];
+        next.is_none_or(|ticket| self.has_free_core(account, ticket.class))
     }
 
     /// The account's work that goes next in each lane.
@@ -38,21 +54,26 @@ impl Scheduler {
             self.accounts[account].virtual_time = self.virtual_time;
             ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
         }
-        let ranks = Lane::ALL.map(|lane| ranks[lane as usize].map(|rank| (self.queue(account, lane), rank)));
+        let ranks = Lane::ALL.map(|lane| {
+            let (rank, next) = (ranks[lane as usize]?, first[lane as usize]?);
+            let queue = self.queue(account, lane);
+            let wants_cores = queue != Queue::First && self.wants_cores(account, next.class);
+            Some((Place { queue, wants_cores }, rank))
+        });
         let a = &mut self.accounts[account];
         for (lane, place) in ranks.into_iter().enumerate() {
             if a.ready_as[lane] == place {
                 continue;
             }
-            if let Some((queue, old)) = a.ready_as[lane].take() {
-                self.ready[queue as usize].remove(&(old, account));
+            if let Some((former, old)) = a.ready_as[lane].take() {
+                self.ready[former.index()].remove(&(old, account));
             }
-            if let Some((queue, new)) = place {
-                self.ready[queue as usize].insert((new, account));
+            if let Some((next, new)) = place {
+                self.ready[next.index()].insert((new, account));
                 a.ready_as[lane] = place;
             }
         }
-        let held = (a.usage.waiting > 0 && ranks == [None, None]).then_some(Rank {
+        let held = (a.usage.waiting > 0 && a.ready_as == [None, None]).then_some(Rank {
             above_reserved: true,
             virtual_time: a.virtual_time,
             arrival: 0,

@@ -20,11 +20,7 @@ impl Scheduler {
     /// One step of the controller of the number of slots.
     pub(super) fn adapt(&mut self) {
         let evidence = self.evidence();
-        let observed = Observed {
-            limited: self.ready.iter().any(|set| !set.is_empty()),
-            evidence,
-            excess: self.in_slots() > self.open.slots,
-        };
+        let observed = Observed { limited: self.wants_slots(), evidence, excess: self.in_slots() > self.open.slots };
         if let Some(evidence) = evidence {
             self.inflation = evidence.inflation.max(0.0);
         } else if self.now.since(self.window_since) >= WINDOW {
@@ -67,7 +63,9 @@ impl Scheduler {
         let least_of = |most: u32| if least >= self.config.slots { most } else { (least / 4).max(1) };
         // What is reserved is there, and one for those without a reservation.
         let reserved = u32::try_from(self.reserved.saturating_add(1)).unwrap_or(u32::MAX);
-        let slots = between(least, most).max(reserved.min(most));
+        // Where what computes is bounded by cores, few slots would only keep modest work waiting.
+        let modest = self.config.cores.map_or(0, |cores| cores.saturating_add(self.headroom.slots()));
+        let slots = between(least, most).max(reserved.min(most)).max(modest.min(most));
         // What modest work has needed lately stays free for it, up to a third of the slots.
         let kept = if self.registered > 1 { self.headroom.slots().min(slots / 3) } else { 0 };
         let below = |n: u32| n.min(slots - kept).max(1);
@@ -120,9 +118,17 @@ impl Scheduler {
                     && a.throttled.is_none()
                     && a.held_back(self.now).is_none()
                     && (lane == Lane::Expensive || a.short < a.trust)
-                    && self.has_free_slot(self.queue(account, lane), a.usage.running < a.share.reserved)
+                    && self.has_room(account, class, lane)
             }
         }
+    }
+
+    fn has_room(&self, account: usize, class: Class, lane: Lane) -> bool {
+        let queue = self.queue(account, lane);
+        let a = &self.accounts[account];
+        let below_reserved = a.usage.running < a.share.reserved;
+        self.has_free_slot(queue, below_reserved)
+            && (queue == Queue::First || below_reserved || self.has_free_core(account, class))
     }
 
     /// Whether a slot is free for a queue: for a tenant below its reservation any, for others only what is not kept

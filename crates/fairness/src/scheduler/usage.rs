@@ -25,6 +25,9 @@ pub struct Usage {
     pub nested: u32,
     /// Work waiting.
     pub waiting: u32,
+    /// Cores that storms and expensive work keep busy, as far as somebody has said so
+    /// ([`Scheduler::note_cores`]).
+    pub busy_cores: f64,
     /// How many times longer work took lately than on a nearly empty gate; the mean over active tenants. 1 when
     /// unknown, and when the number of slots is fixed.
     pub inflation: f64,
@@ -54,6 +57,7 @@ impl Scheduler {
             expensive: self.held_by[Queue::Expensive as usize],
             nested: self.nested,
             waiting: self.waiting,
+            busy_cores: self.busy.cores(),
             inflation: self.inflation.exp(),
         }
     }

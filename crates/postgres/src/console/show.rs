@@ -469,7 +469,7 @@ impl View<'_> {
     fn gates(&self) -> Rows {
         let mut rows = Rows::new(
             "cluster slots:i open_slots:i open_expensive:i running:i expensive:i nested:i waiting:i inflation:n \
-             connections:i idle_connections:i max_connections:i lowered:i",
+             connections:i idle_connections:i max_connections:i lowered:i busy_cores:n",
         );
         for (cluster, access) in &self.snapshot.clusters {
             let (gate, cache) = (access.gate.usage(), access.cache.usage());
@@ -487,6 +487,7 @@ impl View<'_> {
                 cache.idle,
                 access.cache.cluster().connections,
                 cache.lowered,
+                format!("{:.2}", gate.busy_cores),
             ]);
         }
         rows

@@ -544,7 +544,7 @@ impl Relay {
         if let (Some(slot), Some(lease)) = (&mut self.permit, &self.lease)
             && let Some(process) = &lease.process
         {
-            slot.working = Some(process.begins(slot.permit.queue()));
+            slot.working = slot.permit.watch().map(|watch| process.begins(slot.permit.queue(), watch));
         }
     }
 

@@ -305,6 +305,9 @@ pub struct Priorities {
     #[serde(default = "Priorities::expensive")]
     #[schemars(range(max = 19))]
     pub expensive: u8,
+    /// Cores of the machine that both leave alone, beyond one piece of work, while other tenants have modest work.
+    #[serde(default)]
+    pub spare_cores: u32,
 }
 
 impl Priorities {

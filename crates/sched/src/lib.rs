@@ -1,0 +1,147 @@
+//! How Linux schedules a process among others: its `nice` value, and its *slice*.
+//!
+//! The `nice` value says how much of a busy core a process gets in the long run. Its slice says in what portions, and so who has to
+//! wait for whom: since Linux 6.12 (EEVDF) a process that wakes up takes the core at once from one that has a longer slice, and
+//! otherwise waits until that one's portion is over, whatever the `nice` values are. Work that is in nobody's hurry gets a long slice:
+//! it is preempted by all others, and runs longer when it is left alone. Older kernels take the value and do nothing
+//! with it.
+//!
+//! The only place with `unsafe` in Cofferdam, in one private module, because no library has a safe function for `sched_setattr(2)`.
+
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+use std::io;
+use std::time::Duration;
+
+/// The longest slice that the kernel takes.
+pub const LONGEST_SLICE: Duration = Duration::from_millis(100);
+/// The shortest.
+pub const SHORTEST_SLICE: Duration = Duration::from_micros(100);
+
+/// How a process is scheduled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheduling {
+    /// Its `nice` value, from -20 to 19; greater is less.
+    pub nice: i32,
+    /// In what portions it gets a core; zero where the kernel does not say.
+    pub slice: Duration,
+}
+
+/// How a process, or rather its first thread, is scheduled.
+///
+/// Fails when there is none with this number.
+pub fn scheduling(pid: i32) -> io::Result<Scheduling> {
+    let attr = attr::get(pid)?;
+    Ok(Scheduling { nice: attr.nice, slice: Duration::from_nanos(attr.runtime) })
+}
+
+/// Sets the `nice` value and the slice of a process's first thread; the slice is taken to the nearest that the kernel has,
+/// and `None` is the kernel's own. Its policy (ordinary, batch, idle) stays.
+///
+/// Fails when there is no such process, when it is another user's, and when its `nice` value would fall further than the
+/// caller may let it.
+pub fn set_scheduling(pid: i32, nice: i32, slice: Option<Duration>) -> io::Result<()> {
+    let slice = slice.map_or(Duration::ZERO, |slice| slice.clamp(SHORTEST_SLICE, LONGEST_SLICE));
+    // At most 100 million.
+    let runtime = u64::try_from(slice.as_nanos()).unwrap_or(0);
+    attr::set(pid, nice.clamp(-20, 19), runtime)
+}
+
+/// `sched_getattr(2)` and `sched_setattr(2)`.
+mod attr {
+    #![allow(unsafe_code)]
+
+    use std::io;
+    use std::mem::size_of;
+
+    /// Leave the policy as it is.
+    const KEEP_POLICY: u64 = 0x08;
+
+    /// `struct sched_attr`, in its first version.
+    #[repr(C)]
+    #[derive(Debug, Default)]
+    pub(super) struct Attr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        pub(super) nice: i32,
+        priority: u32,
+        /// Nanoseconds. With an ordinary policy, the slice.
+        pub(super) runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+
+    const SIZE: u32 = 48;
+    const _: () = assert!(size_of::<Attr>() == SIZE as usize, "as large as the kernel takes it to be");
+
+    pub(super) fn get(pid: i32) -> io::Result<Attr> {
+        let mut attr = Attr::default();
+        // SAFETY: the kernel writes no more than `SIZE` bytes to where it is told to, all of which are the structure's, of
+        // which any value of any bit is one; the pointer is used only during the call.
+        let outcome = unsafe { libc::syscall(libc::SYS_sched_getattr, pid, &raw mut attr, SIZE, 0) };
+        if outcome == 0 { Ok(attr) } else { Err(io::Error::last_os_error()) }
+    }
+
+    pub(super) fn set(pid: i32, nice: i32, runtime: u64) -> io::Result<()> {
+        let mut attr = Attr { size: SIZE, flags: KEEP_POLICY, nice, runtime, ..Attr::default() };
+        // SAFETY: the kernel reads `size` bytes from the pointer, which are all the structure's, and during the call only. When
+        // it knows no such version it writes its own size into `size`, so the structure is mutable.
+        let outcome = unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw mut attr, 0) };
+        if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    /// A process that is ended with the test.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn new() -> Self {
+            Self(Command::new("sleep").arg("600").spawn().unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).unwrap()
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn a_process_gets_the_nice_value_and_the_slice_that_are_set_where_the_kernel_has_slices() {
+        let sleeper = Sleeper::new();
+        let before = scheduling(sleeper.pid()).unwrap();
+        let nice = before.nice + 1;
+        set_scheduling(sleeper.pid(), nice, Some(Duration::from_millis(40))).unwrap();
+        let set = scheduling(sleeper.pid()).unwrap();
+        assert_eq!(set.nice, nice);
+        // Before 6.12 nothing is said of slices, or always the same.
+        assert!(set.slice == before.slice || set.slice == Duration::from_millis(40), "{set:?}");
+        set_scheduling(sleeper.pid(), nice, Some(Duration::from_secs(10))).unwrap();
+        let longest = scheduling(sleeper.pid()).unwrap().slice;
+        assert!(longest == before.slice || longest == LONGEST_SLICE, "{longest:?}");
+        set_scheduling(sleeper.pid(), nice, None).unwrap();
+        assert_eq!(scheduling(sleeper.pid()).unwrap(), Scheduling { nice, slice: before.slice });
+    }
+
+    #[test]
+    fn a_process_that_is_gone_is_an_error() {
+        let sleeper = Sleeper::new();
+        let pid = sleeper.pid();
+        drop(sleeper);
+        assert_eq!(scheduling(pid).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        assert_eq!(set_scheduling(pid, 5, None).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+}
