@@ -7,30 +7,71 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{
-    Class, Gate, GateConfig, Ledger, LedgerConfig, MonotonicClock, Pressure, Scheduler, Share, Submitted, Timestamp,
+    Class, Gate, GateConfig, Grant, Ledger, LedgerConfig, MonotonicClock, Pressure, Scheduler, Share, Submitted,
+    Timestamp,
 };
 use cofferdam_tenant::TenantId;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
-/// Every tenant has work waiting; one piece of work ends, the next is chosen, another is submitted.
-fn decision(c: &mut Criterion) {
-    let mut group = c.benchmark_group("decision with every tenant waiting");
-    for tenants in [10u32, 1_000, 10_000, 100_000] {
-        let mut scheduler = Scheduler::new(GateConfig::slots(16));
-        let far = Timestamp::from_millis(u64::MAX / 2_000_000);
-        let mut running = Vec::new();
-        let mut now = 0;
-        for tenant in 0..tenants {
-            scheduler.register(TenantId(tenant), Share::default());
-            for _ in 0..2 {
-                if let Submitted::Granted(grant) =
-                    scheduler.submit(Timestamp::default(), TenantId(tenant), Class::Rpc, far)
-                {
-                    running.push(grant);
-                }
+const TENANTS: [u32; 4] = [10, 1_000, 10_000, 100_000];
+const SLOTS: u32 = 16;
+const FAR: Timestamp = Timestamp::from_millis(u64::MAX / 2_000_000);
+
+/// A scheduler with all slots in use, and two pieces of work of every tenant, most of which wait.
+fn busy(tenants: u32) -> (Scheduler, Vec<Grant>) {
+    let mut scheduler = Scheduler::new(GateConfig::slots(SLOTS));
+    let mut running = Vec::new();
+    for tenant in 0..tenants {
+        scheduler.register(TenantId(tenant), Share::default());
+        for _ in 0..2 {
+            let submitted = scheduler.submit(Timestamp::default(), TenantId(tenant), Class::Rpc, FAR);
+            if let Submitted::Granted(grant) = submitted {
+                running.push(grant);
             }
         }
-        let mut next = 0;
+    }
+    (scheduler, running)
+}
+
+/// Slots are free and every tenant has work waiting: who gets one?
+fn decision(c: &mut Criterion) {
+    let mut group = c.benchmark_group("decision with every tenant waiting");
+    for tenants in TENANTS {
+        let (mut scheduler, mut running) = busy(tenants);
+        let (mut now, mut next) = (0, 0);
+        group.bench_function(BenchmarkId::from_parameter(tenants), |b| {
+            b.iter_custom(|wanted| {
+                let (mut spent, mut made) = (Duration::ZERO, 0);
+                while made < wanted {
+                    now += 10_000;
+                    let at = Timestamp::from_nanos(now);
+                    let free = running.len();
+                    running.drain(..).for_each(|grant| scheduler.complete(at, grant));
+                    let begun = Instant::now();
+                    while let Some((_, grant)) = scheduler.next_grant(at) {
+                        running.push(grant);
+                    }
+                    spent += begun.elapsed();
+                    assert!(!running.is_empty(), "nobody waits");
+                    made += running.len() as u64;
+                    for _ in 0..free.max(running.len()) {
+                        next = (next + 7) % tenants;
+                        black_box(scheduler.submit(at, TenantId(next), Class::Rpc, FAR));
+                    }
+                }
+                spent.mul_f64(wanted as f64 / made as f64)
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The same with all that belongs to it: one piece of work ends, the next is chosen, another is submitted.
+fn turn(c: &mut Criterion) {
+    let mut group = c.benchmark_group("an end, a decision and a submission");
+    for tenants in TENANTS {
+        let (mut scheduler, mut running) = busy(tenants);
+        let (mut now, mut next) = (0, 0);
         group.bench_function(BenchmarkId::from_parameter(tenants), |b| {
             b.iter(|| {
                 now += 10_000;
@@ -40,7 +81,7 @@ fn decision(c: &mut Criterion) {
                     running.push(grant);
                 }
                 next = (next + 7) % tenants;
-                black_box(scheduler.submit(at, TenantId(next), Class::Rpc, far));
+                black_box(scheduler.submit(at, TenantId(next), Class::Rpc, FAR));
             });
         });
     }
@@ -94,5 +135,5 @@ fn ledger(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decision, gate, hand_over, ledger);
+criterion_group!(benches, decision, turn, gate, hand_over, ledger);
 criterion_main!(benches);

@@ -359,18 +359,25 @@ impl Permit {
     }
 }
 
-/// Running work, to be told apart from what runs later in its slot. Holds nothing.
+/// Running work, told apart from what runs later in its slot. Holds no slot.
 pub struct Watch {
     gate: Arc<Gate>,
     work: Grant,
 }
 
 impl Watch {
-    /// Says how many cores the work keeps busy. See [`Scheduler::note_cores`]. Nothing happens when it is over.
+    /// Says how many cores the work keeps busy. See [`Scheduler::note_cores`]. Nothing happens when it is over. Wakes who
+    /// gets a slot by that, so no lock may be held.
     pub fn note_cores(&self, cores: f32) {
         let mut state = self.gate.lock();
         state.scheduler.note_cores(&self.work, cores);
         self.gate.hand_out(state);
+    }
+}
+
+impl Clone for Watch {
+    fn clone(&self) -> Self {
+        Self { gate: Arc::clone(&self.gate), work: self.work.again() }
     }
 }
 

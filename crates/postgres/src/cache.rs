@@ -15,7 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::Verifiers;
 use crate::listener::Listeners;
-use crate::priority::{ServerProcess, Untouched, lower_workers};
+use crate::priority::{Lowered, ServerProcess, Untouched, lower_workers};
 use crate::servers::{Servers, Wanted, random_fraction};
 use crate::session::StatementRegistry;
 use crate::stream::put_away;
@@ -366,8 +366,8 @@ impl ConnectionCache {
         if self.cluster.priorities.is_none() {
             return;
         }
-        let (now, mut long) = (Instant::now(), Vec::new());
-        self.each_process(|process| long.extend(process.outlasts(now, limit)));
+        let now = Instant::now();
+        let long: Vec<Lowered> = self.live_processes().iter().filter_map(|p| p.outlasts(now, limit)).collect();
         let mut looked = lock(&self.looked_for_workers);
         if !long.is_empty() && now.saturating_duration_since(*looked) >= LOOK_FOR_WORKERS {
             *looked = now;
@@ -377,13 +377,14 @@ impl ConnectionCache {
 
     /// Server processes that run with less than their usual priority now.
     fn lowered(&self) -> u32 {
-        let mut lowered = 0;
-        self.each_process(|process| lowered += u32::from(process.is_lowered()));
-        lowered
+        self.live_processes().iter().filter(|process| process.is_lowered()).count() as u32
     }
 
-    fn each_process(&self, mut what: impl FnMut(&ServerProcess)) {
-        lock(&self.processes).retain(|process| process.upgrade().inspect(|process| what(process)).is_some());
+    /// The server's processes, in hand, so that nothing is done with them under the lock.
+    fn live_processes(&self) -> Vec<Arc<ServerProcess>> {
+        let mut live = Vec::new();
+        lock(&self.processes).retain(|process| process.upgrade().map(|process| live.push(process)).is_some());
+        live
     }
 
     pub(crate) fn listeners(&self) -> &Arc<Listeners> {

@@ -455,8 +455,9 @@ impl Snapshot {
 
 /// The machine's cores but for so many; at least one.
 fn cores_but(spare: u32) -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get) as u32;
-    cores.saturating_sub(spare).max(1)
+    // Not those that the gateway itself may use, which can be fewer.
+    let own = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get) as u32;
+    cofferdam_sched::cores().unwrap_or_else(own).saturating_sub(spare).max(1)
 }
 
 fn gate_spec(catalog: &Catalog, cluster: &Arc<Cluster>) -> GateSpec {

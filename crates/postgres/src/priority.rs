@@ -131,17 +131,21 @@ impl ServerProcess {
             return (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         };
         let between = now.saturating_duration_since(looked);
+        let mut noted = None;
         if between >= LOOK {
             let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / between.as_secs_f32();
             (state.seen, state.wanted) = (Some(now), wanted);
-            if let Some((_, watch)) = &state.work {
-                watch.note_cores(cores.min(1.0));
-            }
+            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), cores));
             if cores >= 0.5 {
                 self.set(&mut state, Queue::Expensive);
             }
         }
-        (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice })
+        let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
+        drop(state);
+        if let Some((watch, cores)) = noted {
+            watch.note_cores(cores.min(1.0));
+        }
+        lowered
     }
 
     /// It has done its work.
@@ -157,6 +161,7 @@ impl ServerProcess {
         {
             let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / state.worked.as_secs_f32();
             (state.wanted, state.worked) = (wanted, Duration::ZERO);
+            drop(state);
             watch.note_cores(cores.min(1.0));
         }
     }

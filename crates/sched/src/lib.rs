@@ -1,4 +1,4 @@
-//! How Linux schedules a process among others: its `nice` value, and its *slice*.
+//! How Linux schedules a process among others: its `nice` value, and its *slice*; and between how many cores.
 //!
 //! The `nice` value says how much of a busy core a process gets in the long run. Its slice says in what portions, and so who has to
 //! wait for whom: since Linux 6.12 (EEVDF) a process that wakes up takes the core at once from one that has a longer slice, and
@@ -46,6 +46,20 @@ pub fn set_scheduling(pid: i32, nice: i32, slice: Option<Duration>) -> io::Resul
     // At most 100 million.
     let runtime = u64::try_from(slice.as_nanos()).unwrap_or(0);
     attr::set(pid, nice.clamp(-20, 19), runtime)
+}
+
+/// The cores of the machine that are in use, whoever may use them; `None` where the system does not say.
+pub fn cores() -> Option<u32> {
+    count(std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?.trim())
+}
+
+/// How many there are in a list such as `0-3,8`.
+fn count(ranges: &str) -> Option<u32> {
+    ranges.split(',').try_fold(0u32, |sum, range| {
+        let (first, end) = range.split_once('-').unwrap_or((range, range));
+        let (first, end) = (first.parse::<u32>().ok()?, end.parse::<u32>().ok()?);
+        sum.checked_add(end.checked_sub(first)?.checked_add(1)?)
+    })
 }
 
 /// `sched_getattr(2)` and `sched_setattr(2)`.
@@ -134,6 +148,15 @@ mod tests {
         assert!(longest == before.slice || longest == LONGEST_SLICE, "{longest:?}");
         set_scheduling(sleeper.pid(), nice, None).unwrap();
         assert_eq!(scheduling(sleeper.pid()).unwrap(), Scheduling { nice, slice: before.slice });
+    }
+
+    #[test]
+    fn cores_are_counted_as_the_system_lists_them() {
+        assert_eq!((count("0"), count("0-1"), count("0-3,8,10-11")), (Some(1), Some(2), Some(7)));
+        for wrong in ["", "x", "3-1", "0-", "0-4294967295", "0,"] {
+            assert_eq!(count(wrong), None, "{wrong}");
+        }
+        assert!(cores().is_none_or(|n| n > 0));
     }
 
     #[test]

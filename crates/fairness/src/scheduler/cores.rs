@@ -89,10 +89,10 @@ impl Scheduler {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         let measured = Cores::of(cores);
         let account = run.account;
+        let expected = std::mem::replace(&mut run.cores, measured);
         if run.is_counted() {
-            self.busy.remove(run.cores);
+            self.busy.remove(expected);
             self.busy.add(measured);
-            run.cores = measured;
         }
         let known = &mut self.accounts[account].cores[run.class as usize];
         let before = *known;
