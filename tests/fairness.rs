@@ -338,6 +338,17 @@ async fn server_processes_give_way_while_they_do_what_is_in_the_way_of_others() 
 /// Where the server's processes can be seen, what computes waits for a core while another tenant has modest work.
 #[tokio::test]
 async fn what_computes_leaves_cores_alone_while_another_tenant_has_modest_work() {
+    computing_waits_for_a_core("SELECT 1", "SELECT count(*) FROM generate_series(1, 3000000)").await;
+}
+
+/// The same of sessions that keep their connection, and of pieces too short to be looked at while they run.
+#[tokio::test]
+async fn what_computes_in_sessions_that_keep_their_connection_leaves_cores_alone_too() {
+    computing_waits_for_a_core("CREATE TEMP TABLE mine (i int)", "SELECT count(*) FROM generate_series(1, 300000)")
+        .await;
+}
+
+async fn computing_waits_for_a_core(first: &'static str, statement: &'static str) {
     let cluster = "    connections: 60\n    priorities: { spare_cores: 1000 }".to_owned();
     let site = Site::start_with(SiteOptions { slots: 20, cluster, ..SiteOptions::default() }).await;
     let admin = site.cluster.admin("postgres").await.unwrap();
@@ -348,7 +359,7 @@ async fn what_computes_leaves_cores_alone_while_another_tenant_has_modest_work()
     let mut work = tokio::task::JoinSet::new();
     for _ in 0..6 {
         let client = site.connect("acme").await;
-        let statement = "SELECT count(*) FROM generate_series(1, 3000000)";
+        client.batch_execute(first).await.unwrap();
         work.spawn(async move { while client.batch_execute(statement).await.is_ok() {} });
     }
     // With nobody else about, more than one computes at once.

@@ -375,6 +375,15 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Says that nobody can see what the work keeps busy. See [`Scheduler::forget_cores`].
+    pub fn forget_cores(&self) {
+        let mut state = self.gate.lock();
+        state.scheduler.forget_cores(&self.work);
+        self.gate.hand_out(state);
+    }
+}
+
 impl Clone for Watch {
     fn clone(&self) -> Self {
         Self { gate: Arc::clone(&self.gate), work: self.work.again() }

@@ -24,7 +24,7 @@ impl Server {
     fn new(cores: Option<u32>) -> Self {
         let mut scheduler = Scheduler::new(GateConfig { cores, ..GateConfig::slots(20) });
         for tenant in [A, B, R] {
-            scheduler.register(tenant, Share { queue: 1_000, ..Share::default() });
+            scheduler.register(tenant, Share { queue: 50_000, ..Share::default() });
         }
         Self { scheduler, running: Vec::new(), owners: HashMap::new(), now: 1_000 }
     }
@@ -138,6 +138,70 @@ fn two_tenants_that_compute_share_the_core() {
     }
     let used = |tenant| s.scheduler.tenant_usage(ms(s.now), tenant).used.0;
     assert!((used(A) / used(B) - 1.0).abs() < 0.05, "{} and {} slot-seconds", used(A), used(B));
+}
+
+/// What wants half a core fits where what wants a whole one does not; it must not go first for ever for that.
+#[test]
+fn what_wants_a_whole_core_is_not_overtaken_for_ever_by_what_wants_half() {
+    let mut s = Server::new(Some(2));
+    let cores = |tenant| if tenant == A { 1.0 } else { 0.5 };
+    s.submit(A, 8);
+    s.submit(B, 8);
+    while s.running(A) > 0 {
+        s.modest(R);
+        s.round(cores);
+    }
+    s.submit(B, 100);
+    s.modest(R);
+    s.round(cores);
+    assert!(s.running(B) > 2 && s.running(A) == 0, "both cores are B's when A comes");
+    s.submit(A, 100);
+    let mut served = 0;
+    for step in 0..400 {
+        if step % 40 == 0 {
+            s.modest(R);
+        }
+        s.now += 100;
+        s.scheduler.advance(ms(s.now));
+        for (tenant, grant) in &s.running {
+            s.scheduler.note_cores(grant, cores(*tenant));
+        }
+        // They end one by one, and whoever is served wants the same again.
+        let (tenant, grant) = s.running.remove(0);
+        s.scheduler.complete(ms(s.now), grant);
+        s.submit(tenant, 1);
+        served += u32::from(tenant == A);
+        while let Some((ticket, grant)) = s.scheduler.next_grant(ms(s.now)) {
+            s.running.push((s.owners.remove(&ticket).unwrap(), grant));
+        }
+        assert!(s.scheduler.usage().busy_cores <= 3.0 || step < 40, "{:?}", s.scheduler.usage());
+    }
+    assert!(served > 100, "{served} of 400 were the one's that wants a whole core");
+}
+
+/// Whoever waits for a core falls behind those who need none. When it needs to wait no more, that is no claim on what they
+/// were given meanwhile, neither its own nor that of somebody who comes then.
+#[test]
+fn ten_minutes_of_waiting_for_cores_keep_nobody_waiting_afterwards() {
+    let mut s = Server::new(Some(1));
+    s.submit(A, 4_000);
+    for _ in 0..1_200 {
+        s.submit(B, 20);
+        s.modest(R);
+        s.round(Server::of);
+    }
+    assert!(s.running(A) == 1 && s.running(B) > 10, "{:?}", s.scheduler.usage());
+    // Nobody has modest work any more.
+    let mut least = usize::MAX;
+    for round in 0..60 {
+        s.submit(B, 20);
+        s.round(Server::of);
+        if round > 25 {
+            least = least.min(s.running(B));
+            assert!(s.running(A) > 1, "A computes on every core: {} in round {round}", s.running(A));
+        }
+    }
+    assert!(least > 3, "B is left with {least} slots");
 }
 
 #[test]

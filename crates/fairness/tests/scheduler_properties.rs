@@ -254,9 +254,20 @@ proptest! {
                 }
             }
         }
-        for _ in 0..300 {
+        for round in 0..900 {
             model.now = model.now + Duration::from_millis(150);
-            for (_, grant) in std::mem::take(&mut model.running) {
+            // Some tenants' work computes, more or less, and the fifth has modest work now and then.
+            for (tenant, grant) in &model.running {
+                model.scheduler.note_cores(grant, [1.0, 0.5, 0.3, 0.0, 0.0][tenant.0 as usize]);
+            }
+            if round % 30 == 0
+                && let Some(grant) = model.scheduler.try_start(model.now, TenantId(4), Class::Interactive)
+            {
+                model.scheduler.complete(model.now, grant);
+            }
+            // Never all at once.
+            let older = model.running.len().div_ceil(2);
+            for (_, grant) in model.running.drain(..older) {
                 model.scheduler.complete(model.now, grant);
             }
             model.scheduler.advance(model.now);

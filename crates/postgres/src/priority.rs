@@ -51,8 +51,8 @@ struct State {
     worked: Duration,
     /// For how long it had wanted a core when it was last looked at.
     wanted: Duration,
-    /// When that was, if it has done the same work since then.
-    seen: Option<Instant>,
+    /// When that was, if it has done the same work since then, and whether it had a core or waited for one at that moment.
+    seen: Option<(Instant, bool)>,
 }
 
 /// A server process while it works.
@@ -126,15 +126,18 @@ impl ServerProcess {
             return None;
         }
         let wanted = wanted(self.pid)?;
-        let Some(looked) = state.seen else {
-            (state.seen, state.wanted, state.worked) = (Some(now), wanted, Duration::ZERO);
+        // A wait for a core is counted when it ends: whoever gets none at all seems to want none.
+        let is_runnable = is_runnable(self.pid);
+        let Some((looked, was_runnable)) = state.seen else {
+            (state.seen, state.wanted, state.worked) = (Some((now, is_runnable)), wanted, Duration::ZERO);
             return (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         };
         let between = now.saturating_duration_since(looked);
         let mut noted = None;
         if between >= LOOK {
-            let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / between.as_secs_f32();
-            (state.seen, state.wanted) = (Some(now), wanted);
+            let measured = wanted.saturating_sub(state.wanted).as_secs_f32() / between.as_secs_f32();
+            let cores = if was_runnable && is_runnable { 1.0 } else { measured };
+            (state.seen, state.wanted) = (Some((now, is_runnable)), wanted);
             noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), cores));
             if cores >= 0.5 {
                 self.set(&mut state, Queue::Expensive);
@@ -155,7 +158,7 @@ impl ServerProcess {
         let now = Instant::now();
         // What was looked at while it ran has been said.
         let looked = state.seen.take();
-        state.worked += now.saturating_duration_since(looked.unwrap_or(since));
+        state.worked += now.saturating_duration_since(looked.map_or(since, |(at, _)| at));
         if state.worked >= LOOK_AT_SHORT
             && let Some(wanted) = wanted(self.pid)
         {
@@ -180,7 +183,7 @@ impl ServerProcess {
         let nice = (self.usual + i32::from(more)).min(NICEST);
         if nice != state.nice {
             // It may have ended meanwhile; whoever reads from it will notice.
-            match set_scheduling(self.pid.as_raw_nonzero().get(), nice, slice(nice, self.usual)) {
+            match set_nice(self.pid, nice, (nice > self.usual).then_some(PORTION)) {
                 Ok(()) => {
                     state.nice = nice;
                     if let Some(group) = &self.group {
@@ -197,9 +200,9 @@ impl ServerProcess {
     }
 }
 
-/// Who gives way does so in the middle of a portion of its time too.
-fn slice(nice: i32, usual: i32) -> Option<Duration> {
-    (nice > usual).then_some(PORTION)
+/// Sets a process's `nice` value and its slice, or the `nice` value alone where the system has no call for both.
+fn set_nice(pid: Pid, nice: i32, slice: Option<Duration>) -> io::Result<()> {
+    set_scheduling(pid.as_raw_nonzero().get(), nice, slice).or_else(|_| Ok(setpriority_process(Some(pid), nice)?))
 }
 
 impl Drop for Working {
@@ -273,6 +276,11 @@ fn wanted(pid: Pid) -> Option<Duration> {
     Some(Duration::from_millis(10 * ticks))
 }
 
+/// Whether it has a core or waits for one.
+fn is_runnable(pid: Pid) -> bool {
+    stat(pid).is_some_and(|fields| fields.starts_with('R'))
+}
+
 fn parent(pid: Pid) -> Option<i32> {
     stat(pid)?.split(' ').nth(1)?.parse().ok()
 }
@@ -301,7 +309,7 @@ pub(crate) fn lower_workers(leaders: &[Lowered]) {
             let leader = works_for(&title).and_then(|pid| leaders.iter().find(|l| l.pid.as_raw_nonzero().get() == pid));
             if let Some(leader) = leader {
                 // It may have ended meanwhile. It is in its leader's session or in one of its own.
-                let _ = set_scheduling(child.as_raw_nonzero().get(), leader.nice, Some(PORTION));
+                let _ = set_nice(child, leader.nice, Some(PORTION));
                 if let Ok(Some(group)) = Autogroup::of(child) {
                     group.set(child, leader.nice - group.usual);
                 }

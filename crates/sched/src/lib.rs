@@ -3,8 +3,8 @@
 //! The `nice` value says how much of a busy core a process gets in the long run. Its slice says in what portions, and so who has to
 //! wait for whom: since Linux 6.12 (EEVDF) a process that wakes up takes the core at once from one that has a longer slice, and
 //! otherwise waits until that one's portion is over, whatever the `nice` values are. Work that is in nobody's hurry gets a long slice:
-//! it is preempted by all others, and runs longer when it is left alone. Older kernels take the value and do nothing
-//! with it.
+//! it is preempted by all others, and runs longer when it is left alone. Kernels before 6.12 take the value and do nothing
+//! with it; those before 5.3 do not know the call in this form and refuse it.
 //!
 //! The only place with `unsafe` in Cofferdam, in one private module, because no library has a safe function for `sched_setattr(2)`.
 

@@ -128,6 +128,8 @@ pub(super) struct Running {
     pub(super) calm: bool,
     /// The cores that it keeps busy: as expected at first, then as measured.
     pub(super) cores: Cores,
+    /// Cores bounded it when it began.
+    pub(super) core_bound: bool,
 }
 
 /// The order among ready tenants: below its reservation first, then virtual time, then arrival.
@@ -168,6 +170,8 @@ pub(super) struct Account {
     pub(super) busy: u16,
     pub(super) estimates: [f32; Class::ALL.len()],
     pub(super) baselines: [Baseline; Class::ALL.len()],
+    /// Cores bounded its work lately: its virtual time may be behind everybody's.
+    pub(super) core_bound: bool,
     /// How many cores work keeps busy, as far as it was measured.
     pub(super) cores: [Cores; Class::ALL.len()],
     pub(super) class_running: [u32; Class::ALL.len()],
@@ -204,6 +208,7 @@ impl Account {
             busy: 0,
             estimates: Class::ALL.map(first_estimate),
             baselines: Default::default(),
+            core_bound: false,
             cores: Default::default(),
             class_running: Default::default(),
             usage: TenantUsage::default(),

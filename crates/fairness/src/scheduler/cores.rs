@@ -17,6 +17,9 @@ use crate::time::Timestamp;
 const COMPANY: Duration = Duration::from_secs(10);
 /// Work that keeps less than this part of a core busy does not compute.
 const COMPUTES: Cores = Cores(100);
+/// Thousandths of a core that have to be free for work that computes, whatever it wants itself: what wants less must not
+/// overtake what wants more for ever.
+const ENOUGH: u64 = 500;
 /// The weight of one measurement in what a tenant's work of a class is expected to want: it rises fast and decays slowly.
 const RISE: f32 = 0.5;
 const DECAY: f32 = 0.1;
@@ -102,6 +105,15 @@ impl Scheduler {
         }
     }
 
+    /// Nobody can say what running work keeps busy. Nothing is learnt from that.
+    pub fn forget_cores(&mut self, work: &Grant) {
+        let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
+        let expected = std::mem::take(&mut run.cores);
+        if run.is_counted() {
+            self.busy.remove(expected);
+        }
+    }
+
     /// Whether a tenant's next work of a class waits for cores too, and not only for a slot.
     pub(super) fn wants_cores(&self, account: usize, class: Class) -> bool {
         self.config.cores.is_some() && self.accounts[account].cores[class as usize].computes()
@@ -110,18 +122,24 @@ impl Scheduler {
     /// Whether a storm's or expensive work may compute now. One piece always may.
     pub(super) fn has_free_core(&self, account: usize, class: Class) -> bool {
         let Some(cores) = self.config.cores else { return true };
-        let wanted = self.accounts[account].cores[class as usize];
-        !wanted.computes()
-            || self.busy.computing == 0
-            || self.busy.thousandths + u64::from(wanted.0) <= 1_000 * u64::from(cores)
-            || !self.busy.is_in_company(account, self.now)
+        self.busy.computing == 0
+            || self.busy.thousandths + ENOUGH <= 1_000 * u64::from(cores)
+            || !self.is_core_bound(account, class)
     }
 
-    /// Whether work that ends says anything about the number of slots: where what is in others' way gives way to
-    /// them, that it takes longer is as it should be.
+    /// Whether cores and not slots bound a tenant's work of a class at the moment. Such work falls behind those whom
+    /// nothing bounds, which holds nobody's clock back and earns no claim on what they were given meanwhile.
+    pub(super) fn is_core_bound(&self, account: usize, class: Class) -> bool {
+        self.wants_cores(account, class) && self.busy.is_in_company(account, self.now)
+    }
+
+    /// Whether work that ends says anything about the number of slots: where what computes gives way to
+    /// others, that it takes longer is as it should be.
     pub(super) fn is_evidence(&self, run: &Running) -> bool {
-        let gives_way =
-            self.config.cores.is_some() && run.queue != Queue::First && self.busy.is_in_company(run.account, self.now);
+        let gives_way = self.config.cores.is_some()
+            && run.queue != Queue::First
+            && run.cores.computes()
+            && self.busy.is_in_company(run.account, self.now);
         run.since >= self.concurrency.since() && !gives_way
     }
 }

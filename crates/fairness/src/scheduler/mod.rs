@@ -513,7 +513,12 @@ impl Scheduler {
         if queue == Queue::First {
             self.busy.modest_work_begins(account, now);
         }
+        let core_bound = !nested && queue != Queue::First && self.is_core_bound(account, class);
+        let floor = self.virtual_time;
         let a = &mut self.accounts[account];
+        if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
+            a.virtual_time = a.virtual_time.max(floor);
+        }
         let cores = a.cores[class as usize];
         let charged = f64::from(a.estimates[class as usize]);
         let own = a.virtual_time;
@@ -556,6 +561,7 @@ impl Scheduler {
             nested,
             calm,
             cores,
+            core_bound,
         };
         if run.is_counted() {
             self.busy.add(cores);

@@ -124,15 +124,19 @@ impl Scheduler {
     /// Time goes on with whoever is active, also when nothing starts: who used an idle gate for an hour owes nothing
     /// to those who come afterwards.
     pub(super) fn catch_up(&mut self) {
-        let runs = self.running.iter().map(|(_, run)| self.accounts[run.account].virtual_time);
+        let runs = self.running.iter().filter(|(_, run)| !run.core_bound);
+        let runs = runs.map(|(_, run)| self.accounts[run.account].virtual_time);
         let least = runs.chain(self.ready_heads()).min_by(f64::total_cmp);
         self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
     }
 
-    /// The virtual times of those who are first in the ready sets, with and without a reservation.
+    /// The virtual times of those who are first in the ready sets, with and without a reservation; but for those who wait
+    /// for a core.
     pub(super) fn ready_heads(&self) -> impl Iterator<Item = f64> {
         let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
-        let heads = self.ready.iter().flat_map(move |set| set.first().into_iter().chain(set.range((from, 0)..).next()));
+        let places = Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place));
+        let sets = places.map(|place| &self.ready[place.index()]);
+        let heads = sets.flat_map(move |set| set.first().into_iter().chain(set.range((from, 0)..).next()));
         heads.map(|(rank, _)| rank.virtual_time)
     }
 }

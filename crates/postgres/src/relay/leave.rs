@@ -40,6 +40,7 @@ impl Relay {
                 };
                 self.pin = Some(pin);
             }
+            self.rest();
             self.permit = None;
             return Ok(());
         }

@@ -100,10 +100,11 @@ pub(crate) struct Relay {
 struct Slot {
     /// When the transaction has to be over, by the plan.
     until: Option<Instant>,
+    /// The server's process, while its priority is that of the work. Fields drop in order: what it says of the work has to
+    /// come before that is over.
+    working: Option<Working>,
     permit: Permit,
     _holding: Option<Holding>,
-    /// The server's process, while its priority is that of the work.
-    working: Option<Working>,
 }
 
 /// A message that has been judged and whose bytes still come.
@@ -542,9 +543,13 @@ impl Relay {
     /// Has the server's process run with the priority of the work that begins.
     fn prioritise(&mut self) {
         if let (Some(slot), Some(lease)) = (&mut self.permit, &self.lease)
-            && let Some(process) = &lease.process
+            && self.established.route.access.cache.cluster().priorities.is_some()
+            && let Some(watch) = slot.permit.watch()
         {
-            slot.working = slot.permit.watch().map(|watch| process.begins(slot.permit.queue(), watch));
+            match &lease.process {
+                Some(process) => slot.working = Some(process.begins(slot.permit.queue(), watch)),
+                None => watch.forget_cores(),
+            }
         }
     }
 
