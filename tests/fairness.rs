@@ -349,7 +349,7 @@ async fn what_computes_in_sessions_that_keep_their_connection_leaves_cores_alone
 }
 
 async fn computing_waits_for_a_core(first: &'static str, statement: &'static str) {
-    let cluster = "    connections: 60\n    priorities: { spare_cores: 1000 }".to_owned();
+    let cluster = "    connections: 60\n    priorities: { storm: 0, expensive: 0, spare_cores: 1000 }".to_owned();
     let site = Site::start_with(SiteOptions { slots: 20, cluster, ..SiteOptions::default() }).await;
     let admin = site.cluster.admin("postgres").await.unwrap();
     let running = async || {
