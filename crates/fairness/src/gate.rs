@@ -373,9 +373,7 @@ impl Watch {
         state.scheduler.note_cores(&self.work, cores);
         self.gate.hand_out(state);
     }
-}
 
-impl Watch {
     /// Says that nobody can see what the work keeps busy. See [`Scheduler::forget_cores`].
     pub fn forget_cores(&self) {
         let mut state = self.gate.lock();

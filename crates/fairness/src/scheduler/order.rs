@@ -18,10 +18,7 @@ impl Scheduler {
             .iter()
             .find(|(_, a)| self.config.policy == Policy::Fifo || self.accounts[*a].usage.running < most)
             .copied()?;
-        let has_core = || {
-            let next = || self.candidates(account)[place.queue.lane() as usize];
-            !place.wants_cores || !rank.above_reserved || next().is_none_or(|t| self.has_free_core(account, t.class))
-        };
+        let has_core = || !place.wants_cores || !rank.above_reserved || self.may_compute(account, place);
         (self.has_free_slot(place.queue, !rank.above_reserved) && has_core()).then_some((rank, account))
     }
 
@@ -32,7 +29,10 @@ impl Scheduler {
     }
 
     fn may_compute_next(&self, place: Place) -> bool {
-        let Some((_, account)) = self.ready[place.index()].first().copied() else { return false };
+        self.ready[place.index()].first().is_some_and(|(_, account)| self.may_compute(*account, place))
+    }
+
+    fn may_compute(&self, account: usize, place: Place) -> bool {
         let next = self.candidates(account)[place.queue.lane() as usize];
         next.is_none_or(|ticket| self.has_free_core(account, ticket.class))
     }
