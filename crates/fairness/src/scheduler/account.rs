@@ -159,22 +159,42 @@ impl Ord for Rank {
 
 const _: () = assert!(Class::ALL.len() <= u16::BITS as usize, "`Account::busy` has a bit for each");
 
+/// What the scheduler knows of one tenant's work of one class. It lies together: a decision reads it of many tenants,
+/// whom no processor's cache holds.
+#[derive(Debug)]
+pub(super) struct ClassAccount {
+    pub(super) queue: VecDeque<Waiting>,
+    /// Seconds that work takes.
+    pub(super) estimate: f32,
+    pub(super) running: u32,
+    /// How many cores work keeps busy, as far as it was measured.
+    pub(super) cores: Cores,
+    pub(super) baseline: Baseline,
+}
+
+impl ClassAccount {
+    fn new(class: Class) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            estimate: first_estimate(class),
+            running: 0,
+            cores: Cores::default(),
+            baseline: Baseline::default(),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Account {
     pub(super) tenant: TenantId,
     pub(super) registered: bool,
     pub(super) share: Share,
     pub(super) virtual_time: f64,
-    pub(super) queues: [VecDeque<Waiting>; Class::ALL.len()],
+    pub(super) by_class: [ClassAccount; Class::ALL.len()],
     /// Which of the queues are not empty, a bit for each.
     pub(super) busy: u16,
-    pub(super) estimates: [f32; Class::ALL.len()],
-    pub(super) baselines: [Baseline; Class::ALL.len()],
     /// Cores bounded its work lately: its virtual time may be behind everybody's.
     pub(super) core_bound: bool,
-    /// How many cores work keeps busy, as far as it was measured.
-    pub(super) cores: [Cores; Class::ALL.len()],
-    pub(super) class_running: [u32; Class::ALL.len()],
     pub(super) usage: TenantUsage,
     /// Of the running work, that in the short lane.
     pub(super) short: u32,
@@ -204,13 +224,9 @@ impl Account {
             registered: false,
             share: Share::default(),
             virtual_time,
-            queues: Default::default(),
+            by_class: Class::ALL.map(ClassAccount::new),
             busy: 0,
-            estimates: Class::ALL.map(first_estimate),
-            baselines: Default::default(),
             core_bound: false,
-            cores: Default::default(),
-            class_running: Default::default(),
             usage: TenantUsage::default(),
             short: 0,
             trust: 0,
@@ -237,7 +253,7 @@ impl Account {
     }
 
     pub(super) fn class_has_room(&self, class: Class) -> bool {
-        self.class_running[class as usize] < self.share.classes[class as usize].limit.max(1)
+        self.by_class[class as usize].running < self.share.classes[class as usize].limit.max(1)
     }
 
     /// What bounds start and when it lifts, if rate or budgets hold the tenant back at `now`.
@@ -265,7 +281,7 @@ impl Account {
 
     /// Rises fast, decays slowly: a tenant that sometimes sends long work is treated as one that may.
     pub(super) fn learn(&mut self, class: Class, actual: f64) {
-        let estimate = &mut self.estimates[class as usize];
+        let estimate = &mut self.by_class[class as usize].estimate;
         let rate = if actual > f64::from(*estimate) { 0.5 } else { 0.1 };
         *estimate += ((actual - f64::from(*estimate)) * rate) as f32;
     }
@@ -289,8 +305,8 @@ impl Account {
             if bounded && !self.class_has_room(class) {
                 continue;
             }
-            let Some(first) = self.queues[class as usize].front() else { continue };
-            let lane = usize::from(self.estimates[class as usize] >= threshold);
+            let Some(first) = self.by_class[class as usize].queue.front() else { continue };
+            let lane = usize::from(self.by_class[class as usize].estimate >= threshold);
             let key = (first.since + handicap(class), first.ticket);
             if best[lane].is_none_or(|b| key < b) {
                 best[lane] = Some(key);

@@ -97,7 +97,7 @@ impl Scheduler {
             self.busy.remove(expected);
             self.busy.add(measured);
         }
-        let known = &mut self.accounts[account].cores[run.class as usize];
+        let known = &mut self.accounts[account].by_class[run.class as usize].cores;
         let before = *known;
         known.learn(measured);
         if known.computes() != before.computes() {
@@ -116,7 +116,7 @@ impl Scheduler {
 
     /// Whether a tenant's next work of a class waits for cores too, and not only for a slot.
     pub(super) fn wants_cores(&self, account: usize, class: Class) -> bool {
-        self.config.cores.is_some() && self.accounts[account].cores[class as usize].computes()
+        self.config.cores.is_some() && self.accounts[account].by_class[class as usize].cores.computes()
     }
 
     /// Whether a storm's or expensive work may compute now. One piece always may.

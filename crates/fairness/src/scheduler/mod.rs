@@ -254,7 +254,7 @@ impl Scheduler {
         let ticket = Ticket { serial: self.id(), account: account as u32, class };
         let waiting = Waiting { ticket, since: now, deadline };
         let a = &mut self.accounts[account];
-        a.queues[class as usize].push_back(waiting);
+        a.by_class[class as usize].queue.push_back(waiting);
         a.busy |= 1 << class as u16;
         a.usage.waiting += 1;
         self.waiting += 1;
@@ -358,7 +358,7 @@ impl Scheduler {
         let a = &mut self.accounts[run.account];
         a.learn(run.class, actual);
         if !self.concurrency.is_fixed() {
-            let inflation = a.baselines[run.class as usize].learn(actual, calm);
+            let inflation = a.by_class[run.class as usize].baseline.learn(actual, calm);
             if evidence && inflation.is_some_and(|i| a.seen.add(self.window, i)) {
                 self.touched.push(run.account);
             }
@@ -368,7 +368,7 @@ impl Scheduler {
         }
         a.usage.used += SlotSeconds(actual);
         a.virtual_time += (actual - run.charged) / f64::from(a.share.weight);
-        a.class_running[run.class as usize] -= 1;
+        a.by_class[run.class as usize].running -= 1;
         a.bill(now, actual - run.billed);
         if run.nested {
             self.nested -= 1;
@@ -398,7 +398,7 @@ impl Scheduler {
     /// Takes waiting work out of its queue; the account is to be ranked afterwards.
     fn take_out(&mut self, ticket: Ticket) -> Option<Waiting> {
         let a = self.accounts.get_mut(ticket.account as usize)?;
-        let queue = &mut a.queues[ticket.class as usize];
+        let queue = &mut a.by_class[ticket.class as usize].queue;
         // Nearly always the first.
         let position = queue.iter().position(|w| w.ticket == ticket)?;
         let waiting = queue.remove(position)?;
@@ -431,7 +431,8 @@ impl Scheduler {
     pub fn expire(&mut self, now: Timestamp, ticket: Ticket) -> Option<Rejection> {
         self.now = self.now.max(now);
         let (account, class) = (ticket.account as usize, ticket.class);
-        let since = self.accounts.get(account)?.queues[class as usize].iter().find(|w| w.ticket == ticket)?.since;
+        let since =
+            self.accounts.get(account)?.by_class[class as usize].queue.iter().find(|w| w.ticket == ticket)?.since;
         let own = (self.config.policy == Policy::Fair).then(|| self.accounts[account].own_reason(self.now, class));
         let reason = own.flatten().unwrap_or(Reason::GateBusy { slots: self.config.slots });
         self.cancel(ticket);
@@ -519,14 +520,14 @@ impl Scheduler {
         if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
             a.virtual_time = a.virtual_time.max(floor);
         }
-        let cores = a.cores[class as usize];
-        let charged = f64::from(a.estimates[class as usize]);
+        let cores = a.by_class[class as usize].cores;
+        let charged = f64::from(a.by_class[class as usize].estimate);
         let own = a.virtual_time;
         a.virtual_time += charged / f64::from(a.share.weight);
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
         a.usage.waits.note(now.since(since));
-        a.class_running[class as usize] += 1;
+        a.by_class[class as usize].running += 1;
         let held_back = a.held_back(now).is_some();
         if let Some(rate) = a.share.rate {
             a.rate.take(rate, now);
@@ -579,7 +580,7 @@ impl Scheduler {
             return Some(self.reject(account, reason, Duration::ZERO));
         }
         let queue = a.share.classes[class as usize].queue;
-        if a.queues[class as usize].len() as u64 >= u64::from(queue) {
+        if a.by_class[class as usize].queue.len() as u64 >= u64::from(queue) {
             return Some(self.reject(account, Reason::ClassLimit { class, limit: queue }, Duration::ZERO));
         }
         if let Some((lifts, reason)) = a.held_back(self.now) {
@@ -601,7 +602,7 @@ impl Scheduler {
         let reason = Reason::Shed { queue: self.config.queue };
         let last = self.ready.iter().chain([&self.held]).filter_map(BTreeSet::last);
         let furthest = last.max_by(|a, b| a.0.virtual_time.total_cmp(&b.0.virtual_time)).map(|(_, account)| *account);
-        let lowest = |a: &Account| Class::ALL.into_iter().rev().find(|c| !a.queues[*c as usize].is_empty());
+        let lowest = |a: &Account| Class::ALL.into_iter().rev().find(|c| !a.by_class[*c as usize].queue.is_empty());
         let victim = furthest.filter(|f| {
             let (theirs, mine) = (&self.accounts[*f], &self.accounts[submitter]);
             *f == submitter || theirs.virtual_time > mine.virtual_time
@@ -610,7 +611,7 @@ impl Scheduler {
         let Some(lost) = lowest(&self.accounts[victim]).filter(|lost| victim != submitter || *lost > class) else {
             return Some(self.reject(submitter, reason, Duration::ZERO));
         };
-        let Some(waiting) = self.accounts[victim].queues[lost as usize].back().copied() else {
+        let Some(waiting) = self.accounts[victim].by_class[lost as usize].queue.back().copied() else {
             return Some(self.reject(submitter, reason, Duration::ZERO));
         };
         self.cancel(waiting.ticket);

@@ -135,8 +135,14 @@ impl Scheduler {
     pub(super) fn ready_heads(&self) -> impl Iterator<Item = f64> {
         let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
         let places = Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place));
-        let sets = places.map(|place| &self.ready[place.index()]);
-        let heads = sets.flat_map(move |set| set.first().into_iter().chain(set.range((from, 0)..).next()));
+        let heads = places.filter_map(move |place| {
+            let set = &self.ready[place.index()];
+            let first = set.first()?;
+            // Behind those with a reservation comes who has none.
+            let behind = (!first.0.above_reserved).then(|| set.range((from, 0)..).next()).flatten();
+            Some([Some(first), behind])
+        });
+        let heads = heads.flatten().flatten();
         heads.map(|(rank, _)| rank.virtual_time)
     }
 }

@@ -6,7 +6,7 @@ use cofferdam_tenant::Class;
 
 use super::account::{Lane, Queue};
 use super::{Open, Scheduler};
-use crate::adaptive::{Baseline, Evidence, Observed, Seen, Verdict};
+use crate::adaptive::{Evidence, Observed, Seen, Verdict};
 use crate::share::Policy;
 
 /// For how long measurements are gathered when the number of slots does not change.
@@ -28,7 +28,8 @@ impl Scheduler {
         }
         if self.concurrency.step(self.now, observed) == Verdict::Rebase {
             for account in &self.touched {
-                self.accounts[*account].baselines.iter_mut().for_each(Baseline::rebase);
+                let classes = self.accounts[*account].by_class.iter_mut();
+                classes.for_each(|class| class.baseline.rebase());
             }
         }
         if self.concurrency.since() == self.now || self.now.since(self.window_since) >= WINDOW {
@@ -82,7 +83,7 @@ impl Scheduler {
     }
 
     pub(super) fn lane(&self, account: usize, class: Class) -> Lane {
-        let expected = self.accounts[account].estimates[class as usize];
+        let expected = self.accounts[account].by_class[class as usize].estimate;
         if expected >= self.expensive_from { Lane::Expensive } else { Lane::Short }
     }
 

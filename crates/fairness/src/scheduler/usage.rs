@@ -85,7 +85,7 @@ impl Scheduler {
         let describe = |account: usize| {
             let a = &self.accounts[account];
             let somebody_waits = |c: &Class| !matches!(c, Class::Background | Class::Bulk | Class::Admin);
-            let queues = || Class::ALL.into_iter().filter(somebody_waits).map(|c| &a.queues[c as usize]);
+            let queues = || Class::ALL.into_iter().filter(somebody_waits).map(|c| &a.by_class[c as usize].queue);
             let since = queues().filter_map(|q| q.front()).map(|w| w.since).min()?;
             Some(Pressure {
                 tenant: a.tenant,
