@@ -31,6 +31,11 @@ const PORTION: Duration = Duration::from_millis(10);
 /// A process that does short work is looked at when it has worked for so long altogether.
 const LOOK_AT_SHORT: Duration = Duration::from_millis(20);
 
+/// How much a storm's work counts among the cores that are kept busy while its process is as nice as can be: a few pieces for
+/// each core. Work that has run on what others leave is behind them all, and they take the core from it at once; with one piece
+/// for each core, each would come anew every time, and whoever wakes up then waits for the kernel's next tick.
+const STORM_COUNTS: f32 = 0.25;
+
 /// A process of a server on this machine.
 #[derive(Debug)]
 pub(crate) struct ServerProcess {
@@ -45,6 +50,8 @@ pub(crate) struct ServerProcess {
 #[derive(Debug)]
 struct State {
     nice: i32,
+    /// What its priority is set for.
+    queue: Queue,
     /// Since when it works, and on what.
     work: Option<(Instant, Watch)>,
     /// How long it had worked before that, since it was last looked at.
@@ -104,7 +111,7 @@ impl ServerProcess {
         let priorities =
             if untouched.is_none() { priorities } else { Priorities { storm: 0, expensive: 0, ..priorities } };
         let wanted = wanted(pid).unwrap_or_default();
-        let state = State { nice: usual, work: None, worked: Duration::ZERO, wanted, seen: None };
+        let state = State { nice: usual, queue: Queue::First, work: None, worked: Duration::ZERO, wanted, seen: None };
         Ok((Arc::new(Self { pid, usual, group, priorities, state: Mutex::new(state) }), untouched))
     }
 
@@ -138,15 +145,15 @@ impl ServerProcess {
             let measured = wanted.saturating_sub(state.wanted).as_secs_f32() / between.as_secs_f32();
             let cores = if was_runnable && is_runnable { 1.0 } else { measured };
             (state.seen, state.wanted) = (Some((now, is_runnable)), wanted);
-            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), cores));
             if cores >= 0.5 {
                 self.set(&mut state, Queue::Expensive);
             }
+            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), self.counted(&state, cores)));
         }
         let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         drop(state);
         if let Some((watch, cores)) = noted {
-            watch.note_cores(cores.min(1.0));
+            watch.note_cores(cores);
         }
         lowered
     }
@@ -164,8 +171,9 @@ impl ServerProcess {
         {
             let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / state.worked.as_secs_f32();
             (state.wanted, state.worked) = (wanted, Duration::ZERO);
+            let cores = self.counted(&state, cores);
             drop(state);
-            watch.note_cores(cores.min(1.0));
+            watch.note_cores(cores);
         }
     }
 
@@ -174,7 +182,14 @@ impl ServerProcess {
         self.state().nice != self.usual
     }
 
+    /// What it keeps busy, as it counts at the gate.
+    fn counted(&self, state: &State, cores: f32) -> f32 {
+        let gives_way = state.nice > self.usual && state.nice == NICEST && self.priorities.spare_cores == 0;
+        cores.min(1.0) * if gives_way && state.queue == Queue::More { STORM_COUNTS } else { 1.0 }
+    }
+
     fn set(&self, state: &mut State, queue: Queue) {
+        state.queue = queue;
         let more = match queue {
             Queue::First => 0,
             Queue::More => self.priorities.storm,
@@ -335,6 +350,29 @@ fn serves(title: &[u8], port: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One that gives way in part is in others' way in part, and where a core is to be left alone it is left alone.
+    #[test]
+    fn only_a_storm_that_gives_way_entirely_counts_less_than_it_wants() {
+        let spare = |spare_cores| Priorities { storm: 19, expensive: 19, spare_cores };
+        let counts = |queue, nice, priorities| {
+            let pid = Pid::from_raw(1).unwrap();
+            let state = State { nice, queue, work: None, worked: Duration::ZERO, wanted: Duration::ZERO, seen: None };
+            let process = ServerProcess { pid, usual: 0, group: None, priorities, state: Mutex::new(state) };
+            process.counted(&process.state(), 1.0)
+        };
+        let bits = |queue, nice, spare_cores| counts(queue, nice, spare(spare_cores)).to_bits();
+        assert_eq!(bits(Queue::More, 19, 0), STORM_COUNTS.to_bits());
+        for (queue, nice, spare_cores) in [
+            (Queue::Expensive, 19, 0),
+            (Queue::First, 0, 0),
+            (Queue::More, 10, 0),
+            (Queue::More, 0, 0),
+            (Queue::More, 19, 1),
+        ] {
+            assert_eq!(bits(queue, nice, spare_cores), 1.0_f32.to_bits(), "{queue:?} {nice} {spare_cores}");
+        }
+    }
 
     #[test]
     fn a_process_is_the_servers_only_when_its_title_says_so() {

@@ -312,11 +312,11 @@ pub struct Priorities {
 
 impl Priorities {
     const fn storm() -> u8 {
-        10
+        19
     }
 
     const fn expensive() -> u8 {
-        15
+        19
     }
 }
 
