@@ -17,6 +17,8 @@ struct Server {
     running: Vec<(TenantId, Grant)>,
     owners: HashMap<Ticket, TenantId>,
     now: u64,
+    /// Whether what runs gives way to others.
+    gives_way: bool,
 }
 
 impl Server {
@@ -26,7 +28,7 @@ impl Server {
         for tenant in [A, B, R] {
             scheduler.register(tenant, Share { queue: 50_000, ..Share::default() });
         }
-        Self { scheduler, running: Vec::new(), owners: HashMap::new(), now: 1_000 }
+        Self { scheduler, running: Vec::new(), owners: HashMap::new(), now: 1_000, gives_way: false }
     }
 
     fn submit(&mut self, tenant: TenantId, n: usize) {
@@ -56,7 +58,7 @@ impl Server {
             self.now += after;
             self.scheduler.advance(ms(self.now));
             for (tenant, grant) in &self.running {
-                self.scheduler.note_cores(grant, cores_of(*tenant));
+                self.scheduler.note_cores(grant, cores_of(*tenant), self.gives_way);
             }
             if ends {
                 for (_, grant) in std::mem::take(&mut self.running) {
@@ -97,6 +99,54 @@ fn one_core_is_computed_on_at_a_time_while_another_tenant_has_modest_work() {
         unbounded.round(Server::of);
     }
     assert!(unbounded.running(A) > 5, "{:?}", unbounded.scheduler.usage());
+}
+
+/// Short work of A, each piece of which computes for 50 ms: how much of it runs at once beside R's modest work, and how much
+/// it keeps busy.
+fn storm(gives_way: bool) -> (usize, f64) {
+    let mut s = Server::new(Some(2));
+    s.gives_way = gives_way;
+    s.submit(A, 2_000);
+    let mut most = (0, 0.0_f64);
+    for round in 0..100 {
+        s.modest(R);
+        s.now += 50;
+        s.scheduler.advance(ms(s.now));
+        for (tenant, grant) in &s.running {
+            s.scheduler.note_cores(grant, Server::of(*tenant), gives_way);
+        }
+        if round > 50 {
+            most = (most.0.max(s.running(A)), most.1.max(s.scheduler.usage().busy_cores));
+        }
+        for (_, grant) in std::mem::take(&mut s.running) {
+            s.scheduler.complete(ms(s.now), grant);
+        }
+        while let Some((ticket, grant)) = s.scheduler.next_grant(ms(s.now)) {
+            s.running.push((s.owners.remove(&ticket).unwrap(), grant));
+        }
+    }
+    most
+}
+
+#[test]
+fn a_storm_that_gives_way_runs_a_few_to_a_core_and_is_said_to_keep_busy_what_it_does() {
+    let (without, with) = (storm(false), storm(true));
+    assert_eq!(without.0, 2, "{without:?}");
+    assert!((6..=8).contains(&with.0), "{with:?}");
+    assert!((with.1 - with.0 as f64).abs() < 1e-3, "each wants a core: {with:?}");
+}
+
+/// The same tenant's storm gave way and was counted less; what turns out to be long is not.
+#[test]
+fn expensive_work_of_a_class_that_was_a_storm_computes_one_to_a_core() {
+    let mut s = Server::new(Some(2));
+    s.gives_way = true;
+    s.submit(A, 400);
+    for round in 0..20 {
+        s.modest(R);
+        s.round(Server::of);
+        assert!(round < 3 || s.running(A) == 2, "{} of A in round {round}", s.running(A));
+    }
 }
 
 #[test]
@@ -164,7 +214,7 @@ fn what_wants_a_whole_core_is_not_overtaken_for_ever_by_what_wants_half() {
         s.now += 100;
         s.scheduler.advance(ms(s.now));
         for (tenant, grant) in &s.running {
-            s.scheduler.note_cores(grant, cores(*tenant));
+            s.scheduler.note_cores(grant, cores(*tenant), false);
         }
         // They end one by one, and whoever is served wants the same again.
         let (tenant, grant) = s.running.remove(0);
@@ -211,14 +261,14 @@ fn a_watch_says_nothing_of_what_runs_in_the_slot_after_its_work() {
     let busy = || gate.usage().busy_cores;
     let first = gate.try_acquire(A, Class::Report).unwrap();
     let watch = first.watch().unwrap();
-    watch.note_cores(0.8);
+    watch.note_cores(0.8, false);
     assert!((busy() - 0.8).abs() < 1e-3);
     drop(first);
     assert!(busy().abs() < 1e-9);
     let second = gate.try_acquire(A, Class::Report).unwrap();
     let expected = busy();
     assert!(expected > 0.3, "what is expected of it counts until it is measured: {expected}");
-    watch.note_cores(1.0);
+    watch.note_cores(1.0, false);
     assert!((busy() - expected).abs() < 1e-9);
     drop(second);
     assert!(busy().abs() < 1e-9);

@@ -124,7 +124,7 @@ impl Model {
             }
             Step::Measure { which, cores } if !self.running.is_empty() => {
                 let (_, grant) = &self.running[which % self.running.len()];
-                self.scheduler.note_cores(grant, cores);
+                self.scheduler.note_cores(grant, cores, cores > 0.4);
             }
             Step::Complete { .. } | Step::Cancel { .. } | Step::Measure { .. } => {}
         }
@@ -258,7 +258,7 @@ proptest! {
             model.now = model.now + Duration::from_millis(150);
             // Some tenants' work computes, more or less, and the fifth has modest work now and then.
             for (tenant, grant) in &model.running {
-                model.scheduler.note_cores(grant, [1.0, 0.5, 0.3, 0.0, 0.0][tenant.0 as usize]);
+                model.scheduler.note_cores(grant, [1.0, 0.5, 0.3, 0.0, 0.0][tenant.0 as usize], tenant.0 == 1);
             }
             if round % 30 == 0
                 && let Some(grant) = model.scheduler.try_start(model.now, TenantId(4), Class::Interactive)

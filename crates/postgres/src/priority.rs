@@ -31,11 +31,6 @@ const PORTION: Duration = Duration::from_millis(10);
 /// A process that does short work is looked at when it has worked for so long altogether.
 const LOOK_AT_SHORT: Duration = Duration::from_millis(20);
 
-/// How much a storm's work counts among the cores that are kept busy while its process is as nice as can be: a few pieces for
-/// each core. Work that has run on what others leave is behind them all, and they take the core from it at once; with one piece
-/// for each core, each would come anew every time, and whoever wakes up then waits for the kernel's next tick.
-const STORM_COUNTS: f32 = 0.25;
-
 /// A process of a server on this machine.
 #[derive(Debug)]
 pub(crate) struct ServerProcess {
@@ -50,8 +45,8 @@ pub(crate) struct ServerProcess {
 #[derive(Debug)]
 struct State {
     nice: i32,
-    /// What its priority is set for.
-    queue: Queue,
+    /// Whether its session's group has the priority that belongs to this value.
+    group_follows: bool,
     /// Since when it works, and on what.
     work: Option<(Instant, Watch)>,
     /// How long it had worked before that, since it was last looked at.
@@ -111,7 +106,7 @@ impl ServerProcess {
         let priorities =
             if untouched.is_none() { priorities } else { Priorities { storm: 0, expensive: 0, ..priorities } };
         let wanted = wanted(pid).unwrap_or_default();
-        let state = State { nice: usual, queue: Queue::First, work: None, worked: Duration::ZERO, wanted, seen: None };
+        let state = State { nice: usual, group_follows: true, work: None, worked: Duration::ZERO, wanted, seen: None };
         Ok((Arc::new(Self { pid, usual, group, priorities, state: Mutex::new(state) }), untouched))
     }
 
@@ -148,12 +143,12 @@ impl ServerProcess {
             if cores >= 0.5 {
                 self.set(&mut state, Queue::Expensive);
             }
-            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), self.counted(&state, cores)));
+            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), cores, self.gives_way(&state)));
         }
         let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         drop(state);
-        if let Some((watch, cores)) = noted {
-            watch.note_cores(cores);
+        if let Some((watch, cores, gives_way)) = noted {
+            watch.note_cores(cores.min(1.0), gives_way);
         }
         lowered
     }
@@ -171,9 +166,9 @@ impl ServerProcess {
         {
             let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / state.worked.as_secs_f32();
             (state.wanted, state.worked) = (wanted, Duration::ZERO);
-            let cores = self.counted(&state, cores);
+            let gives_way = self.gives_way(&state);
             drop(state);
-            watch.note_cores(cores);
+            watch.note_cores(cores.min(1.0), gives_way);
         }
     }
 
@@ -182,28 +177,24 @@ impl ServerProcess {
         self.state().nice != self.usual
     }
 
-    /// What it keeps busy, as it counts at the gate.
-    fn counted(&self, state: &State, cores: f32) -> f32 {
-        let gives_way = state.nice > self.usual && state.nice == NICEST && self.priorities.spare_cores == 0;
-        cores.min(1.0) * if gives_way && state.queue == Queue::More { STORM_COUNTS } else { 1.0 }
+    /// Whether it is in nobody's way: it weighs next to nothing beside others, and no core is to be left alone.
+    fn gives_way(&self, state: &State) -> bool {
+        state.group_follows && state.nice - self.usual >= NICEST && self.priorities.spare_cores == 0
     }
 
     fn set(&self, state: &mut State, queue: Queue) {
-        state.queue = queue;
         let more = match queue {
             Queue::First => 0,
             Queue::More => self.priorities.storm,
             Queue::Expensive => self.priorities.expensive,
         };
         let nice = (self.usual + i32::from(more)).min(NICEST);
-        if nice != state.nice {
+        if nice != state.nice || !state.group_follows {
             // It may have ended meanwhile; whoever reads from it will notice.
             match set_nice(self.pid, nice, (nice > self.usual).then_some(PORTION)) {
                 Ok(()) => {
                     state.nice = nice;
-                    if let Some(group) = &self.group {
-                        group.set(self.pid, nice - self.usual);
-                    }
+                    state.group_follows = self.group.is_none_or(|group| group.set(self.pid, nice - self.usual));
                 }
                 Err(error) => tracing::debug!(%error, pid = self.pid.as_raw_nonzero(), "priority not changed"),
             }
@@ -246,10 +237,13 @@ impl Autogroup {
         Ok(Some(Self { usual }))
     }
 
-    fn set(self, pid: Pid, more: i32) {
-        if let Err(error) = Self::write(pid, (self.usual + more).min(NICEST)) {
+    /// False when it could not be set: whoever is not an administrator may set few in a while.
+    fn set(self, pid: Pid, more: i32) -> bool {
+        let set = Self::write(pid, (self.usual + more).min(NICEST));
+        if let Err(error) = &set {
             tracing::debug!(%error, pid = pid.as_raw_nonzero(), "priority of a session not changed");
         }
+        set.is_ok()
     }
 
     fn write(pid: Pid, nice: i32) -> io::Result<()> {
@@ -351,27 +345,21 @@ fn serves(title: &[u8], port: u16) -> bool {
 mod tests {
     use super::*;
 
-    /// One that gives way in part is in others' way in part, and where a core is to be left alone it is left alone.
     #[test]
-    fn only_a_storm_that_gives_way_entirely_counts_less_than_it_wants() {
-        let spare = |spare_cores| Priorities { storm: 19, expensive: 19, spare_cores };
-        let counts = |queue, nice, priorities| {
+    fn a_process_gives_way_by_all_that_there_is_or_not_entirely() {
+        let gives_way = |usual, nice, group_follows, spare_cores| {
+            let priorities = Priorities { storm: 19, expensive: 19, spare_cores };
+            let (work, worked, wanted, seen) = (None, Duration::ZERO, Duration::ZERO, None);
+            let state = State { nice, group_follows, work, worked, wanted, seen };
             let pid = Pid::from_raw(1).unwrap();
-            let state = State { nice, queue, work: None, worked: Duration::ZERO, wanted: Duration::ZERO, seen: None };
-            let process = ServerProcess { pid, usual: 0, group: None, priorities, state: Mutex::new(state) };
-            process.counted(&process.state(), 1.0)
+            let process = ServerProcess { pid, usual, group: None, priorities, state: Mutex::new(state) };
+            process.gives_way(&process.state())
         };
-        let bits = |queue, nice, spare_cores| counts(queue, nice, spare(spare_cores)).to_bits();
-        assert_eq!(bits(Queue::More, 19, 0), STORM_COUNTS.to_bits());
-        for (queue, nice, spare_cores) in [
-            (Queue::Expensive, 19, 0),
-            (Queue::First, 0, 0),
-            (Queue::More, 10, 0),
-            (Queue::More, 0, 0),
-            (Queue::More, 19, 1),
-        ] {
-            assert_eq!(bits(queue, nice, spare_cores), 1.0_f32.to_bits(), "{queue:?} {nice} {spare_cores}");
-        }
+        assert!(gives_way(0, 19, true, 0) && gives_way(-5, 14, true, 0));
+        assert!(!gives_way(0, 0, true, 0) && !gives_way(0, 10, true, 0), "as urgent as others, or a part of it");
+        assert!(!gives_way(5, 19, true, 0) && !gives_way(19, 19, true, 0), "there is not so much left to give");
+        assert!(!gives_way(0, 19, false, 0), "its session does not");
+        assert!(!gives_way(0, 19, true, 1), "a core is to be left alone");
     }
 
     #[test]

@@ -128,6 +128,8 @@ pub(super) struct Running {
     pub(super) calm: bool,
     /// The cores that it keeps busy: as expected at first, then as measured.
     pub(super) cores: Cores,
+    /// Whether it gives way to others at once: as expected at first, then as measured.
+    pub(super) gives_way: bool,
     /// Cores bounded it when it began.
     pub(super) core_bound: bool,
 }
@@ -169,6 +171,8 @@ pub(super) struct ClassAccount {
     pub(super) running: u32,
     /// How many cores work keeps busy, as far as it was measured.
     pub(super) cores: Cores,
+    /// Whether it gave way to others when it was last measured as a storm's.
+    pub(super) gives_way: bool,
     pub(super) baseline: Baseline,
 }
 
@@ -179,6 +183,7 @@ impl ClassAccount {
             estimate: first_estimate(class),
             running: 0,
             cores: Cores::default(),
+            gives_way: false,
             baseline: Baseline::default(),
         }
     }

@@ -20,6 +20,11 @@ const COMPUTES: Cores = Cores(100);
 /// Thousandths of a core that have to be free for work that computes, whatever it wants itself: what wants less must not
 /// overtake what wants more for ever.
 const ENOUGH: u64 = 500;
+/// So many pieces of a storm's work that gives way entirely count as one among the cores.
+///
+/// What has run on what others leave is behind them all, and they take the core from it at once; with one piece for each core
+/// each would come anew every time, and whoever wakes up then waits for the kernel's next tick.
+const STORM_TO_A_CORE: u64 = 4;
 /// The weight of one measurement in what a tenant's work of a class is expected to want: it rises fast and decays slowly.
 const RISE: f32 = 0.5;
 const DECAY: f32 = 0.1;
@@ -49,6 +54,8 @@ impl Cores {
 #[derive(Debug, Default)]
 pub(super) struct Busy {
     thousandths: u64,
+    /// The same, as it counts against the cores that there are.
+    counted: u64,
     /// Pieces of work that compute.
     computing: u32,
     /// The last two tenants whose modest work began, and when that was.
@@ -60,14 +67,16 @@ impl Busy {
         self.thousandths as f64 / 1e3
     }
 
-    pub(super) fn add(&mut self, cores: Cores) {
-        self.thousandths += u64::from(cores.0);
-        self.computing += u32::from(cores.computes());
+    pub(super) fn add(&mut self, run: &Running) {
+        self.thousandths += u64::from(run.cores.0);
+        self.counted += run.counted();
+        self.computing += u32::from(run.cores.computes());
     }
 
-    pub(super) fn remove(&mut self, cores: Cores) {
-        self.thousandths -= u64::from(cores.0);
-        self.computing -= u32::from(cores.computes());
+    pub(super) fn remove(&mut self, run: &Running) {
+        self.thousandths -= u64::from(run.cores.0);
+        self.counted -= run.counted();
+        self.computing -= u32::from(run.cores.computes());
     }
 
     pub(super) fn modest_work_begins(&mut self, account: usize, now: Timestamp) {
@@ -87,20 +96,26 @@ impl Busy {
 
 impl Scheduler {
     /// So many cores does running work keep busy, measured over a while: 0 for work that sleeps, 1 for work that
-    /// computes all the time. Does nothing when it is over.
-    pub fn note_cores(&mut self, work: &Grant, cores: f32) {
+    /// computes all the time. `gives_way`: whoever else wants a core takes it from this work at once; then more of a storm's may
+    /// run than there are cores. Does nothing when it is over.
+    pub fn note_cores(&mut self, work: &Grant, cores: f32, gives_way: bool) {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         let measured = Cores::of(cores);
         let account = run.account;
-        let expected = std::mem::replace(&mut run.cores, measured);
         if run.is_counted() {
-            self.busy.remove(expected);
-            self.busy.add(measured);
+            self.busy.remove(run);
         }
-        let known = &mut self.accounts[account].by_class[run.class as usize].cores;
-        let before = *known;
-        known.learn(measured);
-        if known.computes() != before.computes() {
+        (run.cores, run.gives_way) = (measured, gives_way);
+        if run.is_counted() {
+            self.busy.add(run);
+        }
+        let class = &mut self.accounts[account].by_class[run.class as usize];
+        if run.queue == Queue::More {
+            class.gives_way = gives_way;
+        }
+        let before = class.cores;
+        class.cores.learn(measured);
+        if class.cores.computes() != before.computes() {
             self.rank(account);
         }
     }
@@ -108,10 +123,10 @@ impl Scheduler {
     /// Nobody can say what running work keeps busy. Nothing is learnt from that.
     pub fn forget_cores(&mut self, work: &Grant) {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
-        let expected = std::mem::take(&mut run.cores);
         if run.is_counted() {
-            self.busy.remove(expected);
+            self.busy.remove(run);
         }
+        run.cores = Cores::default();
     }
 
     /// Whether a tenant's next work of a class waits for cores too, and not only for a slot.
@@ -123,7 +138,7 @@ impl Scheduler {
     pub(super) fn has_free_core(&self, account: usize, class: Class) -> bool {
         let Some(cores) = self.config.cores else { return true };
         self.busy.computing == 0
-            || self.busy.thousandths + ENOUGH <= 1_000 * u64::from(cores)
+            || self.busy.counted + ENOUGH <= 1_000 * u64::from(cores)
             || !self.is_core_bound(account, class)
     }
 
@@ -145,6 +160,12 @@ impl Scheduler {
 }
 
 impl Running {
+    /// Thousandths of a core, as it counts against those that there are.
+    fn counted(&self) -> u64 {
+        let many = if self.gives_way && self.queue == Queue::More { STORM_TO_A_CORE } else { 1 };
+        u64::from(self.cores.0) / many
+    }
+
     /// Whether the cores it keeps busy count among those of storms and expensive work.
     pub(super) fn is_counted(&self) -> bool {
         self.queue != Queue::First && !self.nested

@@ -29,7 +29,7 @@ use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
-use account::{Account, Place, Rank, Running, Waiting};
+use account::{Account, ClassAccount, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
 pub use usage::{Pressure, Usage};
 pub use waits::Waits;
@@ -353,7 +353,7 @@ impl Scheduler {
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
         let evidence = self.is_evidence(&run);
         if run.is_counted() {
-            self.busy.remove(run.cores);
+            self.busy.remove(&run);
         }
         let a = &mut self.accounts[run.account];
         a.learn(run.class, actual);
@@ -520,7 +520,7 @@ impl Scheduler {
         if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
             a.virtual_time = a.virtual_time.max(floor);
         }
-        let cores = a.by_class[class as usize].cores;
+        let ClassAccount { cores, gives_way, .. } = a.by_class[class as usize];
         let charged = f64::from(a.by_class[class as usize].estimate);
         let own = a.virtual_time;
         a.virtual_time += charged / f64::from(a.share.weight);
@@ -562,10 +562,11 @@ impl Scheduler {
             nested,
             calm,
             cores,
+            gives_way,
             core_bound,
         };
         if run.is_counted() {
-            self.busy.add(cores);
+            self.busy.add(&run);
         }
         entry.insert(run);
         self.rank(account);
@@ -650,8 +651,8 @@ impl Scheduler {
             }
             if elapsed >= threshold && run.queue != Queue::Expensive {
                 if !run.nested {
-                    if run.queue == Queue::First {
-                        self.busy.add(run.cores);
+                    if run.is_counted() {
+                        self.busy.remove(run);
                     }
                     self.held_by[run.queue as usize] -= 1;
                     self.held_by[Queue::Expensive as usize] += 1;
@@ -659,6 +660,9 @@ impl Scheduler {
                     a.trust /= 2;
                 }
                 run.queue = Queue::Expensive;
+                if run.is_counted() {
+                    self.busy.add(run);
+                }
                 // Do not wait for its end to know that this tenant's work of this kind is long.
                 a.learn(run.class, elapsed);
                 touched.push(run.account);
