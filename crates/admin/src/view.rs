@@ -259,7 +259,7 @@ pub struct GateView {
     pub nested: u32,
     /// Work waiting.
     pub waiting: u32,
-    /// Cores that storms and expensive work keep busy, as far as the gateway can see it.
+    /// Cores that storms and expensive work keep busy or wait for, as far as the gateway can see it.
     pub busy_cores: f64,
     /// How many times longer than on a nearly empty gate work took lately.
     pub inflation: f64,

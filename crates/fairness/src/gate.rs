@@ -366,8 +366,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Says how many cores the work keeps busy, and whether it gives way to others. See [`Scheduler::note_cores`]. Nothing happens when it is over. Wakes who
-    /// gets a slot by that, so no lock may be held.
+    /// Says how many cores the work keeps busy, and whether it gives way to others. See [`Scheduler::note_cores`]. Nothing
+    /// happens when it is over. Wakes who gets a slot by that, so no lock may be held.
     pub fn note_cores(&self, cores: f32, gives_way: bool) {
         let mut state = self.gate.lock();
         state.scheduler.note_cores(&self.work, cores, gives_way);

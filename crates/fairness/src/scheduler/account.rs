@@ -310,8 +310,9 @@ impl Account {
             if bounded && !self.class_has_room(class) {
                 continue;
             }
-            let Some(first) = self.by_class[class as usize].queue.front() else { continue };
-            let lane = usize::from(self.by_class[class as usize].estimate >= threshold);
+            let of_class = &self.by_class[class as usize];
+            let Some(first) = of_class.queue.front() else { continue };
+            let lane = usize::from(of_class.estimate >= threshold);
             let key = (first.since + handicap(class), first.ticket);
             if best[lane].is_none_or(|b| key < b) {
                 best[lane] = Some(key);

@@ -50,7 +50,7 @@ impl Cores {
     }
 }
 
-/// What storms and expensive work keep busy now, and who has modest work.
+/// What storms and expensive work want now, and who has modest work. Other work is taken and counted for nothing.
 #[derive(Debug, Default)]
 pub(super) struct Busy {
     thousandths: u64,
@@ -68,12 +68,18 @@ impl Busy {
     }
 
     pub(super) fn add(&mut self, run: &Running) {
+        if !run.is_counted() {
+            return;
+        }
         self.thousandths += u64::from(run.cores.0);
         self.counted += run.counted();
         self.computing += u32::from(run.cores.computes());
     }
 
     pub(super) fn remove(&mut self, run: &Running) {
+        if !run.is_counted() {
+            return;
+        }
         self.thousandths -= u64::from(run.cores.0);
         self.counted -= run.counted();
         self.computing -= u32::from(run.cores.computes());
@@ -102,13 +108,9 @@ impl Scheduler {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         let measured = Cores::of(cores);
         let account = run.account;
-        if run.is_counted() {
-            self.busy.remove(run);
-        }
+        self.busy.remove(run);
         (run.cores, run.gives_way) = (measured, gives_way);
-        if run.is_counted() {
-            self.busy.add(run);
-        }
+        self.busy.add(run);
         let class = &mut self.accounts[account].by_class[run.class as usize];
         if run.queue == Queue::More {
             class.gives_way = gives_way;
@@ -123,9 +125,7 @@ impl Scheduler {
     /// Nobody can say what running work keeps busy. Nothing is learnt from that.
     pub fn forget_cores(&mut self, work: &Grant) {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
-        if run.is_counted() {
-            self.busy.remove(run);
-        }
+        self.busy.remove(run);
         run.cores = Cores::default();
     }
 
@@ -167,7 +167,7 @@ impl Running {
     }
 
     /// Whether the cores it keeps busy count among those of storms and expensive work.
-    pub(super) fn is_counted(&self) -> bool {
+    fn is_counted(&self) -> bool {
         self.queue != Queue::First && !self.nested
     }
 }

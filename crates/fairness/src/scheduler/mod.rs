@@ -352,9 +352,7 @@ impl Scheduler {
         let calm = run.calm && self.is_calm();
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
         let evidence = self.is_evidence(&run);
-        if run.is_counted() {
-            self.busy.remove(&run);
-        }
+        self.busy.remove(&run);
         let a = &mut self.accounts[run.account];
         a.learn(run.class, actual);
         if !self.concurrency.is_fixed() {
@@ -565,9 +563,7 @@ impl Scheduler {
             gives_way,
             core_bound,
         };
-        if run.is_counted() {
-            self.busy.add(&run);
-        }
+        self.busy.add(&run);
         entry.insert(run);
         self.rank(account);
         grant
@@ -650,19 +646,15 @@ impl Scheduler {
                 }
             }
             if elapsed >= threshold && run.queue != Queue::Expensive {
+                self.busy.remove(run);
                 if !run.nested {
-                    if run.is_counted() {
-                        self.busy.remove(run);
-                    }
                     self.held_by[run.queue as usize] -= 1;
                     self.held_by[Queue::Expensive as usize] += 1;
                     a.short -= 1;
                     a.trust /= 2;
                 }
                 run.queue = Queue::Expensive;
-                if run.is_counted() {
-                    self.busy.add(run);
-                }
+                self.busy.add(run);
                 // Do not wait for its end to know that this tenant's work of this kind is long.
                 a.learn(run.class, elapsed);
                 touched.push(run.account);

@@ -25,8 +25,8 @@ pub struct Usage {
     pub nested: u32,
     /// Work waiting.
     pub waiting: u32,
-    /// Cores that storms and expensive work keep busy, as far as somebody has said so
-    /// ([`Scheduler::note_cores`]).
+    /// Cores that storms and expensive work keep busy or wait for, as far as somebody has said so
+    /// ([`Scheduler::note_cores`]); of storms that give way it may be more than there are.
     pub busy_cores: f64,
     /// How many times longer work took lately than on a nearly empty gate; the mean over active tenants. 1 when
     /// unknown, and when the number of slots is fixed.
