@@ -62,9 +62,9 @@ pub struct GateConfig {
     /// Slots beyond `slots` that short work may use while expensive work, mistaken for short, sits on its part; and
     /// that nested work may use (see [`crate::Scheduler::submit_nested`]). 0 where `slots` is a physical bound.
     pub overdraft: u32,
-    /// Most cores that storms and expensive work may keep busy together while other tenants have modest work, as far as
-    /// it is known ([`crate::Scheduler::note_cores`]); one piece of work always may, and a few of a storm's for each core where they
-    /// give way to others. `None`: as many as they like.
+    /// Most cores that storms may keep busy, and most that expensive work may, while other tenants have modest work, as far
+    /// as it is known ([`crate::Scheduler::note_cores`]); one piece of each always may, and a few of a storm's for each core where
+    /// they give way to others. `None`: as many as they like.
     pub cores: Option<u32>,
     /// Most work that may wait, all tenants together; beyond it, work of the tenant furthest over its share is shed.
     pub queue: u32,

@@ -273,3 +273,124 @@ fn a_watch_says_nothing_of_what_runs_in_the_slot_after_its_work() {
     drop(second);
     assert!(busy().abs() < 1e-9);
 }
+
+/// The slots that are open on average of a gate of 4 to 40 while A always has 100 pieces of work waiting that sleep for half
+/// a second, and each of eight others has `ms_of` its work 20 times a second, which keeps so many cores busy.
+fn open_beside(cores: Option<u32>, wanted: f32, ms_of: impl Fn(u64) -> u64) -> f64 {
+    let mut scheduler = Scheduler::new(GateConfig { cores, least_slots: 4, ..GateConfig::slots(40) });
+    let others: Vec<TenantId> = (1..9).map(TenantId).collect();
+    for tenant in others.iter().chain([&A]) {
+        scheduler.register(*tenant, Share { queue: 1_000, ..Share::default() });
+    }
+    let mut running: Vec<(u64, f32, Grant)> = Vec::new();
+    let (mut owed, mut open, mut steps) = (100, 0.0, 0.0);
+    let until = 60_000;
+    for now in (1_000..until).step_by(2) {
+        let (over, still) = std::mem::take(&mut running).into_iter().partition::<Vec<_>, _>(|(end, ..)| *end <= now);
+        running = still;
+        for (_, wanted, grant) in over {
+            owed += u32::from(wanted == 0.0);
+            scheduler.note_cores(&grant, wanted, false);
+            scheduler.complete(ms(now), grant);
+        }
+        for (n, tenant) in others.iter().enumerate() {
+            if (now / 2 + 3 * n as u64).is_multiple_of(25)
+                && let Submitted::Granted(grant) = scheduler.submit(ms(now), *tenant, Class::Interactive, FAR)
+            {
+                running.push((now + ms_of(now), wanted, grant));
+            }
+        }
+        for _ in 0..std::mem::take(&mut owed) {
+            if let Submitted::Granted(grant) = scheduler.submit(ms(now), A, Class::Rpc, FAR) {
+                running.push((now + 500, 0.0, grant));
+            }
+        }
+        while let Some((_, grant)) = scheduler.next_grant(ms(now)) {
+            running.push((now + 500, 0.0, grant));
+        }
+        if now >= 10_000 {
+            open += f64::from(scheduler.usage().open_slots);
+            steps += 1.0;
+        }
+    }
+    open / steps
+}
+
+#[test]
+fn modest_work_that_waits_for_a_core_closes_no_slot_of_what_sleeps() {
+    // Something else on the machine computes, now and then.
+    let noise = |now: u64| if (now / 1_700).is_multiple_of(2) { 2 } else { 6 };
+    let open = open_beside(Some(2), 0.9, noise);
+    assert!(open > 38.0, "{open} of 40 slots open");
+    let blind = open_beside(None, 0.9, noise);
+    assert!(blind < 30.0, "{blind} of 40 slots open where nobody knows what computes: then this shows nothing");
+}
+
+/// Eight tenants with 20 transactions of 2 ms a second each beside four that always have 20 of 400 ms waiting, on two cores
+/// and a gate of 4 to 40 slots. For one second all of the eight's transactions take 240 ms, whatever that came from, and a few of
+/// each tenant's come together. Says how long those that came in each second after that waited at most.
+fn waits_after_a_stall() -> Vec<u64> {
+    let config = GateConfig { cores: Some(2), least_slots: 4, ..GateConfig::slots(40) };
+    let mut scheduler = Scheduler::new(config);
+    let victims: Vec<TenantId> = (10..18).map(TenantId).collect();
+    let noisy: Vec<TenantId> = (0..4).map(TenantId).collect();
+    for tenant in victims.iter().chain(&noisy) {
+        scheduler.register(*tenant, Share { queue: 1_000, ..Share::default() });
+    }
+    let mut running: Vec<(u64, TenantId, Grant)> = Vec::new();
+    let mut waiting: HashMap<Ticket, (TenantId, u64)> = HashMap::new();
+    let mut owed: Vec<TenantId> = Vec::new();
+    let mut waits = vec![0; 30];
+    let stalled = 15_000..16_000;
+    for now in (1_000..46_000).step_by(2) {
+        let of = |tenant: TenantId| match tenant.0 {
+            0..4 => 400,
+            _ if stalled.contains(&now) => 240,
+            _ => 2,
+        };
+        if now == 5_000 {
+            owed.extend(noisy.iter().flat_map(|tenant| [*tenant; 20]));
+        }
+        let (over, still) = std::mem::take(&mut running).into_iter().partition::<Vec<_>, _>(|(end, ..)| *end <= now);
+        running = still;
+        if now % 100 == 0 {
+            scheduler.advance(ms(now));
+            for (_, _, grant) in &running {
+                scheduler.note_cores(grant, 1.0, false);
+            }
+        }
+        for (_, tenant, grant) in over {
+            owed.extend((tenant.0 < 4).then_some(tenant));
+            scheduler.note_cores(&grant, if tenant.0 < 4 { 1.0 } else { 0.4 }, false);
+            scheduler.complete(ms(now), grant);
+        }
+        let come = victims.iter().enumerate().filter(|(n, _)| (now / 2 + 3 * *n as u64).is_multiple_of(25));
+        let come: Vec<TenantId> = come.map(|(_, tenant)| *tenant).chain(std::mem::take(&mut owed)).collect();
+        for tenant in come {
+            match scheduler.submit(ms(now), tenant, Class::Interactive, FAR) {
+                Submitted::Granted(grant) => running.push((now + of(tenant), tenant, grant)),
+                Submitted::Queued(ticket) => drop(waiting.insert(ticket, (tenant, now))),
+                Submitted::Rejected(rejection) => panic!("{rejection}"),
+            }
+        }
+        while let Some((ticket, grant)) = scheduler.next_grant(ms(now)) {
+            let (tenant, since) = waiting.remove(&ticket).unwrap();
+            running.push((now + of(tenant), tenant, grant));
+            if tenant.0 >= 4 && since >= stalled.end {
+                let second = &mut waits[((since - stalled.end) / 1_000) as usize];
+                *second = (*second).max(now - since);
+            }
+        }
+    }
+    for (_, since) in waiting.values().filter(|(tenant, since)| tenant.0 >= 4 && *since >= stalled.end) {
+        let second = &mut waits[((since - stalled.end) / 1_000) as usize];
+        *second = (*second).max(46_000 - since);
+    }
+    waits
+}
+
+#[test]
+fn a_second_in_which_everything_takes_long_keeps_nobody_waiting_for_longer() {
+    let waits = waits_after_a_stall();
+    assert!(waits[1..].iter().all(|wait| *wait < 50), "waits in ms, by the second after: {waits:?}");
+}

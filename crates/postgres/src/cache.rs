@@ -70,7 +70,7 @@ pub(crate) struct ConnectionCache {
     freed: Notify,
     connecting: Semaphore,
     listeners: Arc<Listeners>,
-    /// The server's processes on this machine, where the cluster wants their priorities set.
+    /// The server's processes on this machine, where the cluster's are looked at.
     processes: Mutex<Vec<Weak<ServerProcess>>>,
     /// When workers of parallel queries were last looked for.
     looked_for_workers: Mutex<Instant>,
@@ -330,9 +330,12 @@ impl ConnectionCache {
         }
     }
 
-    /// The process that serves a connection, where it runs on this machine and the cluster wants its priority set.
+    /// The process that serves a connection, where it runs on this machine and the cluster's are looked at.
     fn process_of(&self, upstream: &Upstream) -> Option<Arc<ServerProcess>> {
-        let priorities = self.cluster.priorities?;
+        if !self.cluster.looks_at_processes() {
+            return None;
+        }
+        let priorities = self.cluster.priorities;
         let (local, peer) = (upstream.target.local?, upstream.stream.socket().peer_addr().ok()?);
         let is_here = local.ip() == peer.ip();
         let found = if is_here {
@@ -356,14 +359,14 @@ impl ConnectionCache {
     }
 
     fn say_untouched(&self, why: &Untouched) {
-        if !self.untouched.swap(true, Ordering::Relaxed) {
+        if self.cluster.priorities.is_some() && !self.untouched.swap(true, Ordering::Relaxed) {
             tracing::warn!(cluster = %self.cluster.name, %why, "priorities of server processes are not set");
         }
     }
 
-    /// Lowers the priority of server processes that have worked for so long.
+    /// Looks at server processes that have worked for so long, and lowers their priority where that is wanted.
     pub(crate) fn lower_what_lasts(&self, limit: Duration) {
-        if self.cluster.priorities.is_none() {
+        if !self.cluster.looks_at_processes() {
             return;
         }
         let now = Instant::now();

@@ -467,7 +467,7 @@ fn gate_spec(catalog: &Catalog, cluster: &Arc<Cluster>) -> GateSpec {
         expensive_from: EXPENSIVE_FROM,
         // Half of the connections beyond the slots; the other half is for clients with state.
         overdraft: (cluster.connections.saturating_sub(cluster.slots) / 2).min(cluster.slots),
-        cores: cluster.priorities.map(|p| cores_but(p.spare_cores)),
+        cores: cluster.looks_at_processes().then(|| cores_but(cluster.priorities.map_or(0, |p| p.spare_cores))),
         policy: cluster.scheduling.into(),
         ..GateConfig::slots(cluster.slots)
     };

@@ -4,6 +4,7 @@
 //! process its slice. Where a cluster has `priorities`, the process that serves a storm or expensive work runs with a
 //! higher `nice` value, and gives way to those that serve modest work whenever one of them wakes up. A server process
 //! belongs to one database, hence to one tenant: its value changes seldom, and nothing is asked of the system when it stays.
+//! Without `priorities` the processes are only looked at: what they compute is measured, which needs no privilege.
 //!
 //! The number of a process means something only where it runs. So one is taken for the server's only when its title names
 //! the very port of our connection, and only when its priority can be given back as well as taken.
@@ -38,7 +39,8 @@ pub(crate) struct ServerProcess {
     /// Its `nice` value when it began.
     usual: i32,
     group: Option<Autogroup>,
-    priorities: Priorities,
+    /// Where it may be set.
+    priorities: Option<Priorities>,
     state: Mutex<State>,
 }
 
@@ -89,22 +91,23 @@ impl fmt::Display for Untouched {
 
 impl ServerProcess {
     /// The process with this number that serves the connection which comes from `local`, and why its priority is left
-    /// alone if it is: then it is only looked at.
+    /// alone if it is, against what is wanted: then it is only looked at.
     pub(crate) fn find(
         pid: u32,
         local: SocketAddr,
-        priorities: Priorities,
+        priorities: Option<Priorities>,
     ) -> Result<(Arc<Self>, Option<Untouched>), Untouched> {
         let is_its = std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| serves(&title, local.port()));
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| is_its).ok_or(Untouched::NotHere)?;
         let usual = getpriority_process(Some(pid)).map_err(|_| Untouched::NotHere)?;
-        // Asked and not tried: whoever may only lower would never be able to give back.
-        let may_set = has_cap_sys_nice() || may_give_back(pid, usual);
-        let group = if may_set { Autogroup::of(pid) } else { Err(Untouched::Denied) };
+        let group = match priorities {
+            None => Ok(None),
+            // Asked and not tried: whoever may only lower would never be able to give back.
+            Some(_) if has_cap_sys_nice() || may_give_back(pid, usual) => Autogroup::of(pid),
+            Some(_) => Err(Untouched::Denied),
+        };
         let (group, untouched) = group.map_or_else(|why| (None, Some(why)), |group| (group, None));
-        // A process that keeps its priority has none to be raised by.
-        let priorities =
-            if untouched.is_none() { priorities } else { Priorities { storm: 0, expensive: 0, ..priorities } };
+        let priorities = priorities.filter(|_| untouched.is_none());
         let wanted = wanted(pid).unwrap_or_default();
         let state = State { nice: usual, group_follows: true, work: None, worked: Duration::ZERO, wanted, seen: None };
         Ok((Arc::new(Self { pid, usual, group, priorities, state: Mutex::new(state) }), untouched))
@@ -179,14 +182,17 @@ impl ServerProcess {
 
     /// Whether it is in nobody's way: it weighs next to nothing beside others, and no core is to be left alone.
     fn gives_way(&self, state: &State) -> bool {
-        state.group_follows && state.nice - self.usual >= NICEST && self.priorities.spare_cores == 0
+        state.group_follows
+            && state.nice - self.usual >= NICEST
+            && self.priorities.is_some_and(|priorities| priorities.spare_cores == 0)
     }
 
     fn set(&self, state: &mut State, queue: Queue) {
+        let Some(priorities) = self.priorities else { return };
         let more = match queue {
             Queue::First => 0,
-            Queue::More => self.priorities.storm,
-            Queue::Expensive => self.priorities.expensive,
+            Queue::More => priorities.storm,
+            Queue::Expensive => priorities.expensive,
         };
         let nice = (self.usual + i32::from(more)).min(NICEST);
         if nice != state.nice || !state.group_follows {
@@ -352,7 +358,8 @@ mod tests {
             let (work, worked, wanted, seen) = (None, Duration::ZERO, Duration::ZERO, None);
             let state = State { nice, group_follows, work, worked, wanted, seen };
             let pid = Pid::from_raw(1).unwrap();
-            let process = ServerProcess { pid, usual, group: None, priorities, state: Mutex::new(state) };
+            let process =
+                ServerProcess { pid, usual, group: None, priorities: Some(priorities), state: Mutex::new(state) };
             process.gives_way(&process.state())
         };
         assert!(gives_way(0, 19, true, 0) && gives_way(-5, 14, true, 0));
@@ -372,7 +379,7 @@ mod tests {
         assert_eq!(works_for(b"postgres: acme acme 127.0.0.1(40112) idle"), None);
         let here = SocketAddr::from(([127, 0, 0, 1], 40112));
         let found =
-            ServerProcess::find(std::process::id(), here, Priorities { storm: 5, expensive: 10, spare_cores: 0 });
+            ServerProcess::find(std::process::id(), here, Some(Priorities { storm: 5, expensive: 10, spare_cores: 0 }));
         assert_eq!(found.map(|_| ()), Err(Untouched::NotHere), "this very process is none of PostgreSQL's");
     }
 }

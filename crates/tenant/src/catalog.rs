@@ -289,6 +289,14 @@ pub struct Cluster {
     pub warm: u32,
 }
 
+impl Cluster {
+    /// Whether the server's processes, where they run on this machine, are looked at: whose `nice` values may be raised, and
+    /// those behind a gate whose number of slots adapts.
+    pub fn looks_at_processes(&self) -> bool {
+        self.priorities.is_some() || self.min_slots < self.slots
+    }
+}
+
 /// Certificate and key of a listener, as PEM text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TlsFiles {

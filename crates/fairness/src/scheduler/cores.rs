@@ -17,6 +17,8 @@ use crate::time::Timestamp;
 const COMPANY: Duration = Duration::from_secs(10);
 /// Work that keeps less than this part of a core busy does not compute.
 const COMPUTES: Cores = Cores(100);
+/// From this part on, work that takes longer than usual has waited for a core first of all.
+const MOSTLY_COMPUTES: Cores = Cores(300);
 /// Thousandths of a core that have to be free for work that computes, whatever it wants itself: what wants less must not
 /// overtake what wants more for ever.
 const ENOUGH: u64 = 500;
@@ -50,43 +52,68 @@ impl Cores {
     }
 }
 
-/// What storms and expensive work want now, and who has modest work. Other work is taken and counted for nothing.
+/// What work wants now, and who has modest work.
 #[derive(Debug, Default)]
 pub(super) struct Busy {
+    storms: Wanted,
+    expensive: Wanted,
+    /// All other work.
+    modest: Wanted,
+    /// Whether somebody has ever said what work wants.
+    is_measured: bool,
+    /// The last two tenants whose modest work began, and when that was.
+    company: [Option<(usize, Timestamp)>; 2],
+}
+
+/// What work of a kind wants.
+#[derive(Debug, Default)]
+struct Wanted {
     thousandths: u64,
     /// The same, as it counts against the cores that there are.
     counted: u64,
     /// Pieces of work that compute.
     computing: u32,
-    /// The last two tenants whose modest work began, and when that was.
-    modest: [Option<(usize, Timestamp)>; 2],
+}
+
+impl Wanted {
+    /// Whether one more piece may compute on so many cores. One always may.
+    fn leaves_one_of(&self, cores: u32) -> bool {
+        self.computing == 0 || self.counted + ENOUGH <= 1_000 * u64::from(cores)
+    }
 }
 
 impl Busy {
+    /// The cores that storms and expensive work want.
     pub(super) fn cores(&self) -> f64 {
-        self.thousandths as f64 / 1e3
+        (self.storms.thousandths + self.expensive.thousandths) as f64 / 1e3
     }
 
     pub(super) fn add(&mut self, run: &Running) {
-        if !run.is_counted() {
-            return;
-        }
-        self.thousandths += u64::from(run.cores.0);
-        self.counted += run.counted();
-        self.computing += u32::from(run.cores.computes());
+        let counted = run.counted();
+        let wanted = self.wanted_with(run);
+        wanted.thousandths += u64::from(run.cores.0);
+        wanted.counted += counted;
+        wanted.computing += u32::from(run.cores.computes());
     }
 
     pub(super) fn remove(&mut self, run: &Running) {
-        if !run.is_counted() {
-            return;
+        let counted = run.counted();
+        let wanted = self.wanted_with(run);
+        wanted.thousandths -= u64::from(run.cores.0);
+        wanted.counted -= counted;
+        wanted.computing -= u32::from(run.cores.computes());
+    }
+
+    fn wanted_with(&mut self, run: &Running) -> &mut Wanted {
+        match run.queue {
+            _ if !run.is_bounded_by_cores() => &mut self.modest,
+            Queue::More => &mut self.storms,
+            _ => &mut self.expensive,
         }
-        self.thousandths -= u64::from(run.cores.0);
-        self.counted -= run.counted();
-        self.computing -= u32::from(run.cores.computes());
     }
 
     pub(super) fn modest_work_begins(&mut self, account: usize, now: Timestamp) {
-        match &mut self.modest {
+        match &mut self.company {
             [Some((last, at)), _] if *last == account => *at = now,
             [last, before] => {
                 *before = last.replace((account, now));
@@ -96,7 +123,7 @@ impl Busy {
 
     /// Whether somebody else than `account` has modest work.
     pub(super) fn is_in_company(&self, account: usize, now: Timestamp) -> bool {
-        self.modest.iter().flatten().any(|(other, at)| *other != account && now.since(*at) < COMPANY)
+        self.company.iter().flatten().any(|(other, at)| *other != account && now.since(*at) < COMPANY)
     }
 }
 
@@ -111,6 +138,7 @@ impl Scheduler {
         self.busy.remove(run);
         (run.cores, run.gives_way) = (measured, gives_way);
         self.busy.add(run);
+        self.busy.is_measured = true;
         let class = &mut self.accounts[account].by_class[run.class as usize];
         if run.queue == Queue::More {
             class.gives_way = gives_way;
@@ -134,12 +162,12 @@ impl Scheduler {
         self.config.cores.is_some() && self.accounts[account].by_class[class as usize].cores.computes()
     }
 
-    /// Whether a storm's or expensive work may compute now. One piece always may.
-    pub(super) fn has_free_core(&self, account: usize, class: Class) -> bool {
+    /// Whether a storm's or expensive work may compute now. Storms wait for storms only: what is short must not wait for the
+    /// end of what is long, for in that time more of it comes, and then it waits again.
+    pub(super) fn has_free_core(&self, account: usize, class: Class, queue: Queue) -> bool {
         let Some(cores) = self.config.cores else { return true };
-        self.busy.computing == 0
-            || self.busy.counted + ENOUGH <= 1_000 * u64::from(cores)
-            || !self.is_core_bound(account, class)
+        let wanted = if queue == Queue::More { &self.busy.storms } else { &self.busy.expensive };
+        wanted.leaves_one_of(cores) || !self.is_core_bound(account, class)
     }
 
     /// Whether cores and not slots bound a tenant's work of a class at the moment. Such work falls behind those whom
@@ -148,14 +176,27 @@ impl Scheduler {
         self.wants_cores(account, class) && self.busy.is_in_company(account, self.now)
     }
 
-    /// Whether work that ends says anything about the number of slots: where what computes gives way to
-    /// others, that it takes longer is as it should be.
-    pub(super) fn is_evidence(&self, run: &Running) -> bool {
-        let gives_way = self.config.cores.is_some()
-            && run.queue != Queue::First
-            && run.cores.computes()
-            && self.busy.is_in_company(run.account, self.now);
-        run.since >= self.concurrency.since() && !gives_way
+    /// The cores for storms and expensive work, where it is known what computes.
+    pub(super) fn known_cores(&self) -> Option<u32> {
+        self.config.cores.filter(|_| self.busy.is_measured)
+    }
+
+    /// What work that ends says about the number of slots, if anything, when it took longer than usual by this much.
+    ///
+    /// Where what computes gives way to others, that it takes longer is as it should be. And modest work that waits for a core,
+    /// while all of it together wants no more than there are, waits for somebody whom fewer slots do not keep away: what is
+    /// bounded by cores already, or whatever else the machine does. Then nothing speaks against more slots.
+    pub(super) fn evidence_of(&self, run: &Running, inflation: f64) -> Option<f64> {
+        if run.since < self.concurrency.since() {
+            return None;
+        }
+        let Some(cores) = self.known_cores() else { return Some(inflation) };
+        if run.is_bounded_by_cores() {
+            let gives_way = run.cores.computes() && self.busy.is_in_company(run.account, self.now);
+            return (!gives_way).then_some(inflation);
+        }
+        let is_others = run.cores >= MOSTLY_COMPUTES && self.busy.modest.thousandths <= 1_000 * u64::from(cores);
+        Some(if is_others { inflation.min(0.0) } else { inflation })
     }
 }
 
@@ -166,8 +207,8 @@ impl Running {
         u64::from(self.cores.0) / many
     }
 
-    /// Whether the cores it keeps busy count among those of storms and expensive work.
-    fn is_counted(&self) -> bool {
+    /// Whether it counts as a storm's or as expensive work.
+    fn is_bounded_by_cores(&self) -> bool {
         self.queue != Queue::First && !self.nested
     }
 }

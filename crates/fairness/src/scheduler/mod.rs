@@ -351,16 +351,16 @@ impl Scheduler {
         let actual = now.since(run.since).as_secs_f64();
         let calm = run.calm && self.is_calm();
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
-        let evidence = self.is_evidence(&run);
-        self.busy.remove(&run);
-        let a = &mut self.accounts[run.account];
-        a.learn(run.class, actual);
+        self.accounts[run.account].learn(run.class, actual);
         if !self.concurrency.is_fixed() {
-            let inflation = a.by_class[run.class as usize].baseline.learn(actual, calm);
-            if evidence && inflation.is_some_and(|i| a.seen.add(self.window, i)) {
+            let inflation = self.accounts[run.account].by_class[run.class as usize].baseline.learn(actual, calm);
+            let evidence = inflation.and_then(|inflation| self.evidence_of(&run, inflation));
+            if evidence.is_some_and(|evidence| self.accounts[run.account].seen.add(self.window, evidence)) {
                 self.touched.push(run.account);
             }
         }
+        self.busy.remove(&run);
+        let a = &mut self.accounts[run.account];
         if short && !run.nested {
             a.trust = a.trust.saturating_add(1).min(self.config.slots);
         }

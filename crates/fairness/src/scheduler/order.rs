@@ -34,7 +34,7 @@ impl Scheduler {
 
     fn may_compute(&self, account: usize, place: Place) -> bool {
         let next = self.candidates(account)[place.queue.lane() as usize];
-        next.is_none_or(|ticket| self.has_free_core(account, ticket.class))
+        next.is_none_or(|ticket| self.has_free_core(account, ticket.class, place.queue))
     }
 
     /// The account's work that goes next in each lane.

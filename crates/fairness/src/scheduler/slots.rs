@@ -65,7 +65,7 @@ impl Scheduler {
         // What is reserved is there, and one for those without a reservation.
         let reserved = u32::try_from(self.reserved.saturating_add(1)).unwrap_or(u32::MAX);
         // Where what computes is bounded by cores, few slots would only keep modest work waiting.
-        let modest = self.config.cores.map_or(0, |cores| cores.saturating_add(self.headroom.slots()));
+        let modest = self.known_cores().map_or(0, |cores| cores.saturating_add(self.headroom.slots()));
         let slots = between(least, most).max(reserved.min(most)).max(modest.min(most));
         // What modest work has needed lately stays free for it, up to a third of the slots.
         let kept = if self.registered > 1 { self.headroom.slots().min(slots / 3) } else { 0 };
@@ -129,7 +129,7 @@ impl Scheduler {
         let a = &self.accounts[account];
         let below_reserved = a.usage.running < a.share.reserved;
         self.has_free_slot(queue, below_reserved)
-            && (queue == Queue::First || below_reserved || self.has_free_core(account, class))
+            && (queue == Queue::First || below_reserved || self.has_free_core(account, class, queue))
     }
 
     /// Whether a slot is free for a queue: for a tenant below its reservation any, for others only what is not kept

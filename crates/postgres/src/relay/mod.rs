@@ -540,10 +540,10 @@ impl Relay {
         self.prioritise();
     }
 
-    /// Has the server's process run with the priority of the work that begins.
+    /// Has the server's process looked at, and run with the priority of the work that begins.
     fn prioritise(&mut self) {
         if let (Some(slot), Some(lease)) = (&mut self.permit, &self.lease)
-            && self.established.route.access.cache.cluster().priorities.is_some()
+            && self.established.route.access.cache.cluster().looks_at_processes()
             && let Some(watch) = slot.permit.watch()
         {
             match &lease.process {

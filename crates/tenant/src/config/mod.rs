@@ -305,7 +305,8 @@ pub struct Priorities {
     #[serde(default = "Priorities::expensive")]
     #[schemars(range(max = 19))]
     pub expensive: u8,
-    /// Cores of the machine that both leave alone, beyond one piece of work, while other tenants have modest work.
+    /// Cores of the machine that storms leave alone, and expensive work too, but for one piece of work of each, while other
+    /// tenants have modest work.
     #[serde(default)]
     pub spare_cores: u32,
 }
