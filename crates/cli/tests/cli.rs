@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -38,7 +39,12 @@ struct Serving {
 
 impl Serving {
     fn start(directory: &TenantDirectory) -> Self {
-        let mut child = Command::new(BINARY)
+        Self::start_by(Command::new(BINARY), directory)
+    }
+
+    /// Started by a command that runs the program with the arguments that are added to it.
+    fn start_by(mut command: Command, directory: &TenantDirectory) -> Self {
+        let mut child = command
             .args(["serve", "--log-format", "json", "--config"])
             .arg(directory.path())
             .stdin(Stdio::null())
@@ -114,6 +120,54 @@ async fn sigterm_under_load_finishes_what_is_in_flight_and_exits_with_0() {
     }
     assert_eq!(serving.exit_code().await, Some(0));
     drop(idle);
+}
+
+/// A command that runs the program with a file system of a mebibyte in a directory, or nothing where that is not permitted.
+fn with_little_disk(directory: &Path) -> Option<Command> {
+    let mut command = Command::new("unshare");
+    let mount = "mount -t tmpfs -o size=1m none \"$1\" && shift && exec \"$@\"";
+    command.args(["-r", "-m", "sh", "-c", mount, "sh"]).arg(directory);
+    let mut probe = Command::new("unshare");
+    probe.args(command.get_args()).arg("true").stderr(Stdio::null());
+    let is_permitted = probe.status().is_ok_and(|status| status.success());
+    command.arg(BINARY);
+    is_permitted.then_some(command)
+}
+
+/// Bodies that wait are refused with a word on when to come again; answers that do not fit come as fast as their client reads; and
+/// what is small goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_costs_large_bodies_their_turn_and_nobody_an_answer() {
+    let odoo = odoo().await;
+    let spool = tempfile::tempdir().unwrap();
+    let Some(command) = with_little_disk(spool.path()) else {
+        eprintln!("SKIPPED: a file system of its own may not be mounted here");
+        return;
+    };
+    let settings = format!("spool_threshold: 64KiB, spool_directory: '{}', listen:", spool.path().display());
+    let directory =
+        TenantDirectory::new(&main_file(&odoo.http().to_string()).replacen("listen:", &settings, 1)).unwrap();
+    directory.tenant("acme", ACME).unwrap();
+    let serving = Serving::start_by(command, &directory);
+    for round in 0..20 {
+        let mut slow = HttpClient::connect(serving.http).await.unwrap();
+        let head = "GET /web/content/6000000 HTTP/1.1\r\nHost: acme.example.com\r\nCookie: session_id=0123456789abcdef\r\n\r\n";
+        slow.send(head.as_bytes()).await.unwrap();
+        serving.wait_for("not read ahead of its client");
+        let mut large = HttpClient::connect(serving.http).await.unwrap();
+        let body = vec![b'x'; 3 << 20];
+        let refused = large.request("POST", "acme.example.com", "/testkit/echo", &[], &body).await.unwrap();
+        assert_eq!(refused.status, 503, "{round}: {}", refused.text());
+        assert_eq!(refused.header("retry-after"), Some("30"));
+        let mut small = HttpClient::connect(serving.http).await.unwrap();
+        let echo = small.request("POST", "acme.example.com", "/testkit/echo", &[], &body[..1000]).await.unwrap();
+        assert!(echo.status == 200 && echo.text().contains("1000 bytes"), "{round}: {}", echo.text());
+        let answer = slow.response(false).await.unwrap();
+        assert_eq!((answer.status, answer.body.len()), (200, 6_000_000), "{round}");
+    }
+    assert_eq!(odoo.busy(), 0, "a worker is still held");
+    serving.signal("TERM");
+    assert_eq!(serving.exit_code().await, Some(0));
 }
 
 /// `SHUTDOWN` at the console is what PgBouncer's operators know: the process finishes what is in flight and ends.
@@ -220,7 +274,7 @@ fn the_demo_cleans_up_after_control_c() {
     assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
     // Of this demo nothing is left; other tests may run servers of their own.
-    let gone = |d: &String| !std::path::Path::new(d).exists();
+    let gone = |d: &String| !Path::new(d).exists();
     assert!(directories.iter().any(gone), "the demo left its directory behind: {directories:?}");
 }
 

@@ -268,7 +268,7 @@ async fn copy(
                 write.await?;
                 break;
             };
-            if backlog.len() >= snapshot.max_backlog {
+            if backlog.is_stuck() || backlog.len() >= snapshot.max_backlog {
                 write.await?;
                 break;
             }

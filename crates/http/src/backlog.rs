@@ -1,5 +1,6 @@
 //! What a server has answered and the client has not taken yet: in memory while it is little, in a temporary file
-//! beyond. So a client that reads slowly keeps nobody's worker.
+//! beyond. So a client that reads slowly keeps nobody's worker. Where the file cannot grow, because the disk is full, a backlog
+//! takes no more than it has been given: then the client's pace is the server's again, and the answer comes whole all the same.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -26,6 +27,10 @@ pub(crate) struct Backlog {
     /// Bytes of the file, which is written round and round.
     size: u64,
     directory: Option<PathBuf>,
+    /// What could not be written; behind everything else.
+    unwritten: Option<Bytes>,
+    /// It was said that something could not be written.
+    is_said: bool,
 }
 
 /// Room beside the greatest backlog for the part that comes when it is nearly full.
@@ -43,16 +48,27 @@ impl Backlog {
             threshold: usize::try_from(threshold).unwrap_or(usize::MAX),
             size: most.saturating_add(SLACK),
             directory,
+            unwritten: None,
+            is_said: false,
         }
     }
 
     /// Bytes in it.
     pub(crate) fn len(&self) -> u64 {
-        self.in_memory as u64 + (self.write_to - self.read_from)
+        let unwritten = self.unwritten.as_ref().map_or(0, Bytes::len);
+        (self.in_memory + unwritten) as u64 + (self.write_to - self.read_from)
     }
 
-    /// Adds bytes at the end.
+    /// Whether nothing may be pushed before something is taken.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.unwritten.is_some()
+    }
+
+    /// Adds bytes at the end. What cannot be written is kept, and the backlog is stuck.
     pub(crate) async fn push(&mut self, bytes: Bytes) -> io::Result<()> {
+        if self.is_stuck() {
+            return Err(io::Error::other("pushed into a backlog that takes no more"));
+        }
         let file_in_use = self.write_to > self.read_from;
         if !file_in_use && self.in_memory + bytes.len() <= self.threshold {
             self.in_memory += bytes.len();
@@ -63,6 +79,7 @@ impl Backlog {
             return Err(io::Error::other("more than the backlog holds"));
         }
         let (file, directory, at, size) = (self.file.clone(), self.directory.clone(), self.write_to, self.size);
+        let whole = bytes.clone();
         let written = tokio::task::spawn_blocking(move || {
             let file = match (file, directory) {
                 (Some(file), _) => file,
@@ -77,9 +94,18 @@ impl Backlog {
             file.write_all_at(&bytes[first..], 0)?;
             Ok::<_, io::Error>((file, bytes.len()))
         });
-        let (file, length) = written.await.map_err(io::Error::other)??;
-        self.file = Some(file);
-        self.write_to += length as u64;
+        match written.await.map_err(io::Error::other)? {
+            Ok((file, length)) => {
+                self.file = Some(file);
+                self.write_to += length as u64;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.is_said, true) {
+                    tracing::warn!(%error, "an answer is not read ahead of its client: it cannot be stored");
+                }
+                self.unwritten = Some(whole);
+            }
+        }
         Ok(())
     }
 
@@ -90,7 +116,7 @@ impl Backlog {
             return Ok(Some(bytes));
         }
         let left = self.write_to - self.read_from;
-        let Some(file) = self.file.clone().filter(|_| left > 0) else { return Ok(None) };
+        let Some(file) = self.file.clone().filter(|_| left > 0) else { return Ok(self.unwritten.take()) };
         let at = self.read_from % self.size;
         let length = usize::try_from(left.min(self.size - at)).unwrap_or(CHUNK).min(CHUNK);
         let read = tokio::task::spawn_blocking(move || {
@@ -139,6 +165,24 @@ mod tests {
             }
             assert_eq!(taken, put);
         }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_on_a_full_disk_comes_out_last_and_nothing_is_taken_until_then() {
+        let mut backlog = Backlog::new(10, 1 << 20, None);
+        let whole = async |backlog: &mut Backlog| backlog.next().await.unwrap().unwrap();
+        backlog.push(Bytes::from_static(b"in memory")).await.unwrap();
+        // A disk on which there is never room.
+        backlog.file = Some(Arc::new(File::options().write(true).open("/dev/full").unwrap()));
+        backlog.push(Bytes::from_static(b"too much")).await.unwrap();
+        assert!(backlog.is_stuck() && backlog.len() == 17);
+        assert!(backlog.push(Bytes::from_static(b"more")).await.is_err(), "it would be lost or out of order");
+        assert_eq!(whole(&mut backlog).await, "in memory");
+        assert!(backlog.is_stuck());
+        assert_eq!(whole(&mut backlog).await, "too much");
+        assert!(!backlog.is_stuck() && backlog.len() == 0 && backlog.next().await.unwrap().is_none());
+        backlog.push(Bytes::from_static(b"little")).await.unwrap();
+        assert_eq!(whole(&mut backlog).await, "little");
     }
 
     #[tokio::test]

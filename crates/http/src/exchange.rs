@@ -1,5 +1,6 @@
 //! One request: judge it, read its body, wait for a slot, ask a server, pass the answer on, write it down.
 
+use std::io::{self, ErrorKind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,6 +24,9 @@ use crate::{upstream, websocket};
 
 /// Bytes a second that a request body must come with, beside the time allowed without any.
 const MIN_BODY_RATE: u64 = 1 << 10;
+
+/// When a client may come again that found the disk full.
+const NO_ROOM: Duration = Duration::from_secs(30);
 
 /// What becomes of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -381,9 +385,16 @@ impl Drop for Held {
     }
 }
 
-pub(crate) fn spool_failed(error: &std::io::Error) -> Failure {
+pub(crate) fn spool_failed(error: &io::Error) -> Failure {
     tracing::error!(%error, "a request body could not be spooled");
-    Refusal::new(500, "Internal error", "the request body could not be stored while it waited").closing().into()
+    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge);
+    let mut refusal = if is_full {
+        Refusal::new(503, "Service busy", "the gateway has no room left for request bodies that wait")
+    } else {
+        Refusal::new(500, "Internal error", "the request body could not be stored while it waited")
+    };
+    refusal.retry_after = is_full.then_some(NO_ROOM);
+    refusal.closing().into()
 }
 
 /// Lets a body through that names no other database than the tenant's.
