@@ -357,15 +357,15 @@ async fn what_computes_waits_for_the_machines_cores_without_priorities() {
         return;
     }
     let statement = "SELECT count(*) FROM generate_series(1, 3000000)";
-    computing_waits_for_a_core("    min_slots: 19", cores, "SELECT 1", statement).await;
+    computing_waits_for_a_core("    min_slots: 63", cores, "SELECT 1", statement).await;
 }
 
 /// No priority is touched, and of however many cores one is left.
 const ONE_CORE: &str = "    priorities: { storm: 0, expensive: 0, spare_cores: 1000 }";
 
 async fn computing_waits_for_a_core(cluster: &str, cores: u32, first: &'static str, statement: &'static str) {
-    let cluster = format!("    connections: 60\n{cluster}");
-    let site = Site::start_with(SiteOptions { slots: 20, cluster, ..SiteOptions::default() }).await;
+    let cluster = format!("    connections: 200\n{cluster}");
+    let site = Site::start_with(SiteOptions { slots: 64, cluster, ..SiteOptions::default() }).await;
     let cores = i32::try_from(cores).unwrap();
     let admin = site.cluster.admin("postgres").await.unwrap();
     let running = async || {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use cofferdam_tenant::{Class, TenantId};
 use rustc_hash::FxHashMap;
 
-use crate::scheduler::{Grant, Pressure, Queue, Scheduler, Submitted, TenantUsage, Ticket, Usage};
+use crate::scheduler::{Grant, OnCores, Pressure, Queue, Scheduler, Submitted, TenantUsage, Ticket, Usage};
 use crate::share::{GateConfig, Rejection, Share};
 use crate::sync::{Arc, Mutex, MutexGuard};
 use crate::time::{Clock, Timestamp};
@@ -366,11 +366,10 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Says how many cores the work keeps busy, and whether it gives way to others. See [`Scheduler::note_cores`]. Nothing
-    /// happens when it is over. Wakes who gets a slot by that, so no lock may be held.
-    pub fn note_cores(&self, cores: f32, gives_way: bool) {
+    /// Says what the work wants of the machine's cores. See [`Scheduler::note_cores`]. Nothing happens when it is over. Wakes who gets a slot by that, so no lock may be held.
+    pub fn note_cores(&self, seen: OnCores) {
         let mut state = self.gate.lock();
-        state.scheduler.note_cores(&self.work, cores, gives_way);
+        state.scheduler.note_cores(&self.work, seen);
         self.gate.hand_out(state);
     }
 

@@ -51,7 +51,7 @@ pub use gate::{Acquire, Gate, Permit, Watch};
 #[cfg(feature = "gate")]
 pub use gate_set::{GateSet, GateSpec};
 pub use ledger::{Ledger, LedgerConfig, Verdict};
-pub use scheduler::{Grant, Pressure, Queue, Scheduler, Submitted, TenantUsage, Ticket, Usage, Waits};
+pub use scheduler::{Grant, OnCores, Pressure, Queue, Scheduler, Submitted, TenantUsage, Ticket, Usage, Waits};
 pub use share::{ClassShare, GateConfig, Policy, Reason, Rejection, Share};
 #[cfg(feature = "gate")]
 pub use time::{Clock, MonotonicClock};

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use cofferdam_fairness::{Class, GateConfig, Grant, Scheduler, Share, Submitted, Ticket, Timestamp};
+use cofferdam_fairness::{Class, GateConfig, Grant, OnCores, Scheduler, Share, Submitted, Ticket, Timestamp};
 use cofferdam_tenant::TenantId;
 use proptest::prelude::*;
 
@@ -124,7 +124,8 @@ impl Model {
             }
             Step::Measure { which, cores } if !self.running.is_empty() => {
                 let (_, grant) = &self.running[which % self.running.len()];
-                self.scheduler.note_cores(grant, cores, cores > 0.4);
+                self.scheduler
+                    .note_cores(grant, OnCores { wanted: cores, waited: cores / 2.0, gives_way: cores > 0.4 });
             }
             Step::Complete { .. } | Step::Cancel { .. } | Step::Measure { .. } => {}
         }
@@ -258,7 +259,8 @@ proptest! {
             model.now = model.now + Duration::from_millis(150);
             // Some tenants' work computes, more or less, and the fifth has modest work now and then.
             for (tenant, grant) in &model.running {
-                model.scheduler.note_cores(grant, [1.0, 0.5, 0.3, 0.0, 0.0][tenant.0 as usize], tenant.0 == 1);
+                let wanted = [1.0, 0.5, 0.3, 0.0, 0.0][tenant.0 as usize];
+                model.scheduler.note_cores(grant, OnCores { wanted, waited: 0.0, gives_way: tenant.0 == 1 });
             }
             if round % 30 == 0
                 && let Some(grant) = model.scheduler.try_start(model.now, TenantId(4), Class::Interactive)

@@ -268,15 +268,16 @@ async fn copy(
                 write.await?;
                 break;
             };
-            if backlog.is_stuck() || backlog.len() >= snapshot.max_backlog {
+            if backlog.len() >= snapshot.max_backlog {
                 write.await?;
                 break;
             }
-            if !ahead.reserve(backlog.len()) {
-                // Others of its tenant have the room, and it holds a worker: a part that is not taken in time is the last.
+            if backlog.is_stuck() || !ahead.reserve(backlog.len()) {
+                // Others have the room, on the disk or of its tenant's, and it holds a worker: a part that is not taken in time is
+                // the last.
                 match tokio::time::timeout(PATIENCE_WITHOUT_ROOM, &mut write).await {
                     Ok(written) => written?,
-                    Err(_) if ahead.reserve(backlog.len()) => continue,
+                    Err(_) if !backlog.is_stuck() && ahead.reserve(backlog.len()) => continue,
                     Err(_) => return Err(Failure::Broken),
                 }
                 break;

@@ -387,7 +387,7 @@ impl Drop for Held {
 
 pub(crate) fn spool_failed(error: &io::Error) -> Failure {
     tracing::error!(%error, "a request body could not be spooled");
-    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge);
+    let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
     let mut refusal = if is_full {
         Refusal::new(503, "Service busy", "the gateway has no room left for request bodies that wait")
     } else {

@@ -33,7 +33,7 @@ pub(crate) struct Key {
     pub(crate) database: String,
     pub(crate) login: Login,
     /// Startup settings other than `application_name`, which is kept in step per transaction.
-    pub(crate) settings: BTreeMap<String, String>,
+    pub(crate) settings: Arc<BTreeMap<String, String>>,
     pub(crate) wanted: Wanted,
 }
 
@@ -528,7 +528,7 @@ impl Pool {
 
     /// The pool of the same database and login with other settings.
     pub(crate) fn with_settings(&self, settings: BTreeMap<String, String>) -> Arc<Self> {
-        self.cache.pool(Key { settings, ..(*self.key).clone() })
+        self.cache.pool(Key { settings: Arc::new(settings), ..(*self.key).clone() })
     }
 
     /// The pool of the same connections to a replica.

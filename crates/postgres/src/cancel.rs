@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 
-use crate::signal::Signal;
+use crate::signal::Word;
 use crate::upstream::CancelTarget;
 use crate::wire::CancelKey;
 
@@ -28,9 +28,9 @@ pub(crate) struct CancelHandle {
     pub(crate) secret: [u8; 4],
     pub(crate) info: ClientInfo,
     /// Given when an operator wants the client gone.
-    pub(crate) killed: Arc<Signal>,
+    pub(crate) killed: Word,
     /// Given when the database of a client that listens is somewhere else now.
-    pub(crate) moved: Arc<Signal>,
+    pub(crate) moved: Word,
     /// Whether the client listens to anything.
     pub(crate) listens: AtomicBool,
     /// Prepared statements, as the client last left a transaction.
@@ -87,8 +87,8 @@ impl CancelRegistry {
             pid,
             secret,
             info,
-            killed: Arc::default(),
-            moved: Arc::default(),
+            killed: Word::default(),
+            moved: Word::default(),
             listens: AtomicBool::new(false),
             prepared: AtomicU32::new(0),
             state: Mutex::default(),

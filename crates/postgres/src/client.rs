@@ -20,7 +20,7 @@ use crate::passage::Passage;
 use crate::plane::{PostgresPlane, Snapshot};
 use crate::process::Process;
 use crate::relay::Relay;
-use crate::route::{ClientCount, Route, route};
+use crate::route::{ClientCount, Requested, Route, route};
 use crate::stats::{Stats, Work};
 use crate::stream::{Stream, put_away};
 use crate::tls::ALPN;
@@ -183,13 +183,32 @@ enum Heard {
 /// What a login has established.
 pub(crate) struct Established {
     pub(crate) route: Route,
-    pub(crate) parameters: StartupParameters,
     pub(crate) registration: crate::cancel::Registration,
     /// The Odoo process that the client belongs to.
     pub(crate) process: Option<Arc<Process>>,
     pub(crate) stats: Arc<Stats>,
     /// Held for its `Drop`.
     pub(crate) _counted: ClientCount,
+}
+
+impl Established {
+    pub(crate) fn user(&self) -> &str {
+        &self.registration.handle.info.user
+    }
+
+    pub(crate) fn database(&self) -> &str {
+        &self.registration.handle.info.database
+    }
+
+    /// What the client has asked for at login. Whoever asks for the same shares it: most clients are alike.
+    pub(crate) fn requested(&self) -> Requested<'_> {
+        Requested {
+            user: self.user(),
+            database: self.database(),
+            application_name: &self.registration.handle.info.application_name,
+            settings: &self.route.pool.key().settings,
+        }
+    }
 }
 
 pub(crate) struct LoginTask<'a> {
@@ -248,7 +267,7 @@ impl LoginTask<'_> {
     }
 
     async fn run(&mut self) -> Result<Arrival, Refusal> {
-        let (parameters, encrypted) = match self.hear().await? {
+        let (mut parameters, encrypted) = match self.hear().await? {
             Heard::Cancel(key) => return Ok(Arrival::Cancel(key)),
             Heard::Session { parameters, encrypted } => (parameters, encrypted),
         };
@@ -289,16 +308,23 @@ impl LoginTask<'_> {
         if self.plane.pauses.is_disabled(&parameters.database) {
             return Err(fatal("57P03", format!("database \"{}\" is disabled at the moment", parameters.database)));
         }
-        let route = route(self.snapshot, &parameters)
+        let application_name = parameters.settings.remove("application_name").unwrap_or_default();
+        let settings = Arc::new(std::mem::take(&mut parameters.settings));
+        let requested = Requested {
+            user: &parameters.user,
+            database: &parameters.database,
+            application_name: &application_name,
+            settings: &settings,
+        };
+        let route = route(self.snapshot, requested)
             .ok_or_else(|| fatal("3D000", format!("database \"{}\" does not exist", parameters.database)))?;
         let counted = ClientCount::new(self.plane, &route).ok_or_else(|| {
             fatal("53300", format!("{} has {} connections open, its limit", route.name, route.max_clients))
         })?;
         self.turn(&route).await?;
-        let application_name = parameters.settings.get("application_name").cloned().unwrap_or_default();
         let is_off = |kind: &str| matches!(kind, "false" | "off" | "no" | "0" | "");
         if let Some(kind) = parameters.replication.as_deref().filter(|kind| !is_off(kind)) {
-            return self.replication(kind, &parameters, route, counted, encrypted).await;
+            return self.replication(kind, &parameters, &application_name, route, counted, encrypted).await;
         }
         let greeting = if let Some(greeting) = route.pool.greeting() {
             greeting
@@ -315,14 +341,7 @@ impl LoginTask<'_> {
         let stats = self.plane.stats_of(&parameters.database);
         stats.add(&Work { logins: 1, ..Work::default() });
         let process = self.plane.processes.of_client(self.peer.ip(), &application_name);
-        Ok(Arrival::Session(Box::new(Established {
-            route,
-            parameters,
-            registration,
-            process,
-            stats,
-            _counted: counted,
-        })))
+        Ok(Arrival::Session(Box::new(Established { route, registration, process, stats, _counted: counted })))
     }
 
     /// Waits for the tenant's turn when it logs in more often than it may.
@@ -352,6 +371,7 @@ impl LoginTask<'_> {
         &mut self,
         kind: &str,
         parameters: &StartupParameters,
+        application_name: &str,
         route: Route,
         counted: ClientCount,
         encrypted: bool,
@@ -377,13 +397,12 @@ impl LoginTask<'_> {
                 format!("{}: {} sessions keep a server connection, the limit", route.name, cache.pin_limit()),
             )
         })?;
-        let mut settings = parameters.settings.clone();
-        let application_name = settings.remove("application_name").unwrap_or_default();
+        let mut settings = (*route.pool.key().settings).clone();
         settings.insert("replication".to_owned(), kind.to_owned());
         let pool = route.pool.with_settings(settings);
-        let leased = pool.lease_patiently(&application_name, self.patience()).await.map_err(Refusal::Upstream)?;
-        let registration = self.register(parameters, &application_name, encrypted)?;
-        self.greet(reported(&leased.upstream.reported), &application_name, &registration).await?;
+        let leased = pool.lease_patiently(application_name, self.patience()).await.map_err(Refusal::Upstream)?;
+        let registration = self.register(parameters, application_name, encrypted)?;
+        self.greet(reported(&leased.upstream.reported), application_name, &registration).await?;
         Ok(Arrival::Replication(Box::new(Passage {
             plane: Arc::clone(self.plane),
             client: self.stream.take().ok_or(Refusal::Gone)?,

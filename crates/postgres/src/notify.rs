@@ -22,13 +22,13 @@ pub(crate) enum Visible<'a> {
 /// Whether a client may hear everything that is said in its database.
 pub(crate) fn hears_all(snapshot: &Snapshot, client: &Established) -> bool {
     let mut pools = snapshot.catalog.pools.values();
-    client.parameters.database != Catalog::MAINTENANCE_DATABASE
+    client.database() != Catalog::MAINTENANCE_DATABASE
         || pools.any(|p| p.account == client.route.account && p.notifications == NotificationPolicy::All)
 }
 
 /// What of a notification a client may see.
 pub(crate) fn visible<'a>(plane: &PostgresPlane, client: &Established, channel: &str, payload: &'a str) -> Visible<'a> {
-    if client.parameters.database != Catalog::MAINTENANCE_DATABASE || !matches!(channel, "imbus" | "cron_trigger") {
+    if client.database() != Catalog::MAINTENANCE_DATABASE || !matches!(channel, "imbus" | "cron_trigger") {
         return Visible::All;
     }
     let snapshot = plane.snapshot();

@@ -12,6 +12,7 @@ use crate::cache::{Leased, Pinned};
 use crate::cancel::Registration;
 use crate::plane::PostgresPlane;
 use crate::route::ClientCount;
+use crate::signal::Ear;
 use crate::stream::Stream;
 
 /// Above this, no more is read for a side that does not take what it has got (rule 8).
@@ -34,11 +35,13 @@ impl Passage {
     pub(crate) async fn run(mut self) {
         let handle = Arc::clone(&self.registration.handle);
         handle.owns(&self.leased.upstream.target);
-        let (mut draining, mut killed) = (self.plane.draining.listen(), handle.killed.listen());
+        let (mut draining, mut ear) = (self.plane.draining.listen(), Ear::default());
         let mut outbound = BytesMut::new();
         // Nothing is said at the end: what has been passed on may have stopped in the middle of a message.
         std::future::poll_fn(|cx| match self.poll(cx, &mut outbound) {
-            Poll::Pending if draining.poll(cx).is_pending() && killed.poll(cx).is_pending() => Poll::Pending,
+            Poll::Pending if draining.poll(cx).is_pending() && ear.poll(&handle.killed, cx).is_pending() => {
+                Poll::Pending
+            }
             _ => Poll::Ready(()),
         })
         .await;

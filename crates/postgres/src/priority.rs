@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cofferdam_fairness::{Queue, Watch};
+use cofferdam_fairness::{OnCores, Queue, Watch};
 use cofferdam_sched::set_scheduling;
 use cofferdam_tenant::Priorities;
 use rustix::process::{Pid, getpriority_process, setpriority_process};
@@ -53,8 +53,8 @@ struct State {
     work: Option<(Instant, Watch)>,
     /// How long it had worked before that, since it was last looked at.
     worked: Duration,
-    /// For how long it had wanted a core when it was last looked at.
-    wanted: Duration,
+    /// For how long it had wanted a core, and waited for one, when it was last looked at.
+    wanted: Wanted,
     /// When that was, if it has done the same work since then, and whether it had a core or waited for one at that moment.
     seen: Option<(Instant, bool)>,
 }
@@ -140,18 +140,19 @@ impl ServerProcess {
         let between = now.saturating_duration_since(looked);
         let mut noted = None;
         if between >= LOOK {
-            let measured = wanted.saturating_sub(state.wanted).as_secs_f32() / between.as_secs_f32();
-            let cores = if was_runnable && is_runnable { 1.0 } else { measured };
+            let measured = wanted.since(state.wanted);
+            let measured = if was_runnable && is_runnable { measured.all_of(between) } else { measured };
             (state.seen, state.wanted) = (Some((now, is_runnable)), wanted);
-            if cores >= 0.5 {
+            if measured.part_of(between).0 >= 0.5 {
                 self.set(&mut state, Queue::Expensive);
             }
-            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), cores, self.gives_way(&state)));
+            let seen = measured.on_cores(between, self.gives_way(&state));
+            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), seen));
         }
         let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         drop(state);
-        if let Some((watch, cores, gives_way)) = noted {
-            watch.note_cores(cores.min(1.0), gives_way);
+        if let Some((watch, seen)) = noted {
+            watch.note_cores(seen);
         }
         lowered
     }
@@ -167,11 +168,10 @@ impl ServerProcess {
         if state.worked >= LOOK_AT_SHORT
             && let Some(wanted) = wanted(self.pid)
         {
-            let cores = wanted.saturating_sub(state.wanted).as_secs_f32() / state.worked.as_secs_f32();
+            let seen = wanted.since(state.wanted).on_cores(state.worked, self.gives_way(&state));
             (state.wanted, state.worked) = (wanted, Duration::ZERO);
-            let gives_way = self.gives_way(&state);
             drop(state);
-            watch.note_cores(cores.min(1.0), gives_way);
+            watch.note_cores(seen);
         }
     }
 
@@ -276,19 +276,50 @@ fn may_give_back(pid: Pid, nice: i32) -> bool {
         && setpriority_process(Some(pid), nice).is_ok()
 }
 
-/// For how long a process has wanted a core so far: had one, or waited for one. Where the kernel does not say that, how long
-/// it has computed, in its own time and the system's for it, in hundredths of a second.
-fn wanted(pid: Pid) -> Option<Duration> {
+/// For how long a process has had a core, and has waited for one.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wanted {
+    had: Duration,
+    waited: Duration,
+}
+
+impl Wanted {
+    fn since(self, before: Self) -> Self {
+        Self { had: self.had.saturating_sub(before.had), waited: self.waited.saturating_sub(before.waited) }
+    }
+
+    /// Whoever has wanted a core all the time has waited when it had none.
+    fn all_of(self, time: Duration) -> Self {
+        Self { waited: time.saturating_sub(self.had), ..self }
+    }
+
+    /// The parts of a time in which it wanted a core, and in which it waited for one.
+    fn part_of(self, time: Duration) -> (f32, f32) {
+        let part = |of: Duration| (of.as_secs_f32() / time.as_secs_f32()).min(1.0);
+        (part(self.had + self.waited), part(self.waited))
+    }
+
+    fn on_cores(self, time: Duration, gives_way: bool) -> OnCores {
+        let (wanted, waited) = self.part_of(time);
+        OnCores { wanted, waited, gives_way }
+    }
+}
+
+/// What a process has wanted so far. Where the kernel does not say that, how long it has computed, in its own time and the
+/// system's for it, in hundredths of a second.
+fn wanted(pid: Pid) -> Option<Wanted> {
     let path = format!("/proc/{}/schedstat", pid.as_raw_nonzero());
     let scheduled = std::fs::read_to_string(path).unwrap_or_default();
-    let mut nanoseconds = scheduled.split_ascii_whitespace().map_while(|n| n.parse::<u64>().ok());
-    if let (Some(had @ 1..), Some(waited)) = (nanoseconds.next(), nanoseconds.next()) {
-        return Some(Duration::from_nanos(had.saturating_add(waited)));
+    let mut times = scheduled.split_ascii_whitespace().map_while(|n| n.parse().ok().map(Duration::from_nanos));
+    if let (Some(had), Some(waited)) = (times.next(), times.next())
+        && !had.is_zero()
+    {
+        return Some(Wanted { had, waited });
     }
     let stat = stat(pid)?;
     let mut fields = stat.split(' ').skip(11);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
-    Some(Duration::from_millis(10 * ticks))
+    Some(Wanted { had: Duration::from_millis(10 * ticks), waited: Duration::ZERO })
 }
 
 /// Whether it has a core or waits for one.
@@ -355,7 +386,7 @@ mod tests {
     fn a_process_gives_way_by_all_that_there_is_or_not_entirely() {
         let gives_way = |usual, nice, group_follows, spare_cores| {
             let priorities = Priorities { storm: 19, expensive: 19, spare_cores };
-            let (work, worked, wanted, seen) = (None, Duration::ZERO, Duration::ZERO, None);
+            let (work, worked, wanted, seen) = (None, Duration::ZERO, Wanted::default(), None);
             let state = State { nice, group_follows, work, worked, wanted, seen };
             let pid = Pid::from_raw(1).unwrap();
             let process =

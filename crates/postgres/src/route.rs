@@ -11,7 +11,6 @@ use crate::cache::{Key, Pool};
 use crate::plane::{ClusterAccess, PostgresPlane, Snapshot};
 use crate::process::class_of;
 use crate::servers::Wanted;
-use crate::wire::StartupParameters;
 
 /// Connections to the maintenance database that one pool's workers may hold.
 const MAINTENANCE_CLIENTS: u32 = 1_000;
@@ -40,19 +39,27 @@ pub(crate) struct Route {
     pub(crate) login_rate: Option<u32>,
 }
 
+/// What a client has asked for at login.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Requested<'a> {
+    pub(crate) user: &'a str,
+    pub(crate) database: &'a str,
+    pub(crate) application_name: &'a str,
+    /// All others.
+    pub(crate) settings: &'a Arc<BTreeMap<String, String>>,
+}
+
 /// Where a session goes. `None` when its database is not known here, or the role may not open it any more.
-pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Option<Route> {
+pub(crate) fn route(snapshot: &Snapshot, requested: Requested<'_>) -> Option<Route> {
     let catalog = &snapshot.catalog;
-    let role = parameters.user.as_str();
-    let mut settings: BTreeMap<String, String> = parameters.settings.clone();
-    let name = settings.remove("application_name").unwrap_or_default();
+    let role = requested.user;
     let pool = |access: &ClusterAccess, login: &Login| {
-        let (database, settings) = (parameters.database.clone(), settings.clone());
+        let (database, settings) = (requested.database.to_owned(), Arc::clone(requested.settings));
         // A client that is logged in here may use the server as whom its tenant says.
         let login = access.cache.resolve(login);
         access.cache.pool(Key { database, login, settings, wanted: Wanted::Primary })
     };
-    if parameters.database == Catalog::MAINTENANCE_DATABASE {
+    if requested.database == Catalog::MAINTENANCE_DATABASE {
         let (workers, login, cluster) = catalog.maintenance(role)?;
         let access = snapshot.clusters.get(&cluster.name)?.clone();
         return Some(Route {
@@ -73,10 +80,10 @@ pub(crate) fn route(snapshot: &Snapshot, parameters: &StartupParameters) -> Opti
             login_rate: None,
         });
     }
-    let tenant = catalog.by_database(&parameters.database)?;
+    let tenant = catalog.by_database(requested.database)?;
     let login = tenant.server_login(role)?;
     let cluster = tenant.cluster.as_ref()?;
-    let class = class_of(&name);
+    let class = class_of(requested.application_name);
     let access = snapshot.clusters.get(&cluster.name)?.clone();
     Some(Route {
         account: tenant.id,

@@ -128,6 +128,8 @@ pub(super) struct Running {
     pub(super) calm: bool,
     /// The cores that it keeps busy: as expected at first, then as measured.
     pub(super) cores: Cores,
+    /// The part of its time in which it waits for one: as expected at first, then as measured.
+    pub(super) waited: f32,
     /// Whether it gives way to others at once: as expected at first, then as measured.
     pub(super) gives_way: bool,
     /// Cores bounded it when it began.
@@ -173,6 +175,8 @@ pub(super) struct ClassAccount {
     pub(super) cores: Cores,
     /// Whether it gave way to others when it was last measured as a storm's.
     pub(super) gives_way: bool,
+    /// The part of its time in which it waited for a core lately.
+    pub(super) waited: f32,
     pub(super) baseline: Baseline,
 }
 
@@ -184,6 +188,7 @@ impl ClassAccount {
             running: 0,
             cores: Cores::default(),
             gives_way: false,
+            waited: 0.0,
             baseline: Baseline::default(),
         }
     }

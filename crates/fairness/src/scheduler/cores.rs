@@ -17,8 +17,14 @@ use crate::time::Timestamp;
 const COMPANY: Duration = Duration::from_secs(10);
 /// Work that keeps less than this part of a core busy does not compute.
 const COMPUTES: Cores = Cores(100);
-/// From this part on, work that takes longer than usual has waited for a core first of all.
-const MOSTLY_COMPUTES: Cores = Cores(300);
+/// No more than this part of its time has work waited for a core, however often that is seen: what is left is measured too roughly.
+const MOST_WAITED: f32 = 0.75;
+/// The weight of one measurement in that part.
+const WAITED: f32 = 0.3;
+/// While work that no core bounds has no more than this part of the cores, it is not what others wait for.
+const SPARE: f64 = 0.6;
+/// So long after the last measurement nothing is known of what computes: it may be that the server runs elsewhere now.
+const KNOWN: Duration = Duration::from_secs(60);
 /// Thousandths of a core that have to be free for work that computes, whatever it wants itself: what wants less must not
 /// overtake what wants more for ever.
 const ENOUGH: u64 = 500;
@@ -30,6 +36,17 @@ const STORM_TO_A_CORE: u64 = 4;
 /// The weight of one measurement in what a tenant's work of a class is expected to want: it rises fast and decays slowly.
 const RISE: f32 = 0.5;
 const DECAY: f32 = 0.1;
+
+/// What work was seen to want of the machine's cores.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct OnCores {
+    /// Cores that it wanted: had, or waited for. 0 for work that sleeps, 1 for work that computes all the time.
+    pub wanted: f32,
+    /// The part of its time in which it waited for one, from 0 to 1.
+    pub waited: f32,
+    /// Whoever else wants a core takes it from this work at once: then more of a storm's may run than there are cores.
+    pub gives_way: bool,
+}
 
 /// Thousandths of a core.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,8 +76,8 @@ pub(super) struct Busy {
     expensive: Wanted,
     /// All other work.
     modest: Wanted,
-    /// Whether somebody has ever said what work wants.
-    is_measured: bool,
+    /// When somebody last said what work wants.
+    measured: Option<Timestamp>,
     /// The last two tenants whose modest work began, and when that was.
     company: [Option<(usize, Timestamp)>; 2],
 }
@@ -73,6 +90,10 @@ struct Wanted {
     counted: u64,
     /// Pieces of work that compute.
     computing: u32,
+    /// Thousandths that those have which do not compute.
+    other: u64,
+    /// Thousandths that all of them have.
+    had: u64,
 }
 
 impl Wanted {
@@ -94,6 +115,8 @@ impl Busy {
         wanted.thousandths += u64::from(run.cores.0);
         wanted.counted += counted;
         wanted.computing += u32::from(run.cores.computes());
+        wanted.had += run.had();
+        wanted.other += run.had_without_computing();
     }
 
     pub(super) fn remove(&mut self, run: &Running) {
@@ -102,6 +125,13 @@ impl Busy {
         wanted.thousandths -= u64::from(run.cores.0);
         wanted.counted -= counted;
         wanted.computing -= u32::from(run.cores.computes());
+        wanted.had -= run.had();
+        wanted.other -= run.had_without_computing();
+    }
+
+    /// The cores that work has which no core bounds.
+    fn unbounded(&self) -> f64 {
+        (self.modest.had + self.storms.other + self.expensive.other) as f64 / 1e3
     }
 
     fn wanted_with(&mut self, run: &Running) -> &mut Wanted {
@@ -128,21 +158,22 @@ impl Busy {
 }
 
 impl Scheduler {
-    /// So many cores does running work keep busy, measured over a while: 0 for work that sleeps, 1 for work that
-    /// computes all the time. `gives_way`: whoever else wants a core takes it from this work at once; then more of a storm's may
-    /// run than there are cores. Does nothing when it is over.
-    pub fn note_cores(&mut self, work: &Grant, cores: f32, gives_way: bool) {
+    /// What running work wants of the machine's cores, as it was seen over a while. Does nothing when it is over.
+    pub fn note_cores(&mut self, work: &Grant, seen: OnCores) {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
-        let measured = Cores::of(cores);
+        let measured = Cores::of(seen.wanted);
         let account = run.account;
         self.busy.remove(run);
-        (run.cores, run.gives_way) = (measured, gives_way);
+        // What is no number is none.
+        let waited = seen.waited.max(0.0).min(MOST_WAITED);
+        (run.cores, run.waited, run.gives_way) = (measured, waited, seen.gives_way);
         self.busy.add(run);
-        self.busy.is_measured = true;
+        self.busy.measured = Some(self.now);
         let class = &mut self.accounts[account].by_class[run.class as usize];
         if run.queue == Queue::More {
-            class.gives_way = gives_way;
+            class.gives_way = seen.gives_way;
         }
+        class.waited += WAITED * (waited - class.waited);
         let before = class.cores;
         class.cores.learn(measured);
         if class.cores.computes() != before.computes() {
@@ -150,11 +181,21 @@ impl Scheduler {
         }
     }
 
-    /// Nobody can say what running work keeps busy. Nothing is learnt from that.
+    /// Nobody can say what running work wants: it counts for nothing, and what its tenant's work of the class is expected to want
+    /// is forgotten little by little.
     pub fn forget_cores(&mut self, work: &Grant) {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         self.busy.remove(run);
-        run.cores = Cores::default();
+        (run.cores, run.waited) = (Cores::default(), 0.0);
+        self.busy.add(run);
+        let account = run.account;
+        let class = &mut self.accounts[account].by_class[run.class as usize];
+        class.waited -= WAITED * class.waited;
+        let computed = class.cores.computes();
+        class.cores.learn(Cores::default());
+        if class.cores.computes() != computed {
+            self.rank(account);
+        }
     }
 
     /// Whether a tenant's next work of a class waits for cores too, and not only for a slot.
@@ -178,25 +219,25 @@ impl Scheduler {
 
     /// The cores for storms and expensive work, where it is known what computes.
     pub(super) fn known_cores(&self) -> Option<u32> {
-        self.config.cores.filter(|_| self.busy.is_measured)
+        self.config.cores.filter(|_| self.busy.measured.is_some_and(|at| self.now.since(at) < KNOWN))
     }
 
-    /// What work that ends says about the number of slots, if anything, when it took longer than usual by this much.
+    /// What work that ends says about the number of slots, if anything, when it took longer than usual by this much, waits for a
+    /// core left out.
     ///
-    /// Where what computes gives way to others, that it takes longer is as it should be. And modest work that waits for a core,
-    /// while all of it together wants no more than there are, waits for somebody whom fewer slots do not keep away: what is
-    /// bounded by cores already, or whatever else the machine does. Then nothing speaks against more slots.
+    /// Where what computes gives way to others, that it takes longer is as it should be. And while the work that no core bounds has only
+    /// a part of the cores, whoever waits for one waits for somebody whom fewer slots do not keep away: what is bounded
+    /// by cores already, or whatever else the machine does. Otherwise the wait counts.
     pub(super) fn evidence_of(&self, run: &Running, inflation: f64) -> Option<f64> {
         if run.since < self.concurrency.since() {
             return None;
         }
-        let Some(cores) = self.known_cores() else { return Some(inflation) };
-        if run.is_bounded_by_cores() {
-            let gives_way = run.cores.computes() && self.busy.is_in_company(run.account, self.now);
-            return (!gives_way).then_some(inflation);
-        }
-        let is_others = run.cores >= MOSTLY_COMPUTES && self.busy.modest.thousandths <= 1_000 * u64::from(cores);
-        Some(if is_others { inflation.min(0.0) } else { inflation })
+        let with_waits = inflation - (1.0 - f64::from(run.waited)).ln();
+        let Some(cores) = self.known_cores() else { return Some(with_waits) };
+        let gives_way =
+            run.queue != Queue::First && run.cores.computes() && self.busy.is_in_company(run.account, self.now);
+        let is_others_fault = self.busy.unbounded() <= SPARE * f64::from(cores);
+        (!gives_way).then_some(if is_others_fault { inflation } else { with_waits })
     }
 }
 
@@ -205,6 +246,20 @@ impl Running {
     fn counted(&self) -> u64 {
         let many = if self.gives_way && self.queue == Queue::More { STORM_TO_A_CORE } else { 1 };
         u64::from(self.cores.0) / many
+    }
+
+    /// How long it took, without what it is thought to have waited for a core.
+    pub(super) fn without_waits(&self, seconds: f64) -> f64 {
+        seconds * (1.0 - f64::from(self.waited))
+    }
+
+    /// Thousandths of a core that it has.
+    fn had(&self) -> u64 {
+        u64::from(self.cores.0.saturating_sub((self.waited * 1_000.0) as u32))
+    }
+
+    fn had_without_computing(&self) -> u64 {
+        if self.cores.computes() { 0 } else { self.had() }
     }
 
     /// Whether it counts as a storm's or as expensive work.

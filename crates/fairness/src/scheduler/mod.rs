@@ -29,8 +29,10 @@ use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
-use account::{Account, ClassAccount, Place, Rank, Running, Waiting};
+use account::{Account, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
+use cores::Cores;
+pub use cores::OnCores;
 pub use usage::{Pressure, Usage};
 pub use waits::Waits;
 
@@ -353,7 +355,8 @@ impl Scheduler {
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
         self.accounts[run.account].learn(run.class, actual);
         if !self.concurrency.is_fixed() {
-            let inflation = self.accounts[run.account].by_class[run.class as usize].baseline.learn(actual, calm);
+            let own = run.without_waits(actual);
+            let inflation = self.accounts[run.account].by_class[run.class as usize].baseline.learn(own, calm);
             let evidence = inflation.and_then(|inflation| self.evidence_of(&run, inflation));
             if evidence.is_some_and(|evidence| self.accounts[run.account].seen.add(self.window, evidence)) {
                 self.touched.push(run.account);
@@ -518,7 +521,10 @@ impl Scheduler {
         if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
             a.virtual_time = a.virtual_time.max(floor);
         }
-        let ClassAccount { cores, gives_way, .. } = a.by_class[class as usize];
+        // Nobody looks at it where that does not matter.
+        let looked = self.config.cores.map(|_| &a.by_class[class as usize]);
+        let (cores, waited, gives_way) =
+            looked.map_or((Cores::default(), 0.0, false), |class| (class.cores, class.waited, class.gives_way));
         let charged = f64::from(a.by_class[class as usize].estimate);
         let own = a.virtual_time;
         a.virtual_time += charged / f64::from(a.share.weight);
@@ -560,6 +566,7 @@ impl Scheduler {
             nested,
             calm,
             cores,
+            waited,
             gives_way,
             core_bound,
         };

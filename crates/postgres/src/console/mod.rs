@@ -16,6 +16,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use crate::plane::PostgresPlane;
 use crate::relay::acquire::unless_client_leaves;
+use crate::signal::Ear;
 use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Severity, Side, TransactionStatus, cstr, frame};
 use command::{Command, parse};
@@ -88,12 +89,15 @@ impl Console {
 
     /// Answers commands until the client leaves, is killed, or the plane drains.
     pub(crate) async fn run(mut self) {
-        let (mut draining, mut killed) = (self.plane.draining.listen(), self.registration.handle.killed.listen());
+        let (mut draining, mut ear) = (self.plane.draining.listen(), Ear::default());
+        let handle = Arc::clone(&self.registration.handle);
         let ended = {
             let mut serving = std::pin::pin!(self.serve());
             std::future::poll_fn(|cx| match serving.as_mut().poll(cx) {
                 Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                Poll::Pending if draining.poll(cx).is_ready() || killed.poll(cx).is_ready() => Poll::Ready(None),
+                Poll::Pending if draining.poll(cx).is_ready() || ear.poll(&handle.killed, cx).is_ready() => {
+                    Poll::Ready(None)
+                }
                 Poll::Pending => Poll::Pending,
             })
             .await

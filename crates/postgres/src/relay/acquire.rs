@@ -26,7 +26,7 @@ const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
 impl Relay {
     /// Waits until an operator lets transactions of this database begin, and follows the catalog.
     pub(super) async fn ready_to_begin(&mut self) -> Result<Result<(), (String, String)>, End> {
-        if self.plane.pauses.is_paused(&self.established.parameters.database)
+        if self.plane.pauses.is_paused(self.established.database())
             && let Err(refusal) = Box::pin(self.resumed()).await?
         {
             return Ok(Err(refusal));
@@ -114,7 +114,7 @@ impl Relay {
             // Seen by PAUSE from here on; and if it came before, it has the last word.
             let handle = &self.established.registration.handle;
             handle.owns(&leased.upstream.target);
-            if !self.plane.pauses.is_paused(&self.established.parameters.database) {
+            if !self.plane.pauses.is_paused(self.established.database()) {
                 self.take_over(leased);
                 return Ok(());
             }
@@ -167,7 +167,7 @@ impl Relay {
         handle.waits(true);
         let _waiting = Waiting(&handle);
         let (plane, draining) = (Arc::clone(&self.plane), Arc::clone(&self.plane.draining));
-        let database = self.established.parameters.database.clone();
+        let database = self.established.database().to_owned();
         let resumed = Box::pin(async move {
             tokio::select! {
                 () = plane.pauses.resumed(&database) => true,

@@ -88,7 +88,7 @@ impl Relay {
 
 /// How a session hears of notifications: through the shared connection, if it pools transactions and reads UTF-8.
 pub(super) fn hearing(session: &mut Session, snapshot: &Snapshot, established: &Established) {
-    let encoding = established.parameters.settings.get("client_encoding").map(|e| e.to_ascii_lowercase());
+    let encoding = established.requested().settings.get("client_encoding").map(|e| e.to_ascii_lowercase());
     let is_utf8 = encoding.is_none_or(|e| matches!(e.trim_matches('\''), "utf8" | "utf-8" | "unicode" | "auto"));
     session.share_listener(is_utf8 && established.route.pooling == PoolingMode::Transaction);
     session.be_deaf(!hears_all(snapshot, established));

@@ -23,14 +23,14 @@ const STEP_ASIDE: Duration = Duration::from_secs(30);
 
 /// The databases to have out of the way of a text, or why it may not go on.
 fn judge(catalog: &Catalog, established: &Established, text: Option<&[u8]>) -> Result<Vec<String>, String> {
-    let user = &established.parameters.user;
-    let is_maintenance = established.parameters.database == Catalog::MAINTENANCE_DATABASE;
+    let user = established.user();
+    let is_maintenance = established.database() == Catalog::MAINTENANCE_DATABASE;
     // Whose login it is decides, wherever it is connected.
     let pool = if is_maintenance {
         catalog.maintenance(user).map(|(pool, ..)| pool)
     } else {
-        let tenant = catalog.by_database(&established.parameters.database);
-        let is_of_pool = |p: &&Arc<Pool>| p.login.as_ref().is_some_and(|login| login.role == *user);
+        let tenant = catalog.by_database(established.database());
+        let is_of_pool = |p: &&Arc<Pool>| p.login.as_ref().is_some_and(|login| login.role == user);
         tenant.and_then(|tenant| tenant.pool.as_ref()).filter(is_of_pool)
     };
     // A tenant's own login is what PostgreSQL lets it be.
@@ -110,7 +110,7 @@ impl Relay {
 
     async fn step_aside(&self, mut databases: Vec<String>) -> Result<Option<Fence>, String> {
         // The client's own transaction is not waited for.
-        databases.retain(|name| *name != self.established.parameters.database);
+        databases.retain(|name| name != self.established.database());
         if databases.is_empty() {
             return Ok(None);
         }

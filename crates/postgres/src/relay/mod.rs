@@ -26,7 +26,7 @@ use crate::priority::Working;
 use crate::process::Holding;
 use crate::route::{Route, route};
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation, set_name};
-use crate::signal::Listener;
+use crate::signal::{Ear, Listener};
 use crate::stats::Work;
 use crate::stream::Stream;
 use crate::wire::{Frame, Reply, Severity, Side, frame};
@@ -93,7 +93,7 @@ pub(crate) struct Relay {
     draining: Listener,
     /// Since when the client is to leave as soon as it is quiet.
     drains: Option<Instant>,
-    moved_away: Listener,
+    moved_away: Ear,
 }
 
 /// A slot of the gate, and that the client's process holds it.
@@ -171,13 +171,12 @@ impl Relay {
         established: Established,
     ) -> Self {
         let draining = plane.draining.listen();
-        let moved_away = established.registration.handle.moved.listen();
         let mut session = Session::new(Arc::clone(established.route.pool.statements()));
         hearing(&mut session, &snapshot, &established);
-        if established.parameters.database == Catalog::MAINTENANCE_DATABASE {
+        if established.database() == Catalog::MAINTENANCE_DATABASE {
             session.maintains();
         }
-        session.is_called(established.parameters.settings.get("application_name").cloned().unwrap_or_default());
+        session.is_called(established.requested().application_name.to_owned());
         let limits = TimeLimits::of(&established.route);
         Self {
             session,
@@ -207,18 +206,18 @@ impl Relay {
             fences: Vec::new(),
             draining,
             drains: None,
-            moved_away,
+            moved_away: Ear::default(),
         }
     }
 
     /// Serves the client until it leaves; then leaves the server connection fit for others, or closes it.
     pub(crate) async fn run(mut self: Box<Self>) {
-        let mut killed = self.established.registration.handle.killed.listen();
+        let (handle, mut ear) = (Arc::clone(&self.established.registration.handle), Ear::default());
         let outcome = {
             let mut serving = std::pin::pin!(self.serve());
             std::future::poll_fn(|cx| match serving.as_mut().poll(cx) {
                 Poll::Ready(outcome) => Poll::Ready(outcome),
-                Poll::Pending if killed.poll(cx).is_ready() => {
+                Poll::Pending if ear.poll(&handle.killed, cx).is_ready() => {
                     let message = "terminating connection due to administrator command".to_owned();
                     Poll::Ready(Err(End::Fatal { code: "57P01", message }))
                 }
@@ -400,7 +399,7 @@ impl Relay {
                 _ => None,
             };
             if header.kind == b'Q'
-                && self.established.parameters.database == Catalog::MAINTENANCE_DATABASE
+                && self.established.database() == Catalog::MAINTENANCE_DATABASE
                 && let Some(process) = &self.established.process
                 && listens_for_cron(&bytes[Frame::HEADER.min(bytes.len())..])
             {
@@ -573,7 +572,7 @@ impl Relay {
     /// The catalog has changed: the session goes on where its tenant is now.
     fn follow_catalog(&mut self) -> Result<(), End> {
         self.snapshot = self.plane.snapshot();
-        if let Some(route) = route(&self.snapshot, &self.established.parameters) {
+        if let Some(route) = route(&self.snapshot, self.established.requested()) {
             if route.pool.key() != self.established.route.pool.key() {
                 // The password has changed; who logged in with the old one stays, with the new one at the server.
                 tracing::debug!(account = %route.name, "login changed");

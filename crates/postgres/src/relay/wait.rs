@@ -107,7 +107,7 @@ impl Relay {
             if may_drain && self.drains.is_none() && self.draining.poll(cx).is_ready() {
                 return Poll::Ready(Ok(Event::Draining));
             }
-            if may_drain && self.moved_away.poll(cx).is_ready() {
+            if may_drain && self.moved_away.poll(&self.established.registration.handle.moved, cx).is_ready() {
                 let message =
                     "terminating connection: the database has moved, and notifications may be lost".to_owned();
                 return Poll::Ready(Err(End::Fatal { code: "57P01", message }));
