@@ -321,7 +321,17 @@ pub(crate) struct Baseline {
     /// Logarithm of seconds.
     calm: f32,
     recent: f32,
+    /// The part of that time in which it wanted a core, once that is known.
+    wanted: Option<f32>,
     count: u16,
+}
+
+/// How much longer work took than it usually does, as logarithms.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Inflated {
+    pub(crate) altogether: f64,
+    /// By what was added while it wanted no core.
+    pub(crate) beside_cores: f64,
 }
 
 /// A tenant whose work has become faster than this (a logarithm) gets a lower baseline also while the gate is busy.
@@ -330,11 +340,13 @@ const FASTER: f32 = 0.7;
 const FIRST: u16 = 8;
 /// The weight of one measurement in a baseline, once it is made of many.
 const BASELINE_RATE: f32 = 0.01;
+/// The same of the part in which it wanted a core, which is known later: it is measured now and then.
+const WANTED_RATE: f32 = 0.03;
 
 impl Baseline {
-    /// Takes a measurement and says the logarithm of its inflation, once there is a baseline. `calm`: no more ran
-    /// meanwhile than half the least slots.
-    pub(crate) fn learn(&mut self, seconds: f64, calm: bool) -> Option<f64> {
+    /// Takes a measurement and says the logarithm of its inflation, once there is a baseline. `wanted`: the part of the time in
+    /// which it wanted a core, as far as that is known. `calm`: no more ran meanwhile than half the least slots.
+    pub(crate) fn learn(&mut self, seconds: f64, wanted: Option<f32>, calm: bool) -> Option<Inflated> {
         let sample = seconds.max(1e-5).ln() as f32;
         let first = self.count < FIRST;
         if first || calm {
@@ -344,7 +356,19 @@ impl Baseline {
         if first || calm || self.recent < self.calm - FASTER {
             self.calm += (1.0 / f32::from(self.count)).max(BASELINE_RATE) * (sample - self.calm);
         }
-        (!first).then(|| f64::from(sample - self.calm))
+        self.wanted = match (self.wanted, wanted) {
+            (None, wanted) => wanted,
+            (Some(known), Some(wanted)) if calm => Some(known + WANTED_RATE * (wanted - known)),
+            (known, _) => known,
+        };
+        (!first).then(|| {
+            let altogether = f64::from(sample - self.calm);
+            let beside_cores = wanted.zip(self.wanted).map(|(now, usually)| {
+                let added = altogether.exp() * f64::from(1.0 - now) - f64::from(1.0 - usually);
+                added.max(-0.9).ln_1p()
+            });
+            Inflated { altogether, beside_cores: beside_cores.unwrap_or(altogether) }
+        })
     }
 
     /// What is seen now is more nearly normal than what was thought so. Not all the way: one wrong guess must not make

@@ -128,7 +128,8 @@ pub(super) struct Running {
     pub(super) calm: bool,
     /// The cores that it keeps busy: as expected at first, then as measured.
     pub(super) cores: Cores,
-    /// The part of its time in which it waits for one: as expected at first, then as measured.
+    /// The parts of its time in which it wants one, and waits for one: as expected at first, then as measured.
+    pub(super) wanted: Option<f32>,
     pub(super) waited: f32,
     /// Whether it gives way to others at once: as expected at first, then as measured.
     pub(super) gives_way: bool,
@@ -175,7 +176,8 @@ pub(super) struct ClassAccount {
     pub(super) cores: Cores,
     /// Whether it gave way to others when it was last measured as a storm's.
     pub(super) gives_way: bool,
-    /// The part of its time in which it waited for a core lately.
+    /// The parts of its time in which it wanted a core, and waited for one, lately.
+    pub(super) wanted: Option<f32>,
     pub(super) waited: f32,
     pub(super) baseline: Baseline,
 }
@@ -188,6 +190,7 @@ impl ClassAccount {
             running: 0,
             cores: Cores::default(),
             gives_way: false,
+            wanted: None,
             waited: 0.0,
             baseline: Baseline::default(),
         }

@@ -11,6 +11,7 @@ use cofferdam_tenant::Class;
 
 use super::account::{Queue, Running};
 use super::{Grant, Scheduler};
+use crate::adaptive::Inflated;
 use crate::time::Timestamp;
 
 /// Other tenants' modest work counts for this long after the last of it has begun.
@@ -19,8 +20,8 @@ const COMPANY: Duration = Duration::from_secs(10);
 const COMPUTES: Cores = Cores(100);
 /// No more than this part of its time has work waited for a core, however often that is seen: what is left is measured too roughly.
 const MOST_WAITED: f32 = 0.75;
-/// The weight of one measurement in that part.
-const WAITED: f32 = 0.3;
+/// The weight of one measurement in the parts of its time in which work wanted and waited for a core lately.
+const LATELY: f32 = 0.3;
 /// While work that no core bounds has no more than this part of the cores, it is not what others wait for.
 const SPARE: f64 = 0.6;
 /// So long after the last measurement nothing is known of what computes: it may be that the server runs elsewhere now.
@@ -165,15 +166,17 @@ impl Scheduler {
         let account = run.account;
         self.busy.remove(run);
         // What is no number is none.
-        let waited = seen.waited.max(0.0).min(MOST_WAITED);
-        (run.cores, run.waited, run.gives_way) = (measured, waited, seen.gives_way);
+        let waited = if seen.waited.is_nan() { 0.0 } else { seen.waited.clamp(0.0, MOST_WAITED) };
+        let wanted = seen.wanted.max(waited).min(1.0);
+        (run.cores, run.wanted, run.waited, run.gives_way) = (measured, Some(wanted), waited, seen.gives_way);
         self.busy.add(run);
         self.busy.measured = Some(self.now);
         let class = &mut self.accounts[account].by_class[run.class as usize];
         if run.queue == Queue::More {
             class.gives_way = seen.gives_way;
         }
-        class.waited += WAITED * (waited - class.waited);
+        class.wanted = Some(class.wanted.map_or(wanted, |known| known + LATELY * (wanted - known)));
+        class.waited += LATELY * (waited - class.waited);
         let before = class.cores;
         class.cores.learn(measured);
         if class.cores.computes() != before.computes() {
@@ -186,11 +189,12 @@ impl Scheduler {
     pub fn forget_cores(&mut self, work: &Grant) {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         self.busy.remove(run);
-        (run.cores, run.waited) = (Cores::default(), 0.0);
+        (run.cores, run.wanted, run.waited) = (Cores::default(), None, 0.0);
         self.busy.add(run);
         let account = run.account;
         let class = &mut self.accounts[account].by_class[run.class as usize];
-        class.waited -= WAITED * class.waited;
+        class.wanted = None;
+        class.waited -= LATELY * class.waited;
         let computed = class.cores.computes();
         class.cores.learn(Cores::default());
         if class.cores.computes() != computed {
@@ -222,22 +226,21 @@ impl Scheduler {
         self.config.cores.filter(|_| self.busy.measured.is_some_and(|at| self.now.since(at) < KNOWN))
     }
 
-    /// What work that ends says about the number of slots, if anything, when it took longer than usual by this much, waits for a
-    /// core left out.
+    /// What work that ends says about the number of slots, if anything.
     ///
     /// Where what computes gives way to others, that it takes longer is as it should be. And while the work that no core bounds has only
-    /// a part of the cores, whoever waits for one waits for somebody whom fewer slots do not keep away: what is bounded
-    /// by cores already, or whatever else the machine does. Otherwise the wait counts.
-    pub(super) fn evidence_of(&self, run: &Running, inflation: f64) -> Option<f64> {
+    /// a part of the cores, whoever waits for one, or computes for longer, does so because of somebody whom fewer slots do not keep
+    /// away: what is bounded by cores already, or whatever else the machine does. Then only the time counts in which work
+    /// wanted no core.
+    pub(super) fn evidence_of(&self, run: &Running, took: Inflated) -> Option<f64> {
         if run.since < self.concurrency.since() {
             return None;
         }
-        let with_waits = inflation - (1.0 - f64::from(run.waited)).ln();
-        let Some(cores) = self.known_cores() else { return Some(with_waits) };
+        let Some(cores) = self.known_cores() else { return Some(took.altogether) };
         let gives_way =
             run.queue != Queue::First && run.cores.computes() && self.busy.is_in_company(run.account, self.now);
         let is_others_fault = self.busy.unbounded() <= SPARE * f64::from(cores);
-        (!gives_way).then_some(if is_others_fault { inflation } else { with_waits })
+        (!gives_way).then_some(if is_others_fault { took.beside_cores } else { took.altogether })
     }
 }
 
@@ -246,11 +249,6 @@ impl Running {
     fn counted(&self) -> u64 {
         let many = if self.gives_way && self.queue == Queue::More { STORM_TO_A_CORE } else { 1 };
         u64::from(self.cores.0) / many
-    }
-
-    /// How long it took, without what it is thought to have waited for a core.
-    pub(super) fn without_waits(&self, seconds: f64) -> f64 {
-        seconds * (1.0 - f64::from(self.waited))
     }
 
     /// Thousandths of a core that it has.

@@ -31,7 +31,6 @@ use crate::time::{SlotSeconds, Timestamp};
 
 use account::{Account, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
-use cores::Cores;
 pub use cores::OnCores;
 pub use usage::{Pressure, Usage};
 pub use waits::Waits;
@@ -355,9 +354,9 @@ impl Scheduler {
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
         self.accounts[run.account].learn(run.class, actual);
         if !self.concurrency.is_fixed() {
-            let own = run.without_waits(actual);
-            let inflation = self.accounts[run.account].by_class[run.class as usize].baseline.learn(own, calm);
-            let evidence = inflation.and_then(|inflation| self.evidence_of(&run, inflation));
+            let baseline = &mut self.accounts[run.account].by_class[run.class as usize].baseline;
+            let took = baseline.learn(actual, run.wanted, calm);
+            let evidence = took.and_then(|took| self.evidence_of(&run, took));
             if evidence.is_some_and(|evidence| self.accounts[run.account].seen.add(self.window, evidence)) {
                 self.touched.push(run.account);
             }
@@ -523,8 +522,8 @@ impl Scheduler {
         }
         // Nobody looks at it where that does not matter.
         let looked = self.config.cores.map(|_| &a.by_class[class as usize]);
-        let (cores, waited, gives_way) =
-            looked.map_or((Cores::default(), 0.0, false), |class| (class.cores, class.waited, class.gives_way));
+        let (cores, wanted, waited, gives_way) =
+            looked.map_or_else(Default::default, |class| (class.cores, class.wanted, class.waited, class.gives_way));
         let charged = f64::from(a.by_class[class as usize].estimate);
         let own = a.virtual_time;
         a.virtual_time += charged / f64::from(a.share.weight);
@@ -566,6 +565,7 @@ impl Scheduler {
             nested,
             calm,
             cores,
+            wanted,
             waited,
             gives_way,
             core_bound,
