@@ -1,13 +1,4 @@
 //! A tenant's file and a main file, as text.
 #![no_main]
 
-use cofferdam_tenant::{Catalog, NoSecrets, Source, SourceSet};
-
-libfuzzer_sys::fuzz_target!(|data: &str| {
-    let (main, tenant) = data.split_once("\u{0}").unwrap_or((data, data));
-    let set = SourceSet { main: Source::new("main", main), tenants: vec![Source::new("tenant", tenant)] };
-    if let Err(faults) = Catalog::build(&set, &NoSecrets, None) {
-        assert!(!faults.0.is_empty(), "refused without a reason");
-        assert!(faults.0.iter().all(|f| f.line >= 1 && f.column >= 1 && !f.expected.is_empty()));
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cofferdam_fuzz::configuration::run(data));

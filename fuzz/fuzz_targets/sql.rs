@@ -1,13 +1,4 @@
 //! Reading what a statement does to the session, and what kind of work a path is.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let _ = cofferdam_postgres::sql::effect(data);
-    let _ = cofferdam_postgres::sql::listen(data);
-    let _ = cofferdam_postgres::sql::setting(data);
-    let _ = cofferdam_postgres::sql::begins_read_only(data);
-    let _ = cofferdam_postgres::sql::database_commands(data);
-    if let Ok(text) = std::str::from_utf8(data) {
-        let _ = cofferdam_http::route(text);
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cofferdam_fuzz::sql::run(data));

@@ -371,9 +371,9 @@ fn what_is_not_seen_any_more_counts_for_nothing_after_a_while() {
     let mut work = |scheduler: &mut Scheduler, seen: bool| {
         let Submitted::Granted(grant) = scheduler.submit(ms(now), A, Class::Rpc, FAR) else { panic!("it waits") };
         if seen {
-            scheduler.note_cores(&grant, on(1.0, false))
+            scheduler.note_cores(&grant, on(1.0, false));
         } else {
-            scheduler.forget_cores(&grant)
+            scheduler.forget_cores(&grant);
         }
         now += 100;
         scheduler.complete(ms(now), grant);

@@ -118,8 +118,8 @@ mod tests {
     #[tokio::test]
     async fn an_ear_that_goes_to_another_task_listens_there() {
         let (word, mut ear) = (Word::default(), Ear::default());
-        let mut elsewhere = Context::from_waker(Waker::noop());
-        assert!(ear.poll(&word, &mut elsewhere).is_pending());
+        let elsewhere = Context::from_waker(Waker::noop());
+        assert!(ear.poll(&word, &elsewhere).is_pending());
         let told = std::future::poll_fn(|cx| {
             let polled = ear.poll(&word, cx);
             word.give();

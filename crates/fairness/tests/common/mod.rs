@@ -11,7 +11,6 @@ pub(crate) fn on(wanted: f32, gives_way: bool) -> OnCores {
     OnCores { wanted, waited: 0.0, gives_way }
 }
 /// A tenant.
-
 pub(crate) const A: TenantId = TenantId(0);
 /// Another.
 pub(crate) const B: TenantId = TenantId(1);
