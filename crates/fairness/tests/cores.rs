@@ -362,6 +362,44 @@ fn many_that_compute_a_little_are_no_excuse_for_modest_work_that_waits_for_a_cor
     assert!(open < 1.3 * blind + 2.0, "{open} of 40 slots open, {blind} where nobody knows what computes");
 }
 
+/// Whoever comes afterwards finds them all running.
+#[test]
+fn who_computes_alone_does_not_get_every_slot() {
+    let open = |known: bool| {
+        let cores = known.then_some(2);
+        let mut scheduler = Scheduler::new(GateConfig { cores, least_slots: 4, ..GateConfig::slots(40) });
+        scheduler.register(A, Share { queue: 1_000, ..Share::default() });
+        scheduler.register(B, Share::default());
+        let (mut running, mut owed): (Vec<(u64, Grant)>, _) = (Vec::new(), 100);
+        for now in (1_000..60_000).step_by(10) {
+            let (over, still) = std::mem::take(&mut running).into_iter().partition::<Vec<_>, _>(|(end, _)| *end <= now);
+            running = still;
+            for (_, grant) in over {
+                owed += 1;
+                if known {
+                    scheduler.note_cores(&grant, OnCores { wanted: 1.0, waited: 0.5, gives_way: false });
+                }
+                scheduler.complete(ms(now), grant);
+            }
+            let mut started = Vec::new();
+            for _ in 0..std::mem::take(&mut owed) {
+                if let Submitted::Granted(grant) = scheduler.submit(ms(now), A, Class::Rpc, FAR) {
+                    started.push(grant);
+                }
+            }
+            while let Some((_, grant)) = scheduler.next_grant(ms(now)) {
+                started.push(grant);
+            }
+            for grant in started {
+                running.push((now + 200 * (running.len() as u64 / 2).max(1), grant));
+            }
+        }
+        scheduler.usage().open_slots
+    };
+    let (known, blind) = (open(true), open(false));
+    assert!(known <= blind + 4 && known < 30, "{known} of 40 slots open, {blind} where nobody knows what computes");
+}
+
 /// The server may run elsewhere after a failover.
 #[test]
 fn what_is_not_seen_any_more_counts_for_nothing_after_a_while() {

@@ -75,8 +75,8 @@ impl Cores {
 pub(super) struct Busy {
     storms: Wanted,
     expensive: Wanted,
-    /// All other work.
-    modest: Wanted,
+    /// Thousandths of a core that work has which no core bounds: modest, or too little of a core to be counted.
+    unbounded: u64,
     /// When somebody last said what work wants.
     measured: Option<Timestamp>,
     /// The last two tenants whose modest work began, and when that was.
@@ -91,10 +91,6 @@ struct Wanted {
     counted: u64,
     /// Pieces of work that compute.
     computing: u32,
-    /// Thousandths that those have which do not compute.
-    other: u64,
-    /// Thousandths that all of them have.
-    had: u64,
 }
 
 impl Wanted {
@@ -111,35 +107,29 @@ impl Busy {
     }
 
     pub(super) fn add(&mut self, run: &Running) {
-        let counted = run.counted();
-        let wanted = self.wanted_with(run);
-        wanted.thousandths += u64::from(run.cores.0);
-        wanted.counted += counted;
-        wanted.computing += u32::from(run.cores.computes());
-        wanted.had += run.had();
-        wanted.other += run.had_without_computing();
+        self.unbounded += run.unbounded();
+        if let Some(wanted) = self.wanted_with(run) {
+            wanted.thousandths += u64::from(run.cores.0);
+            wanted.counted += run.counted();
+            wanted.computing += u32::from(run.cores.computes());
+        }
     }
 
     pub(super) fn remove(&mut self, run: &Running) {
-        let counted = run.counted();
-        let wanted = self.wanted_with(run);
-        wanted.thousandths -= u64::from(run.cores.0);
-        wanted.counted -= counted;
-        wanted.computing -= u32::from(run.cores.computes());
-        wanted.had -= run.had();
-        wanted.other -= run.had_without_computing();
+        self.unbounded -= run.unbounded();
+        if let Some(wanted) = self.wanted_with(run) {
+            wanted.thousandths -= u64::from(run.cores.0);
+            wanted.counted -= run.counted();
+            wanted.computing -= u32::from(run.cores.computes());
+        }
     }
 
-    /// The cores that work has which no core bounds.
-    fn unbounded(&self) -> f64 {
-        (self.modest.had + self.storms.other + self.expensive.other) as f64 / 1e3
-    }
-
-    fn wanted_with(&mut self, run: &Running) -> &mut Wanted {
+    /// What counts together with this work, if cores bound it.
+    fn wanted_with(&mut self, run: &Running) -> Option<&mut Wanted> {
         match run.queue {
-            _ if !run.is_bounded_by_cores() => &mut self.modest,
-            Queue::More => &mut self.storms,
-            _ => &mut self.expensive,
+            _ if !run.is_bounded_by_cores() => None,
+            Queue::More => Some(&mut self.storms),
+            _ => Some(&mut self.expensive),
         }
     }
 
@@ -237,10 +227,12 @@ impl Scheduler {
             return None;
         }
         let Some(cores) = self.known_cores() else { return Some(took.altogether) };
-        let gives_way =
-            run.queue != Queue::First && run.cores.computes() && self.busy.is_in_company(run.account, self.now);
-        let is_others_fault = self.busy.unbounded() <= SPARE * f64::from(cores);
-        (!gives_way).then_some(if is_others_fault { took.beside_cores } else { took.altogether })
+        if run.queue != Queue::First && run.cores.computes() {
+            // Who computes alone is bounded by slots only, and somebody may come.
+            return (!self.busy.is_in_company(run.account, self.now)).then_some(took.altogether);
+        }
+        let is_others_fault = self.busy.unbounded as f64 <= SPARE * 1e3 * f64::from(cores);
+        Some(if is_others_fault { took.beside_cores } else { took.altogether })
     }
 }
 
@@ -251,13 +243,11 @@ impl Running {
         u64::from(self.cores.0) / many
     }
 
-    /// Thousandths of a core that it has.
-    fn had(&self) -> u64 {
-        u64::from(self.cores.0.saturating_sub((self.waited * 1_000.0) as u32))
-    }
-
-    fn had_without_computing(&self) -> u64 {
-        if self.cores.computes() { 0 } else { self.had() }
+    /// Thousandths of a core that it has, if no core bounds it.
+    fn unbounded(&self) -> u64 {
+        let is_bounded = self.is_bounded_by_cores() && self.cores.computes();
+        let had = self.cores.0.saturating_sub((self.waited * 1_000.0) as u32);
+        if is_bounded { 0 } else { u64::from(had) }
     }
 
     /// Whether it counts as a storm's or as expensive work.
