@@ -4,6 +4,7 @@
 use std::panic::catch_unwind;
 use std::path::Path;
 
+// Public for the fuzzer, and loud when something is wrong.
 #[allow(unreachable_pub, clippy::expect_used)]
 #[path = "../fuzz/src/lib.rs"]
 mod targets;
