@@ -5,7 +5,8 @@
 //! anything, forty that compute on two cores make every one of them twenty times slower. The controller finds the
 //! point by marginal throughput, with *inflation* as the measure: how much longer work takes than the same tenant's
 //! same class of work took when the gate was half empty. By Little's law throughput is concurrency over time, so
-//! inflation that rises with concurrency is throughput that does not.
+//! inflation that rises with concurrency is throughput that does not. Where it is known what work computes, the time in which it
+//! wanted no core may be all that is compared: `evidence_of` in `scheduler/cores.rs` says when.
 //!
 //! * It begins at the least level and grows only when work waited for want of slots *and* work finished meanwhile
 //!   without inflation: no evidence, no growth. So ten-second transactions on a quiet morning cannot take every slot

@@ -365,7 +365,7 @@ impl ConnectionCache {
     }
 
     /// Looks at server processes that have worked for so long, and lowers their priority where that is wanted.
-    pub(crate) fn lower_what_lasts(&self, limit: Duration) {
+    pub(crate) fn look_at_what_lasts(&self, limit: Duration) {
         if !self.cluster.looks_at_processes() {
             return;
         }

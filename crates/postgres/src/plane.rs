@@ -260,7 +260,7 @@ impl PostgresPlane {
             let now = Instant::now();
             for access in self.snapshot.load().clusters.values() {
                 access.cache.follow_primary();
-                access.cache.lower_what_lasts(EXPENSIVE_FROM);
+                access.cache.look_at_what_lasts(EXPENSIVE_FROM);
                 if warmed.elapsed() >= WARMING {
                     access.cache.warm_up();
                 }
