@@ -74,6 +74,7 @@ fn totals(out: &Out<'_>, view: &dyn GatewayView) {
         let labels = [("pool", server.pool.as_str()), ("server", server.address.as_str())];
         out.gauge("cofferdam_http_server_up", &labels, f64::from(u8::from(server.well)));
         out.gauge("cofferdam_http_server_in_flight", &labels, f64::from(server.in_flight));
+        out.gauge("cofferdam_http_server_workers_lowered", &labels, f64::from(server.lowered));
     }
     let certificates = view.certificates();
     if !certificates.is_empty() {

@@ -95,6 +95,8 @@ pub struct OdooServerView {
     pub well: bool,
     /// Requests that it works on.
     pub in_flight: u32,
+    /// Workers that run with less than their usual priority.
+    pub lowered: u32,
 }
 
 /// The certificate of a host that an authority gives.

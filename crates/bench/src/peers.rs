@@ -157,6 +157,9 @@ impl Running {
                 "http: {{ listen: ['127.0.0.1:{http}'] }}\npools:\n  odoo:\n    servers: [{{ address: '127.0.0.1:{odoo}' }}]\n    \
                  slots: {slots}\n    min_slots: 4\n    expensive_slots: {expensive}\n    scheduling: {scheduling}\n"
             ));
+            if let Some(priorities) = priorities {
+                main.push_str(&format!("    priorities: {priorities}\n"));
+            }
         }
         if let Some(server) = behind.postgres {
             let (slots, least) = (behind.slots, behind.least_slots);

@@ -155,6 +155,9 @@ pub(crate) enum BenchCommand {
     Health(WatchCostArgs),
     /// The scheduling policies, simulated: the same result on every machine.
     Simulate(SimulateArgs),
+    /// A worker of the miniature Odoo, which starts it.
+    #[command(hide = true)]
+    OdooWorker,
 }
 
 /// What a pooler costs: pgbench directly, through PgBouncer and through Cofferdam.

@@ -15,6 +15,10 @@ use crate::args::{
 pub(crate) fn run(command: &BenchCommand) -> anyhow::Result<ExitCode> {
     match command {
         BenchCommand::Simulate(args) => simulated(args),
+        BenchCommand::OdooWorker => {
+            cofferdam_testkit::odoo::work()?;
+            Ok(ExitCode::SUCCESS)
+        }
         BenchCommand::Isolation(args) => until_interrupted(isolated(args)),
         BenchCommand::Postgres(args) => until_interrupted(pooled(args)),
         BenchCommand::Http(args) => until_interrupted(proxied(args)),

@@ -113,6 +113,7 @@ impl GatewayView for View {
             address: s.address.to_string(),
             well: s.is_well,
             in_flight: s.in_flight,
+            lowered: s.lowered,
         };
         servers.into_iter().map(view).collect()
     }

@@ -56,6 +56,7 @@ mod tls;
 mod trace;
 mod upstream;
 mod websocket;
+mod workers;
 
 pub use cofferdam_acme::{AcmeError, HostState};
 pub use cofferdam_tls::TlsError;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cofferdam_acme::{Acme, HostState};
 use cofferdam_fairness::{Clock, GateConfig, GateSet, GateSpec, Share, Timestamp};
+use cofferdam_sched::cores_but;
 use cofferdam_tenant::{
     Catalog, Endpoint, HeaderPolicyConfig, HttpFront, LoginProtectionConfig, Network, PlaneQuota, Pool, PoolName,
     Tenant, TenantId,
@@ -201,6 +202,8 @@ pub struct ServerUsage {
     pub is_well: bool,
     /// Requests that it works on.
     pub in_flight: u32,
+    /// Workers that run with less than their usual priority.
+    pub lowered: u32,
 }
 
 impl HttpPlane {
@@ -386,7 +389,15 @@ impl HttpPlane {
         self.tasks.spawn(Arc::clone(&self).certify());
         loop {
             tokio::select! {
-                _ = tick.tick() => self.gates.advance(),
+                _ = tick.tick() => {
+                    self.gates.advance();
+                    let snapshot = self.snapshot();
+                    for load in snapshot.pools().flat_map(|access| access.servers()) {
+                        if let Some(workers) = &load.workers {
+                            workers.look_at_what_lasts(EXPENSIVE_FROM);
+                        }
+                    }
+                }
                 () = &mut health => return,
                 () = self.cut.cancelled() => return,
             }
@@ -468,6 +479,7 @@ impl HttpPlane {
             address: load.server.address.clone(),
             is_well: load.health.is_well(),
             in_flight: load.in_flight(),
+            lowered: load.workers.as_ref().map_or(0, |workers| workers.lowered()),
         });
         let cache = &snapshot.cache;
         let [(memory_objects, memory_bytes), (disk_objects, disk_bytes)] = cache.size();
@@ -599,6 +611,7 @@ fn gate_spec(catalog: &Catalog, pool: &Arc<Pool>) -> GateSpec {
         least_slots: pool.min_slots,
         expensive_slots: pool.expensive_slots,
         expensive_from: EXPENSIVE_FROM,
+        cores: pool.looks_at_processes().then(|| cores_but(pool.priorities.map_or(0, |p| p.spare_cores))),
         policy: pool.scheduling.into(),
         ..GateConfig::slots(pool.slots)
     };

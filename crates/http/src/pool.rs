@@ -9,6 +9,7 @@ use cofferdam_tenant::{Endpoint, Pool, Server};
 
 use crate::bucket::Bucket;
 use crate::health::Health;
+use crate::workers::Workers;
 
 /// A pool, its gate and its servers.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct ServerLoad {
     /// Puts a server last that closes without an answer time after time. Shared across reloads too.
     answers: Arc<Mutex<Breaker>>,
     pub(crate) health: Arc<Health>,
+    /// Its workers, where they are looked at.
+    pub(crate) workers: Option<Arc<Workers>>,
 }
 
 /// When a server that closes without an answer is put last, and for how long. One such answer is the end of one request.
@@ -44,7 +47,7 @@ impl PoolAccess {
     /// A pool, with what is known of it from before a reload.
     pub(crate) fn new(pool: &Arc<Pool>, gate: Arc<Gate>, bucket: Option<Arc<Bucket>>, known: Option<&Self>) -> Self {
         let servers_before = known.map_or(&[][..], |access| &access.servers);
-        let servers: Vec<_> = pool.servers.iter().map(|s| ServerLoad::new(s.clone(), servers_before)).collect();
+        let servers: Vec<_> = pool.servers.iter().map(|s| ServerLoad::new(s.clone(), pool, servers_before)).collect();
         if pool.health.is_none() {
             for load in &servers {
                 load.health.forget();
@@ -89,10 +92,16 @@ impl PoolAccess {
 
 impl ServerLoad {
     /// A server, with what is known of it from before a reload.
-    fn new(server: Server, known: &[Self]) -> Self {
-        if let Some(k) = known.iter().find(|k| k.server.address == server.address) {
+    fn new(server: Server, pool: &Pool, known: &[Self]) -> Self {
+        let known = known.iter().find(|k| k.server.address == server.address);
+        let workers = pool.looks_at_processes().then(|| {
+            let known = known.and_then(|k| k.workers.as_ref()).filter(|known| known.priorities() == pool.priorities);
+            known.map_or_else(|| Workers::new(&server.address, pool.priorities), Arc::clone)
+        });
+        if let Some(k) = known {
             Self {
                 server,
+                workers,
                 in_flight: Arc::clone(&k.in_flight),
                 breaker: Arc::clone(&k.breaker),
                 answers: Arc::clone(&k.answers),
@@ -102,6 +111,7 @@ impl ServerLoad {
             let breaker = |config| Arc::new(Mutex::new(Breaker::new(config)));
             Self {
                 server,
+                workers,
                 in_flight: Arc::default(),
                 breaker: breaker(BreakerConfig::default()),
                 answers: breaker(UNANSWERED),

@@ -19,13 +19,19 @@ use crate::reply::Refusal;
 use crate::request::Request;
 use crate::socket::Socket;
 use crate::spool::Spool;
+use crate::workers::{Ends, Look};
 
 /// A server that closes without an answer within this time has not worked on the request: another may be asked. One that
 /// closes later was killed at it, and so would the next be.
 const QUICKLY: Duration = Duration::from_secs(2);
 
-/// What a request holds of its pool.
+/// A server that was reached, and that it is busy with one request more.
+type Reached = (usize, (ServerSession, Ends), InFlight);
+
+/// What a request holds of its pool. Fields drop in order: what is said of the worker has to be said before the slot is free.
 pub(crate) struct Occupied {
+    /// Who looks for the worker, where the server's are looked at.
+    look: Option<Look>,
     /// None for what the workers themselves ask.
     permit: Option<Permit>,
     _in_flight: InFlight,
@@ -54,7 +60,7 @@ pub(crate) async fn send(
     let mut tried: Vec<usize> = Vec::new();
     loop {
         let begun = Instant::now();
-        let (n, server, in_flight) = tokio::select! {
+        let (n, (server, ends), in_flight) = tokio::select! {
             reached = reach(request, &tried) => reached?,
             () = client.gone() => return Err(Failure::Broken),
         };
@@ -66,7 +72,9 @@ pub(crate) async fn send(
             record.asked = Some(begun);
             Arc::clone(&record.work)
         };
-        let occupied = Occupied { permit: permit.take(), _in_flight: in_flight, begun, work };
+        let look = load.workers.as_ref().zip(permit.as_ref());
+        let look = look.and_then(|(workers, permit)| Some(workers.look(ends, permit.queue(), permit.watch()?)));
+        let occupied = Occupied { look, permit: permit.take(), _in_flight: in_flight, begun, work };
         match attempt(request, client, body, server, occupied).await {
             Ok(answered) => {
                 load.answered();
@@ -90,7 +98,7 @@ pub(crate) async fn send(
 }
 
 /// Connects to a server that was not tried yet. Nothing has been sent then, so trying the next is safe whatever the method.
-async fn reach(request: &Request<'_>, tried: &[usize]) -> Result<(usize, ServerSession, InFlight), Failure> {
+async fn reach(request: &Request<'_>, tried: &[usize]) -> Result<Reached, Failure> {
     let access = request.access;
     let order = access.order(request.tenant.slug.as_str()).into_iter().filter(|n| !tried.contains(n));
     // Those that are ill, or have closed without an answer too often, are asked when nobody else can be reached.
@@ -100,7 +108,7 @@ async fn reach(request: &Request<'_>, tried: &[usize]) -> Result<(usize, ServerS
         if !load.may_be_tried(request.plane.now()) {
             continue;
         }
-        match connect(&load.server.address, access.pool.connect_timeout).await {
+        match dial(&load.server.address, access.pool.connect_timeout).await {
             Ok(server) => {
                 load.connected();
                 return Ok((n, server, load.begin()));
@@ -126,13 +134,13 @@ async fn reach(request: &Request<'_>, tried: &[usize]) -> Result<(usize, ServerS
 const AWAKE_YET: Duration = Duration::from_millis(250);
 
 /// Has the servers of a pool woken, once for all who wait, and waits until one can be reached.
-async fn woken(request: &Request<'_>, wake: &WakeConfig) -> Option<(usize, ServerSession, InFlight)> {
+async fn woken(request: &Request<'_>, wake: &WakeConfig) -> Option<Reached> {
     let access = request.access;
     let until = tokio::time::Instant::now() + wake.timeout.0;
-    let dial = async || {
+    let reached = async || {
         for n in access.order(request.tenant.slug.as_str()) {
             let load = &access.servers()[n];
-            if let Ok(server) = connect(&load.server.address, access.pool.connect_timeout).await {
+            if let Ok(server) = dial(&load.server.address, access.pool.connect_timeout).await {
                 load.connected();
                 return Some((n, server, load.begin()));
             }
@@ -142,7 +150,7 @@ async fn woken(request: &Request<'_>, wake: &WakeConfig) -> Option<(usize, Serve
     let waiting = async {
         let waking = access.waking.lock().await;
         // Whoever was first has woken them for all.
-        if let Some(reached) = dial().await {
+        if let Some(reached) = reached().await {
             return reached;
         }
         tracing::info!(pool = %access.pool.name, tenant = %request.tenant.slug, "waking the servers");
@@ -154,7 +162,7 @@ async fn woken(request: &Request<'_>, wake: &WakeConfig) -> Option<(usize, Serve
             }
         });
         loop {
-            if let Some(reached) = dial().await {
+            if let Some(reached) = reached().await {
                 drop(waking);
                 return reached;
             }
@@ -192,13 +200,16 @@ async fn attempt(
     client: &mut Client,
     body: &mut Option<Spool>,
     mut server: ServerSession,
-    occupied: Occupied,
+    mut occupied: Occupied,
 ) -> Result<(ServerSession, Occupied), (Failure, Option<Occupied>)> {
     let pool = &request.access.pool;
     let head = match request.to_server(client.head(), body.as_ref().map(Spool::len), false) {
         Ok(head) => head,
         Err(error) => return Err((error.into(), None)),
     };
+    if let Some(look) = &mut occupied.look {
+        look.before().await;
+    }
     let exchange = async {
         server.write_request_header(Box::new(head)).await?;
         if let Some(body) = body {
@@ -221,10 +232,18 @@ async fn attempt(
             }
         }
     };
+    let look = &mut occupied.look;
+    let looking = async {
+        if let Some(look) = look {
+            look.while_it_works().await;
+        }
+        std::future::pending::<()>().await;
+    };
     let outcome = tokio::select! {
         biased;
         outcome = tokio::time::timeout(pool.response_timeout, exchange) => Some(outcome),
         () = client.gone() => None,
+        () = looking => None,
     };
     match outcome {
         Some(Ok(Ok(()))) => Ok((server, occupied)),
@@ -255,12 +274,18 @@ pub(crate) async fn until_the_worker_is_free(mut server: ServerSession, occupied
     drop(occupied);
 }
 
-/// A fresh connection: Odoo's workers serve one request per connection.
+/// A fresh connection.
 pub(crate) async fn connect(address: &Endpoint, limit: Duration) -> io::Result<ServerSession> {
+    Ok(dial(address, limit).await?.0)
+}
+
+/// A fresh connection, and its ends: Odoo's workers serve one request per connection.
+async fn dial(address: &Endpoint, limit: Duration) -> io::Result<(ServerSession, Ends)> {
     let dial = TcpStream::connect((address.host.as_str(), address.port));
     let tcp = tokio::time::timeout(limit, dial).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     let peer = tcp.peer_addr()?;
+    let ends = Ends { server: peer, gateway: tcp.local_addr()? };
     let _ = tcp.set_nodelay(true);
     let fd = tcp.as_raw_fd();
-    Ok(ServerSession::new(Box::new(Socket::new(tcp, fd, peer))))
+    Ok((ServerSession::new(Box::new(Socket::new(tcp, fd, peer))), ends))
 }

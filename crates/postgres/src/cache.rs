@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use cofferdam_processes::{Lowered, Process, Untouched};
 use cofferdam_tenant::{Cluster, Login, Password, Secret, TenantId};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::auth::Verifiers;
 use crate::listener::Listeners;
-use crate::priority::{Lowered, ServerProcess, Untouched, lower_workers};
+use crate::priority::{lower_workers, server_process};
 use crate::servers::{Servers, Wanted, random_fraction};
 use crate::session::StatementRegistry;
 use crate::stream::put_away;
@@ -71,7 +72,7 @@ pub(crate) struct ConnectionCache {
     connecting: Semaphore,
     listeners: Arc<Listeners>,
     /// The server's processes on this machine, where the cluster's are looked at.
-    processes: Mutex<Vec<Weak<ServerProcess>>>,
+    processes: Mutex<Vec<Weak<Process>>>,
     /// When workers of parallel queries were last looked for.
     looked_for_workers: Mutex<Instant>,
     /// It has been said that they cannot be.
@@ -124,7 +125,7 @@ pub(crate) struct Leased {
     // Fields drop in order: the socket closes before the connection stops counting.
     pub(crate) upstream: Upstream,
     /// The process that serves it, where its priority is ours to set.
-    pub(crate) process: Option<Arc<ServerProcess>>,
+    pub(crate) process: Option<Arc<Process>>,
     wanted: Wanted,
     /// How often the primary had changed when it was opened.
     switches: u64,
@@ -331,18 +332,15 @@ impl ConnectionCache {
     }
 
     /// The process that serves a connection, where it runs on this machine and the cluster's are looked at.
-    fn process_of(&self, upstream: &Upstream) -> Option<Arc<ServerProcess>> {
+    fn process_of(&self, upstream: &Upstream) -> Option<Arc<Process>> {
         if !self.cluster.looks_at_processes() {
             return None;
         }
         let priorities = self.cluster.priorities;
         let (local, peer) = (upstream.target.local?, upstream.stream.socket().peer_addr().ok()?);
         let is_here = local.ip() == peer.ip();
-        let found = if is_here {
-            ServerProcess::find(upstream.target.pid(), local, priorities)
-        } else {
-            Err(Untouched::NotHere)
-        };
+        let found =
+            if is_here { server_process(upstream.target.pid(), local, priorities) } else { Err(Untouched::NotHere) };
         match found {
             Ok((process, untouched)) => {
                 if let Some(why) = untouched {
@@ -384,7 +382,7 @@ impl ConnectionCache {
     }
 
     /// The server's processes, in hand, so that nothing is done with them under the lock.
-    fn live_processes(&self) -> Vec<Arc<ServerProcess>> {
+    fn live_processes(&self) -> Vec<Arc<Process>> {
         let mut live = Vec::new();
         lock(&self.processes).retain(|process| process.upgrade().map(|process| live.push(process)).is_some());
         live

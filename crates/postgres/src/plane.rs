@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io;
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use cofferdam_fairness::{Clock, Gate, GateConfig, GateSet, GateSpec, Share};
+use cofferdam_sched::cores_but;
 use cofferdam_tenant::{AuthMethod, Catalog, Cluster, ClusterName, TenantId};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -451,13 +451,6 @@ impl Snapshot {
             login_timeout: Duration::from_secs(15),
         }
     }
-}
-
-/// The machine's cores but for so many; at least one.
-fn cores_but(spare: u32) -> u32 {
-    // Not those that the gateway itself may use, which can be fewer.
-    let own = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get) as u32;
-    cofferdam_sched::cores().unwrap_or_else(own).saturating_sub(spare).max(1)
 }
 
 fn gate_spec(catalog: &Catalog, cluster: &Arc<Cluster>) -> GateSpec {

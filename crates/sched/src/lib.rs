@@ -53,6 +53,13 @@ pub fn cores() -> Option<u32> {
     count(std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?.trim())
 }
 
+/// The machine's cores but for so many; at least one.
+pub fn cores_but(spare: u32) -> u32 {
+    // Not those that this process may use, which can be fewer.
+    let own = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get) as u32;
+    cores().unwrap_or_else(own).saturating_sub(spare).max(1)
+}
+
 /// How many there are in a list such as `0-3,8`.
 fn count(ranges: &str) -> Option<u32> {
     ranges.split(',').try_fold(0u32, |sum, range| {

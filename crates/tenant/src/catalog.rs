@@ -210,6 +210,8 @@ pub struct Pool {
     pub expensive_slots: u32,
     /// The order in which waiting requests are served.
     pub scheduling: Scheduling,
+    /// By how much the `nice` values of its servers' workers on this machine are raised.
+    pub priorities: Option<Priorities>,
     /// Time to connect to a server.
     pub connect_timeout: Duration,
     /// Time until a server must have begun its answer.
@@ -287,6 +289,14 @@ pub struct Cluster {
     pub lifetime: Duration,
     /// Idle connections kept open for each database and login with clients.
     pub warm: u32,
+}
+
+impl Pool {
+    /// Whether the workers of its servers, where they run on this machine, are looked at: whose `nice` values may be raised, and
+    /// those behind a gate whose number of slots adapts.
+    pub fn looks_at_processes(&self) -> bool {
+        self.priorities.is_some() || self.min_slots < self.slots
+    }
 }
 
 impl Cluster {

@@ -6,10 +6,12 @@
 
 mod database;
 mod estate;
+mod prefork;
 mod server;
 mod tenancy;
 mod websocket;
 
 pub use estate::{Busy, Counts, Estate};
+pub use prefork::{Program, work};
 pub use server::{MiniOdoo, OdooOptions};
 pub use tenancy::{USER, secret};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions};
+use cofferdam_testkit::odoo::{MiniOdoo, OdooOptions, Program};
 use cofferdam_testkit::postgres::{Cluster, ClusterOptions, free_port};
 use tokio::time::Instant;
 
@@ -111,6 +111,10 @@ impl Bed {
             databases,
             postgres: postgres.map(|port| SocketAddr::from(([127, 0, 0, 1], port))),
             login_per_database: postgres.map(|_| PASSWORD.to_owned()),
+            prefork: Some(Program {
+                path: std::env::current_exe()?,
+                arguments: vec!["bench".into(), "odoo-worker".into()],
+            }),
             ..OdooOptions::default()
         })
         .await?;

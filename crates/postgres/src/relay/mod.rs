@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use cofferdam_fairness::Permit;
+use cofferdam_processes::Working;
 use cofferdam_tenant::Catalog;
 use tokio::time::Instant;
 
@@ -22,7 +23,6 @@ use crate::client::Established;
 use crate::listener::Subscription;
 use crate::pause::Fence;
 use crate::plane::{PostgresPlane, Snapshot};
-use crate::priority::Working;
 use crate::process::Holding;
 use crate::route::{Route, route};
 use crate::session::{ClientStep, INSPECT, ServerStep, Session, Violation, set_name};
@@ -546,7 +546,7 @@ impl Relay {
             && let Some(watch) = slot.permit.watch()
         {
             match &lease.process {
-                Some(process) => slot.working = Some(process.begins(slot.permit.queue(), watch)),
+                Some(process) => slot.working = process.begins(slot.permit.queue(), watch),
                 None => watch.forget_cores(),
             }
         }

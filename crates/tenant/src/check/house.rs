@@ -10,7 +10,7 @@ use crate::catalog::{
     ClassQuota, Cluster, ConsoleUser, Login, PerSecond, Plan, PlaneQuota, Pool, PostgresFront, Server, TlsFiles,
 };
 use crate::config::{
-    AuthMethod, Class, ClusterConfig, ConsoleConfig, GatewayConfig, PlanConfig, PoolConfig, QuotaConfig,
+    AuthMethod, Class, ClusterConfig, ConsoleConfig, GatewayConfig, PlanConfig, PoolConfig, Priorities, QuotaConfig,
     ReadOnlyRouting, TlsMode,
 };
 use crate::diagnostic::one_of;
@@ -127,16 +127,20 @@ impl Check<'_> {
         }
     }
 
+    fn priorities(&mut self, main: &Place<'_>, path: &[&str; 2], priorities: Option<Priorities>) {
+        let values = priorities.iter().flat_map(|p| [("storm", p.storm), ("expensive", p.expensive)]);
+        for (field, nice) in values.filter(|(_, nice)| *nice > 19) {
+            let place = [path[0], path[1], "priorities", field];
+            self.fault(main, &place, format!("`{nice}`"), "between 0 and 19, as for `nice`");
+        }
+    }
+
     pub(super) fn clusters(&mut self, main: &Place<'_>, config: &GatewayConfig) -> BTreeMap<ClusterName, Arc<Cluster>> {
         let mut clusters = BTreeMap::new();
         for (name, cluster) in &config.clusters {
             let path = ["clusters", name.as_str()];
             self.slots(main, &path, cluster.slots, cluster.min_slots, cluster.expensive_slots);
-            let priorities = cluster.priorities.iter().flat_map(|p| [("storm", p.storm), ("expensive", p.expensive)]);
-            for (field, nice) in priorities.filter(|(_, nice)| *nice > 19) {
-                let place = [path[0], path[1], "priorities", field];
-                self.fault(main, &place, format!("`{nice}`"), "between 0 and 19, as for `nice`");
-            }
+            self.priorities(main, &path, cluster.priorities);
             let connections = cluster.connections.unwrap_or_else(|| cluster.slots.saturating_mul(4).saturating_add(20));
             if connections < cluster.slots {
                 self.fault(
@@ -225,6 +229,7 @@ impl Check<'_> {
         for (name, pool) in &config.pools {
             let path = ["pools", name.as_str()];
             self.slots(main, &path, pool.slots, pool.min_slots, pool.expensive_slots);
+            self.priorities(main, &path, pool.priorities);
             for (field, time) in [
                 ("connect_timeout", pool.connect_timeout),
                 ("response_timeout", pool.response_timeout),
@@ -573,6 +578,7 @@ fn resolve_pool(
         notifications: pool.notifications,
         expensive_slots: pool.expensive_slots.unwrap_or_else(|| default_expensive(pool.slots)),
         scheduling: pool.scheduling,
+        priorities: pool.priorities,
         connect_timeout: pool.connect_timeout.0,
         response_timeout: pool.response_timeout.0,
         read_timeout: pool.read_timeout.0,

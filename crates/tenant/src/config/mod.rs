@@ -182,6 +182,9 @@ pub struct PoolConfig {
     /// The order in which waiting requests are served.
     #[serde(default)]
     pub scheduling: Scheduling,
+    /// Has the operating system favour modest work, where servers with `workers` run on the gateway's machine. Needs CAP_SYS_NICE, and
+    /// CAP_SYS_PTRACE where they are another user's.
+    pub priorities: Option<Priorities>,
     /// Time to connect to a server.
     #[serde(default = "seconds::<5>")]
     pub connect_timeout: HumanDuration,

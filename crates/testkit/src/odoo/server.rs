@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::database::{Databases, Work};
+use super::prefork::{self, Program};
 use super::tenancy::{self, Sessions};
 use super::websocket;
 use crate::{TestkitError, io as context};
@@ -22,7 +24,7 @@ use crate::{TestkitError, io as context};
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How the miniature is set up.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OdooOptions {
     /// Prefork workers: requests at once.
     pub workers: usize,
@@ -38,6 +40,10 @@ pub struct OdooOptions {
     pub login_per_database: Option<String>,
     /// A request that takes longer ends like a worker killed by `limit_time_real`: without an answer.
     pub limit_time_real: Duration,
+    /// Workers are processes of this program, as Odoo's are processes. `None`: they are tasks, which cannot be told apart
+    /// from outside.
+    #[serde(skip)]
+    pub prefork: Option<Program>,
 }
 
 impl Default for OdooOptions {
@@ -50,6 +56,7 @@ impl Default for OdooOptions {
             login: ("odoo".into(), "odoo-secret".into()),
             login_per_database: None,
             limit_time_real: Duration::from_secs(120),
+            prefork: None,
         }
     }
 }
@@ -66,11 +73,37 @@ pub struct MiniOdoo {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) options: OdooOptions,
+    /// This very process is one worker, and does one thing after the other.
+    is_worker: bool,
     databases: Databases,
     pub(super) sessions: Sessions,
     busy: AtomicU32,
     most_busy: AtomicU32,
-    requests: AtomicU64,
+    pub(super) requests: AtomicU64,
+}
+
+impl State {
+    /// Of all workers, or of one that is a process.
+    pub(super) fn new(options: OdooOptions, is_worker: bool) -> Self {
+        Self {
+            databases: Databases::new(&options),
+            options,
+            is_worker,
+            sessions: Sessions::default(),
+            busy: AtomicU32::new(0),
+            most_busy: AtomicU32::new(0),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn begins(&self) {
+        let busy = self.busy.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_busy.fetch_max(busy, Ordering::Relaxed);
+    }
+
+    pub(super) fn ends(&self) {
+        self.busy.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl MiniOdoo {
@@ -82,16 +115,18 @@ impl MiniOdoo {
         let gevent = TcpListener::bind(("127.0.0.1", 0)).await.map_err(context("gevent"))?;
         let http_address = listener.local_addr().map_err(context("address"))?;
         let gevent_address = gevent.local_addr().map_err(context("address"))?;
-        let state = Arc::new(State {
-            databases: Databases::new(&options),
-            options,
-            sessions: Sessions::default(),
-            busy: AtomicU32::new(0),
-            most_busy: AtomicU32::new(0),
-            requests: AtomicU64::new(0),
-        });
+        let state = Arc::new(State::new(options, false));
         let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(workers(Arc::clone(&state), listener)));
+        if let Some(program) = &state.options.prefork {
+            let listener = listener.into_std().and_then(|l| l.set_nonblocking(false).map(|()| l));
+            let listener = Arc::new(listener.map_err(context("listener"))?);
+            for number in 0..state.options.workers {
+                let worker = prefork::keep(Arc::clone(&state), program.clone(), Arc::clone(&listener), number);
+                tokio::spawn(stop.clone().run_until_cancelled_owned(worker));
+            }
+        } else {
+            tokio::spawn(stop.clone().run_until_cancelled_owned(workers(Arc::clone(&state), listener)));
+        }
         tokio::spawn(stop.clone().run_until_cancelled_owned(websocket::serve(gevent)));
         Ok(Self { http: http_address, gevent: gevent_address, state, _stop: stop.drop_guard() })
     }
@@ -132,11 +167,11 @@ async fn workers(state: Arc<State>, listener: TcpListener) {
         let (state, names) = (Arc::clone(&state), Arc::clone(&names));
         let name = names.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         tokio::spawn(async move {
-            let busy = state.busy.fetch_add(1, Ordering::Relaxed) + 1;
-            state.most_busy.fetch_max(busy, Ordering::Relaxed);
+            state.begins();
+            state.requests.fetch_add(1, Ordering::Relaxed);
             let limit = state.options.limit_time_real;
             let _ = tokio::time::timeout(limit, one_request(&state, name, stream)).await;
-            state.busy.fetch_sub(1, Ordering::Relaxed);
+            state.ends();
             names.lock().unwrap_or_else(PoisonError::into_inner).push(name);
             drop(worker);
         });
@@ -183,10 +218,9 @@ pub(super) fn text(status: u16, kind: &str, body: impl Into<String>) -> Answer {
     Answer { status, headers: vec![("Content-Type", kind.to_owned())], body: Body::Bytes(body.into().into_bytes()) }
 }
 
-async fn one_request(state: &State, worker: usize, mut stream: TcpStream) -> io::Result<()> {
+pub(super) async fn one_request(state: &State, worker: usize, mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     let Some(mut request) = head(&mut stream, &mut buffer).await? else { return Ok(()) };
-    state.requests.fetch_add(1, Ordering::Relaxed);
     // The body is read with the socket timeout between its parts; a gap fails the request.
     let mut received = 0u64;
     let mut sum = 0u64;
@@ -251,7 +285,11 @@ async fn respond(state: &State, worker: usize, request: &Request, received: u64,
         "/testkit/echo" => return echo(request, database.as_deref(), received, sum),
         "/testkit/work" => {
             if let Some(ms) = request.number("compute") {
-                let _ = tokio::task::spawn_blocking(move || compute(ms)).await;
+                if state.is_worker {
+                    compute(ms);
+                } else {
+                    let _ = tokio::task::spawn_blocking(move || compute(ms)).await;
+                }
             }
             if let Some(ms) = request.number("wait") {
                 tokio::time::sleep(Duration::from_millis(ms)).await;

@@ -1,0 +1,323 @@
+//! The workers of a server on this machine: which of them serves a request, what it computes, and how it gives way.
+//!
+//! Odoo with `workers` forks processes of which each serves one request after the other, whosever it is. The kernel tells
+//! which process holds the other end of a connection ([`owner`]); from then on the process is that request's, until the
+//! server has finished. Storms and expensive work are looked for before anything is sent, so that they give way from the
+//! beginning; other requests when they last, and now and then one that does not.
+//!
+//! A server that is no prefork server, one process for many requests, is left alone: what is not one request's can neither
+//! be measured for it nor give way for it.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cofferdam_fairness::{Queue, Watch};
+use cofferdam_processes::owner::{Accepted, Inode, Sockets, descriptor, holders, holds_as};
+use cofferdam_processes::{Kind, Process, Untouched, Working, parent};
+use cofferdam_tenant::{Endpoint, Priorities};
+
+/// A request that has lasted so long is looked for.
+const LASTS: Duration = Duration::from_millis(20);
+/// One in so long is looked for that does not last.
+const SAMPLE: Duration = Duration::from_millis(20);
+/// How long it takes a worker to accept, and the longest pause before it is looked for again.
+const SOON: Duration = Duration::from_millis(1);
+const LATER: Duration = Duration::from_millis(50);
+/// How often it is looked for before anything is sent.
+const AT_ONCE: usize = 3;
+/// A worker that seems to serve two requests has most likely finished the first; not when it seems so time after time.
+const BUSY_TOO_OFTEN: u32 = 6;
+/// The shortest and the longest time between two searches among all processes.
+const SEARCH: Duration = Duration::from_secs(1);
+const SEARCH_SELDOM: Duration = Duration::from_secs(60);
+
+/// Both ends of a connection to a server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) server: SocketAddr,
+    pub(crate) gateway: SocketAddr,
+}
+
+/// The workers of one server.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    address: Endpoint,
+    priorities: Option<Priorities>,
+    known: Mutex<Known>,
+    is_searching: AtomicBool,
+    /// When it was, in milliseconds since `begun`, that a request was looked for that does not last.
+    sampled: AtomicU64,
+    begun: Instant,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// `None` where the system cannot be asked.
+    sockets: Option<Sockets>,
+    workers: Vec<Worker>,
+    /// When all processes may be searched next, and how long after that again.
+    search_from: Instant,
+    pause: Duration,
+    /// What was said already of why they are left alone.
+    said: Option<Untouched>,
+    /// One process serves many requests.
+    is_shared: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Worker {
+    process: Arc<Process>,
+    /// The descriptor that its last connection had: the next has the same most of the time.
+    descriptor: Option<u32>,
+}
+
+/// Who serves a connection.
+enum Found {
+    Worker(Arc<Process>),
+    /// Nobody has accepted it.
+    NotYet,
+    /// One of those that are known may hold this, or somebody new.
+    Somebody(Inode),
+    /// Nobody on this machine, or nobody that can be told.
+    Nobody,
+}
+
+impl Workers {
+    pub(crate) fn new(address: &Endpoint, priorities: Option<Priorities>) -> Arc<Self> {
+        let begun = Instant::now();
+        let known = Known {
+            sockets: Sockets::open().ok(),
+            workers: Vec::new(),
+            search_from: begun,
+            pause: SEARCH,
+            said: None,
+            is_shared: false,
+        };
+        Arc::new(Self {
+            address: address.clone(),
+            priorities,
+            known: Mutex::new(known),
+            is_searching: AtomicBool::new(false),
+            sampled: AtomicU64::new(0),
+            begun,
+        })
+    }
+
+    /// By what their `nice` values may be raised.
+    pub(crate) fn priorities(&self) -> Option<Priorities> {
+        self.priorities
+    }
+
+    /// What a request is looked for with that was granted out of this queue.
+    pub(crate) fn look(self: &Arc<Self>, ends: Ends, queue: Queue, watch: Watch) -> Look {
+        Look { workers: Arc::clone(self), ends, queue, watch, working: None, busy: 0 }
+    }
+
+    /// Looks at those that have worked for so long.
+    pub(crate) fn look_at_what_lasts(&self, limit: Duration) {
+        let now = Instant::now();
+        let workers: Vec<_> = self.known().workers.iter().map(|worker| Arc::clone(&worker.process)).collect();
+        for process in workers {
+            process.outlasts(now, limit);
+        }
+    }
+
+    /// Those that run with less than their usual priority now.
+    pub(crate) fn lowered(&self) -> u32 {
+        self.known().workers.iter().filter(|worker| worker.process.is_lowered()).count() as u32
+    }
+
+    /// Whether it is time to look for a request that may not last.
+    fn is_due(&self) -> bool {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let last = self.sampled.load(Ordering::Relaxed);
+        now.saturating_sub(last) >= SAMPLE.as_millis() as u64
+            && self.sampled.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Who serves a connection.
+    async fn find(self: &Arc<Self>, ends: Ends) -> Found {
+        match self.known().serving(ends) {
+            Found::Somebody(_) => {}
+            found => return found,
+        }
+        // Elsewhere, because it may take long; one at a time, because the next finds what the first has found.
+        if self.is_searching.swap(true, Ordering::Acquire) {
+            return Found::NotYet;
+        }
+        let this = Arc::clone(self);
+        let searched = tokio::task::spawn_blocking(move || {
+            let found = this.search(ends);
+            this.is_searching.store(false, Ordering::Release);
+            found
+        });
+        searched.await.unwrap_or(Found::Nobody)
+    }
+
+    /// Searches the processes that are known, and all others when it is time to.
+    fn search(&self, ends: Ends) -> Found {
+        let (inode, workers) = {
+            let known = self.known();
+            match known.serving(ends) {
+                Found::Somebody(inode) => (inode, known.workers.clone()),
+                found => return found,
+            }
+        };
+        for worker in workers {
+            if let Some(descriptor) = descriptor(worker.process.pid(), inode) {
+                return self.known().has_as(&worker.process, descriptor);
+            }
+        }
+        let listening = {
+            let mut known = self.known();
+            let now = Instant::now();
+            if now < known.search_from {
+                return Found::Nobody;
+            }
+            known.pause = (2 * known.pause).min(SEARCH_SELDOM);
+            known.search_from = now + known.pause;
+            known.sockets.as_ref().and_then(|sockets| sockets.listening(ends.server).ok().flatten())
+        };
+        let pids = listening.map(holders).unwrap_or_default();
+        let found = self.learn(&pids, inode);
+        let mut known = self.known();
+        if known.workers.is_empty() {
+            drop(known);
+            self.say(Untouched::NotHere);
+            return Found::Nobody;
+        }
+        known.pause = SEARCH;
+        known.search_from = Instant::now() + SEARCH;
+        // It may be over already.
+        if matches!(found, Found::Nobody) { Found::NotYet } else { found }
+    }
+
+    /// Whoever listens, and was started by somebody who does, is a worker.
+    fn learn(&self, listening: &[u32], inode: Inode) -> Found {
+        let all: HashSet<u32> = listening.iter().copied().collect();
+        let mut workers: Vec<Worker> = self.known().workers.clone();
+        workers.retain(|worker| all.contains(&worker.process.pid()));
+        let known: HashSet<u32> = workers.iter().map(|worker| worker.process.pid()).collect();
+        for pid in listening.iter().copied().filter(|pid| !known.contains(pid)) {
+            let Some(master) = parent(pid).filter(|parent| all.contains(parent)) else { continue };
+            if let Ok((process, untouched)) = Process::new(pid, Kind::Worker { like: Some(master) }, self.priorities) {
+                if let Some(why) = untouched {
+                    self.say(why);
+                }
+                workers.push(Worker { process, descriptor: None });
+            }
+        }
+        let mut holder = Found::Nobody;
+        for worker in &mut workers {
+            if let Some(descriptor) = descriptor(worker.process.pid(), inode) {
+                worker.descriptor = Some(descriptor);
+                holder = Found::Worker(Arc::clone(&worker.process));
+            }
+        }
+        self.known().workers = workers;
+        holder
+    }
+
+    fn say(&self, why: Untouched) {
+        let mut known = self.known();
+        let is_news = known.said.replace(why).is_none();
+        drop(known);
+        if is_news && self.priorities.is_some() {
+            tracing::warn!(server = %self.address, %why, "priorities of workers are not set");
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// Who serves a connection, as far as few questions tell.
+    fn serving(&self, ends: Ends) -> Found {
+        let Some(sockets) = self.sockets.as_ref().filter(|_| !self.is_shared) else { return Found::Nobody };
+        let inode = match sockets.accepted(ends.server, ends.gateway) {
+            Ok(Some(Accepted::By(inode))) => inode,
+            Ok(Some(Accepted::NotYet)) => return Found::NotYet,
+            Ok(None) | Err(_) => return Found::Nobody,
+        };
+        let holds = |worker: &&Worker| worker.descriptor.is_some_and(|fd| holds_as(worker.process.pid(), fd, inode));
+        match self.workers.iter().find(holds) {
+            Some(worker) => Found::Worker(Arc::clone(&worker.process)),
+            None => Found::Somebody(inode),
+        }
+    }
+
+    fn has_as(&mut self, process: &Arc<Process>, descriptor: u32) -> Found {
+        if let Some(worker) = self.workers.iter_mut().find(|worker| Arc::ptr_eq(&worker.process, process)) {
+            worker.descriptor = Some(descriptor);
+        }
+        Found::Worker(Arc::clone(process))
+    }
+}
+
+/// A request whose worker is looked for. Dropping it says that the worker has done its work.
+#[derive(Debug)]
+pub(crate) struct Look {
+    workers: Arc<Workers>,
+    ends: Ends,
+    queue: Queue,
+    watch: Watch,
+    working: Option<Working>,
+    /// How often its worker was still somebody else's.
+    busy: u32,
+}
+
+impl Look {
+    /// Looks for the worker before it has anything to do, where what it does is in the way of others. Returns soon
+    /// whether or not it was found. **Cancel-safe.**
+    pub(crate) async fn before(&mut self) {
+        if self.queue == Queue::First || self.workers.priorities.is_none() {
+            return;
+        }
+        for _ in 0..AT_ONCE {
+            if self.is_settled().await {
+                return;
+            }
+            tokio::time::sleep(SOON).await;
+        }
+    }
+
+    /// Looks for the worker while it works. **Cancel-safe.**
+    pub(crate) async fn while_it_works(&mut self) {
+        let is_expected = self.queue != Queue::First && self.workers.priorities.is_some();
+        let mut pause = if is_expected || self.workers.is_due() { SOON } else { LASTS };
+        while self.working.is_none() {
+            tokio::time::sleep(pause).await;
+            if self.is_settled().await {
+                return;
+            }
+            pause = (2 * pause).min(LATER);
+        }
+    }
+
+    /// Whether there is nothing more to look for.
+    async fn is_settled(&mut self) -> bool {
+        match self.workers.find(self.ends).await {
+            Found::Worker(process) => {
+                self.working = process.begins(self.queue, self.watch.clone());
+                self.busy += u32::from(self.working.is_none());
+                if self.busy >= BUSY_TOO_OFTEN {
+                    let address = &self.workers.address;
+                    tracing::warn!(server = %address, "a process serves several requests at once: it is left alone");
+                    self.workers.known().is_shared = true;
+                    return true;
+                }
+                self.working.is_some()
+            }
+            Found::NotYet | Found::Somebody(_) => false,
+            Found::Nobody => {
+                self.watch.forget_cores();
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Processes of servers on the gateway's own machine: whose connection they serve, what they compute, and how they give way.
+//!
+//! A gate decides what begins; what runs it cannot take back, and on a busy core the operating system gives every
+//! process its slice. What a process computes is measured here, and said to the gate, which needs no privilege. With
+//! [`Priorities`] the process that serves a storm or expensive work also runs with a higher `nice` value and a longer slice, and
+//! gives way to those that serve modest work whenever one of them wakes up.
+//!
+//! The number of a process means something only where it runs: whoever makes a [`Process`] has to know that it serves its
+//! connection ([`owner`] tells it of sockets), and a priority is changed only where it can be given back.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+use std::fmt;
+use std::io;
+use std::slice;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use cofferdam_fairness::{Queue, Watch};
+use cofferdam_sched::set_scheduling;
+use cofferdam_tenant::Priorities;
+use rustix::process::{Pid, getpriority_process, setpriority_process};
+
+use crate::group::Autogroup;
+use crate::wanted::Wanted;
+
+mod group;
+pub mod owner;
+mod wanted;
+
+/// The least urgent that there is.
+const NICEST: i32 = 19;
+/// How long a process is looked at before it is said that it computes.
+const LOOK: Duration = Duration::from_millis(100);
+/// In what portions a process that gives way gets a core: longer than the kernel's own, which are up to 3 ms, so that all others
+/// take it away as soon as they want it; and short, because processes that give way wait for each other's, and one of them may
+/// hold a lock of the server's.
+const PORTION: Duration = Duration::from_millis(10);
+/// A process that does a tenant's short work is looked at when it has worked for so long altogether.
+const LOOK_AT_SHORT: Duration = Duration::from_millis(20);
+/// One that does somebody else's next is looked at after each piece that has taken so long.
+const LOOK_AT_ONE: Duration = Duration::from_micros(500);
+
+/// What a process does for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Works for one tenant, with one thread, in a session of its own, like a server process of PostgreSQL. What it is
+    /// set to stays until it begins something else.
+    Backend,
+    /// Works for one tenant after the other, whoever comes next, with whichever of its threads, in its server's session,
+    /// like a worker of Odoo. What it is set to is given back with the end of each piece of work.
+    Worker {
+        /// The process that has started it, and is never set to anything: its `nice` value is the usual one.
+        like: Option<u32>,
+    },
+}
+
+impl Kind {
+    fn is_worker(self) -> bool {
+        matches!(self, Self::Worker { .. })
+    }
+}
+
+/// A process of a server on this machine.
+#[derive(Debug)]
+pub struct Process {
+    pid: Pid,
+    kind: Kind,
+    /// Its `nice` value while it does modest work.
+    usual: i32,
+    group: Option<Autogroup>,
+    /// Where it may be set.
+    priorities: Option<Priorities>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    nice: i32,
+    /// Whether its session's group has the priority that belongs to this value.
+    group_follows: bool,
+    /// Since when it works, and on what.
+    work: Option<(Instant, Watch)>,
+    /// How long it had worked before that, since it was last looked at.
+    worked: Duration,
+    /// For how long it had wanted a core, and waited for one, when it was last looked at.
+    wanted: Wanted,
+    /// When that was, if it has done the same work since then, and whether it had a core or waited for one at that moment.
+    seen: Option<(Instant, bool)>,
+    /// Those of a worker, when its work began.
+    threads: Vec<Pid>,
+}
+
+/// A process while it works. Dropping it says that it is done.
+#[derive(Debug)]
+pub struct Working(Arc<Process>);
+
+/// Why a process is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untouched {
+    /// It runs elsewhere, or cannot be told from others.
+    NotHere,
+    /// The system would not let its priority be given back.
+    Denied,
+    /// The kernel gives cores to sessions and not to processes, and the group's priority may not be set.
+    Grouped,
+}
+
+/// A process that gives way, and its `nice` value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lowered {
+    pid: Pid,
+    nice: i32,
+}
+
+impl fmt::Display for Untouched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotHere => {
+                f.write_str("no process that is known to serve this connection runs on the gateway's machine")
+            }
+            Self::Denied => f.write_str("not permitted: the gateway needs CAP_SYS_NICE"),
+            Self::Grouped => f.write_str(
+                "the kernel gives cores to sessions and not to processes (kernel.sched_autogroup_enabled), and the gateway may \
+                 not write /proc/<pid>/autogroup",
+            ),
+        }
+    }
+}
+
+impl Process {
+    /// A process, and why its priority is left alone if it is, against what is wanted: then it is only looked at. Its
+    /// `nice` value of now is taken for its usual one, unless it is a worker that somebody has left lowered.
+    pub fn new(
+        pid: u32,
+        kind: Kind,
+        priorities: Option<Priorities>,
+    ) -> Result<(Arc<Self>, Option<Untouched>), Untouched> {
+        let nice_of = |pid| getpriority_process(Some(pid)).map_err(|_| Untouched::NotHere);
+        let pid = numbered(pid).ok_or(Untouched::NotHere)?;
+        let nice = nice_of(pid)?;
+        let usual = match kind {
+            Kind::Worker { like: Some(other) } => nice_of(numbered(other).ok_or(Untouched::NotHere)?)?.min(nice),
+            _ => nice,
+        };
+        let group = match (priorities, kind) {
+            (None, _) => Ok(None),
+            (Some(_), _) if !group::may_set(pid, usual) => Err(Untouched::Denied),
+            (Some(_), Kind::Backend) => Autogroup::of(pid),
+            // The group is that of all workers, and among them `nice` counts.
+            (Some(_), Kind::Worker { .. }) => Ok(None),
+        };
+        let (group, untouched) = group.map_or_else(|why| (None, Some(why)), |group| (group, None));
+        let priorities = priorities.filter(|_| untouched.is_none());
+        let wanted = Wanted::of(pid, &[pid]).unwrap_or_default();
+        let state = State {
+            nice,
+            group_follows: true,
+            work: None,
+            worked: Duration::ZERO,
+            wanted,
+            seen: None,
+            threads: Vec::new(),
+        };
+        let process = Self { pid, kind, usual, group, priorities, state: Mutex::new(state) };
+        // Somebody before us was killed while it did something that is in the way of others.
+        process.set(&mut process.state(), Queue::First);
+        Ok((Arc::new(process), untouched))
+    }
+
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// It begins to work, granted out of this queue. `None` for a worker that works already.
+    pub fn begins(self: &Arc<Self>, queue: Queue, watch: Watch) -> Option<Working> {
+        let mut state = self.state();
+        if self.kind.is_worker() {
+            if state.work.is_some() {
+                return None;
+            }
+            state.threads = wanted::threads(self.pid);
+            (state.wanted, state.worked) = (self.wanted(&state).unwrap_or_default(), Duration::ZERO);
+        }
+        (state.work, state.seen) = (Some((Instant::now(), watch)), None);
+        self.set(&mut state, queue);
+        drop(state);
+        Some(Working(Arc::clone(self)))
+    }
+
+    /// Looks at it when it has worked for so long. Lowers it when it wants a core most of the time, and says to what:
+    /// work that is only long, because its client thinks or it waits for something, is in nobody's way.
+    pub fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
+        let mut state = self.state();
+        let (since, _) = state.work.as_ref()?;
+        if now.saturating_duration_since(*since) < limit {
+            return None;
+        }
+        let wanted = self.wanted(&state)?;
+        // A wait for a core is counted when it ends: whoever gets none at all seems to want none.
+        let is_runnable = wanted::is_runnable(self.pid, self.threads(&state));
+        let Some((looked, was_runnable)) = state.seen else {
+            (state.seen, state.wanted, state.worked) = (Some((now, is_runnable)), wanted, Duration::ZERO);
+            return (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
+        };
+        let between = now.saturating_duration_since(looked);
+        let mut noted = None;
+        if between >= LOOK {
+            let measured = wanted.since(state.wanted);
+            let measured = if was_runnable && is_runnable { measured.all_of(between) } else { measured };
+            (state.seen, state.wanted) = (Some((now, is_runnable)), wanted);
+            if measured.part_of(between).0 >= 0.5 {
+                self.set(&mut state, Queue::Expensive);
+            }
+            let seen = measured.on_cores(between, self.gives_way(&state));
+            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), seen));
+        }
+        let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
+        drop(state);
+        if let Some((watch, seen)) = noted {
+            watch.note_cores(seen);
+        }
+        lowered
+    }
+
+    /// It has done its work.
+    fn ends(&self) {
+        let mut state = self.state();
+        let Some((since, watch)) = state.work.take() else { return };
+        let now = Instant::now();
+        // What was looked at while it ran has been said.
+        let looked = state.seen.take();
+        state.worked += now.saturating_duration_since(looked.map_or(since, |(at, _)| at));
+        let enough = if self.kind.is_worker() { LOOK_AT_ONE } else { LOOK_AT_SHORT };
+        let mut noted = None;
+        if state.worked >= enough
+            && let Some(wanted) = self.wanted(&state)
+        {
+            noted = Some(wanted.since(state.wanted).on_cores(state.worked, self.gives_way(&state)));
+            (state.wanted, state.worked) = (wanted, Duration::ZERO);
+        }
+        if self.kind.is_worker() {
+            self.set(&mut state, Queue::First);
+        }
+        drop(state);
+        if let Some(seen) = noted {
+            watch.note_cores(seen);
+        }
+    }
+
+    /// Whether it runs with less than its usual priority.
+    pub fn is_lowered(&self) -> bool {
+        self.state().nice != self.usual
+    }
+
+    /// Whether it is in nobody's way: it weighs next to nothing beside others, and no core is to be left alone.
+    fn gives_way(&self, state: &State) -> bool {
+        state.group_follows
+            && state.nice - self.usual >= NICEST
+            && self.priorities.is_some_and(|priorities| priorities.spare_cores == 0)
+    }
+
+    fn set(&self, state: &mut State, queue: Queue) {
+        let Some(priorities) = self.priorities else { return };
+        let more = match queue {
+            Queue::First => 0,
+            Queue::More => priorities.storm,
+            Queue::Expensive => priorities.expensive,
+        };
+        let nice = (self.usual + i32::from(more)).min(NICEST);
+        if nice != state.nice || !state.group_follows {
+            // It may have ended meanwhile; whoever reads from it will notice.
+            match self.set_nice(nice) {
+                Ok(()) => {
+                    state.nice = nice;
+                    state.group_follows = self.group.is_none_or(|group| group.set(self.pid, nice - self.usual));
+                }
+                Err(error) => tracing::debug!(%error, pid = self.pid.as_raw_nonzero(), "priority not changed"),
+            }
+        }
+    }
+
+    fn set_nice(&self, nice: i32) -> io::Result<()> {
+        let slice = (nice > self.usual).then_some(PORTION);
+        if !self.kind.is_worker() {
+            return set_nice(self.pid, nice, slice);
+        }
+        // Threads that have begun meanwhile have what the one has that began them.
+        wanted::threads(self.pid).into_iter().try_for_each(|thread| set_nice(thread, nice, slice))
+    }
+
+    fn wanted(&self, state: &State) -> Option<Wanted> {
+        Wanted::of(self.pid, self.threads(state))
+    }
+
+    /// The threads that work.
+    fn threads<'a>(&'a self, state: &'a State) -> &'a [Pid] {
+        if self.kind.is_worker() { &state.threads } else { slice::from_ref(&self.pid) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.ends();
+    }
+}
+
+impl Lowered {
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Gives another process the same priority, which has none of its own to be given back.
+    pub fn followed_by(&self, pid: u32) {
+        let Some(pid) = numbered(pid) else { return };
+        // It may have ended meanwhile. It is in this one's session or in one of its own.
+        let _ = set_nice(pid, self.nice, Some(PORTION));
+        if let Ok(Some(group)) = Autogroup::of(pid) {
+            group.set_to(pid, self.nice);
+        }
+    }
+}
+
+/// The process that has started a process.
+pub fn parent(pid: u32) -> Option<u32> {
+    let parent = wanted::parent(numbered(pid)?)?;
+    Some(parent.as_raw_nonzero().get().unsigned_abs())
+}
+
+/// The processes that a process with one thread has started.
+pub fn children(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+fn numbered(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+/// Sets a thread's `nice` value and its slice, or the `nice` value alone where the system has no call for both.
+fn set_nice(thread: Pid, nice: i32, slice: Option<Duration>) -> io::Result<()> {
+    set_scheduling(thread.as_raw_nonzero().get(), nice, slice).or_else(|_| Ok(setpriority_process(Some(thread), nice)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_gives_way_by_all_that_there_is_or_not_entirely() {
+        let gives_way = |usual, nice, group_follows, spare_cores| {
+            let priorities = Priorities { storm: 19, expensive: 19, spare_cores };
+            let (work, worked, wanted, seen) = (None, Duration::ZERO, Wanted::default(), None);
+            let state = State { nice, group_follows, work, worked, wanted, seen, threads: Vec::new() };
+            let (pid, kind) = (Pid::from_raw(1).unwrap(), Kind::Backend);
+            let process =
+                Process { pid, kind, usual, group: None, priorities: Some(priorities), state: Mutex::new(state) };
+            process.gives_way(&process.state())
+        };
+        assert!(gives_way(0, 19, true, 0) && gives_way(-5, 14, true, 0));
+        assert!(!gives_way(0, 0, true, 0) && !gives_way(0, 10, true, 0), "as urgent as others, or a part of it");
+        assert!(!gives_way(5, 19, true, 0) && !gives_way(19, 19, true, 0), "there is not so much left to give");
+        assert!(!gives_way(0, 19, false, 0), "its session does not");
+        assert!(!gives_way(0, 19, true, 1), "a core is to be left alone");
+    }
+}
