@@ -113,7 +113,8 @@ impl Workers {
 
     /// What a request is looked for with that was granted out of this queue.
     pub(crate) fn look(self: &Arc<Self>, ends: Ends, queue: Queue, watch: Watch) -> Look {
-        Look { workers: Arc::clone(self), ends, queue, watch, working: None, busy: 0 }
+        let is_measured = self.is_due();
+        Look { workers: Arc::clone(self), ends, queue, watch, is_measured, working: None, busy: 0 }
     }
 
     /// Looks at those that have worked for so long.
@@ -160,7 +161,7 @@ impl Workers {
     /// Searches the processes that are known, and all others when it is time to.
     fn search(&self, ends: Ends) -> Found {
         let (inode, workers) = {
-            let known = self.known();
+            let mut known = self.known();
             match known.serving(ends) {
                 Found::Somebody(inode) => (inode, known.workers.clone()),
                 found => return found,
@@ -237,7 +238,7 @@ impl Workers {
 
 impl Known {
     /// Who serves a connection, as far as few questions tell.
-    fn serving(&self, ends: Ends) -> Found {
+    fn serving(&mut self, ends: Ends) -> Found {
         let Some(sockets) = self.sockets.as_ref().filter(|_| !self.is_shared) else { return Found::Nobody };
         let inode = match sockets.accepted(ends.server, ends.gateway) {
             Ok(Some(Accepted::By(inode))) => inode,
@@ -245,10 +246,12 @@ impl Known {
             Ok(None) | Err(_) => return Found::Nobody,
         };
         let holds = |worker: &&Worker| worker.descriptor.is_some_and(|fd| holds_as(worker.process.pid(), fd, inode));
-        match self.workers.iter().find(holds) {
-            Some(worker) => Found::Worker(Arc::clone(&worker.process)),
-            None => Found::Somebody(inode),
-        }
+        let Some(n) = self.workers.iter().position(|worker| holds(&worker)) else { return Found::Somebody(inode) };
+        // Whoever has waited longest accepts the next, and is asked first.
+        let worker = self.workers.remove(n);
+        let process = Arc::clone(&worker.process);
+        self.workers.push(worker);
+        Found::Worker(process)
     }
 
     fn has_as(&mut self, process: &Arc<Process>, descriptor: u32) -> Found {
@@ -266,6 +269,8 @@ pub(crate) struct Look {
     ends: Ends,
     queue: Queue,
     watch: Watch,
+    /// Whether what it wants is measured although it may not last.
+    is_measured: bool,
     working: Option<Working>,
     /// How often its worker was still somebody else's.
     busy: u32,
@@ -289,7 +294,7 @@ impl Look {
     /// Looks for the worker while it works. **Cancel-safe.**
     pub(crate) async fn while_it_works(&mut self) {
         let is_expected = self.queue != Queue::First && self.workers.priorities.is_some();
-        let mut pause = if is_expected || self.workers.is_due() { SOON } else { LASTS };
+        let mut pause = if is_expected || self.is_measured { SOON } else { LASTS };
         while self.working.is_none() {
             tokio::time::sleep(pause).await;
             if self.is_settled().await {
@@ -303,7 +308,9 @@ impl Look {
     async fn is_settled(&mut self) -> bool {
         match self.workers.find(self.ends).await {
             Found::Worker(process) => {
-                self.working = process.begins(self.queue, self.watch.clone());
+                // Of a storm's pieces not each is measured.
+                let watch = (self.is_measured || self.queue != Queue::More).then(|| self.watch.clone());
+                self.working = process.begins(self.queue, watch);
                 self.busy += u32::from(self.working.is_none());
                 if self.busy >= BUSY_TOO_OFTEN {
                     let address = &self.workers.address;

@@ -344,19 +344,19 @@ impl ConnectionCache {
         match found {
             Ok((process, untouched)) => {
                 if let Some(why) = untouched {
-                    self.say_untouched(&why);
+                    self.say_untouched(why);
                 }
                 lock(&self.processes).push(Arc::downgrade(&process));
                 Some(process)
             }
             Err(why) => {
-                self.say_untouched(&why);
+                self.say_untouched(why);
                 None
             }
         }
     }
 
-    fn say_untouched(&self, why: &Untouched) {
+    fn say_untouched(&self, why: Untouched) {
         if self.cluster.priorities.is_some() && !self.untouched.swap(true, Ordering::Relaxed) {
             tracing::warn!(cluster = %self.cluster.name, %why, "priorities of server processes are not set");
         }

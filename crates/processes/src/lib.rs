@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Queue, Watch};
-use cofferdam_sched::set_scheduling;
+use cofferdam_sched::{Policy, scheduling, set_idle, set_ordinary, set_scheduling};
 use cofferdam_tenant::Priorities;
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 
@@ -68,6 +68,8 @@ pub struct Process {
     kind: Kind,
     /// Its `nice` value while it does modest work.
     usual: i32,
+    /// Whether it may run on what others leave: a worker, and an ordinary one.
+    may_idle: bool,
     group: Option<Autogroup>,
     /// Where it may be set.
     priorities: Option<Priorities>,
@@ -79,16 +81,18 @@ struct State {
     nice: i32,
     /// Whether its session's group has the priority that belongs to this value.
     group_follows: bool,
-    /// Since when it works, and on what.
-    work: Option<(Instant, Watch)>,
+    /// Since when it works, and on what if that is looked at.
+    work: Option<(Instant, Option<Watch>)>,
     /// How long it had worked before that, since it was last looked at.
     worked: Duration,
     /// For how long it had wanted a core, and waited for one, when it was last looked at.
     wanted: Wanted,
     /// When that was, if it has done the same work since then, and whether it had a core or waited for one at that moment.
     seen: Option<(Instant, bool)>,
-    /// Those of a worker, when its work began.
+    /// Those of a worker, when it was last set to something.
     threads: Vec<Pid>,
+    /// Whether they run on what others leave.
+    is_idle: bool,
 }
 
 /// A process while it works. Dropping it says that it is done.
@@ -139,9 +143,13 @@ impl Process {
         let nice_of = |pid| getpriority_process(Some(pid)).map_err(|_| Untouched::NotHere);
         let pid = numbered(pid).ok_or(Untouched::NotHere)?;
         let nice = nice_of(pid)?;
-        let usual = match kind {
-            Kind::Worker { like: Some(other) } => nice_of(numbered(other).ok_or(Untouched::NotHere)?)?.min(nice),
-            _ => nice,
+        let policy_of = |pid: Pid| scheduling(pid.as_raw_nonzero().get()).map(|known| known.policy);
+        let (usual, may_idle) = match kind {
+            Kind::Worker { like: Some(other) } => {
+                let other = numbered(other).ok_or(Untouched::NotHere)?;
+                (nice_of(other)?.min(nice), policy_of(other).is_ok_and(|policy| policy == Policy::Ordinary))
+            }
+            _ => (nice, false),
         };
         let group = match (priorities, kind) {
             (None, _) => Ok(None),
@@ -160,9 +168,10 @@ impl Process {
             worked: Duration::ZERO,
             wanted,
             seen: None,
-            threads: Vec::new(),
+            threads: if kind.is_worker() { wanted::threads(pid) } else { Vec::new() },
+            is_idle: may_idle && policy_of(pid).is_ok_and(|policy| policy == Policy::Idle),
         };
-        let process = Self { pid, kind, usual, group, priorities, state: Mutex::new(state) };
+        let process = Self { pid, kind, usual, may_idle, group, priorities, state: Mutex::new(state) };
         // Somebody before us was killed while it did something that is in the way of others.
         process.set(&mut process.state(), Queue::First);
         Ok((Arc::new(process), untouched))
@@ -173,15 +182,17 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// It begins to work, granted out of this queue. `None` for a worker that works already.
-    pub fn begins(self: &Arc<Self>, queue: Queue, watch: Watch) -> Option<Working> {
+    /// It begins to work, granted out of this queue. `None` for a worker that works already. Without somebody to be told
+    /// nothing is measured.
+    pub fn begins(self: &Arc<Self>, queue: Queue, watch: Option<Watch>) -> Option<Working> {
         let mut state = self.state();
         if self.kind.is_worker() {
             if state.work.is_some() {
                 return None;
             }
-            state.threads = wanted::threads(self.pid);
-            (state.wanted, state.worked) = (self.wanted(&state).unwrap_or_default(), Duration::ZERO);
+            if watch.is_some() {
+                (state.wanted, state.worked) = (self.wanted(&state).unwrap_or_default(), Duration::ZERO);
+            }
         }
         (state.work, state.seen) = (Some((Instant::now(), watch)), None);
         self.set(&mut state, queue);
@@ -214,7 +225,7 @@ impl Process {
                 self.set(&mut state, Queue::Expensive);
             }
             let seen = measured.on_cores(between, self.gives_way(&state));
-            noted = state.work.as_ref().map(|(_, watch)| (watch.clone(), seen));
+            noted = state.work.as_ref().and_then(|(_, watch)| Some((watch.clone()?, seen)));
         }
         let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         drop(state);
@@ -235,6 +246,7 @@ impl Process {
         let enough = if self.kind.is_worker() { LOOK_AT_ONE } else { LOOK_AT_SHORT };
         let mut noted = None;
         if state.worked >= enough
+            && watch.is_some()
             && let Some(wanted) = self.wanted(&state)
         {
             noted = Some(wanted.since(state.wanted).on_cores(state.worked, self.gives_way(&state)));
@@ -244,7 +256,7 @@ impl Process {
             self.set(&mut state, Queue::First);
         }
         drop(state);
-        if let Some(seen) = noted {
+        if let Some((watch, seen)) = watch.zip(noted) {
             watch.note_cores(seen);
         }
     }
@@ -271,7 +283,7 @@ impl Process {
         let nice = (self.usual + i32::from(more)).min(NICEST);
         if nice != state.nice || !state.group_follows {
             // It may have ended meanwhile; whoever reads from it will notice.
-            match self.set_nice(nice) {
+            match self.set_nice(state, nice) {
                 Ok(()) => {
                     state.nice = nice;
                     state.group_follows = self.group.is_none_or(|group| group.set(self.pid, nice - self.usual));
@@ -281,13 +293,25 @@ impl Process {
         }
     }
 
-    fn set_nice(&self, nice: i32) -> io::Result<()> {
+    fn set_nice(&self, state: &mut State, nice: i32) -> io::Result<()> {
         let slice = (nice > self.usual).then_some(PORTION);
         if !self.kind.is_worker() {
             return set_nice(self.pid, nice, slice);
         }
-        // Threads that have begun meanwhile have what the one has that began them.
-        wanted::threads(self.pid).into_iter().try_for_each(|thread| set_nice(thread, nice, slice))
+        let (was_idle, idle) = (state.is_idle, self.may_idle && nice - self.usual >= NICEST);
+        if nice == self.usual || was_idle {
+            // Threads that have begun meanwhile have what the one has that began them.
+            state.threads = wanted::threads(self.pid);
+        }
+        state.is_idle = idle;
+        state.threads.iter().try_for_each(|thread| {
+            let number = thread.as_raw_nonzero().get();
+            match (was_idle, idle) {
+                (_, true) => set_idle(number),
+                (true, false) => set_ordinary(number, nice),
+                (false, false) => set_nice(*thread, nice, slice),
+            }
+        })
     }
 
     fn wanted(&self, state: &State) -> Option<Wanted> {
@@ -357,10 +381,11 @@ mod tests {
         let gives_way = |usual, nice, group_follows, spare_cores| {
             let priorities = Priorities { storm: 19, expensive: 19, spare_cores };
             let (work, worked, wanted, seen) = (None, Duration::ZERO, Wanted::default(), None);
-            let state = State { nice, group_follows, work, worked, wanted, seen, threads: Vec::new() };
-            let (pid, kind) = (Pid::from_raw(1).unwrap(), Kind::Backend);
-            let process =
-                Process { pid, kind, usual, group: None, priorities: Some(priorities), state: Mutex::new(state) };
+            let (threads, is_idle) = (Vec::new(), false);
+            let state = State { nice, group_follows, work, worked, wanted, seen, threads, is_idle };
+            let (pid, kind, may_idle, group) = (Pid::from_raw(1).unwrap(), Kind::Backend, false, None);
+            let (priorities, state) = (Some(priorities), Mutex::new(state));
+            let process = Process { pid, kind, usual, may_idle, group, priorities, state };
             process.gives_way(&process.state())
         };
         assert!(gives_way(0, 19, true, 0) && gives_way(-5, 14, true, 0));

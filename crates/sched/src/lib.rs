@@ -26,6 +26,19 @@ pub struct Scheduling {
     pub nice: i32,
     /// In what portions it gets a core; zero where the kernel does not say.
     pub slice: Duration,
+    /// With what policy.
+    pub policy: Policy,
+}
+
+/// By what policy a process is scheduled, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Policy {
+    /// `SCHED_OTHER`, and so are its children.
+    Ordinary,
+    /// `SCHED_IDLE`: it runs on what others leave.
+    Idle,
+    /// Another, or with conditions.
+    Other,
 }
 
 /// How a process, or rather its first thread, is scheduled.
@@ -33,7 +46,12 @@ pub struct Scheduling {
 /// Fails when there is none with this number.
 pub fn scheduling(pid: i32) -> io::Result<Scheduling> {
     let attr = attr::get(pid)?;
-    Ok(Scheduling { nice: attr.nice, slice: Duration::from_nanos(attr.runtime) })
+    let policy = match (attr.policy, attr.flags) {
+        (attr::ORDINARY, 0) => Policy::Ordinary,
+        (attr::IDLE, 0) => Policy::Idle,
+        _ => Policy::Other,
+    };
+    Ok(Scheduling { nice: attr.nice, slice: Duration::from_nanos(attr.runtime), policy })
 }
 
 /// Sets the `nice` value and the slice of a process's first thread; the slice is taken to the nearest that the kernel has,
@@ -45,7 +63,23 @@ pub fn set_scheduling(pid: i32, nice: i32, slice: Option<Duration>) -> io::Resul
     let slice = slice.map_or(Duration::ZERO, |slice| slice.clamp(SHORTEST_SLICE, LONGEST_SLICE));
     // At most 100 million.
     let runtime = u64::try_from(slice.as_nanos()).unwrap_or(0);
-    attr::set(pid, nice.clamp(-20, 19), runtime)
+    attr::set(pid, None, nice.clamp(-20, 19), runtime)
+}
+
+/// Lets a process's first thread run on what others leave. Its `nice` value means nothing as long.
+///
+/// Whoever wakes up takes the core from what runs so, where both are in the same group of processes.
+///
+/// Fails as [`set_scheduling`] does.
+pub fn set_idle(pid: i32) -> io::Result<()> {
+    attr::set(pid, Some(attr::IDLE), 0, 0)
+}
+
+/// Makes a process's first thread an ordinary one again, with this `nice` value and the kernel's own slice.
+///
+/// Fails as [`set_scheduling`] does.
+pub fn set_ordinary(pid: i32, nice: i32) -> io::Result<()> {
+    attr::set(pid, Some(attr::ORDINARY), nice.clamp(-20, 19), 0)
 }
 
 /// The cores of the machine that are in use, whoever may use them; `None` where the system does not say.
@@ -56,8 +90,8 @@ pub fn cores() -> Option<u32> {
 /// The machine's cores but for so many; at least one.
 pub fn cores_but(spare: u32) -> u32 {
     // Not those that this process may use, which can be fewer.
-    let own = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get) as u32;
-    cores().unwrap_or_else(own).saturating_sub(spare).max(1)
+    let own = || std::thread::available_parallelism().ok().and_then(|n| u32::try_from(n.get()).ok());
+    cores().or_else(own).unwrap_or(1).saturating_sub(spare).max(1)
 }
 
 /// How many there are in a list such as `0-3,8`.
@@ -76,6 +110,9 @@ mod attr {
     use std::io;
     use std::mem::size_of;
 
+    /// `SCHED_OTHER` and `SCHED_IDLE`.
+    pub(super) const ORDINARY: u32 = 0;
+    pub(super) const IDLE: u32 = 5;
     /// Leave the policy as it is.
     const KEEP_POLICY: u64 = 0x08;
 
@@ -84,8 +121,8 @@ mod attr {
     #[derive(Debug, Default)]
     pub(super) struct Attr {
         size: u32,
-        policy: u32,
-        flags: u64,
+        pub(super) policy: u32,
+        pub(super) flags: u64,
         pub(super) nice: i32,
         priority: u32,
         /// Nanoseconds. With an ordinary policy, the slice.
@@ -105,8 +142,10 @@ mod attr {
         if outcome == 0 { Ok(attr) } else { Err(io::Error::last_os_error()) }
     }
 
-    pub(super) fn set(pid: i32, nice: i32, runtime: u64) -> io::Result<()> {
-        let mut attr = Attr { size: SIZE, flags: KEEP_POLICY, nice, runtime, ..Attr::default() };
+    /// Without a policy it keeps the one that it has.
+    pub(super) fn set(pid: i32, policy: Option<u32>, nice: i32, runtime: u64) -> io::Result<()> {
+        let flags = if policy.is_none() { KEEP_POLICY } else { 0 };
+        let mut attr = Attr { size: SIZE, policy: policy.unwrap_or(0), flags, nice, runtime, ..Attr::default() };
         // SAFETY: the kernel reads `size` bytes from the pointer, which are all the structure's, and during the call only. When
         // it knows no such version it writes its own size into `size`, so the structure is mutable.
         let outcome = unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw mut attr, 0) };
@@ -154,7 +193,21 @@ mod tests {
         let longest = scheduling(sleeper.pid()).unwrap().slice;
         assert!(longest == before.slice || longest == LONGEST_SLICE, "{longest:?}");
         set_scheduling(sleeper.pid(), nice, None).unwrap();
-        assert_eq!(scheduling(sleeper.pid()).unwrap(), Scheduling { nice, slice: before.slice });
+        assert_eq!(scheduling(sleeper.pid()).unwrap(), Scheduling { nice, ..before });
+    }
+
+    #[test]
+    fn a_process_runs_on_what_others_leave_and_as_before_again() {
+        let sleeper = Sleeper::new();
+        let before = scheduling(sleeper.pid()).unwrap();
+        assert_eq!(before.policy, Policy::Ordinary);
+        set_idle(sleeper.pid()).unwrap();
+        assert_eq!(scheduling(sleeper.pid()).unwrap().policy, Policy::Idle);
+        if set_ordinary(sleeper.pid(), before.nice).is_err() {
+            eprintln!("SKIPPED: whoever may only lower does not get it back");
+            return;
+        }
+        assert_eq!(scheduling(sleeper.pid()).unwrap(), before);
     }
 
     #[test]
