@@ -100,9 +100,19 @@ fn workers() -> Vec<u32> {
 
 /// The `nice` values of all threads of a process.
 fn nice(pid: u32) -> Vec<i64> {
+    stat(pid, 16)
+}
+
+/// The policies of all threads of a process: 0 for ordinary ones, 5 for those that run on what others leave.
+fn policy(pid: u32) -> Vec<i64> {
+    stat(pid, 38)
+}
+
+/// What the system says of all threads of a process in one place behind their names.
+fn stat(pid: u32, n: usize) -> Vec<i64> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten();
     let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("stat")).ok());
-    stats.map(|stat| stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()).collect()
+    stats.map(|stat| stat.rsplit_once(") ").unwrap().1.split(' ').nth(n).unwrap().parse().unwrap()).collect()
 }
 
 /// The workers all of whose threads, and there are several, have a value.
@@ -158,6 +168,32 @@ async fn a_worker_gives_way_while_it_computes_for_long_and_gets_its_priority_bac
     eventually(async || {
         let waiting = gateway.target("bolt", "/testkit/work?wait=50").once().await.unwrap();
         waiting.status == 200 && with(usual) == 4
+    })
+    .await;
+}
+
+/// A storm's short requests too, and from the beginning; whoever gives way by all that there is runs on what others leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_of_a_storm_run_on_what_others_leave_and_are_ordinary_ones_after_it() {
+    if !may_prioritise() {
+        eprintln!("SKIPPED: needs CAP_SYS_NICE");
+        return;
+    }
+    let odoo = prefork(4).await;
+    let gateway = Gateway::start(&house(&odoo, 4, "priorities: {}"));
+    eventually(async || workers().len() == 4 && workers().into_iter().all(|pid| nice(pid).len() > 1)).await;
+    let idle = |pid: u32| policy(pid).iter().all(|policy| *policy == 5);
+    let mut storm = JoinSet::new();
+    for _ in 0..12 {
+        let target = gateway.target("acme", "/testkit/work?compute=20");
+        storm.spawn(async move { while target.once().await.is_ok() {} });
+    }
+    eventually(async || workers().into_iter().any(idle)).await;
+    storm.abort_all();
+    while storm.join_next().await.is_some() {}
+    eventually(async || {
+        workers().into_iter().all(|pid| policy(pid).iter().all(|policy| *policy == 0))
+            && with(nice(std::process::id())[0]) == 4
     })
     .await;
 }

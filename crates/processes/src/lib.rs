@@ -266,9 +266,11 @@ impl Process {
         self.state().nice != self.usual
     }
 
-    /// Whether it is in nobody's way: it weighs next to nothing beside others, and no core is to be left alone.
+    /// Whether more of a storm's than there are cores is in nobody's way: it weighs next to nothing beside others, and no core is
+    /// to be left alone. Of workers more at once only makes more who come anew.
     fn gives_way(&self, state: &State) -> bool {
-        state.group_follows
+        !self.kind.is_worker()
+            && state.group_follows
             && state.nice - self.usual >= NICEST
             && self.priorities.is_some_and(|priorities| priorities.spare_cores == 0)
     }
@@ -307,7 +309,8 @@ impl Process {
         state.threads.iter().try_for_each(|thread| {
             let number = thread.as_raw_nonzero().get();
             match (was_idle, idle) {
-                (_, true) => set_idle(number),
+                // Its slice counts as long too: it decides whose turn it is among those who are owed time.
+                (_, true) => set_nice(*thread, nice, slice).and_then(|()| set_idle(number)),
                 (true, false) => set_ordinary(number, nice),
                 (false, false) => set_nice(*thread, nice, slice),
             }
