@@ -161,11 +161,11 @@ async fn isolated(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
         let lines: Vec<String> = isolation::aggressor_alone(&options)
             .await?
             .into_iter()
-            .map(|(workload, fair, fifo)| {
-                let part = 100.0 * fair / fifo;
+            .map(|alone| {
+                let (workload, fair, fifo) = (alone.workload.as_str(), alone.fair, alone.fifo);
+                let part = 100.0 * alone.part;
                 format!(
-                    "one aggressor alone, {}: {fair:.1}/s, first come first served {fifo:.1}/s: {part:.0} %",
-                    workload.as_str()
+                    "one aggressor alone, {workload}: {fair:.1}/s, first come first served {fifo:.1}/s: {part:.0} %"
                 )
             })
             .collect();

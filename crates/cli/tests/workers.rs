@@ -56,6 +56,11 @@ impl Gateway {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
+    /// Workers that give way.
+    async fn lowered(&self) -> usize {
+        self.metric("cofferdam_http_server_workers_lowered").await as usize
+    }
+
     fn target(&self, tenant: &str, path: &str) -> Target {
         Target::logged_in(self.http, format!("{tenant}.example.com"), path)
     }
@@ -142,7 +147,7 @@ async fn a_worker_gives_way_while_it_computes_for_long_and_gets_its_priority_bac
     let long = gateway.target("acme", "/testkit/work?compute=3000");
     let computing = tokio::spawn(async move { long.once().await.unwrap().status });
     eventually(gives_way).await;
-    assert_eq!(gateway.metric("cofferdam_http_server_workers_lowered").await, lowered as f64);
+    assert_eq!(gateway.lowered().await, lowered);
     assert_eq!(computing.await.unwrap(), 200);
     eventually(async || with(usual) == 4).await;
 
@@ -244,7 +249,7 @@ async fn a_server_that_serves_many_requests_in_one_process_is_left_alone() {
         assert_eq!(long.status, 200);
         assert!(nice(std::process::id()).iter().all(|nice| *nice == before));
     }
-    assert_eq!(gateway.metric("cofferdam_http_server_workers_lowered").await, 0.0);
+    assert_eq!(gateway.lowered().await, 0);
     let said: Vec<_> =
         gateway.lines.try_iter().filter(|line| line.contains("priorities of workers are not set")).collect();
     assert_eq!(said.len(), 1, "{said:?}");

@@ -232,18 +232,11 @@ async fn attempt(
             }
         }
     };
-    let look = &mut occupied.look;
-    let looking = async {
-        if let Some(look) = look {
-            look.while_it_works().await;
-        }
-        std::future::pending::<()>().await;
-    };
     let outcome = tokio::select! {
         biased;
         outcome = tokio::time::timeout(pool.response_timeout, exchange) => Some(outcome),
         () = client.gone() => None,
-        () = looking => None,
+        () = looking(&mut occupied.look) => None,
     };
     match outcome {
         Some(Ok(Ok(()))) => Ok((server, occupied)),
@@ -261,16 +254,28 @@ async fn attempt(
     }
 }
 
+/// Looks for the worker for as long as it works. Never ends.
+async fn looking(look: &mut Option<Look>) {
+    if let Some(look) = look {
+        look.while_it_works().await;
+    }
+    std::future::pending::<()>().await;
+}
+
 /// The client has left, but Odoo's worker does not know and goes on: its slot stays taken until it is really free, or a
 /// tenant could have every worker by asking and leaving. Bounded by the time that an answer may take.
-pub(crate) async fn until_the_worker_is_free(mut server: ServerSession, occupied: Occupied, limit: Duration) {
+pub(crate) async fn until_the_worker_is_free(mut server: ServerSession, mut occupied: Occupied, limit: Duration) {
     let rest = async {
         if server.resp_header().is_none() && server.read_response().await.is_err() {
             return;
         }
         while let Ok(Some(_)) = server.read_body_bytes().await {}
     };
-    let _ = tokio::time::timeout(limit, rest).await;
+    tokio::select! {
+        biased;
+        _ = tokio::time::timeout(limit, rest) => {}
+        () = looking(&mut occupied.look) => {}
+    }
     drop(occupied);
 }
 

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
@@ -26,7 +27,11 @@ pub enum Accepted {
 
 /// Asks the kernel for sockets.
 #[derive(Debug)]
-pub struct Sockets(OwnedFd);
+pub struct Sockets {
+    netlink: OwnedFd,
+    /// The number of the last question: an answer has that of its own.
+    asked: AtomicU32,
+}
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
@@ -45,7 +50,7 @@ impl Sockets {
     /// Fails where the system has no such interface.
     pub fn open() -> io::Result<Self> {
         let kind = (AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
-        Ok(Self(socket_with(kind.0, kind.1, kind.2, Some(netlink::SOCK_DIAG))?))
+        Ok(Self { netlink: socket_with(kind.0, kind.1, kind.2, Some(netlink::SOCK_DIAG))?, asked: AtomicU32::new(0) })
     }
 
     /// The server's end of a connection between a server's address and a client's. `None`: it is not on this machine.
@@ -66,11 +71,17 @@ impl Sockets {
     }
 
     fn ask(&self, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Answer>> {
-        send(&self.0, &request(local, remote), SendFlags::empty())?;
-        let mut answer = [0u8; 512];
-        // The kernel answers before it returns.
-        let (_, received) = recv(&self.0, &mut answer[..], RecvFlags::empty())?;
-        Ok(Answer::read(&answer[..received.min(answer.len())]))
+        let number = self.asked.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        send(&self.netlink, &request(number, local, remote), SendFlags::empty())?;
+        loop {
+            let mut answer = [0u8; 512];
+            // The kernel answers before it returns; what is left of an earlier question is no answer.
+            let (_, received) = recv(&self.netlink, &mut answer[..], RecvFlags::empty())?;
+            let answer = &answer[..received.min(answer.len())];
+            if answer.get(8..12) == Some(&number.to_ne_bytes()) {
+                return Ok(Answer::read(answer));
+            }
+        }
     }
 }
 
@@ -97,7 +108,7 @@ impl Answer {
     }
 }
 
-fn request(local: SocketAddr, remote: SocketAddr) -> [u8; REQUEST] {
+fn request(number: u32, local: SocketAddr, remote: SocketAddr) -> [u8; REQUEST] {
     let family = match local {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -111,7 +122,8 @@ fn request(local: SocketAddr, remote: SocketAddr) -> [u8; REQUEST] {
     put(&(REQUEST as u32).to_ne_bytes());
     put(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     put(&NLM_F_REQUEST.to_ne_bytes());
-    put(&[0; 8]);
+    put(&number.to_ne_bytes());
+    put(&[0; 4]);
     put(&[family.as_raw() as u8, TCP, 0, 0]);
     put(&(1u32 << ESTABLISHED | 1 << LISTEN).to_ne_bytes());
     put(&local.port().to_be_bytes());
@@ -209,7 +221,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_cut_off_or_none_says_nothing() {
-        let mut message = request("127.0.0.1:80".parse().unwrap(), "[::1]:81".parse().unwrap()).to_vec();
+        let mut message = request(1, "127.0.0.1:80".parse().unwrap(), "[::1]:81".parse().unwrap()).to_vec();
         assert_eq!(Answer::read(&message), None);
         message.resize(INODE + 4, 0);
         assert!(Answer::read(&message).is_some());

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use comfy_table::{CellAlignment, Table, presets};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -124,31 +124,76 @@ pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyho
     Ok(cells)
 }
 
+/// What one aggressor gets done per second by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Alone {
+    /// Doing what.
+    pub workload: Workload,
+    /// With Cofferdam's scheduling, and first come first served with the same slots: medians of the rounds.
+    pub fair: f64,
+    /// See `fair`.
+    pub fifo: f64,
+    /// The median of the rounds' parts of one in the other.
+    pub part: f64,
+}
+
+/// How often one and then the other is measured: a machine that is slower for a while is so for both.
+const ROUNDS: usize = 5;
+
 /// The work that one aggressor gets done by itself with Cofferdam's scheduling, over what it gets first come first
 /// served with the same slots: what protection costs when there is nobody to protect.
-pub async fn aggressor_alone(options: &Options) -> anyhow::Result<Vec<(Workload, f64, f64)>> {
+pub async fn aggressor_alone(options: &Options) -> anyhow::Result<Vec<Alone>> {
+    if options.plane == Plane::Both {
+        bail!("one aggressor alone is measured on one plane: two gateways cannot both be Odoo's way to PostgreSQL");
+    }
     let mut bed = Bed::make(options.plane, options.workloads.contains(&Workload::Write)).await?;
     let mut results = Vec::new();
     for workload in &options.workloads {
-        let mut rates = [0.0; 2];
-        for (rate, peer) in rates.iter_mut().zip([Peer::Cofferdam, Peer::Fifo]) {
-            bed.prepare(true).await?;
-            let running = Running::start(peer, &bed.behind(), &options.cofferdam).await?;
-            let (counter, stop) = (Arc::new(Counter::default()), CancellationToken::new());
-            for target in bed.aggressors(&running, *workload, 1) {
-                aggressor(&target, 60, &counter, &stop);
-            }
-            // Slots open as work shows that it does no harm: what counts is what it comes to.
-            tokio::time::sleep(5 * ONSET).await;
-            let before = counter.done();
-            tokio::time::sleep(Duration::from_secs(options.seconds)).await;
-            *rate = (counter.done() - before) as f64 / options.seconds as f64;
-            stop.cancel();
-            settle(&bed).await?;
+        bed.prepare(true).await?;
+        let fair = Running::start(Peer::Cofferdam, &bed.behind(), &options.cofferdam).await?;
+        let fifo = Running::start(Peer::Fifo, &bed.behind(), &options.cofferdam).await?;
+        // Slots open as work shows that it does no harm: what counts is what it comes to.
+        rate(&bed, &fair, *workload, 4 * ONSET, Duration::ZERO).await?;
+        let (mut with, mut without, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let length = Duration::from_secs(options.seconds);
+            let one = rate(&bed, &fair, *workload, WARM_UP, length).await?;
+            let other = rate(&bed, &fifo, *workload, WARM_UP, length).await?;
+            with.push(one);
+            without.push(other);
+            parts.push(one / other.max(f64::MIN_POSITIVE));
         }
-        results.push((*workload, rates[0], rates[1]));
+        let (fair, fifo, part) = (median(with), median(without), median(parts));
+        results.push(Alone { workload: *workload, fair, fifo, part });
     }
     Ok(results)
+}
+
+/// What one aggressor gets done per second, after a while.
+async fn rate(
+    bed: &Bed,
+    peer: &Running,
+    workload: Workload,
+    warm_up: Duration,
+    length: Duration,
+) -> anyhow::Result<f64> {
+    let (counter, stop) = (Arc::new(Counter::default()), CancellationToken::new());
+    let _stop = stop.clone().drop_guard();
+    for target in bed.aggressors(peer, workload, 1) {
+        aggressor(&target, 60, &counter, &stop);
+    }
+    tokio::time::sleep(warm_up).await;
+    let (begun, before) = (Instant::now(), counter.done());
+    tokio::time::sleep(length).await;
+    let rate = (counter.done() - before) as f64 / begun.elapsed().as_secs_f64();
+    stop.cancel();
+    settle(bed).await?;
+    Ok(rate)
+}
+
+fn median(mut of: Vec<f64>) -> f64 {
+    of.sort_by(f64::total_cmp);
+    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 async fn one(

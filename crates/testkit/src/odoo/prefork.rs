@@ -91,7 +91,7 @@ pub fn work() -> io::Result<()> {
     let parent = parent_id();
     let serving = std::thread::spawn(move || serve(options, number, &listener));
     while !serving.is_finished() && parent_id() == parent {
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::park_timeout(Duration::from_millis(200));
     }
     if serving.is_finished() { serving.join().unwrap_or_else(|_| Err(io::Error::other("panicked"))) } else { Ok(()) }
 }
