@@ -8,6 +8,7 @@
 //! The number of a process means something only where it runs: whoever makes a [`Process`] has to know that it serves its
 //! connection ([`owner`] tells it of sockets), and a priority is changed only where it can be given back.
 
+#![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 use std::fmt;
