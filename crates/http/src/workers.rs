@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Queue, Watch};
-use cofferdam_processes::owner::{Accepted, Inode, Sockets, descriptor, holders, holds_as};
-use cofferdam_processes::{Kind, Process, Untouched, Working, parent};
+use cofferdam_processes::owner::{Accepted, Connection, Inode, Sockets, holders};
+use cofferdam_processes::{Kind, Process, Shared, Untouched, Working, parent};
 use cofferdam_tenant::{Endpoint, Priorities};
 
 /// A request that has lasted so long is looked for.
@@ -26,10 +26,8 @@ const SAMPLE: Duration = Duration::from_millis(20);
 /// How long it takes a worker to accept, and the longest pause before it is looked for again.
 const SOON: Duration = Duration::from_millis(1);
 const LATER: Duration = Duration::from_millis(50);
-/// How often it is looked for before anything is sent.
-const AT_ONCE: usize = 3;
-/// A worker that seems to serve two requests has most likely finished the first; not when it seems so time after time.
-const BUSY_TOO_OFTEN: u32 = 6;
+/// For how long it is looked for before anything is sent.
+const BEFORE: Duration = Duration::from_millis(4);
 /// The shortest and the longest time between two searches among all processes.
 const SEARCH: Duration = Duration::from_secs(1);
 const SEARCH_SELDOM: Duration = Duration::from_secs(60);
@@ -62,7 +60,7 @@ struct Known {
     search_from: Instant,
     pause: Duration,
     /// What was said already of why they are left alone.
-    said: Option<Untouched>,
+    said: Vec<Untouched>,
     /// One process serves many requests.
     is_shared: bool,
 }
@@ -76,7 +74,7 @@ struct Worker {
 
 /// Who serves a connection.
 enum Found {
-    Worker(Arc<Process>),
+    Worker(Arc<Process>, Connection),
     /// Nobody has accepted it.
     NotYet,
     /// One of those that are known may hold this, or somebody new.
@@ -93,7 +91,7 @@ impl Workers {
             workers: Vec::new(),
             search_from: begun,
             pause: SEARCH,
-            said: None,
+            said: Vec::new(),
             is_shared: false,
         };
         Arc::new(Self {
@@ -114,7 +112,7 @@ impl Workers {
     /// What a request is looked for with that was granted out of this queue.
     pub(crate) fn look(self: &Arc<Self>, ends: Ends, queue: Queue, watch: Watch) -> Look {
         let is_measured = self.is_due();
-        Look { workers: Arc::clone(self), ends, queue, watch, is_measured, working: None, busy: 0 }
+        Look { workers: Arc::clone(self), ends, queue, watch, is_measured, working: None }
     }
 
     /// Looks at those that have worked for so long.
@@ -149,12 +147,8 @@ impl Workers {
         if self.is_searching.swap(true, Ordering::Acquire) {
             return Found::NotYet;
         }
-        let this = Arc::clone(self);
-        let searched = tokio::task::spawn_blocking(move || {
-            let found = this.search(ends);
-            this.is_searching.store(false, Ordering::Release);
-            found
-        });
+        let searching = Searching(Arc::clone(self));
+        let searched = tokio::task::spawn_blocking(move || searching.0.search(ends));
         searched.await.unwrap_or(Found::Nobody)
     }
 
@@ -168,15 +162,15 @@ impl Workers {
             }
         };
         for worker in workers {
-            if let Some(descriptor) = descriptor(worker.process.pid(), inode) {
-                return self.known().has_as(&worker.process, descriptor);
+            if let Some(held) = Connection::of(worker.process.pid(), inode) {
+                return self.known().has(&worker.process, held);
             }
         }
         let listening = {
             let mut known = self.known();
             let now = Instant::now();
             if now < known.search_from {
-                return Found::Nobody;
+                return known.nobody_yet();
             }
             known.pause = (2 * known.pause).min(SEARCH_SELDOM);
             known.search_from = now + known.pause;
@@ -190,20 +184,24 @@ impl Workers {
             self.say(Untouched::NotHere);
             return Found::Nobody;
         }
-        known.pause = SEARCH;
-        known.search_from = Instant::now() + SEARCH;
-        // It may be over already.
+        if !matches!((&found, known.serving(ends)), (Found::Nobody, Found::Somebody(_))) {
+            known.pause = SEARCH;
+            known.search_from = Instant::now() + SEARCH;
+        }
         if matches!(found, Found::Nobody) { Found::NotYet } else { found }
     }
 
-    /// Whoever listens, and was started by somebody who does, is a worker.
+    /// Whoever listens, and was started by the one who listened first, is a worker.
     fn learn(&self, listening: &[u32], inode: Inode) -> Found {
         let all: HashSet<u32> = listening.iter().copied().collect();
         let mut workers: Vec<Worker> = self.known().workers.clone();
         workers.retain(|worker| all.contains(&worker.process.pid()));
         let known: HashSet<u32> = workers.iter().map(|worker| worker.process.pid()).collect();
         for pid in listening.iter().copied().filter(|pid| !known.contains(pid)) {
-            let Some(master) = parent(pid).filter(|parent| all.contains(parent)) else { continue };
+            // Not by one that listens for a server, as a service manager does, nor by a worker.
+            let is_master =
+                |pid: &u32| *pid != 1 && all.contains(pid) && parent(*pid).is_none_or(|p| !all.contains(&p));
+            let Some(master) = parent(pid).filter(is_master) else { continue };
             if let Ok((process, untouched)) = Process::new(pid, Kind::Worker { like: Some(master) }, self.priorities) {
                 if let Some(why) = untouched {
                     self.say(why);
@@ -213,9 +211,9 @@ impl Workers {
         }
         let mut holder = Found::Nobody;
         for worker in &mut workers {
-            if let Some(descriptor) = descriptor(worker.process.pid(), inode) {
-                worker.descriptor = Some(descriptor);
-                holder = Found::Worker(Arc::clone(&worker.process));
+            if let Some(held) = Connection::of(worker.process.pid(), inode) {
+                worker.descriptor = Some(held.descriptor);
+                holder = Found::Worker(Arc::clone(&worker.process), held);
             }
         }
         self.known().workers = workers;
@@ -224,7 +222,10 @@ impl Workers {
 
     fn say(&self, why: Untouched) {
         let mut known = self.known();
-        let is_news = known.said.replace(why).is_none();
+        let is_news = !known.said.contains(&why) && !known.is_shared;
+        if is_news {
+            known.said.push(why);
+        }
         drop(known);
         if is_news && self.priorities.is_some() {
             tracing::warn!(server = %self.address, %why, "priorities of workers are not set");
@@ -243,22 +244,31 @@ impl Known {
         let inode = match sockets.accepted(ends.server, ends.gateway) {
             Ok(Some(Accepted::By(inode))) => inode,
             Ok(Some(Accepted::NotYet)) => return Found::NotYet,
-            Ok(None) | Err(_) => return Found::Nobody,
+            Ok(None) => return Found::Nobody,
+            Err(_) => return self.nobody_yet(),
         };
-        let holds = |worker: &&Worker| worker.descriptor.is_some_and(|fd| holds_as(worker.process.pid(), fd, inode));
-        let Some(n) = self.workers.iter().position(|worker| holds(&worker)) else { return Found::Somebody(inode) };
+        let held = self.workers.iter().enumerate().find_map(|(n, worker)| {
+            let held = Connection { inode, descriptor: worker.descriptor? };
+            held.is_held_by(worker.process.pid()).then_some((n, held))
+        });
+        let Some((n, held)) = held else { return Found::Somebody(inode) };
         // Whoever has waited longest accepts the next, and is asked first.
         let worker = self.workers.remove(n);
         let process = Arc::clone(&worker.process);
         self.workers.push(worker);
-        Found::Worker(process)
+        Found::Worker(process, held)
     }
 
-    fn has_as(&mut self, process: &Arc<Process>, descriptor: u32) -> Found {
+    /// Nobody was found now: where there are workers, it may be found to be one of them later.
+    fn nobody_yet(&self) -> Found {
+        if self.workers.is_empty() { Found::Nobody } else { Found::NotYet }
+    }
+
+    fn has(&mut self, process: &Arc<Process>, held: Connection) -> Found {
         if let Some(worker) = self.workers.iter_mut().find(|worker| Arc::ptr_eq(&worker.process, process)) {
-            worker.descriptor = Some(descriptor);
+            worker.descriptor = Some(held.descriptor);
         }
-        Found::Worker(Arc::clone(process))
+        Found::Worker(Arc::clone(process), held)
     }
 }
 
@@ -272,8 +282,15 @@ pub(crate) struct Look {
     /// Whether what it wants is measured although it may not last.
     is_measured: bool,
     working: Option<Working>,
-    /// How often its worker was still somebody else's.
-    busy: u32,
+}
+
+/// A search; others do not begin one as long as it lives.
+struct Searching(Arc<Workers>);
+
+impl Drop for Searching {
+    fn drop(&mut self) {
+        self.0.is_searching.store(false, Ordering::Release);
+    }
 }
 
 impl Look {
@@ -283,12 +300,12 @@ impl Look {
         if self.queue == Queue::First || self.workers.priorities.is_none() {
             return;
         }
-        for _ in 0..AT_ONCE {
-            if self.is_settled().await {
-                return;
+        let looking = async {
+            while !self.is_settled().await {
+                tokio::time::sleep(SOON).await;
             }
-            tokio::time::sleep(SOON).await;
-        }
+        };
+        let _ = tokio::time::timeout(BEFORE, looking).await;
     }
 
     /// Looks for the worker while it works. **Cancel-safe.**
@@ -307,21 +324,21 @@ impl Look {
     /// Whether there is nothing more to look for.
     async fn is_settled(&mut self) -> bool {
         match self.workers.find(self.ends).await {
-            Found::Worker(process) => {
+            Found::Worker(process, connection) => {
                 // Of a storm's pieces not each is measured.
                 let watch = (self.is_measured || self.queue != Queue::More).then(|| self.watch.clone());
-                self.working = process.begins(self.queue, watch);
-                self.busy += u32::from(self.working.is_none());
-                if self.busy >= BUSY_TOO_OFTEN {
+                let working = process.serves(connection, self.queue, watch);
+                if matches!(working, Err(Shared)) {
                     let address = &self.workers.address;
                     tracing::warn!(server = %address, "a process serves several requests at once: it is left alone");
                     self.workers.known().is_shared = true;
-                    return true;
                 }
-                self.working.is_some()
+                self.working = working.ok();
+                true
             }
             Found::NotYet | Found::Somebody(_) => false,
             Found::Nobody => {
+                self.workers.say(Untouched::NotHere);
                 self.watch.forget_cores();
                 true
             }

@@ -17,12 +17,14 @@ use std::slice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use cofferdam_fairness::{Queue, Watch};
+use cofferdam_fairness::{OnCores, Queue, Watch};
 use cofferdam_sched::{Policy, scheduling, set_idle, set_ordinary, set_scheduling};
 use cofferdam_tenant::Priorities;
+use rustix::io::Errno;
 use rustix::process::{Pid, getpriority_process, setpriority_process};
 
 use crate::group::Autogroup;
+use crate::owner::Connection;
 use crate::wanted::Wanted;
 
 mod group;
@@ -80,25 +82,45 @@ pub struct Process {
 #[derive(Debug)]
 struct State {
     nice: i32,
+    /// Whether it is known to have that: not when it could not be set, or somebody else has set another.
+    is_certain: bool,
     /// Whether its session's group has the priority that belongs to this value.
     group_follows: bool,
-    /// Since when it works, and on what if that is looked at.
-    work: Option<(Instant, Option<Watch>)>,
+    /// What it works on.
+    work: Option<Work>,
+    /// How many pieces of work it has begun.
+    begun: u64,
     /// How long it had worked before that, since it was last looked at.
     worked: Duration,
     /// For how long it had wanted a core, and waited for one, when it was last looked at.
     wanted: Wanted,
     /// When that was, if it has done the same work since then, and whether it had a core or waited for one at that moment.
     seen: Option<(Instant, bool)>,
-    /// Those of a worker, when it was last set to something.
+    /// Those of a worker, when its work began or it was set to something.
     threads: Vec<Pid>,
-    /// Whether they run on what others leave.
-    is_idle: bool,
 }
 
-/// A process while it works. Dropping it says that it is done.
+/// A piece of work.
 #[derive(Debug)]
-pub struct Working(Arc<Process>);
+struct Work {
+    since: Instant,
+    /// Who is told what it wants, if anybody is.
+    watch: Option<Watch>,
+    /// The connection that it came by, if the process serves others after it.
+    connection: Option<Connection>,
+}
+
+/// A process while it works. Dropping it says that it is done, unless it works on something else by now.
+#[derive(Debug)]
+pub struct Working {
+    process: Arc<Process>,
+    /// Which piece of its work this is.
+    number: u64,
+}
+
+/// A process serves several connections at once, so that it is none of them alone that it works for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared;
 
 /// Why a process is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,13 +186,14 @@ impl Process {
         let wanted = Wanted::of(pid, &[pid]).unwrap_or_default();
         let state = State {
             nice,
+            is_certain: !may_idle || policy_of(pid).is_ok_and(|policy| policy == Policy::Ordinary),
             group_follows: true,
             work: None,
+            begun: 0,
             worked: Duration::ZERO,
             wanted,
             seen: None,
-            threads: if kind.is_worker() { wanted::threads(pid) } else { Vec::new() },
-            is_idle: may_idle && policy_of(pid).is_ok_and(|policy| policy == Policy::Idle),
+            threads: Vec::new(),
         };
         let process = Self { pid, kind, usual, may_idle, group, priorities, state: Mutex::new(state) };
         // Somebody before us was killed while it did something that is in the way of others.
@@ -183,31 +206,64 @@ impl Process {
         self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// It begins to work, granted out of this queue. `None` for a worker that works already. Without somebody to be told
-    /// nothing is measured.
-    pub fn begins(self: &Arc<Self>, queue: Queue, watch: Option<Watch>) -> Option<Working> {
+    /// A backend begins to work, granted out of this queue.
+    pub fn begins(self: &Arc<Self>, queue: Queue, watch: Watch) -> Working {
+        self.begin(&mut self.state(), queue, Some(watch), None)
+    }
+
+    /// A worker begins to work for a connection, granted out of this queue. Without somebody to be told nothing is measured.
+    ///
+    /// What it has worked on before is over when it has let go of that connection; if it has not, that is the error.
+    pub fn serves(
+        self: &Arc<Self>,
+        connection: Connection,
+        queue: Queue,
+        watch: Option<Watch>,
+    ) -> Result<Working, Shared> {
         let mut state = self.state();
-        if self.kind.is_worker() {
-            if state.work.is_some() {
-                return None;
-            }
-            if watch.is_some() {
-                (state.wanted, state.worked) = (self.wanted(&state).unwrap_or_default(), Duration::ZERO);
-            }
+        let before = state.work.as_ref().and_then(|work| work.connection);
+        if before.is_some_and(|before| before != connection && before.is_held_by(self.pid())) {
+            return Err(Shared);
         }
-        (state.work, state.seen) = (Some((Instant::now(), watch)), None);
-        self.set(&mut state, queue);
+        let told = self.end(&mut state);
+        state.threads = wanted::threads(self.pid);
+        if self.priorities.is_some() {
+            state.is_certain &= self.is_as_believed(&state);
+        }
+        if watch.is_some() {
+            (state.wanted, state.worked) = (self.wanted(&state).unwrap_or_default(), Duration::ZERO);
+        }
+        let working = self.begin(&mut state, queue, watch, Some(connection));
         drop(state);
-        Some(Working(Arc::clone(self)))
+        if let Some((watch, seen)) = told {
+            watch.note_cores(seen);
+        }
+        Ok(working)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        state: &mut State,
+        queue: Queue,
+        watch: Option<Watch>,
+        connection: Option<Connection>,
+    ) -> Working {
+        (state.work, state.seen) = (Some(Work { since: Instant::now(), watch, connection }), None);
+        state.begun += 1;
+        self.set(state, queue);
+        Working { process: Arc::clone(self), number: state.begun }
     }
 
     /// Looks at it when it has worked for so long. Lowers it when it wants a core most of the time, and says to what:
     /// work that is only long, because its client thinks or it waits for something, is in nobody's way.
     pub fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
         let mut state = self.state();
-        let (since, _) = state.work.as_ref()?;
-        if now.saturating_duration_since(*since) < limit {
+        let since = state.work.as_ref()?.since;
+        if now.saturating_duration_since(since) < limit {
             return None;
+        }
+        if self.kind.is_worker() && state.seen.is_none() {
+            state.threads = wanted::threads(self.pid);
         }
         let wanted = self.wanted(&state)?;
         // A wait for a core is counted when it ends: whoever gets none at all seems to want none.
@@ -226,7 +282,7 @@ impl Process {
                 self.set(&mut state, Queue::Expensive);
             }
             let seen = measured.on_cores(between, self.gives_way(&state));
-            noted = state.work.as_ref().and_then(|(_, watch)| Some((watch.clone()?, seen)));
+            noted = state.work.as_ref().and_then(|work| Some((work.watch.clone()?, seen)));
         }
         let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         drop(state);
@@ -236,30 +292,47 @@ impl Process {
         lowered
     }
 
-    /// It has done its work.
-    fn ends(&self) {
+    /// It has done this piece of its work.
+    fn ends(&self, number: u64) {
         let mut state = self.state();
-        let Some((since, watch)) = state.work.take() else { return };
+        if state.begun != number {
+            return;
+        }
+        let told = self.end(&mut state);
+        if self.kind.is_worker() {
+            self.set(&mut state, Queue::First);
+        }
+        drop(state);
+        if let Some((watch, seen)) = told {
+            watch.note_cores(seen);
+        }
+    }
+
+    /// Whom to tell what of the work that is over now.
+    fn end(&self, state: &mut State) -> Option<(Watch, OnCores)> {
+        let Work { since, watch, .. } = state.work.take()?;
         let now = Instant::now();
         // What was looked at while it ran has been said.
         let looked = state.seen.take();
         state.worked += now.saturating_duration_since(looked.map_or(since, |(at, _)| at));
         let enough = if self.kind.is_worker() { LOOK_AT_ONE } else { LOOK_AT_SHORT };
-        let mut noted = None;
-        if state.worked >= enough
-            && watch.is_some()
-            && let Some(wanted) = self.wanted(&state)
-        {
-            noted = Some(wanted.since(state.wanted).on_cores(state.worked, self.gives_way(&state)));
-            (state.wanted, state.worked) = (wanted, Duration::ZERO);
-        }
-        if self.kind.is_worker() {
-            self.set(&mut state, Queue::First);
-        }
-        drop(state);
-        if let Some((watch, seen)) = watch.zip(noted) {
-            watch.note_cores(seen);
-        }
+        let watch = watch.filter(|_| state.worked >= enough)?;
+        let wanted = self.wanted(state)?;
+        let seen = wanted.since(state.wanted).on_cores(state.worked, self.gives_way(state));
+        (state.wanted, state.worked) = (wanted, Duration::ZERO);
+        Some((watch, seen))
+    }
+
+    /// Whether a worker's first thread has what it was set to; another gateway may have set it too.
+    fn is_as_believed(&self, state: &State) -> bool {
+        let idle = self.is_idle(state.nice);
+        scheduling(self.pid.as_raw_nonzero().get())
+            .is_ok_and(|now| now.nice == state.nice && (now.policy == Policy::Idle) == idle)
+    }
+
+    /// Whether a worker with this value runs on what others leave.
+    fn is_idle(&self, nice: i32) -> bool {
+        self.may_idle && nice > self.usual && nice >= NICEST
     }
 
     /// Whether it runs with less than its usual priority.
@@ -284,9 +357,11 @@ impl Process {
             Queue::Expensive => priorities.expensive,
         };
         let nice = (self.usual + i32::from(more)).min(NICEST);
-        if nice != state.nice || !state.group_follows {
+        if nice != state.nice || !state.group_follows || !state.is_certain {
             // It may have ended meanwhile; whoever reads from it will notice.
-            match self.set_nice(state, nice) {
+            let set = self.set_nice(state, nice);
+            state.is_certain = set.is_ok() || !self.kind.is_worker();
+            match set {
                 Ok(()) => {
                     state.nice = nice;
                     state.group_follows = self.group.is_none_or(|group| group.set(self.pid, nice - self.usual));
@@ -301,21 +376,27 @@ impl Process {
         if !self.kind.is_worker() {
             return set_nice(self.pid, nice, slice);
         }
-        let (was_idle, idle) = (state.is_idle, self.may_idle && nice - self.usual >= NICEST);
-        if nice == self.usual || was_idle {
-            // Threads that have begun meanwhile have what the one has that began them.
-            state.threads = wanted::threads(self.pid);
-        }
-        state.is_idle = idle;
-        state.threads.iter().try_for_each(|thread| {
+        // Threads that have begun meanwhile have what the one has that began them.
+        state.threads = wanted::threads(self.pid);
+        let mut outcome = Ok(());
+        for thread in &state.threads {
             let number = thread.as_raw_nonzero().get();
-            match (was_idle, idle) {
+            let set = if self.is_idle(nice) {
                 // Its slice counts as long too: it decides whose turn it is among those who are owed time.
-                (_, true) => set_nice(*thread, nice, slice).and_then(|()| set_idle(number)),
-                (true, false) => set_ordinary(number, nice),
-                (false, false) => set_nice(*thread, nice, slice),
+                set_nice(*thread, nice, slice).and_then(|()| set_idle(number))
+            } else if self.may_idle {
+                set_ordinary(number, nice).and_then(|()| slice.map_or(Ok(()), |_| set_nice(*thread, nice, slice)))
+            } else {
+                set_nice(*thread, nice, slice)
+            };
+            // One that has ended needs nothing.
+            if let Err(error) = set
+                && error.raw_os_error() != Some(Errno::SRCH.raw_os_error())
+            {
+                outcome = Err(error);
             }
-        })
+        }
+        outcome
     }
 
     fn wanted(&self, state: &State) -> Option<Wanted> {
@@ -334,7 +415,7 @@ impl Process {
 
 impl Drop for Working {
     fn drop(&mut self) {
-        self.0.ends();
+        self.process.ends(self.number);
     }
 }
 
@@ -378,15 +459,43 @@ fn set_nice(thread: Pid, nice: i32, slice: Option<Duration>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{TcpListener, TcpStream};
+
     use super::*;
+
+    /// A worker serves one connection after the other; the first may be over before whoever asked has noticed.
+    #[test]
+    fn a_worker_works_for_the_connection_that_it_holds_and_what_holds_two_works_for_neither() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let (me, sockets) = (std::process::id(), owner::Sockets::open().unwrap());
+        let connect = || {
+            let client = TcpStream::connect(server).unwrap();
+            let (accepted, address) = listener.accept().unwrap();
+            let Some(owner::Accepted::By(inode)) = sockets.accepted(server, address).unwrap() else { panic!() };
+            (client, accepted, Connection::of(me, inode).unwrap())
+        };
+        let ((_first, accepted, one), (_second, _accepted, other)) = (connect(), connect());
+        let (process, _) = Process::new(me, Kind::Worker { like: None }, None).unwrap();
+        let begins = || process.state().begun;
+        let before = process.serves(one, Queue::More, None).unwrap();
+        assert_eq!(process.serves(other, Queue::First, None).map(drop), Err(Shared));
+        drop(accepted);
+        let after = process.serves(other, Queue::First, None).unwrap();
+        assert_eq!(begins(), 2);
+        drop(before);
+        assert!(process.state().work.is_some(), "the first is over, and the second is not");
+        drop(after);
+        assert!(process.state().work.is_none());
+    }
 
     #[test]
     fn a_process_gives_way_by_all_that_there_is_or_not_entirely() {
         let gives_way = |usual, nice, group_follows, spare_cores| {
             let priorities = Priorities { storm: 19, expensive: 19, spare_cores };
             let (work, worked, wanted, seen) = (None, Duration::ZERO, Wanted::default(), None);
-            let (threads, is_idle) = (Vec::new(), false);
-            let state = State { nice, group_follows, work, worked, wanted, seen, threads, is_idle };
+            let (threads, begun, is_certain) = (Vec::new(), 0, true);
+            let state = State { nice, is_certain, group_follows, work, begun, worked, wanted, seen, threads };
             let (pid, kind, may_idle, group) = (Pid::from_raw(1).unwrap(), Kind::Backend, false, None);
             let (priorities, state) = (Some(priorities), Mutex::new(state));
             let process = Process { pid, kind, usual, may_idle, group, priorities, state };

@@ -148,24 +148,35 @@ fn octets(address: IpAddr) -> [u8; 16] {
     }
 }
 
-/// Whether a process holds a socket with this number of a descriptor.
-pub fn holds_as(pid: u32, descriptor: u32, inode: Inode) -> bool {
-    socket_at(Path::new(&format!("/proc/{pid}/fd/{descriptor}"))) == Some(inode)
+/// A connection as a process holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Its socket.
+    pub inode: Inode,
+    /// The number of the descriptor.
+    pub descriptor: u32,
 }
 
-/// The number of the descriptor with which a process holds a socket.
-pub fn descriptor(pid: u32, inode: Inode) -> Option<u32> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-    let mut entries = entries.filter_map(Result::ok);
-    let held = entries.find(|entry| socket_at(&entry.path()) == Some(inode))?;
-    held.file_name().to_str()?.parse().ok()
+impl Connection {
+    /// Whether a process holds it so.
+    pub fn is_held_by(self, pid: u32) -> bool {
+        socket_at(Path::new(&format!("/proc/{pid}/fd/{}", self.descriptor))) == Some(self.inode)
+    }
+
+    /// How a process holds a socket, if it does.
+    pub fn of(pid: u32, inode: Inode) -> Option<Self> {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let mut entries = entries.filter_map(Result::ok);
+        let held = entries.find(|entry| socket_at(&entry.path()) == Some(inode))?;
+        Some(Self { inode, descriptor: held.file_name().to_str()?.parse().ok()? })
+    }
 }
 
 /// All processes that hold a socket. Looks at every process, so it takes long and blocks.
 pub fn holders(inode: Inode) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| descriptor(*pid, inode).is_some()).collect()
+    pids.filter(|pid| Connection::of(*pid, inode).is_some()).collect()
 }
 
 fn socket_at(path: &Path) -> Option<Inode> {
@@ -199,10 +210,11 @@ mod tests {
             assert_eq!(sockets.accepted(server, address).unwrap(), Some(Accepted::NotYet), "{listen}");
             let (accepted, _) = listener.accept().unwrap();
             let Some(Accepted::By(inode)) = sockets.accepted(server, address).unwrap() else { panic!("{listen}") };
-            let descriptor = descriptor(me, inode).unwrap();
-            assert!(holds_as(me, descriptor, inode) && !holds_as(1, descriptor, inode));
+            let held = Connection::of(me, inode).unwrap();
+            assert!(held.is_held_by(me) && !held.is_held_by(1));
             assert_eq!(holders(inode), [me]);
             drop((client, accepted));
+            assert!(!held.is_held_by(me));
         }
     }
 

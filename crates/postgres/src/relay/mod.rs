@@ -546,7 +546,7 @@ impl Relay {
             && let Some(watch) = slot.permit.watch()
         {
             match &lease.process {
-                Some(process) => slot.working = process.begins(slot.permit.queue(), Some(watch)),
+                Some(process) => slot.working = Some(process.begins(slot.permit.queue(), watch)),
                 None => watch.forget_cores(),
             }
         }
