@@ -163,7 +163,7 @@ async fn isolated(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
             .into_iter()
             .map(|alone| {
                 let (workload, fair, fifo) = (alone.workload.as_str(), alone.fair, alone.fifo);
-                let part = 100.0 * alone.part;
+                let part = 100.0 * fair / fifo;
                 format!(
                     "one aggressor alone, {workload}: {fair:.1}/s, first come first served {fifo:.1}/s: {part:.0} %"
                 )

@@ -240,10 +240,16 @@ impl Workers {
 impl Known {
     /// Who serves a connection, as far as few questions tell.
     fn serving(&mut self, ends: Ends) -> Found {
-        let Some(sockets) = self.sockets.as_ref().filter(|_| !self.is_shared) else { return Found::Nobody };
+        // Whoever talks to an address of his own does so from the same one.
+        let is_here = ends.server.ip() == ends.gateway.ip();
+        let Some(sockets) = self.sockets.as_ref().filter(|_| is_here && !self.is_shared) else { return Found::Nobody };
         let inode = match sockets.accepted(ends.server, ends.gateway) {
             Ok(Some(Accepted::By(inode))) => inode,
             Ok(Some(Accepted::NotYet)) => return Found::NotYet,
+            // It is over, most likely.
+            Ok(None) if sockets.listening(ends.server).is_ok_and(|listening| listening.is_some()) => {
+                return Found::NotYet;
+            }
             Ok(None) => return Found::Nobody,
             Err(_) => return self.nobody_yet(),
         };

@@ -129,16 +129,14 @@ pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyho
 pub struct Alone {
     /// Doing what.
     pub workload: Workload,
-    /// With Cofferdam's scheduling, and first come first served with the same slots: medians of the rounds.
+    /// With Cofferdam's scheduling.
     pub fair: f64,
-    /// See `fair`.
+    /// First come first served with the same slots.
     pub fifo: f64,
-    /// The median of the rounds' parts of one in the other.
-    pub part: f64,
 }
 
 /// How often one and then the other is measured: a machine that is slower for a while is so for both.
-const ROUNDS: usize = 5;
+const ROUNDS: u32 = 5;
 
 /// The work that one aggressor gets done by itself with Cofferdam's scheduling, over what it gets first come first
 /// served with the same slots: what protection costs when there is nobody to protect.
@@ -154,17 +152,16 @@ pub async fn aggressor_alone(options: &Options) -> anyhow::Result<Vec<Alone>> {
         let fifo = Running::start(Peer::Fifo, &bed.behind(), &options.cofferdam).await?;
         // Slots open as work shows that it does no harm: what counts is what it comes to.
         rate(&bed, &fair, *workload, 4 * ONSET, Duration::ZERO).await?;
-        let (mut with, mut without, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        // When all slots compute at once, the first piece of work is done when nearly all of them are.
+        let warm_up = if *workload == Workload::Burn { 2 * ONSET } else { WARM_UP };
+        let length = Duration::from_secs(options.seconds);
+        let mut rates = [0.0; 2];
         for _ in 0..ROUNDS {
-            let length = Duration::from_secs(options.seconds);
-            let one = rate(&bed, &fair, *workload, WARM_UP, length).await?;
-            let other = rate(&bed, &fifo, *workload, WARM_UP, length).await?;
-            with.push(one);
-            without.push(other);
-            parts.push(one / other.max(f64::MIN_POSITIVE));
+            for (sum, peer) in rates.iter_mut().zip([&fair, &fifo]) {
+                *sum += rate(&bed, peer, *workload, warm_up, length).await? / f64::from(ROUNDS);
+            }
         }
-        let (fair, fifo, part) = (median(with), median(without), median(parts));
-        results.push(Alone { workload: *workload, fair, fifo, part });
+        results.push(Alone { workload: *workload, fair: rates[0], fifo: rates[1] });
     }
     Ok(results)
 }
@@ -189,11 +186,6 @@ async fn rate(
     stop.cancel();
     settle(bed).await?;
     Ok(rate)
-}
-
-fn median(mut of: Vec<f64>) -> f64 {
-    of.sort_by(f64::total_cmp);
-    of.get(of.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 async fn one(
