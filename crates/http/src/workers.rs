@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Queue, Watch};
 use cofferdam_processes::owner::{Accepted, Connection, Inode, Sockets, holders};
-use cofferdam_processes::{Kind, Process, Shared, Untouched, Working, parent};
+use cofferdam_processes::{Kind, NotItsOwn, Process, Untouched, Working, parent};
 use cofferdam_tenant::{Endpoint, Priorities};
 
 /// A request that has lasted so long is looked for.
@@ -240,17 +240,15 @@ impl Workers {
 impl Known {
     /// Who serves a connection, as far as few questions tell.
     fn serving(&mut self, ends: Ends) -> Found {
-        // Whoever talks to an address of his own does so from the same one.
-        let is_here = ends.server.ip() == ends.gateway.ip();
-        let Some(sockets) = self.sockets.as_ref().filter(|_| is_here && !self.is_shared) else { return Found::Nobody };
+        let Some(sockets) = self.sockets.as_ref().filter(|_| !self.is_shared) else { return Found::Nobody };
         let inode = match sockets.accepted(ends.server, ends.gateway) {
             Ok(Some(Accepted::By(inode))) => inode,
             Ok(Some(Accepted::NotYet)) => return Found::NotYet,
-            // It is over, most likely.
-            Ok(None) if sockets.listening(ends.server).is_ok_and(|listening| listening.is_some()) => {
-                return Found::NotYet;
+            // With our end open the other is elsewhere; otherwise it is over.
+            Ok(None) => {
+                let is_open = sockets.is_open(ends.server, ends.gateway).unwrap_or(false);
+                return if is_open { Found::Nobody } else { Found::NotYet };
             }
-            Ok(None) => return Found::Nobody,
             Err(_) => return self.nobody_yet(),
         };
         let held = self.workers.iter().enumerate().find_map(|(n, worker)| {
@@ -334,7 +332,7 @@ impl Look {
                 // Of a storm's pieces not each is measured.
                 let watch = (self.is_measured || self.queue != Queue::More).then(|| self.watch.clone());
                 let working = process.serves(connection, self.queue, watch);
-                if matches!(working, Err(Shared)) {
+                if matches!(working, Err(NotItsOwn::Shared)) {
                     let address = &self.workers.address;
                     tracing::warn!(server = %address, "a process serves several requests at once: it is left alone");
                     self.workers.known().is_shared = true;

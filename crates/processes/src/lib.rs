@@ -118,9 +118,14 @@ pub struct Working {
     number: u64,
 }
 
-/// A process serves several connections at once, so that it is none of them alone that it works for.
+/// Why a worker does not work for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shared;
+pub enum NotItsOwn {
+    /// It serves several at once, so that it is none of them alone that it works for.
+    Shared,
+    /// It has let go of it by now.
+    Over,
+}
 
 /// Why a process is left alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,17 +218,18 @@ impl Process {
 
     /// A worker begins to work for a connection, granted out of this queue. Without somebody to be told nothing is measured.
     ///
-    /// What it has worked on before is over when it has let go of that connection; if it has not, that is the error.
+    /// What it has worked on before is over when it has let go of that connection; if it has not, that is an error.
     pub fn serves(
         self: &Arc<Self>,
         connection: Connection,
         queue: Queue,
         watch: Option<Watch>,
-    ) -> Result<Working, Shared> {
+    ) -> Result<Working, NotItsOwn> {
         let mut state = self.state();
         let before = state.work.as_ref().and_then(|work| work.connection);
         if before.is_some_and(|before| before != connection && before.is_held_by(self.pid())) {
-            return Err(Shared);
+            // Whoever was found is found late: it may be the other that came after this one.
+            return Err(if connection.is_held_by(self.pid()) { NotItsOwn::Shared } else { NotItsOwn::Over });
         }
         let told = self.end(&mut state);
         state.threads = wanted::threads(self.pid);
@@ -262,8 +268,17 @@ impl Process {
         if now.saturating_duration_since(since) < limit {
             return None;
         }
-        if self.kind.is_worker() && state.seen.is_none() {
-            state.threads = wanted::threads(self.pid);
+        if self.kind.is_worker() {
+            let connection = state.work.as_ref().and_then(|work| work.connection);
+            if connection.is_some_and(|connection| !connection.is_held_by(self.pid())) {
+                // What it does now is somebody else's, although the answer to this was not read to its end yet.
+                state.work = None;
+                self.set(&mut state, Queue::First);
+                return None;
+            }
+            if state.seen.is_none() {
+                state.threads = wanted::threads(self.pid);
+            }
         }
         let wanted = self.wanted(&state)?;
         // A wait for a core is counted when it ends: whoever gets none at all seems to want none.
@@ -323,11 +338,13 @@ impl Process {
         Some((watch, seen))
     }
 
-    /// Whether a worker's first thread has what it was set to; another gateway may have set it too.
+    /// Whether a worker's threads have what they were set to; another gateway may have set them too.
     fn is_as_believed(&self, state: &State) -> bool {
         let idle = self.is_idle(state.nice);
-        scheduling(self.pid.as_raw_nonzero().get())
-            .is_ok_and(|now| now.nice == state.nice && (now.policy == Policy::Idle) == idle)
+        state.threads.iter().all(|thread| {
+            let now = scheduling(thread.as_raw_nonzero().get());
+            now.is_ok_and(|now| now.nice == state.nice && (now.policy == Policy::Idle) == idle)
+        })
     }
 
     /// Whether a worker with this value runs on what others leave.
@@ -468,7 +485,8 @@ mod tests {
     fn a_worker_works_for_the_connection_that_it_holds_and_what_holds_two_works_for_neither() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = listener.local_addr().unwrap();
-        let (me, sockets) = (std::process::id(), owner::Sockets::open().unwrap());
+        let me = std::process::id();
+        let Ok(sockets) = owner::Sockets::open() else { return };
         let connect = || {
             let client = TcpStream::connect(server).unwrap();
             let (accepted, address) = listener.accept().unwrap();
@@ -479,12 +497,13 @@ mod tests {
         let (process, _) = Process::new(me, Kind::Worker { like: None }, None).unwrap();
         let begins = || process.state().begun;
         let before = process.serves(one, Queue::More, None).unwrap();
-        assert_eq!(process.serves(other, Queue::First, None).map(drop), Err(Shared));
+        assert_eq!(process.serves(other, Queue::First, None).map(drop), Err(NotItsOwn::Shared));
         drop(accepted);
         let after = process.serves(other, Queue::First, None).unwrap();
         assert_eq!(begins(), 2);
         drop(before);
         assert!(process.state().work.is_some(), "the first is over, and the second is not");
+        assert_eq!(process.serves(one, Queue::First, None).map(drop), Err(NotItsOwn::Over));
         drop(after);
         assert!(process.state().work.is_none());
     }

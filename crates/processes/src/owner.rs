@@ -63,6 +63,12 @@ impl Sockets {
         Ok(Some(if answer.inode == 0 { Accepted::NotYet } else { Accepted::By(Inode(answer.inode)) }))
     }
 
+    /// Whether the client's end of a connection is on this machine and neither side has closed it.
+    pub fn is_open(&self, server: SocketAddr, client: SocketAddr) -> io::Result<bool> {
+        let answer = self.ask(client, server)?;
+        Ok(answer.is_some_and(|answer| answer.state == ESTABLISHED && answer.remote_port == server.port()))
+    }
+
     /// The socket that listens at an address.
     pub fn listening(&self, server: SocketAddr) -> io::Result<Option<Inode>> {
         let nobody = SocketAddr::new(server.ip(), 0);
@@ -210,11 +216,12 @@ mod tests {
             assert_eq!(sockets.accepted(server, address).unwrap(), Some(Accepted::NotYet), "{listen}");
             let (accepted, _) = listener.accept().unwrap();
             let Some(Accepted::By(inode)) = sockets.accepted(server, address).unwrap() else { panic!("{listen}") };
+            assert!(sockets.is_open(server, address).unwrap());
             let held = Connection::of(me, inode).unwrap();
             assert!(held.is_held_by(me) && !held.is_held_by(1));
             assert_eq!(holders(inode), [me]);
             drop((client, accepted));
-            assert!(!held.is_held_by(me));
+            assert!(!held.is_held_by(me) && !sockets.is_open(server, address).unwrap());
         }
     }
 
