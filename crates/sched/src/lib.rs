@@ -1,4 +1,4 @@
-//! How Linux schedules a process among others: its `nice` value, and its *slice*; and between how many cores.
+//! How Linux schedules a process among others: its `nice` value, its *slice* and its policy; and between how many cores.
 //!
 //! The `nice` value says how much of a busy core a process gets in the long run. Its slice says in what portions, and so who has to
 //! wait for whom: since Linux 6.12 (EEVDF) a process that wakes up takes the core at once from one that has a longer slice, and
