@@ -304,7 +304,7 @@ pub(crate) struct IsolationArgs {
     /// How long the victims are measured alone, and then contended.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..=600))]
     pub(crate) seconds: u64,
-    /// Also measure what one aggressor gets done when it is alone, against first come first served.
+    /// Also measure what one aggressor gets done when it is alone, against first come first served; on one plane.
     #[arg(long)]
     pub(crate) alone: bool,
     /// Print JSON instead of tables.

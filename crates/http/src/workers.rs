@@ -1,7 +1,7 @@
 //! The workers of a server on this machine: which of them serves a request, what it computes, and how it gives way.
 //!
 //! Odoo with `workers` forks processes of which each serves one request after the other, whosever it is. The kernel tells
-//! which process holds the other end of a connection ([`owner`]); from then on the process is that request's, until the
+//! which process holds the other end of a connection ([`cofferdam_processes::owner`]); from then on the process is that request's, until the
 //! server has finished. Storms and expensive work are looked for before anything is sent, so that they give way from the
 //! beginning; other requests when they last, and now and then one that does not.
 //!

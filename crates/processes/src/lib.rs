@@ -241,9 +241,7 @@ impl Process {
         }
         let working = self.begin(&mut state, queue, watch, Some(connection));
         drop(state);
-        if let Some((watch, seen)) = told {
-            watch.note_cores(seen);
-        }
+        tell(told);
         Ok(working)
     }
 
@@ -264,12 +262,11 @@ impl Process {
     /// work that is only long, because its client thinks or it waits for something, is in nobody's way.
     pub fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
         let mut state = self.state();
-        let since = state.work.as_ref()?.since;
+        let Work { since, connection, .. } = *state.work.as_ref()?;
         if now.saturating_duration_since(since) < limit {
             return None;
         }
         if self.kind.is_worker() {
-            let connection = state.work.as_ref().and_then(|work| work.connection);
             if connection.is_some_and(|connection| !connection.is_held_by(self.pid())) {
                 // What it does now is somebody else's, although the answer to this was not read to its end yet.
                 state.work = None;
@@ -301,9 +298,7 @@ impl Process {
         }
         let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
         drop(state);
-        if let Some((watch, seen)) = noted {
-            watch.note_cores(seen);
-        }
+        tell(noted);
         lowered
     }
 
@@ -318,9 +313,7 @@ impl Process {
             self.set(&mut state, Queue::First);
         }
         drop(state);
-        if let Some((watch, seen)) = told {
-            watch.note_cores(seen);
-        }
+        tell(told);
     }
 
     /// Whom to tell what of the work that is over now.
@@ -450,6 +443,13 @@ impl Lowered {
         if let Ok(Some(group)) = Autogroup::of(pid) {
             group.set_to(pid, self.nice);
         }
+    }
+}
+
+/// Tells what work wants; under no lock, since it may wake somebody.
+fn tell(seen: Option<(Watch, OnCores)>) {
+    if let Some((watch, seen)) = seen {
+        watch.note_cores(seen);
     }
 }
 

@@ -168,7 +168,6 @@ async fn workers(state: Arc<State>, listener: TcpListener) {
         let name = names.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
         tokio::spawn(async move {
             state.begins();
-            state.requests.fetch_add(1, Ordering::Relaxed);
             let limit = state.options.limit_time_real;
             let _ = tokio::time::timeout(limit, one_request(&state, name, stream)).await;
             state.ends();
@@ -221,6 +220,7 @@ pub(super) fn text(status: u16, kind: &str, body: impl Into<String>) -> Answer {
 pub(super) async fn one_request(state: &State, worker: usize, mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = BytesMut::new();
     let Some(mut request) = head(&mut stream, &mut buffer).await? else { return Ok(()) };
+    state.requests.fetch_add(1, Ordering::Relaxed);
     // The body is read with the socket timeout between its parts; a gap fails the request.
     let mut received = 0u64;
     let mut sum = 0u64;
