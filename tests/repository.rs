@@ -57,7 +57,7 @@ fn dependencies_run_one_way() {
         ("rows", &["scram", "tenant", "tls"]),
         ("backup", &["rows", "tenant", "tls"]),
         ("health", &["rows", "tenant", "tls"]),
-        ("cofferdam", &["admin", "http", "postgres", "fairness", "tenant"]),
+        ("cofferdam", &["admin", "http", "postgres", "fairness", "sched", "tenant"]),
         ("testkit", &[]),
         ("bench", &["fairness", "testkit"]),
         ("cli", &["backup", "bench", "cofferdam", "health", "testkit"]),

@@ -21,6 +21,8 @@ pub enum Peer {
     Plain,
     /// Cofferdam with priorities, and a core that storms and expensive work leave alone.
     Spare,
+    /// Cofferdam with priorities, its threads in real time.
+    RealTime,
     /// Cofferdam, first come first served: what it would be without its scheduler.
     Fifo,
     /// PgBouncer in transaction mode, one pool of so many connections per database.
@@ -36,12 +38,17 @@ pub enum Peer {
 }
 
 impl Peer {
+    pub(crate) fn is_cofferdam(self) -> bool {
+        matches!(self, Self::Cofferdam | Self::Plain | Self::Spare | Self::RealTime | Self::Fifo)
+    }
+
     /// The name in tables.
     pub fn name(self) -> String {
         match self {
             Self::Cofferdam => "cofferdam".into(),
             Self::Plain => "cofferdam-plain".into(),
             Self::Spare => "cofferdam-spare".into(),
+            Self::RealTime => "cofferdam-rt".into(),
             Self::Fifo => "cofferdam-fifo".into(),
             Self::PgBouncer(size) => format!("pgbouncer-{size}"),
             Self::PgBouncers(size) => format!("pgbouncer-2x{}", size / 2),
@@ -131,10 +138,13 @@ impl Running {
     pub(crate) async fn start(peer: Peer, behind: &Behind<'_>, cofferdam: &Path) -> anyhow::Result<Self> {
         match peer {
             Peer::Direct => Ok(Self::direct(behind)),
-            Peer::Cofferdam => Self::cofferdam(behind, cofferdam, "fair", behind.priorities.then_some("{}")).await,
-            Peer::Spare => Self::cofferdam(behind, cofferdam, "fair", Some("{ spare_cores: 1 }")).await,
-            Peer::Plain => Self::cofferdam(behind, cofferdam, "fair", None).await,
-            Peer::Fifo => Self::cofferdam(behind, cofferdam, "fifo", None).await,
+            Peer::Cofferdam | Peer::RealTime => {
+                let arguments = if peer == Peer::RealTime { &["--real-time"][..] } else { &[] };
+                Self::cofferdam(behind, cofferdam, arguments, "fair", behind.priorities.then_some("{}")).await
+            }
+            Peer::Spare => Self::cofferdam(behind, cofferdam, &[], "fair", Some("{ spare_cores: 1 }")).await,
+            Peer::Plain => Self::cofferdam(behind, cofferdam, &[], "fair", None).await,
+            Peer::Fifo => Self::cofferdam(behind, cofferdam, &[], "fifo", None).await,
             Peer::PgBouncer(size) => Self::pgbouncer(behind, size, 1).await,
             Peer::PgBouncers(size) => Self::pgbouncer(behind, size / 2, 2).await,
             Peer::HaProxy => Self::haproxy(behind).await,
@@ -145,6 +155,7 @@ impl Running {
     async fn cofferdam(
         behind: &Behind<'_>,
         binary: &Path,
+        arguments: &[&str],
         scheduling: &str,
         priorities: Option<&str>,
     ) -> anyhow::Result<Self> {
@@ -194,7 +205,7 @@ impl Running {
             directory.tenant(tenant, &file)?;
         }
         let mut command = Command::new(binary);
-        command.args(["serve", "--log", "warn", "--config"]).arg(directory.path());
+        command.args(["serve", "--log", "warn", "--config"]).arg(directory.path()).args(arguments);
         let ports = [postgres, http].into_iter().filter(|p| *p != 0).collect::<Vec<_>>();
         let child = launch(command, &ports).await?;
         Ok(Self { postgres, http, children: vec![child], _files: Some(Files::Tenants(directory)) })

@@ -70,6 +70,10 @@ pub(crate) struct ServeArgs {
     /// Threads that serve, each with sockets of its own. Default: half as many as cores; the servers need the rest.
     #[arg(short, long)]
     pub(crate) workers: Option<usize>,
+    /// These threads take a core from everything else on the machine as soon as they have something to do (`SCHED_RR`). Needs CAP_SYS_NICE; for a
+    /// gateway that has Odoo on its own machine.
+    #[arg(long, env = "COFFERDAM_REAL_TIME")]
+    pub(crate) real_time: bool,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
@@ -353,6 +357,8 @@ pub(crate) enum BenchPeer {
     Plain,
     /// Cofferdam with priorities and a core that storms and expensive work leave alone; PostgreSQL only.
     Spare,
+    /// Cofferdam with priorities, its threads in real time (`serve --real-time`).
+    RealTime,
     /// Cofferdam without its scheduler.
     Fifo,
 }

@@ -193,6 +193,7 @@ fn peers(args: &IsolationArgs) -> Vec<Peer> {
         BenchPeer::Direct => vec![Peer::Direct],
         BenchPeer::Plain => vec![Peer::Plain],
         BenchPeer::Spare => vec![Peer::Spare],
+        BenchPeer::RealTime => vec![Peer::RealTime],
         BenchPeer::Fifo => vec![Peer::Fifo],
     });
     each.chain([Peer::Cofferdam]).collect()

@@ -40,7 +40,8 @@ async fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let (predecessor, sockets) = inherit(args)?;
-    let mut builder = Gateway::builder().config_file(&args.config).runtimes(runtimes).watch(!args.no_watch);
+    let mut builder = Gateway::builder().config_file(&args.config).runtimes(runtimes);
+    builder = builder.real_time(args.real_time).watch(!args.no_watch);
     let watching = CancellationToken::new();
     let _ends_with_us = watching.clone().drop_guard();
     if let Some(path) = &args.health {

@@ -82,6 +82,7 @@ pub struct Builder {
     health: Option<Arc<dyn HealthView>>,
     inherited: Sockets,
     runtimes: Runtimes,
+    real_time: bool,
     watch: bool,
 }
 
@@ -145,6 +146,13 @@ impl Builder {
     /// Where the planes run. Default: on the caller's runtime.
     pub fn runtimes(mut self, runtimes: Runtimes) -> Self {
         self.runtimes = runtimes;
+        self
+    }
+
+    /// Lets the gateway's own threads ([`Runtimes::PerCore`]) take a core from everything else on the machine as soon as they have something to
+    /// do, which needs CAP_SYS_NICE; without it a warning is logged and they wait like all others. Default: no.
+    pub fn real_time(mut self, real_time: bool) -> Self {
+        self.real_time = real_time;
         self
     }
 
@@ -219,7 +227,7 @@ impl Builder {
             Runtimes::Callers => {
                 serve(&inner, &inner.tasks, served.share(0, 1)?).map_err(StartError::Runtime)?;
             }
-            Runtimes::PerCore(_) => serve_on_threads(&inner, count, &served)?,
+            Runtimes::PerCore(_) => serve_on_threads(&inner, count, &served, self.real_time)?,
         }
         *inner.sockets() = served.into_sockets();
         if let Some(admin) = admin {
@@ -369,7 +377,12 @@ async fn keep_time() {
 }
 
 /// One thread and one runtime per core; each ends when the gateway has stopped.
-fn serve_on_threads(inner: &Arc<Inner>, count: usize, listening: &Served<Listening>) -> Result<(), StartError> {
+fn serve_on_threads(
+    inner: &Arc<Inner>,
+    count: usize,
+    listening: &Served<Listening>,
+    real_time: bool,
+) -> Result<(), StartError> {
     for n in 0..count {
         let served = listening.share(n, count)?;
         let runtime =
@@ -379,6 +392,9 @@ fn serve_on_threads(inner: &Arc<Inner>, count: usize, listening: &Served<Listeni
         std::thread::Builder::new()
             .name(format!("cofferdam-{n}"))
             .spawn(move || {
+                if real_time && let Err(error) = cofferdam_sched::go_before_others() {
+                    tracing::warn!(%error, "this thread waits for a core like all others: not permitted to run in real time");
+                }
                 runtime.block_on(async move {
                     let tasks = TaskTracker::new();
                     tasks.spawn(keep_time());

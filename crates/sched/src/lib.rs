@@ -14,6 +14,8 @@
 use std::io;
 use std::time::Duration;
 
+use attr::Attr;
+
 /// The longest slice that the kernel takes.
 pub const LONGEST_SLICE: Duration = Duration::from_millis(100);
 /// The shortest.
@@ -63,7 +65,7 @@ pub fn set_scheduling(pid: i32, nice: i32, slice: Option<Duration>) -> io::Resul
     let slice = slice.map_or(Duration::ZERO, |slice| slice.clamp(SHORTEST_SLICE, LONGEST_SLICE));
     // At most 100 million.
     let runtime = u64::try_from(slice.as_nanos()).unwrap_or(0);
-    attr::set(pid, None, nice.clamp(-20, 19), runtime)
+    attr::set(pid, &Attr { nice: nice.clamp(-20, 19), runtime, flags: attr::KEEP_POLICY, ..Attr::default() })
 }
 
 /// Lets a process's first thread run on what others leave. Its `nice` value means nothing as long.
@@ -72,14 +74,27 @@ pub fn set_scheduling(pid: i32, nice: i32, slice: Option<Duration>) -> io::Resul
 ///
 /// Fails as [`set_scheduling`] does.
 pub fn set_idle(pid: i32) -> io::Result<()> {
-    attr::set(pid, Some(attr::IDLE), 0, 0)
+    attr::set(pid, &Attr { policy: attr::IDLE, ..Attr::default() })
 }
 
 /// Makes a process's first thread an ordinary one again, with this `nice` value and the kernel's own slice.
 ///
 /// Fails as [`set_scheduling`] does.
 pub fn set_ordinary(pid: i32, nice: i32) -> io::Result<()> {
-    attr::set(pid, Some(attr::ORDINARY), nice.clamp(-20, 19), 0)
+    attr::set(pid, &Attr { policy: attr::ORDINARY, nice: nice.clamp(-20, 19), ..Attr::default() })
+}
+
+/// Lets the calling thread go before all ordinary ones, whenever it has something to do: `SCHED_RR` with the lowest priority. The
+/// threads and processes that it starts are ordinary ones.
+///
+/// For threads that never compute for long: as long as one does, nothing else has its core. The kernel leaves
+/// ordinary ones a twentieth of the time all the same.
+///
+/// Fails without `CAP_SYS_NICE` or a limit on real-time priorities (`RLIMIT_RTPRIO`), and where the process's control group has no
+/// real-time budget.
+pub fn go_before_others() -> io::Result<()> {
+    let flags = attr::RESET_ON_FORK;
+    attr::set(0, &Attr { policy: attr::ROUND_ROBIN, flags, priority: 1, ..Attr::default() })
 }
 
 /// The cores of the machine that are in use, whoever may use them; `None` where the system does not say.
@@ -110,25 +125,29 @@ mod attr {
     use std::io;
     use std::mem::size_of;
 
-    /// `SCHED_OTHER` and `SCHED_IDLE`.
+    /// `SCHED_OTHER`, `SCHED_RR` and `SCHED_IDLE`.
     pub(super) const ORDINARY: u32 = 0;
+    pub(super) const ROUND_ROBIN: u32 = 2;
     pub(super) const IDLE: u32 = 5;
+    /// Whatever it starts is ordinary.
+    pub(super) const RESET_ON_FORK: u64 = 0x01;
     /// Leave the policy as it is.
-    const KEEP_POLICY: u64 = 0x08;
+    pub(super) const KEEP_POLICY: u64 = 0x08;
 
-    /// `struct sched_attr`, in its first version.
+    /// `struct sched_attr`, in its first version; its size is set with the call.
     #[repr(C)]
     #[derive(Debug, Default)]
     pub(super) struct Attr {
-        size: u32,
+        pub(super) size: u32,
         pub(super) policy: u32,
         pub(super) flags: u64,
         pub(super) nice: i32,
-        priority: u32,
+        /// With a real-time policy only.
+        pub(super) priority: u32,
         /// Nanoseconds. With an ordinary policy, the slice.
         pub(super) runtime: u64,
-        deadline: u64,
-        period: u64,
+        pub(super) deadline: u64,
+        pub(super) period: u64,
     }
 
     const SIZE: u32 = 48;
@@ -142,10 +161,8 @@ mod attr {
         if outcome == 0 { Ok(attr) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// Without a policy it keeps the one that it has.
-    pub(super) fn set(pid: i32, policy: Option<u32>, nice: i32, runtime: u64) -> io::Result<()> {
-        let flags = if policy.is_none() { KEEP_POLICY } else { 0 };
-        let mut attr = Attr { size: SIZE, policy: policy.unwrap_or(0), flags, nice, runtime, ..Attr::default() };
+    pub(super) fn set(pid: i32, attr: &Attr) -> io::Result<()> {
+        let mut attr = Attr { size: SIZE, ..*attr };
         // SAFETY: the kernel reads `size` bytes from the pointer, which are all the structure's, and during the call only. When
         // it knows no such version it writes its own size into `size`, so the structure is mutable.
         let outcome = unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw mut attr, 0) };
@@ -208,6 +225,20 @@ mod tests {
             Ok(()) => assert_eq!(scheduling(sleeper.pid()).unwrap(), before),
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
         }
+    }
+
+    /// Skips, with a word, where it is not permitted.
+    #[test]
+    fn a_thread_that_goes_before_others_has_ordinary_children() {
+        let seen = std::thread::spawn(|| {
+            go_before_others()
+                .map(|()| (scheduling(0).unwrap().policy, scheduling(Sleeper::new().pid()).unwrap().policy))
+        });
+        match seen.join().unwrap() {
+            Ok(seen) => assert_eq!(seen, (Policy::Other, Policy::Ordinary)),
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        }
+        assert_eq!(scheduling(0).unwrap().policy, Policy::Ordinary, "no other thread");
     }
 
     #[test]

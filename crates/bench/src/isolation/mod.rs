@@ -109,7 +109,7 @@ pub async fn measure(options: &Options, mut progress: impl FnMut(&str)) -> anyho
         for n in &options.aggressors {
             for peer in &options.peers {
                 let name = format!("{} {}x {}", workload.as_str(), n, peer.name());
-                bed.prepare(matches!(peer, Peer::Cofferdam | Peer::Plain | Peer::Spare | Peer::Fifo)).await?;
+                bed.prepare(peer.is_cofferdam()).await?;
                 let running = Running::start(*peer, &bed.behind(), &options.cofferdam).await?;
                 let (cell, note) =
                     one(&bed, &running, *peer, *workload, *n, options).await.with_context(|| name.clone())?;

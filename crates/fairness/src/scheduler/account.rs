@@ -118,7 +118,8 @@ pub(super) struct Running {
     pub(super) account: usize,
     pub(super) class: Class,
     pub(super) since: Timestamp,
-    /// Slot-seconds charged to the virtual time so far, and billed to the work budget.
+    /// Slot-seconds that it was expected to cost, those charged to the virtual time so far, and those billed to the work budget.
+    pub(super) expected: f64,
     pub(super) charged: f64,
     pub(super) billed: f64,
     /// Out of which queue it was granted; expensive work that was mistaken for short changes it.
@@ -131,6 +132,9 @@ pub(super) struct Running {
     /// The parts of its time in which it wants one, and waits for one: as expected at first, then as measured.
     pub(super) wanted: Option<f32>,
     pub(super) waited: f32,
+    /// Seconds that it has waited for a core until it was last looked at, and when that was.
+    pub(super) waited_for: f64,
+    pub(super) looked: Timestamp,
     /// Whether it gives way to others at once: as expected at first, then as measured.
     pub(super) gives_way: bool,
     /// Cores bounded it when it began.

@@ -18,8 +18,11 @@ use crate::time::Timestamp;
 const COMPANY: Duration = Duration::from_secs(10);
 /// Work that keeps less than this part of a core busy does not compute.
 const COMPUTES: Cores = Cores(100);
-/// No more than this part of its time has work waited for a core, however often that is seen: what is left is measured too roughly.
+/// No more than this part of its time has work waited for a core, however often that is seen: what is left is measured too
+/// roughly to say how much of a core it had.
 const MOST_WAITED: f32 = 0.75;
+/// Nor are more than this part of its slot-seconds taken for waiting: work that is seen wrongly must not be free.
+const MOST_FREE: f32 = 0.95;
 /// The weight of one measurement in the parts of its time in which work wanted and waited for a core lately.
 const LATELY: f32 = 0.3;
 /// While work that no core bounds has no more than this part of the cores, it is not what others wait for.
@@ -156,9 +159,11 @@ impl Scheduler {
         let account = run.account;
         self.busy.remove(run);
         // What is no number is none.
-        let waited = if seen.waited.is_nan() { 0.0 } else { seen.waited.clamp(0.0, MOST_WAITED) };
-        let wanted = seen.wanted.max(waited).min(1.0);
+        let waited = if seen.waited.is_nan() { 0.0 } else { seen.waited.clamp(0.0, MOST_FREE) };
+        let wanted = seen.wanted.max(waited.min(MOST_WAITED)).min(1.0);
         (run.cores, run.wanted, run.waited, run.gives_way) = (measured, Some(wanted), waited, seen.gives_way);
+        run.waited_for += self.now.since(run.looked).as_secs_f64() * f64::from(waited);
+        run.looked = self.now;
         self.busy.add(run);
         self.busy.measured = Some(self.now);
         let class = &mut self.accounts[account].by_class[run.class as usize];
@@ -180,6 +185,7 @@ impl Scheduler {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         self.busy.remove(run);
         (run.cores, run.wanted, run.waited) = (Cores::default(), None, 0.0);
+        run.looked = self.now;
         self.busy.add(run);
         let account = run.account;
         let class = &mut self.accounts[account].by_class[run.class as usize];
@@ -209,6 +215,14 @@ impl Scheduler {
     /// nothing bounds, which holds nobody's clock back and earns no claim on what they were given meanwhile.
     pub(super) fn is_core_bound(&self, account: usize, class: Class) -> bool {
         self.wants_cores(account, class) && self.busy.is_in_company(account, self.now)
+    }
+
+    /// Seconds of work of what has run until now, as they are charged. Where cores and not slots bound it, what it waits for
+    /// is a core, and nobody else waits for its slot: then only the time counts in which it did not wait.
+    pub(super) fn worked(&self, run: &Running) -> f64 {
+        let elapsed = self.now.since(run.since).as_secs_f64();
+        let is_core_bound = run.is_bounded_by_cores() && self.is_core_bound(run.account, run.class);
+        if is_core_bound { (elapsed - run.waited_until(self.now)).max(0.0) } else { elapsed }
     }
 
     /// The cores for storms and expensive work, where it is known what computes.
@@ -246,8 +260,13 @@ impl Running {
     /// Thousandths of a core that it has, if no core bounds it.
     fn unbounded(&self) -> u64 {
         let is_bounded = self.is_bounded_by_cores() && self.cores.computes();
-        let had = self.cores.0.saturating_sub((self.waited * 1_000.0) as u32);
+        let had = self.cores.0.saturating_sub((self.waited.min(MOST_WAITED) * 1_000.0) as u32);
         if is_bounded { 0 } else { u64::from(had) }
+    }
+
+    /// Seconds for which it has waited for a core; since it was last looked at as before.
+    fn waited_until(&self, now: Timestamp) -> f64 {
+        self.waited_for + now.since(self.looked).as_secs_f64() * f64::from(self.waited)
     }
 
     /// Whether it counts as a storm's or as expensive work.

@@ -362,12 +362,14 @@ impl Scheduler {
             }
         }
         self.busy.remove(&run);
+        let worked = self.worked(&run);
+        let floor = (worked < actual && !run.core_bound).then_some(self.virtual_time);
         let a = &mut self.accounts[run.account];
         if short && !run.nested {
             a.trust = a.trust.saturating_add(1).min(self.config.slots);
         }
         a.usage.used += SlotSeconds(actual);
-        a.virtual_time += (actual - run.charged) / f64::from(a.share.weight);
+        a.charge(worked - run.charged, floor);
         a.by_class[run.class as usize].running -= 1;
         a.bill(now, actual - run.billed);
         if run.nested {
@@ -524,7 +526,8 @@ impl Scheduler {
         let looked = self.config.cores.map(|_| &a.by_class[class as usize]);
         let (cores, wanted, waited, gives_way) =
             looked.map_or_else(Default::default, |class| (class.cores, class.wanted, class.waited, class.gives_way));
-        let charged = f64::from(a.by_class[class as usize].estimate);
+        let estimate = f64::from(a.by_class[class as usize].estimate);
+        let charged = if core_bound { estimate * f64::from(1.0 - waited) } else { estimate };
         let own = a.virtual_time;
         a.virtual_time += charged / f64::from(a.share.weight);
         a.usage.granted += 1;
@@ -559,6 +562,7 @@ impl Scheduler {
             account,
             class,
             since: now,
+            expected: charged,
             charged,
             billed: 0.0,
             queue,
@@ -567,6 +571,8 @@ impl Scheduler {
             cores,
             wanted,
             waited,
+            waited_for: 0.0,
+            looked: now,
             gives_way,
             core_bound,
         };
@@ -637,12 +643,15 @@ impl Scheduler {
     fn recharge(&mut self) {
         let threshold = self.config.expensive_from.as_secs_f64();
         let mut touched = Vec::new();
-        for (_, run) in &mut self.running {
+        let worked: Vec<f64> = self.running.iter().map(|(_, run)| self.worked(run)).collect();
+        for ((_, run), worked) in self.running.iter_mut().zip(worked) {
             let elapsed = self.now.since(run.since).as_secs_f64();
             let a = &mut self.accounts[run.account];
-            if elapsed > run.charged {
-                a.virtual_time += (elapsed - run.charged) / f64::from(a.share.weight);
-                run.charged = elapsed;
+            // What turns out to have waited for a core is given back at once.
+            let charge = worked.max(run.expected);
+            if (charge - run.charged).abs() > f64::EPSILON {
+                a.charge(charge - run.charged, (!run.core_bound).then_some(self.virtual_time));
+                run.charged = charge;
                 touched.push(run.account);
             }
             if elapsed > run.billed {
@@ -692,6 +701,13 @@ impl Scheduler {
 }
 
 impl Account {
+    /// Charges seconds of work to the virtual time, or gives some back: then not below `floor`, for whoever came while they
+    /// were charged began there, and has no debt to those who were charged too much.
+    fn charge(&mut self, seconds: f64, floor: Option<f64>) {
+        let least = floor.map_or(f64::NEG_INFINITY, |floor| floor.min(self.virtual_time));
+        self.virtual_time = (self.virtual_time + seconds / f64::from(self.share.weight)).max(least);
+    }
+
     /// Charges seconds of work to the work budget.
     fn bill(&mut self, now: Timestamp, seconds: f64) {
         if let Some(allowance) = self.share.work {
