@@ -31,8 +31,12 @@ impl Drop for Gateway {
 
 impl Gateway {
     fn start(directory: &TenantDirectory) -> Self {
+        Self::start_with(directory, &[])
+    }
+
+    fn start_with(directory: &TenantDirectory, arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cofferdam"));
-        command.args(["serve", "--log-format", "json", "--no-watch", "--config"]).arg(directory.path());
+        command.args(["serve", "--log-format", "json", "--no-watch", "--config"]).arg(directory.path()).args(arguments);
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let (send, lines) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -184,6 +188,31 @@ async fn a_worker_gives_way_while_it_computes_for_long_and_gets_its_priority_bac
         waiting.status == 200 && with(usual) == 4
     })
     .await;
+}
+
+/// In real time (policy 2) they take a core from all others, so nothing else of the gateway may be: neither its other threads nor those
+/// that they start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_threads_that_serve_run_in_real_time_when_told_to_and_no_others() {
+    let odoo = prefork(1).await;
+    let directory = house(&odoo, 1, "min_slots: 1");
+    for arguments in [&["--real-time", "--workers", "2"][..], &[]] {
+        let gateway = Gateway::start_with(&directory, arguments);
+        let served = gateway.target("acme", "/testkit/work?wait=1").once().await.unwrap();
+        assert_eq!(served.status, 200);
+        let threads = fs::read_dir(format!("/proc/{}/task", gateway.child.id())).unwrap();
+        let threads: Vec<(String, String)> = threads
+            .filter_map(|thread| {
+                let stat = fs::read_to_string(thread.ok()?.path().join("stat")).ok()?;
+                let (name, fields) = stat.rsplit_once(") ")?;
+                Some((name.split_once('(')?.1.to_owned(), fields.split(' ').nth(38)?.to_owned()))
+            })
+            .collect();
+        let real: Vec<&String> = threads.iter().filter(|(_, policy)| policy == "2").map(|(name, _)| name).collect();
+        let wanted = if arguments.is_empty() || !may_prioritise() { 0 } else { 2 };
+        assert_eq!(real.len(), wanted, "{threads:?}");
+        assert!(real.iter().all(|name| name.starts_with("cofferdam-")), "{threads:?}");
+    }
 }
 
 /// A storm's short requests too, and from the beginning; whoever gives way by all that there is runs on what others leave.
