@@ -19,6 +19,10 @@ use cofferdam_processes::owner::{Accepted, Connection, Inode, Sockets, holders};
 use cofferdam_processes::{Kind, NotItsOwn, Process, Untouched, Working, parent};
 use cofferdam_tenant::{Endpoint, Priorities};
 
+use timer::Timer;
+
+mod timer;
+
 /// A request that has lasted so long is looked for.
 const LASTS: Duration = Duration::from_millis(20);
 /// One in so long is looked for that does not last.
@@ -26,8 +30,9 @@ const SAMPLE: Duration = Duration::from_millis(20);
 /// How long it takes a worker to accept, and the longest pause before it is looked for again.
 const SOON: Duration = Duration::from_millis(1);
 const LATER: Duration = Duration::from_millis(50);
-/// For how long it is looked for before anything is sent.
+/// For how long it is looked for before anything is sent, and after how long for the second time: nothing computes meanwhile.
 const BEFORE: Duration = Duration::from_millis(4);
+const AT_ONCE: Duration = Duration::from_micros(100);
 /// The shortest and the longest time between two searches among all processes.
 const SEARCH: Duration = Duration::from_secs(1);
 const SEARCH_SELDOM: Duration = Duration::from_secs(60);
@@ -305,8 +310,16 @@ impl Look {
             return;
         }
         let looking = async {
+            let (mut timer, mut pause) = (Timer::new(), AT_ONCE);
             while !self.is_settled().await {
-                tokio::time::sleep(SOON).await;
+                let paused = match &mut timer {
+                    Ok(timer) => timer.pause(pause).await.is_ok(),
+                    Err(_) => false,
+                };
+                if !paused {
+                    tokio::time::sleep(SOON).await;
+                }
+                pause = (2 * pause).min(SOON);
             }
         };
         let _ = tokio::time::timeout(BEFORE, looking).await;
