@@ -19,11 +19,13 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use super::server::{OdooOptions, State, one_request};
+use super::server::{OdooOptions, State, one_request, rounds_in_a_millisecond};
 
 /// Where a worker finds its options and its number.
 const OPTIONS: &str = "MINIATURE_ODOO";
 const NUMBER: &str = "MINIATURE_ODOO_WORKER";
+/// And how much it computes in a millisecond.
+pub(super) const ROUNDS: &str = "MINIATURE_ODOO_ROUNDS";
 const BEGINS: u8 = b'+';
 const ENDS: u8 = b'-';
 
@@ -52,6 +54,7 @@ async fn run(state: &State, program: &Program, listener: &TcpListener, number: u
         .args(&program.arguments)
         .env(OPTIONS, serde_json::to_string(&state.options)?)
         .env(NUMBER, number.to_string())
+        .env(ROUNDS, rounds_in_a_millisecond().to_string())
         .stdin(Stdio::from(socket))
         .stdout(Stdio::piped())
         .kill_on_drop(true)

@@ -5,9 +5,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -381,17 +382,29 @@ fn cookie() -> String {
 
 /// Computes for so many milliseconds of a core that has nothing else to do.
 fn compute(ms: u64) {
-    static PER_MS: OnceLock<u64> = OnceLock::new();
-    let spin = |rounds: u64| (0..rounds).fold(1u64, |x, i| std::hint::black_box(x.rotate_left(5) ^ i));
-    let per_ms = PER_MS.get_or_init(|| {
-        let fastest = (0..5).map(|_| {
-            let begun = Instant::now();
-            spin(1_000_000);
-            begun.elapsed()
-        });
-        (1_000_000.0 / fastest.min().unwrap_or_default().as_secs_f64().max(1e-6) / 1e3) as u64
-    });
-    spin(per_ms * ms);
+    spin(rounds_in_a_millisecond() * ms);
+}
+
+fn spin(rounds: u64) -> u64 {
+    (0..rounds).fold(1, |x, i| std::hint::black_box(x.rotate_left(5) ^ i))
+}
+
+/// How much is computed in a millisecond: measured once, in time that this thread has a core, and the same for all workers that are processes.
+/// Otherwise a worker that was asked for the first time beside many others would have less to do for ever.
+pub(super) fn rounds_in_a_millisecond() -> u64 {
+    static ROUNDS: OnceLock<u64> = OnceLock::new();
+    *ROUNDS.get_or_init(|| {
+        let told = std::env::var(prefork::ROUNDS).ok().and_then(|rounds| rounds.parse().ok());
+        told.unwrap_or_else(|| {
+            let had = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default();
+            let fastest = (0..5).map(|_| {
+                let before = had();
+                spin(1_000_000);
+                had().saturating_sub(before)
+            });
+            (1_000_000.0 / fastest.min().unwrap_or_default().as_secs_f64().max(1e-6) / 1e3) as u64
+        })
+    })
 }
 
 /// What the server saw, line by line, for tests.
