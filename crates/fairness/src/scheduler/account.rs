@@ -132,9 +132,9 @@ pub(super) struct Running {
     /// The parts of its time in which it wants one, and waits for one: as expected at first, then as measured.
     pub(super) wanted: Option<f32>,
     pub(super) waited: f32,
-    /// Seconds that it has waited for a core until it was last looked at, and when that was.
-    pub(super) waited_for: f64,
-    pub(super) looked: Timestamp,
+    /// Seconds for which it has waited for a core where cores bounded it, and until when they have been counted.
+    pub(super) excused: f64,
+    pub(super) excused_until: Timestamp,
     /// Whether it gives way to others at once: as expected at first, then as measured.
     pub(super) gives_way: bool,
     /// Cores bounded it when it began.

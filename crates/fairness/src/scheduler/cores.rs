@@ -162,8 +162,6 @@ impl Scheduler {
         let waited = if seen.waited.is_nan() { 0.0 } else { seen.waited.clamp(0.0, MOST_FREE) };
         let wanted = seen.wanted.max(waited.min(MOST_WAITED)).min(1.0);
         (run.cores, run.wanted, run.waited, run.gives_way) = (measured, Some(wanted), waited, seen.gives_way);
-        run.waited_for += self.now.since(run.looked).as_secs_f64() * f64::from(waited);
-        run.looked = self.now;
         self.busy.add(run);
         self.busy.measured = Some(self.now);
         let class = &mut self.accounts[account].by_class[run.class as usize];
@@ -177,6 +175,11 @@ impl Scheduler {
         if class.cores.computes() != before.computes() {
             self.rank(account);
         }
+        // Only now it is known whether cores bound it.
+        let is_bounded = self.running.get(work.key).is_some_and(|run| self.bounds(run));
+        if let Some(run) = self.running.get_mut(work.key) {
+            run.excuse(self.now, is_bounded);
+        }
     }
 
     /// Nobody can say what running work wants: it counts for nothing, and what its tenant's work of the class is expected to want
@@ -185,7 +188,7 @@ impl Scheduler {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         self.busy.remove(run);
         (run.cores, run.wanted, run.waited) = (Cores::default(), None, 0.0);
-        run.looked = self.now;
+        run.excused_until = self.now;
         self.busy.add(run);
         let account = run.account;
         let class = &mut self.accounts[account].by_class[run.class as usize];
@@ -217,12 +220,9 @@ impl Scheduler {
         self.wants_cores(account, class) && self.busy.is_in_company(account, self.now)
     }
 
-    /// Seconds of work of what has run until now, as they are charged. Where cores and not slots bound it, what it waits for
-    /// is a core, and nobody else waits for its slot: then only the time counts in which it did not wait.
-    pub(super) fn worked(&self, run: &Running) -> f64 {
-        let elapsed = self.now.since(run.since).as_secs_f64();
-        let is_core_bound = run.is_bounded_by_cores() && self.is_core_bound(run.account, run.class);
-        if is_core_bound { (elapsed - run.waited_until(self.now)).max(0.0) } else { elapsed }
+    /// Whether cores and not slots bound what runs. Then what it waits for is a core, and nobody else waits for its slot.
+    pub(super) fn bounds(&self, run: &Running) -> bool {
+        run.is_bounded_by_cores() && self.is_core_bound(run.account, run.class)
     }
 
     /// The cores for storms and expensive work, where it is known what computes.
@@ -264,9 +264,19 @@ impl Running {
         if is_bounded { 0 } else { u64::from(had) }
     }
 
-    /// Seconds for which it has waited for a core; since it was last looked at as before.
-    fn waited_until(&self, now: Timestamp) -> f64 {
-        self.waited_for + now.since(self.looked).as_secs_f64() * f64::from(self.waited)
+    /// Counts the time since this was last called, of which what is known of its waits is true, if cores bound it. What nobody
+    /// has said anything of yet is counted when somebody does.
+    pub(super) fn excuse(&mut self, now: Timestamp, is_bounded: bool) {
+        if self.wanted.is_some() {
+            let since = now.since(self.excused_until).as_secs_f64();
+            self.excused += if is_bounded { since * f64::from(self.waited) } else { 0.0 };
+            self.excused_until = now;
+        }
+    }
+
+    /// Seconds of work of it until now, as they are charged: not those in which it waited for a core where cores bounded it.
+    pub(super) fn worked(&self, now: Timestamp) -> f64 {
+        (now.since(self.since).as_secs_f64() - self.excused).max(0.0)
     }
 
     /// Whether it counts as a storm's or as expensive work.
@@ -277,7 +287,10 @@ impl Running {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_tenant::TenantId;
+
     use super::*;
+    use crate::share::{GateConfig, Share};
 
     #[test]
     fn company_is_another_tenants_modest_work_of_the_last_seconds() {
@@ -289,6 +302,40 @@ mod tests {
         busy.modest_work_begins(2, at(9_000));
         assert!(busy.is_in_company(2, at(10_999)) && !busy.is_in_company(2, at(11_001)));
         assert!(busy.is_in_company(1, at(18_999)) && !busy.is_in_company(1, at(19_001)));
+    }
+
+    /// Whether others have modest work changes all the time. What was not charged because they had is not charged later because
+    /// they have none any more, nor given back when they have some again.
+    #[test]
+    fn what_was_charged_stays_when_company_comes_and_goes() {
+        let at = Timestamp::from_millis;
+        let mut scheduler = Scheduler::new(GateConfig { cores: Some(1), ..GateConfig::slots(8) });
+        let (long, other) = (TenantId(0), TenantId(1));
+        for tenant in [long, other] {
+            scheduler.register(tenant, Share::default());
+        }
+        let work = scheduler.try_start(at(0), long, Class::Report).unwrap();
+        let begun = scheduler.accounts[0].virtual_time;
+        let mut charged = begun;
+        for second in 1..=90 {
+            // In company from 0 s to 30 s and from 60 s on, and for ten seconds after that.
+            for tenth in 0..10 {
+                let now = at(1_000 * second + 100 * tenth);
+                if !(30..60).contains(&second) {
+                    let modest = scheduler.try_start(now, other, Class::Interactive).unwrap();
+                    scheduler.complete(now, modest);
+                }
+                scheduler.advance(now);
+                scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
+            }
+            let before = std::mem::replace(&mut charged, scheduler.accounts[0].virtual_time);
+            assert!((-0.01..1.01).contains(&(charged - before)), "{} s in second {second}", charged - before);
+        }
+        let in_all = charged - begun;
+        // A tenth of seventy seconds, and the twenty without company.
+        assert!((24.0..30.0).contains(&in_all), "{in_all} s are charged");
+        scheduler.complete(at(91_000), work);
+        assert!((scheduler.accounts[0].virtual_time - charged).abs() < 0.5);
     }
 
     #[test]

@@ -348,7 +348,8 @@ impl Scheduler {
         if self.running.get(grant.key).is_none_or(|r| r.grant != grant) {
             return;
         }
-        let run = self.running.remove(grant.key);
+        let mut run = self.running.remove(grant.key);
+        run.excuse(now, self.bounds(&run));
         let actual = now.since(run.since).as_secs_f64();
         let calm = run.calm && self.is_calm();
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
@@ -362,7 +363,7 @@ impl Scheduler {
             }
         }
         self.busy.remove(&run);
-        let worked = self.worked(&run);
+        let worked = run.worked(now);
         let floor = (worked < actual && !run.core_bound).then_some(self.virtual_time);
         let a = &mut self.accounts[run.account];
         if short && !run.nested {
@@ -571,8 +572,8 @@ impl Scheduler {
             cores,
             wanted,
             waited,
-            waited_for: 0.0,
-            looked: now,
+            excused: 0.0,
+            excused_until: now,
             gives_way,
             core_bound,
         };
@@ -643,12 +644,13 @@ impl Scheduler {
     fn recharge(&mut self) {
         let threshold = self.config.expensive_from.as_secs_f64();
         let mut touched = Vec::new();
-        let worked: Vec<f64> = self.running.iter().map(|(_, run)| self.worked(run)).collect();
-        for ((_, run), worked) in self.running.iter_mut().zip(worked) {
+        let bounded: Vec<bool> = self.running.iter().map(|(_, run)| self.bounds(run)).collect();
+        for ((_, run), is_bounded) in self.running.iter_mut().zip(bounded) {
+            run.excuse(self.now, is_bounded);
             let elapsed = self.now.since(run.since).as_secs_f64();
             let a = &mut self.accounts[run.account];
             // What turns out to have waited for a core is given back at once.
-            let charge = worked.max(run.expected);
+            let charge = run.worked(self.now).max(run.expected);
             if (charge - run.charged).abs() > f64::EPSILON {
                 a.charge(charge - run.charged, (!run.core_bound).then_some(self.virtual_time));
                 run.charged = charge;
