@@ -72,7 +72,7 @@ pub(crate) struct ServeArgs {
     pub(crate) workers: Option<usize>,
     /// These threads take a core from everything else on the machine as soon as they have something to do (`SCHED_RR`). Needs CAP_SYS_NICE; for a
     /// gateway that has Odoo on its own machine.
-    #[arg(long, env = "COFFERDAM_REAL_TIME")]
+    #[arg(long, env = "COFFERDAM_REAL_TIME", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) real_time: bool,
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]

@@ -225,9 +225,20 @@ impl Builder {
         let served = Served { http: http_listening, https: https_listening, postgres: postgres_listening };
         match self.runtimes {
             Runtimes::Callers => {
+                if self.real_time {
+                    tracing::warn!("the gateway does not run in real time: it has no threads of its own");
+                }
                 serve(&inner, &inner.tasks, served.share(0, 1)?).map_err(StartError::Runtime)?;
             }
-            Runtimes::PerCore(_) => serve_on_threads(&inner, count, &served, self.real_time)?,
+            Runtimes::PerCore(_) => {
+                if self.real_time && std::thread::available_parallelism().is_ok_and(|cores| count >= cores.get()) {
+                    tracing::warn!(
+                        threads = count,
+                        "as many threads run in real time as there are cores: whoever keeps them busy leaves next to nothing to anybody else"
+                    );
+                }
+                serve_on_threads(&inner, count, &served, self.real_time)?;
+            }
         }
         *inner.sockets() = served.into_sockets();
         if let Some(admin) = admin {
@@ -392,8 +403,11 @@ fn serve_on_threads(
         std::thread::Builder::new()
             .name(format!("cofferdam-{n}"))
             .spawn(move || {
-                if real_time && let Err(error) = cofferdam_sched::go_before_others() {
-                    tracing::warn!(%error, "this thread waits for a core like all others: not permitted to run in real time");
+                if real_time
+                    && let Err(error) = cofferdam_sched::go_before_others()
+                    && n == 0
+                {
+                    tracing::warn!(%error, "the gateway does not run in real time: it needs CAP_SYS_NICE or a limit on real-time priorities");
                 }
                 runtime.block_on(async move {
                     let tasks = TaskTracker::new();

@@ -1,4 +1,4 @@
-//! What is charged to a tenant's virtual time: seconds of work, and not those in which it waited for a core.
+//! What is charged to whom where cores bound what computes: seconds of work, not of waiting, on a clock of its own.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
@@ -9,77 +9,110 @@ use cofferdam_fairness::*;
 use cofferdam_tenant::TenantId;
 use common::{A, B, FAR, R, ms};
 
-/// Pieces of work of one tenant: how long each takes with all its waits, and for what part of that it waits for a core.
+/// One whose work sleeps.
+const S: TenantId = TenantId(3);
+
+/// Pieces of work: how long each takes with all its waits, and for what part of that it wants and waits for a core.
 #[derive(Clone, Copy)]
 struct Piece {
+    tenant: TenantId,
+    class: Class,
     takes: u64,
+    wanted: f32,
     waited: f32,
+    /// It is looked at each 100 ms when it has lasted so long, and at its end.
+    looked_at_after: u64,
+    /// Whether another one comes when it is done.
+    again: bool,
 }
 
-/// Tenants that always have twenty pieces waiting, on a gate of 20 slots and so many cores, beside R's modest work.
-struct Loops<'a> {
+const fn computes(tenant: TenantId, takes: u64, waited: f32) -> Piece {
+    Piece { tenant, class: Class::Rpc, takes, wanted: 1.0, waited, looked_at_after: 0, again: true }
+}
+
+const fn sleeps(tenant: TenantId, takes: u64) -> Piece {
+    Piece { wanted: 0.0, ..computes(tenant, takes, 0.0) }
+}
+
+struct Running {
+    since: u64,
+    piece: Piece,
+    grant: Grant,
+}
+
+/// Tenants with work on a gate with cores, beside R's modest work each 200 ms.
+struct Loops {
     scheduler: Scheduler,
-    piece: &'a dyn Fn(TenantId) -> Piece,
-    running: Vec<(u64, TenantId, Grant)>,
-    owners: HashMap<Ticket, TenantId>,
+    running: Vec<Running>,
+    waiting: HashMap<Ticket, Piece>,
     done: HashMap<TenantId, u32>,
+    /// Seconds of a core that a tenant's pieces which are done had.
+    computed: HashMap<TenantId, f64>,
+    has_modest: bool,
     now: u64,
-    is_looked_at: bool,
 }
 
-impl<'a> Loops<'a> {
-    fn new(cores: u32, piece: &'a dyn Fn(TenantId) -> Piece) -> Self {
-        let mut scheduler = Scheduler::new(GateConfig { cores: Some(cores), ..GateConfig::slots(20) });
-        for tenant in [A, B, R] {
+impl Loops {
+    fn new(cores: u32, slots: u32) -> Self {
+        let mut scheduler = Scheduler::new(GateConfig { cores: Some(cores), ..GateConfig::slots(slots) });
+        for tenant in [A, B, R, S] {
             scheduler.register(tenant, Share::default());
         }
-        let (running, owners, done) = Default::default();
-        Self { scheduler, piece, running, owners, done, now: 1_000, is_looked_at: true }
+        Self {
+            scheduler,
+            running: Vec::new(),
+            waiting: HashMap::new(),
+            done: HashMap::new(),
+            computed: HashMap::new(),
+            has_modest: true,
+            now: 1_000,
+        }
     }
 
-    fn wants(&mut self, tenant: TenantId, n: usize) {
+    fn wants(&mut self, piece: Piece, n: usize) {
         for _ in 0..n {
-            match self.scheduler.submit(ms(self.now), tenant, Class::Rpc, FAR) {
-                Submitted::Granted(grant) => self.begins(tenant, grant),
+            match self.scheduler.submit(ms(self.now), piece.tenant, piece.class, FAR) {
+                Submitted::Granted(grant) => self.running.push(Running { since: self.now, piece, grant }),
                 Submitted::Queued(ticket) => {
-                    self.owners.insert(ticket, tenant);
+                    self.waiting.insert(ticket, piece);
                 }
                 Submitted::Rejected(rejection) => panic!("{rejection}"),
             }
         }
     }
 
-    fn begins(&mut self, tenant: TenantId, grant: Grant) {
-        let takes = (self.piece)(tenant).takes;
-        self.running.push((self.now + takes, tenant, grant));
+    fn look(&mut self, Running { since, piece, grant }: &Running) {
+        if self.now - since >= piece.looked_at_after {
+            let seen = OnCores { wanted: piece.wanted, waited: piece.waited, gives_way: true };
+            self.scheduler.note_cores(grant, seen);
+        }
     }
 
-    /// Time passes. What runs is looked at every 100 ms and at its end, R has a millisecond's work every 200 ms.
-    fn run(&mut self, for_ms: u64, has_modest: bool) {
+    fn run(&mut self, for_ms: u64) {
         for _ in 0..for_ms {
             self.now += 1;
             self.scheduler.advance(ms(self.now));
-            let (over, running) =
-                std::mem::take(&mut self.running).into_iter().partition::<Vec<_>, _>(|(ends, ..)| *ends <= self.now);
-            self.running = running;
+            let running = std::mem::take(&mut self.running);
             if self.now.is_multiple_of(100) {
-                let running = std::mem::take(&mut self.running);
-                for (_, tenant, grant) in &running {
-                    self.look(*tenant, grant);
-                }
-                self.running = running;
+                running.iter().for_each(|work| self.look(work));
             }
-            for (_, tenant, grant) in over {
-                self.look(tenant, &grant);
+            let (over, running) =
+                running.into_iter().partition::<Vec<_>, _>(|work| work.since + work.piece.takes <= self.now);
+            self.running = running;
+            for work in over {
+                self.look(&work);
+                let Running { piece, grant, .. } = work;
                 self.scheduler.complete(ms(self.now), grant);
-                *self.done.entry(tenant).or_default() += 1;
-                self.wants(tenant, 1);
+                *self.done.entry(piece.tenant).or_default() += 1;
+                *self.computed.entry(piece.tenant).or_default() +=
+                    piece.takes as f64 / 1e3 * f64::from(piece.wanted - piece.waited);
+                self.wants(piece, usize::from(piece.again));
             }
             while let Some((ticket, grant)) = self.scheduler.next_grant(ms(self.now)) {
-                let tenant = self.owners.remove(&ticket).unwrap();
-                self.begins(tenant, grant);
+                let piece = self.waiting.remove(&ticket).unwrap();
+                self.running.push(Running { since: self.now, piece, grant });
             }
-            if has_modest
+            if self.has_modest
                 && self.now.is_multiple_of(200)
                 && let Some(grant) = self.scheduler.try_start(ms(self.now), R, Class::Interactive)
             {
@@ -88,17 +121,14 @@ impl<'a> Loops<'a> {
         }
     }
 
-    fn look(&mut self, tenant: TenantId, grant: &Grant) {
-        if self.is_looked_at {
-            let seen = OnCores { wanted: 1.0, waited: (self.piece)(tenant).waited, gives_way: true };
-            self.scheduler.note_cores(grant, seen);
-        }
-    }
-
     /// What A has had done for each piece of B's since the last time this was asked.
     fn ratio(&mut self) -> f64 {
         let mut done = |tenant| f64::from(self.done.insert(tenant, 0).unwrap_or_default());
         done(A) / done(B)
+    }
+
+    fn running(&self, tenant: TenantId) -> usize {
+        self.running.iter().filter(|work| work.piece.tenant == tenant).count()
     }
 }
 
@@ -107,15 +137,12 @@ impl<'a> Loops<'a> {
 #[test]
 fn who_waits_longer_for_a_core_gets_as_much_done() {
     for takes in [10, 30, 400] {
-        let piece = |tenant| {
-            if tenant == A { Piece { takes, waited: 0.0 } } else { Piece { takes: 3 * takes, waited: 2.0 / 3.0 } }
-        };
-        let mut loops = Loops::new(2, &piece);
-        loops.wants(A, 20);
-        loops.wants(B, 20);
-        loops.run(10_000, true);
+        let mut loops = Loops::new(2, 20);
+        loops.wants(computes(A, takes, 0.0), 20);
+        loops.wants(computes(B, 3 * takes, 2.0 / 3.0), 20);
+        loops.run(10_000);
         loops.ratio();
-        loops.run(20_000, true);
+        loops.run(20_000);
         let ratio = loops.ratio();
         assert!((ratio - 1.0).abs() < 0.05, "pieces of {takes} ms: A gets {ratio:.2} times what B gets");
     }
@@ -124,13 +151,13 @@ fn who_waits_longer_for_a_core_gets_as_much_done() {
 /// Where nobody has modest work slots are what everybody waits for, and who holds one is charged for it, whatever it does there.
 #[test]
 fn where_slots_are_waited_for_who_holds_one_pays_for_it() {
-    let piece = |tenant| if tenant == A { Piece { takes: 40, waited: 0.9 } } else { Piece { takes: 40, waited: 0.0 } };
-    let mut loops = Loops::new(2, &piece);
-    loops.wants(A, 40);
-    loops.wants(B, 40);
-    loops.run(20_000, false);
+    let mut loops = Loops::new(2, 20);
+    loops.has_modest = false;
+    loops.wants(computes(A, 40, 0.9), 40);
+    loops.wants(computes(B, 40, 0.0), 40);
+    loops.run(20_000);
     loops.ratio();
-    loops.run(20_000, false);
+    loops.run(20_000);
     let ratio = loops.ratio();
     assert!((ratio - 1.0).abs() < 0.05, "A gets {ratio:.2} times what B gets");
 }
@@ -139,22 +166,77 @@ fn where_slots_are_waited_for_who_holds_one_pays_for_it() {
 /// more of the cores for that, and does not repay the slots.
 #[test]
 fn slots_in_which_all_waited_for_cores_are_not_repaid() {
-    let piece = |_| Piece { takes: 400, waited: 0.0 };
-    let onset = |_| Piece { takes: 4_000, waited: 0.9 };
-    let mut loops = Loops::new(2, &onset);
-    loops.is_looked_at = false;
-    loops.run(1_000, true);
-    loops.wants(A, 40);
-    loops.run(1_000, true);
-    let held = loops.running.len();
-    assert!(held > 10, "A holds {held} slots");
-    loops.is_looked_at = true;
-    loops.run(100, true);
-    loops.wants(B, 20);
-    loops.run(3_000, true);
+    let mut loops = Loops::new(2, 20);
+    loops.run(1_000);
+    let onset = Piece { looked_at_after: 1_000, ..computes(A, 4_000, 0.9) };
+    loops.wants(onset, 40);
+    loops.run(1_000);
+    assert!(loops.running(A) > 10, "A holds {} slots", loops.running(A));
+    loops.run(100);
+    loops.wants(computes(B, 400, 0.0), 20);
+    for piece in loops.waiting.values_mut() {
+        *piece = computes(piece.tenant, 400, 0.0);
+    }
+    while loops.running.iter().any(|work| work.piece.takes > 400) {
+        for work in &mut loops.running {
+            work.piece.again = work.piece.takes <= 400;
+        }
+        loops.run(100);
+    }
     loops.ratio();
-    loops.piece = &piece;
-    loops.run(6_000, true);
+    loops.run(12_000);
     let ratio = loops.ratio();
     assert!((0.6..1.6).contains(&ratio), "A gets {ratio:.2} times what B gets");
+}
+
+/// What computes gets two cores' worth done in a second, and what sleeps as much as there are slots: on the same clock whoever computes is
+/// behind for ever, and ahead of whoever begins to.
+#[test]
+fn whoever_comes_later_or_does_other_things_too_computes_as_much() {
+    for piece in [computes(A, 80, 0.75), computes(A, 400, 0.5)] {
+        let mut loops = Loops::new(2, 40);
+        loops.wants(sleeps(S, 100), 60);
+        loops.wants(Piece { tenant: B, ..piece }, 20);
+        loops.run(60_000);
+        loops.wants(piece, 20);
+        loops.run(20_000);
+        loops.ratio();
+        // Now and then something that does not compute.
+        for _ in 0..6 {
+            loops.wants(Piece { class: Class::Interactive, again: false, ..sleeps(A, 20) }, 1);
+            loops.run(5_000);
+        }
+        let ratio = loops.ratio();
+        assert!((ratio - 1.0).abs() < 0.1, "pieces of {} ms: A gets {ratio:.2} times what B gets", piece.takes);
+    }
+}
+
+/// A storm that gives way has several pieces for each core, most of whose time is waiting: they hold slots nevertheless.
+#[test]
+fn what_waits_for_cores_takes_no_slots_from_what_sleeps() {
+    let mut loops = Loops::new(8, 40);
+    loops.wants(sleeps(S, 40), 100);
+    loops.wants(computes(B, 80, 0.75), 100);
+    loops.run(20_000);
+    let (mut sleeping, mut computing) = (0, 0);
+    for _ in 0..100 {
+        loops.run(100);
+        sleeping += loops.running(S);
+        computing += loops.running(B);
+    }
+    assert!(sleeping * 10 >= computing * 9, "{sleeping} slots of what sleeps, {computing} of what computes");
+}
+
+/// Many tiny pieces that wait must not excuse a few long ones that do not and are looked at late.
+#[test]
+fn what_others_of_its_class_have_waited_does_not_excuse_work_that_is_measured() {
+    let mut loops = Loops::new(2, 40);
+    loops.wants(Piece { looked_at_after: 5, ..computes(A, 10, 0.9) }, 18);
+    loops.wants(Piece { looked_at_after: 450, ..computes(A, 450, 0.0) }, 2);
+    loops.wants(computes(B, 80, 0.5), 20);
+    loops.run(20_000);
+    loops.computed.clear();
+    loops.run(60_000);
+    let (a, b) = (loops.computed[&A], loops.computed[&B]);
+    assert!((a / b - 1.0).abs() < 0.1, "A has had {a:.1} s of the cores and B {b:.1} s");
 }

@@ -44,10 +44,11 @@ impl Wanted {
         Self { waited: time.saturating_sub(self.had), ..self }
     }
 
-    /// The parts of a time in which a core was wanted, and in which one was waited for.
+    /// The parts of a time in which a core was wanted, and in which one was waited for and none was had: some threads of a process may wait
+    /// while others compute.
     pub(crate) fn part_of(self, time: Duration) -> (f32, f32) {
         let part = |of: Duration| (of.as_secs_f32() / time.as_secs_f32()).min(1.0);
-        (part(self.had + self.waited), part(self.waited))
+        (part(self.had + self.waited), part(self.waited.min(time.saturating_sub(self.had))))
     }
 
     pub(crate) fn on_cores(self, time: Duration, gives_way: bool) -> OnCores {

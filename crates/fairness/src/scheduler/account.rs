@@ -118,8 +118,7 @@ pub(super) struct Running {
     pub(super) account: usize,
     pub(super) class: Class,
     pub(super) since: Timestamp,
-    /// Slot-seconds that it was expected to cost, those charged to the virtual time so far, and those billed to the work budget.
-    pub(super) expected: f64,
+    /// Slot-seconds charged to the virtual time so far, and billed to the work budget.
     pub(super) charged: f64,
     pub(super) billed: f64,
     /// Out of which queue it was granted; expensive work that was mistaken for short changes it.
@@ -132,19 +131,25 @@ pub(super) struct Running {
     /// The parts of its time in which it wants one, and waits for one: as expected at first, then as measured.
     pub(super) wanted: Option<f32>,
     pub(super) waited: f32,
-    /// Seconds for which it has waited for a core where cores bounded it, and until when they have been counted.
+    /// Seconds of work charged so far to the clock of those that wait for cores.
+    pub(super) core_charged: f64,
+    /// Seconds for which it has waited for a core where cores bounded it, as measured.
     pub(super) excused: f64,
-    pub(super) excused_until: Timestamp,
+    /// Seconds since it was last measured in which cores bounded it, and until when they have been counted.
+    pub(super) bounded_for: f64,
+    pub(super) counted_until: Timestamp,
     /// Whether it gives way to others at once: as expected at first, then as measured.
     pub(super) gives_way: bool,
     /// Cores bounded it when it began.
     pub(super) core_bound: bool,
 }
 
-/// The order among ready tenants: below its reservation first, then virtual time, then arrival.
+/// The order among ready tenants: below its reservation first, then the time of its place's clock, then virtual time, then arrival.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rank {
     pub(super) above_reserved: bool,
+    /// By which those of one place are ordered: what has been charged for cores where they wait for these, for slots otherwise.
+    pub(super) clock: f64,
     pub(super) virtual_time: f64,
     pub(super) arrival: u64,
 }
@@ -161,6 +166,7 @@ impl Ord for Rank {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.above_reserved
             .cmp(&other.above_reserved)
+            .then(self.clock.total_cmp(&other.clock))
             .then(self.virtual_time.total_cmp(&other.virtual_time))
             .then(self.arrival.cmp(&other.arrival))
     }
@@ -207,6 +213,8 @@ pub(super) struct Account {
     pub(super) registered: bool,
     pub(super) share: Share,
     pub(super) virtual_time: f64,
+    /// The same among those who wait for cores: seconds of work per weight.
+    pub(super) core_time: f64,
     pub(super) by_class: [ClassAccount; Class::ALL.len()],
     /// Which of the queues are not empty, a bit for each.
     pub(super) busy: u16,
@@ -235,12 +243,13 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(tenant: TenantId, virtual_time: f64) -> Self {
+    pub(super) fn new(tenant: TenantId, virtual_time: f64, core_time: f64) -> Self {
         Self {
             tenant,
             registered: false,
             share: Share::default(),
             virtual_time,
+            core_time,
             by_class: Class::ALL.map(ClassAccount::new),
             busy: 0,
             core_bound: false,

@@ -23,6 +23,8 @@ const COMPUTES: Cores = Cores(100);
 const MOST_WAITED: f32 = 0.75;
 /// Nor are more than this part of its slot-seconds taken for waiting: work that is seen wrongly must not be free.
 const MOST_FREE: f32 = 0.95;
+/// Seconds for which work that is not measured is believed to wait for cores as what was measured last did.
+const BELIEVED: f64 = 1.0;
 /// The weight of one measurement in the parts of its time in which work wanted and waited for a core lately.
 const LATELY: f32 = 0.3;
 /// While work that no core bounds has no more than this part of the cores, it is not what others wait for.
@@ -178,7 +180,8 @@ impl Scheduler {
         // Only now it is known whether cores bound it.
         let is_bounded = self.running.get(work.key).is_some_and(|run| self.bounds(run));
         if let Some(run) = self.running.get_mut(work.key) {
-            run.excuse(self.now, is_bounded);
+            run.pass(self.now, is_bounded);
+            run.excused += std::mem::take(&mut run.bounded_for) * f64::from(waited);
         }
     }
 
@@ -188,7 +191,7 @@ impl Scheduler {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         self.busy.remove(run);
         (run.cores, run.wanted, run.waited) = (Cores::default(), None, 0.0);
-        run.excused_until = self.now;
+        (run.bounded_for, run.counted_until) = (0.0, self.now);
         self.busy.add(run);
         let account = run.account;
         let class = &mut self.accounts[account].by_class[run.class as usize];
@@ -218,6 +221,11 @@ impl Scheduler {
     /// nothing bounds, which holds nobody's clock back and earns no claim on what they were given meanwhile.
     pub(super) fn is_core_bound(&self, account: usize, class: Class) -> bool {
         self.wants_cores(account, class) && self.busy.is_in_company(account, self.now)
+    }
+
+    /// Whether what runs is charged to the clock of those that wait for cores.
+    pub(super) fn is_of_cores(&self, run: &Running) -> bool {
+        run.is_bounded_by_cores() && self.wants_cores(run.account, run.class)
     }
 
     /// Whether cores and not slots bound what runs. Then what it waits for is a core, and nobody else waits for its slot.
@@ -264,19 +272,20 @@ impl Running {
         if is_bounded { 0 } else { u64::from(had) }
     }
 
-    /// Counts the time since this was last called, of which what is known of its waits is true, if cores bound it. What nobody
-    /// has said anything of yet is counted when somebody does.
-    pub(super) fn excuse(&mut self, now: Timestamp, is_bounded: bool) {
+    /// Counts the time since this was last called, if cores bound the work. How much of that it has waited is said when it is
+    /// measured. What was not known to compute until now counts from its beginning.
+    pub(super) fn pass(&mut self, now: Timestamp, is_bounded: bool) {
         if self.wanted.is_some() {
-            let since = now.since(self.excused_until).as_secs_f64();
-            self.excused += if is_bounded { since * f64::from(self.waited) } else { 0.0 };
-            self.excused_until = now;
+            self.bounded_for += if is_bounded { now.since(self.counted_until).as_secs_f64() } else { 0.0 };
+            self.counted_until = now;
         }
     }
 
-    /// Seconds of work of it until now, as they are charged: not those in which it waited for a core where cores bounded it.
+    /// Seconds of work of it until now, as they are charged: not those in which it waited for a core where cores bounded it. As long as it was not
+    /// measured itself it is taken to wait as others of its class do, but only for so long.
     pub(super) fn worked(&self, now: Timestamp) -> f64 {
-        (now.since(self.since).as_secs_f64() - self.excused).max(0.0)
+        let expected = self.bounded_for.min(BELIEVED) * f64::from(self.waited);
+        (now.since(self.since).as_secs_f64() - self.excused - expected).max(0.0)
     }
 
     /// Whether it counts as a storm's or as expensive work.
@@ -315,7 +324,7 @@ mod tests {
             scheduler.register(tenant, Share::default());
         }
         let work = scheduler.try_start(at(0), long, Class::Report).unwrap();
-        let begun = scheduler.accounts[0].virtual_time;
+        let begun = scheduler.accounts[0].core_time;
         let mut charged = begun;
         for second in 1..=90 {
             // In company from 0 s to 30 s and from 60 s on, and for ten seconds after that.
@@ -328,14 +337,16 @@ mod tests {
                 scheduler.advance(now);
                 scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
             }
-            let before = std::mem::replace(&mut charged, scheduler.accounts[0].virtual_time);
-            assert!((-0.01..1.01).contains(&(charged - before)), "{} s in second {second}", charged - before);
+            let before = std::mem::replace(&mut charged, scheduler.accounts[0].core_time);
+            assert!((-0.01..1.3).contains(&(charged - before)), "{} s in second {second}", charged - before);
         }
         let in_all = charged - begun;
         // A tenth of seventy seconds, and the twenty without company.
         assert!((24.0..30.0).contains(&in_all), "{in_all} s are charged");
         scheduler.complete(at(91_000), work);
-        assert!((scheduler.accounts[0].virtual_time - charged).abs() < 0.5);
+        assert!((scheduler.accounts[0].core_time - charged).abs() < 0.5);
+        let used = scheduler.tenant_usage(at(91_000), long).used.0;
+        assert!((used - 91.0).abs() < 0.1, "a slot-second is one: {used} s of the slot");
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub struct Scheduler {
     nested_waiting: BTreeSet<Ticket>,
     shed: Vec<(Ticket, Rejection)>,
     virtual_time: f64,
+    /// The same of those who wait for cores.
+    core_time: f64,
     next_id: u64,
     now: Timestamp,
     recharged_at: Timestamp,
@@ -159,6 +161,7 @@ impl Scheduler {
             nested_waiting: BTreeSet::new(),
             shed: Vec::new(),
             virtual_time: 0.0,
+            core_time: 0.0,
             next_id: 0,
             now: Timestamp::default(),
             recharged_at: Timestamp::default(),
@@ -312,12 +315,13 @@ impl Scheduler {
     fn try_at_once(&mut self, now: Timestamp, tenant: TenantId, class: Class) -> Result<Grant, usize> {
         self.advance(now);
         let account = self.account(tenant);
-        let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
+        let (floor, core_floor, entitlement) = (self.virtual_time, self.core_time, self.entitlement(account));
         let a = &mut self.accounts[account];
         a.wake(now, entitlement);
         // Whoever wanted nothing that it could have had has no claim on what it did not use.
         if a.ready_as == [None; 2] {
             a.virtual_time = a.virtual_time.max(floor);
+            a.core_time = a.core_time.max(core_floor);
         }
         // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
         if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {
@@ -349,7 +353,7 @@ impl Scheduler {
             return;
         }
         let mut run = self.running.remove(grant.key);
-        run.excuse(now, self.bounds(&run));
+        run.pass(now, self.bounds(&run));
         let actual = now.since(run.since).as_secs_f64();
         let calm = run.calm && self.is_calm();
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
@@ -363,14 +367,14 @@ impl Scheduler {
             }
         }
         self.busy.remove(&run);
-        let worked = run.worked(now);
-        let floor = (worked < actual && !run.core_bound).then_some(self.virtual_time);
+        let worked = self.is_of_cores(&run).then(|| run.worked(now));
         let a = &mut self.accounts[run.account];
         if short && !run.nested {
             a.trust = a.trust.saturating_add(1).min(self.config.slots);
         }
         a.usage.used += SlotSeconds(actual);
-        a.charge(worked - run.charged, floor);
+        a.virtual_time += (actual - run.charged) / f64::from(a.share.weight);
+        a.core_time += worked.map_or(0.0, |worked| worked - run.core_charged) / f64::from(a.share.weight);
         a.by_class[run.class as usize].running -= 1;
         a.bill(now, actual - run.billed);
         if run.nested {
@@ -483,7 +487,7 @@ impl Scheduler {
             return account;
         }
         let account = self.accounts.len();
-        self.accounts.push(Account::new(tenant, self.virtual_time));
+        self.accounts.push(Account::new(tenant, self.virtual_time, self.core_time));
         self.index.insert(tenant, account);
         account
     }
@@ -518,6 +522,7 @@ impl Scheduler {
             self.busy.modest_work_begins(account, now);
         }
         let core_bound = !nested && queue != Queue::First && self.is_core_bound(account, class);
+        let wants_cores = !nested && queue != Queue::First && self.wants_cores(account, class);
         let floor = self.virtual_time;
         let a = &mut self.accounts[account];
         if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
@@ -528,9 +533,14 @@ impl Scheduler {
         let (cores, wanted, waited, gives_way) =
             looked.map_or_else(Default::default, |class| (class.cores, class.wanted, class.waited, class.gives_way));
         let estimate = f64::from(a.by_class[class as usize].estimate);
-        let charged = if core_bound { estimate * f64::from(1.0 - waited) } else { estimate };
-        let own = a.virtual_time;
-        a.virtual_time += charged / f64::from(a.share.weight);
+        let core_charged = match (wants_cores, core_bound) {
+            (false, _) => 0.0,
+            (true, false) => estimate,
+            (true, true) => estimate * f64::from(1.0 - waited),
+        };
+        let (own, own_core) = (a.virtual_time, a.core_time);
+        a.virtual_time += estimate / f64::from(a.share.weight);
+        a.core_time += core_charged / f64::from(a.share.weight);
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
         a.usage.waits.note(now.since(since));
@@ -556,6 +566,10 @@ impl Scheduler {
             let least = self.ready_heads().fold(own, f64::min);
             self.virtual_time = self.virtual_time.max(least);
         }
+        if wants_cores {
+            let least = self.core_heads().fold(own_core, f64::min);
+            self.core_time = self.core_time.max(least);
+        }
         let entry = self.running.vacant_entry();
         let grant = Grant { key: entry.key(), serial, queue };
         let run = Running {
@@ -563,8 +577,8 @@ impl Scheduler {
             account,
             class,
             since: now,
-            expected: charged,
-            charged,
+            charged: estimate,
+            core_charged,
             billed: 0.0,
             queue,
             nested,
@@ -573,7 +587,8 @@ impl Scheduler {
             wanted,
             waited,
             excused: 0.0,
-            excused_until: now,
+            bounded_for: 0.0,
+            counted_until: now,
             gives_way,
             core_bound,
         };
@@ -644,16 +659,20 @@ impl Scheduler {
     fn recharge(&mut self) {
         let threshold = self.config.expensive_from.as_secs_f64();
         let mut touched = Vec::new();
-        let bounded: Vec<bool> = self.running.iter().map(|(_, run)| self.bounds(run)).collect();
-        for ((_, run), is_bounded) in self.running.iter_mut().zip(bounded) {
-            run.excuse(self.now, is_bounded);
+        let cores: Vec<_> = self.running.iter().map(|(_, run)| (self.bounds(run), self.is_of_cores(run))).collect();
+        for ((_, run), (is_bounded, is_of_cores)) in self.running.iter_mut().zip(cores) {
+            run.pass(self.now, is_bounded);
             let elapsed = self.now.since(run.since).as_secs_f64();
             let a = &mut self.accounts[run.account];
-            // What turns out to have waited for a core is given back at once.
-            let charge = run.worked(self.now).max(run.expected);
-            if (charge - run.charged).abs() > f64::EPSILON {
-                a.charge(charge - run.charged, (!run.core_bound).then_some(self.virtual_time));
-                run.charged = charge;
+            if elapsed > run.charged {
+                a.virtual_time += (elapsed - run.charged) / f64::from(a.share.weight);
+                run.charged = elapsed;
+                touched.push(run.account);
+            }
+            let worked = run.worked(self.now);
+            if is_of_cores && worked > run.core_charged {
+                a.core_time += (worked - run.core_charged) / f64::from(a.share.weight);
+                run.core_charged = worked;
                 touched.push(run.account);
             }
             if elapsed > run.billed {
@@ -703,13 +722,6 @@ impl Scheduler {
 }
 
 impl Account {
-    /// Charges seconds of work to the virtual time, or gives some back: then not below `floor`, for whoever came while they
-    /// were charged began there, and has no debt to those who were charged too much.
-    fn charge(&mut self, seconds: f64, floor: Option<f64>) {
-        let least = floor.map_or(f64::NEG_INFINITY, |floor| floor.min(self.virtual_time));
-        self.virtual_time = (self.virtual_time + seconds / f64::from(self.share.weight)).max(least);
-    }
-
     /// Charges seconds of work to the work budget.
     fn bill(&mut self, now: Timestamp, seconds: f64) {
         if let Some(allowance) = self.share.work {

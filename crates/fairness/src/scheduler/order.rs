@@ -8,7 +8,9 @@ impl Scheduler {
     /// The account that gets the next slot, and as what it was waiting.
     pub(super) fn peek(&self) -> Option<(usize, Place)> {
         let heads = Place::ALL.into_iter().filter_map(|place| self.first_ready(place).map(|(r, a)| (r, a, place)));
-        heads.min_by_key(|(rank, _, _)| *rank).map(|(_, account, place)| (account, place))
+        // What they have been charged for slots is what those of different places have in common.
+        let among_all = |rank: &Rank| Rank { clock: rank.virtual_time, ..*rank };
+        heads.min_by_key(|(rank, _, _)| among_all(rank)).map(|(_, account, place)| (account, place))
     }
 
     pub(super) fn first_ready(&self, place: Place) -> Option<(Rank, usize)> {
@@ -55,9 +57,18 @@ impl Scheduler {
             ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
         }
         let ranks = Lane::ALL.map(|lane| {
-            let (rank, next) = (ranks[lane as usize]?, first[lane as usize]?);
+            let (mut rank, next) = (ranks[lane as usize]?, first[lane as usize]?);
             let queue = self.queue(account, lane);
             let wants_cores = queue != Queue::First && self.wants_cores(account, next.class);
+            if wants_cores {
+                let floor = self.core_time;
+                let a = &mut self.accounts[account];
+                // Whoever wanted none has no claim on what it did not use.
+                if a.ready_as.iter().flatten().all(|(place, _)| !place.wants_cores) {
+                    a.core_time = a.core_time.max(floor);
+                }
+                rank.clock = a.core_time;
+            }
             Some((Place { queue, wants_cores }, rank))
         });
         let a = &mut self.accounts[account];
@@ -75,6 +86,7 @@ impl Scheduler {
         }
         let held = (a.usage.waiting > 0 && a.ready_as == [None, None]).then_some(Rank {
             above_reserved: true,
+            clock: a.virtual_time,
             virtual_time: a.virtual_time,
             arrival: 0,
         });
@@ -110,11 +122,12 @@ impl Scheduler {
     pub(super) fn rank_in(&self, account: usize, lane: Lane, first: Ticket) -> Option<Rank> {
         let a = &self.accounts[account];
         match self.config.policy {
-            Policy::Fifo => Some(Rank { above_reserved: false, virtual_time: 0.0, arrival: first.serial }),
+            Policy::Fifo => Some(Rank { above_reserved: false, clock: 0.0, virtual_time: 0.0, arrival: first.serial }),
             Policy::Fair if a.usage.running >= a.limit() || a.throttled.is_some() => None,
             Policy::Fair if lane == Lane::Short && a.short >= a.trust => None,
             Policy::Fair => Some(Rank {
                 above_reserved: a.usage.running >= a.share.reserved,
+                clock: a.virtual_time,
                 virtual_time: a.virtual_time,
                 arrival: first.serial,
             }),
@@ -128,21 +141,34 @@ impl Scheduler {
         let runs = runs.map(|(_, run)| self.accounts[run.account].virtual_time);
         let least = runs.chain(self.ready_heads()).min_by(f64::total_cmp);
         self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
+        let computing = self.running.iter().filter(|(_, run)| run.core_charged > 0.0);
+        let computing = computing.map(|(_, run)| self.accounts[run.account].core_time);
+        let least = computing.chain(self.core_heads()).min_by(f64::total_cmp);
+        self.core_time = self.core_time.max(least.unwrap_or(f64::NEG_INFINITY));
+    }
+
+    /// The clocks of those who are first among those who wait for cores, with and without a reservation.
+    pub(super) fn core_heads(&self) -> impl Iterator<Item = f64> {
+        Place::ALL
+            .into_iter()
+            .filter(|place| place.wants_cores)
+            .flat_map(|place| self.heads(place))
+            .map(|rank| rank.clock)
     }
 
     /// The virtual times of those who are first in the ready sets, with and without a reservation; but for those who wait
     /// for a core.
     pub(super) fn ready_heads(&self) -> impl Iterator<Item = f64> {
-        let from = Rank { above_reserved: true, virtual_time: f64::NEG_INFINITY, arrival: 0 };
         let places = Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place));
-        let heads = places.filter_map(move |place| {
-            let set = &self.ready[place.index()];
-            let first = set.first()?;
-            // Behind those with a reservation comes who has none.
-            let behind = (!first.0.above_reserved).then(|| set.range((from, 0)..).next()).flatten();
-            Some([Some(first), behind])
-        });
-        let heads = heads.flatten().flatten();
-        heads.map(|(rank, _)| rank.virtual_time)
+        places.flat_map(|place| self.heads(place)).map(|rank| rank.virtual_time)
+    }
+
+    fn heads(&self, place: Place) -> impl Iterator<Item = Rank> {
+        let from = Rank { above_reserved: true, clock: f64::NEG_INFINITY, virtual_time: f64::NEG_INFINITY, arrival: 0 };
+        let set = &self.ready[place.index()];
+        let first = set.first();
+        // Behind those with a reservation comes who has none.
+        let behind = first.filter(|first| !first.0.above_reserved).and_then(|_| set.range((from, 0)..).next());
+        [first, behind].into_iter().flatten().map(|(rank, _)| *rank)
     }
 }
