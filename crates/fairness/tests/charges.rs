@@ -94,7 +94,9 @@ impl Loops {
             self.scheduler.advance(ms(self.now));
             let running = std::mem::take(&mut self.running);
             if self.now.is_multiple_of(100) {
-                running.iter().for_each(|work| self.look(work));
+                for work in &running {
+                    self.look(work);
+                }
             }
             let (over, running) =
                 running.into_iter().partition::<Vec<_>, _>(|work| work.since + work.piece.takes <= self.now);
