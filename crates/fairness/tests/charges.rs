@@ -242,3 +242,37 @@ fn what_others_of_its_class_have_waited_does_not_excuse_work_that_is_measured() 
     let (a, b) = (loops.computed[&A], loops.computed[&B]);
     assert!((a / b - 1.0).abs() < 0.1, "A has had {a:.1} s of the cores and B {b:.1} s");
 }
+
+#[test]
+fn first_come_first_served_does_not_care_who_has_computed() {
+    let mut scheduler = Scheduler::new(GateConfig { cores: Some(2), policy: Policy::Fifo, ..GateConfig::slots(2) });
+    for tenant in [A, B] {
+        scheduler.register(tenant, Share::default());
+    }
+    // Both are known to compute, and A has done so for long.
+    for (tenant, takes) in [(B, 1_000), (A, 60_000)] {
+        let begun = scheduler.virtual_time() as u64;
+        let grant = scheduler.try_start(ms(begun), tenant, Class::Rpc).unwrap();
+        scheduler.advance(ms(begun + takes));
+        scheduler.note_cores(&grant, OnCores { wanted: 1.0, waited: 0.0, gives_way: false });
+        scheduler.complete(ms(begun + takes), grant);
+    }
+    let held: Vec<Grant> = (0..2).map(|_| scheduler.try_start(ms(100_000), R, Class::Rpc).unwrap()).collect();
+    let mut owners = HashMap::new();
+    for tenant in [A, A, A, A, B, B, B, B] {
+        let Submitted::Queued(ticket) = scheduler.submit(ms(100_001), tenant, Class::Rpc, FAR) else {
+            panic!("it waits")
+        };
+        owners.insert(ticket, tenant);
+    }
+    let mut order = Vec::new();
+    let mut running = held;
+    while let Some(grant) = running.pop() {
+        scheduler.complete(ms(100_002), grant);
+        while let Some((ticket, grant)) = scheduler.next_grant(ms(100_002)) {
+            order.push(owners[&ticket]);
+            running.push(grant);
+        }
+    }
+    assert_eq!(order, [A, A, A, A, B, B, B, B]);
+}

@@ -60,7 +60,7 @@ impl Scheduler {
             let (mut rank, next) = (ranks[lane as usize]?, first[lane as usize]?);
             let queue = self.queue(account, lane);
             let wants_cores = queue != Queue::First && self.wants_cores(account, next.class);
-            if wants_cores {
+            if wants_cores && self.config.policy == Policy::Fair {
                 let floor = self.core_time;
                 let a = &mut self.accounts[account];
                 // Whoever wanted none has no claim on what it did not use.
