@@ -27,7 +27,7 @@ mod timer;
 const LASTS: Duration = Duration::from_millis(20);
 /// One in so long is looked for that does not last.
 const SAMPLE: Duration = Duration::from_millis(20);
-/// How long it takes a worker to accept, and the longest pause before it is looked for again.
+/// How long it may take a worker to accept, and the longest pause before it is looked for again.
 const SOON: Duration = Duration::from_millis(1);
 const LATER: Duration = Duration::from_millis(50);
 /// For how long it is looked for before anything is sent, and after how long for the second time: nothing computes meanwhile.
@@ -310,14 +310,20 @@ impl Look {
             return;
         }
         let looking = async {
+            if self.is_settled().await {
+                return;
+            }
             let (mut timer, mut pause) = (Timer::new(), AT_ONCE);
-            while !self.is_settled().await {
+            loop {
                 let paused = match &mut timer {
                     Ok(timer) => timer.pause(pause).await.is_ok(),
                     Err(_) => false,
                 };
                 if !paused {
                     tokio::time::sleep(SOON).await;
+                }
+                if self.is_settled().await {
+                    return;
                 }
                 pause = (2 * pause).min(SOON);
             }

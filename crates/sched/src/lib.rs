@@ -227,7 +227,7 @@ mod tests {
         }
     }
 
-    /// Skips, with a word, where it is not permitted.
+    /// Where it is not permitted the error says so.
     #[test]
     fn a_thread_that_goes_before_others_has_ordinary_children() {
         let seen = std::thread::spawn(|| {

@@ -23,8 +23,6 @@ const COMPUTES: Cores = Cores(100);
 const MOST_WAITED: f32 = 0.75;
 /// Nor are more than this part of its slot-seconds taken for waiting: work that is seen wrongly must not be free.
 const MOST_FREE: f32 = 0.95;
-/// Seconds for which work that is not measured is believed to wait for cores as what was measured last did.
-const BELIEVED: f64 = 1.0;
 /// The weight of one measurement in the parts of its time in which work wanted and waited for a core lately.
 const LATELY: f32 = 0.3;
 /// While work that no core bounds has no more than this part of the cores, it is not what others wait for.
@@ -223,16 +221,6 @@ impl Scheduler {
         self.wants_cores(account, class) && self.busy.is_in_company(account, self.now)
     }
 
-    /// Whether what runs is charged to the clock of those that wait for cores.
-    pub(super) fn is_of_cores(&self, run: &Running) -> bool {
-        run.is_bounded_by_cores() && self.wants_cores(run.account, run.class)
-    }
-
-    /// Whether cores and not slots bound what runs. Then what it waits for is a core, and nobody else waits for its slot.
-    pub(super) fn bounds(&self, run: &Running) -> bool {
-        run.is_bounded_by_cores() && self.is_core_bound(run.account, run.class)
-    }
-
     /// The cores for storms and expensive work, where it is known what computes.
     pub(super) fn known_cores(&self) -> Option<u32> {
         self.config.cores.filter(|_| self.busy.measured.is_some_and(|at| self.now.since(at) < KNOWN))
@@ -272,34 +260,15 @@ impl Running {
         if is_bounded { 0 } else { u64::from(had) }
     }
 
-    /// Counts the time since this was last called, if cores bound the work. How much of that it has waited is said when it is
-    /// measured. What was not known to compute until now counts from its beginning.
-    pub(super) fn pass(&mut self, now: Timestamp, is_bounded: bool) {
-        if self.wanted.is_some() {
-            self.bounded_for += if is_bounded { now.since(self.counted_until).as_secs_f64() } else { 0.0 };
-            self.counted_until = now;
-        }
-    }
-
-    /// Seconds of work of it until now, as they are charged: not those in which it waited for a core where cores bounded it. As long as it was not
-    /// measured itself it is taken to wait as others of its class do, but only for so long.
-    pub(super) fn worked(&self, now: Timestamp) -> f64 {
-        let expected = self.bounded_for.min(BELIEVED) * f64::from(self.waited);
-        (now.since(self.since).as_secs_f64() - self.excused - expected).max(0.0)
-    }
-
     /// Whether it counts as a storm's or as expensive work.
-    fn is_bounded_by_cores(&self) -> bool {
+    pub(super) fn is_bounded_by_cores(&self) -> bool {
         self.queue != Queue::First && !self.nested
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_tenant::TenantId;
-
     use super::*;
-    use crate::share::{GateConfig, Share};
 
     #[test]
     fn company_is_another_tenants_modest_work_of_the_last_seconds() {
@@ -311,42 +280,6 @@ mod tests {
         busy.modest_work_begins(2, at(9_000));
         assert!(busy.is_in_company(2, at(10_999)) && !busy.is_in_company(2, at(11_001)));
         assert!(busy.is_in_company(1, at(18_999)) && !busy.is_in_company(1, at(19_001)));
-    }
-
-    /// Whether others have modest work changes all the time. What was not charged because they had is not charged later because
-    /// they have none any more, nor given back when they have some again.
-    #[test]
-    fn what_was_charged_stays_when_company_comes_and_goes() {
-        let at = Timestamp::from_millis;
-        let mut scheduler = Scheduler::new(GateConfig { cores: Some(1), ..GateConfig::slots(8) });
-        let (long, other) = (TenantId(0), TenantId(1));
-        for tenant in [long, other] {
-            scheduler.register(tenant, Share::default());
-        }
-        let work = scheduler.try_start(at(0), long, Class::Report).unwrap();
-        let begun = scheduler.accounts[0].core_time;
-        let mut charged = begun;
-        for second in 1..=90 {
-            // In company from 0 s to 30 s and from 60 s on, and for ten seconds after that.
-            for tenth in 0..10 {
-                let now = at(1_000 * second + 100 * tenth);
-                if !(30..60).contains(&second) {
-                    let modest = scheduler.try_start(now, other, Class::Interactive).unwrap();
-                    scheduler.complete(now, modest);
-                }
-                scheduler.advance(now);
-                scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
-            }
-            let before = std::mem::replace(&mut charged, scheduler.accounts[0].core_time);
-            assert!((-0.01..1.3).contains(&(charged - before)), "{} s in second {second}", charged - before);
-        }
-        let in_all = charged - begun;
-        // A tenth of seventy seconds, and the twenty without company.
-        assert!((24.0..30.0).contains(&in_all), "{in_all} s are charged");
-        scheduler.complete(at(91_000), work);
-        assert!((scheduler.accounts[0].core_time - charged).abs() < 0.5);
-        let used = scheduler.tenant_usage(at(91_000), long).used.0;
-        assert!((used - 91.0).abs() < 0.1, "a slot-second is one: {used} s of the slot");
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! the tenant's part of the slots among all *registered* tenants and grows with each piece that was short indeed.
 
 mod account;
+mod charges;
 mod cores;
 mod order;
 mod slots;
@@ -35,8 +36,6 @@ pub use cores::OnCores;
 pub use usage::{Pressure, Usage};
 pub use waits::Waits;
 
-/// How often running work is charged for the time it has run so far.
-const RECHARGE_EVERY: Duration = Duration::from_millis(100);
 /// Nested work of a tenant that is held back: enough for a transaction to come to its end.
 const NESTED_RATE: Rate = Rate::one_per_second(5);
 
@@ -466,7 +465,7 @@ impl Scheduler {
             self.accounts[account].throttled = None;
             self.rank(account);
         }
-        if now.since(self.recharged_at) >= RECHARGE_EVERY {
+        if now.since(self.recharged_at) >= charges::EVERY {
             self.recharged_at = now;
             self.recharge();
             self.headroom.step(now, self.held_by[Queue::First as usize]);
@@ -521,8 +520,8 @@ impl Scheduler {
         if queue == Queue::First {
             self.busy.modest_work_begins(account, now);
         }
-        let core_bound = !nested && queue != Queue::First && self.is_core_bound(account, class);
         let wants_cores = !nested && queue != Queue::First && self.wants_cores(account, class);
+        let core_bound = wants_cores && self.is_core_bound(account, class);
         let floor = self.virtual_time;
         let a = &mut self.accounts[account];
         if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
@@ -533,11 +532,8 @@ impl Scheduler {
         let (cores, wanted, waited, gives_way) =
             looked.map_or_else(Default::default, |class| (class.cores, class.wanted, class.waited, class.gives_way));
         let estimate = f64::from(a.by_class[class as usize].estimate);
-        let core_charged = match (wants_cores, core_bound) {
-            (false, _) => 0.0,
-            (true, false) => estimate,
-            (true, true) => estimate * f64::from(1.0 - waited),
-        };
+        let expected_wait = if core_bound { waited } else { 0.0 };
+        let core_charged = if wants_cores { estimate * f64::from(1.0 - expected_wait) } else { 0.0 };
         let (own, own_core) = (a.virtual_time, a.core_time);
         a.virtual_time += estimate / f64::from(a.share.weight);
         a.core_time += core_charged / f64::from(a.share.weight);
@@ -655,56 +651,6 @@ impl Scheduler {
         Rejection { tenant: a.tenant, reason, waited, retry_after: Duration::from_secs_f64(seconds.ceil()) }
     }
 
-    /// Charges work that runs longer than was charged for, and moves it to the expensive lane when it belongs there.
-    fn recharge(&mut self) {
-        let threshold = self.config.expensive_from.as_secs_f64();
-        let mut touched = Vec::new();
-        let cores: Vec<_> = self.running.iter().map(|(_, run)| (self.bounds(run), self.is_of_cores(run))).collect();
-        for ((_, run), (is_bounded, is_of_cores)) in self.running.iter_mut().zip(cores) {
-            run.pass(self.now, is_bounded);
-            let elapsed = self.now.since(run.since).as_secs_f64();
-            let a = &mut self.accounts[run.account];
-            if elapsed > run.charged {
-                a.virtual_time += (elapsed - run.charged) / f64::from(a.share.weight);
-                run.charged = elapsed;
-                touched.push(run.account);
-            }
-            let worked = run.worked(self.now);
-            if is_of_cores && worked > run.core_charged {
-                a.core_time += (worked - run.core_charged) / f64::from(a.share.weight);
-                run.core_charged = worked;
-                touched.push(run.account);
-            }
-            if elapsed > run.billed {
-                a.bill(self.now, elapsed - run.billed);
-                run.billed = elapsed;
-                if a.share.work.is_some() {
-                    touched.push(run.account);
-                }
-            }
-            if elapsed >= threshold && run.queue != Queue::Expensive {
-                self.busy.remove(run);
-                if !run.nested {
-                    self.held_by[run.queue as usize] -= 1;
-                    self.held_by[Queue::Expensive as usize] += 1;
-                    a.short -= 1;
-                    a.trust /= 2;
-                }
-                run.queue = Queue::Expensive;
-                self.busy.add(run);
-                // Do not wait for its end to know that this tenant's work of this kind is long.
-                a.learn(run.class, elapsed);
-                touched.push(run.account);
-            }
-        }
-        for account in touched {
-            let entitlement = self.entitlement(account);
-            self.accounts[account].trust = self.accounts[account].trust.max(entitlement);
-            self.rank(account);
-        }
-        self.catch_up();
-    }
-
     /// Changes an account and keeps the sum of unmet reservations true.
     fn with_reservation(&mut self, account: usize, change: impl FnOnce(&mut Account)) {
         let a = &mut self.accounts[account];
@@ -718,14 +664,5 @@ impl Scheduler {
     fn id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
-    }
-}
-
-impl Account {
-    /// Charges seconds of work to the work budget.
-    fn bill(&mut self, now: Timestamp, seconds: f64) {
-        if let Some(allowance) = self.share.work {
-            self.work.charge(allowance, now, seconds.max(0.0) * 1_000.0);
-        }
     }
 }

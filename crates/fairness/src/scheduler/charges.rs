@@ -1,0 +1,147 @@
+//! What is charged for running work: seconds of a slot to the virtual time and the work budget, seconds of work to the clock of
+//! those that wait for cores.
+
+use std::time::Duration;
+
+use super::Scheduler;
+use super::account::{Account, Queue, Running};
+use crate::time::Timestamp;
+
+/// How often running work is charged for the time it has run so far.
+pub(super) const EVERY: Duration = Duration::from_millis(100);
+/// Seconds for which work that is not measured is believed to wait for cores as what was measured last did.
+const BELIEVED: f64 = 1.0;
+
+impl Scheduler {
+    /// Charges work that runs longer than was charged for, and moves it to the expensive lane when it belongs there.
+    pub(super) fn recharge(&mut self) {
+        let threshold = self.config.expensive_from.as_secs_f64();
+        let mut touched = Vec::new();
+        let cores: Vec<_> = self.running.iter().map(|(_, run)| (self.bounds(run), self.is_of_cores(run))).collect();
+        for ((_, run), (is_bounded, is_of_cores)) in self.running.iter_mut().zip(cores) {
+            run.pass(self.now, is_bounded);
+            let elapsed = self.now.since(run.since).as_secs_f64();
+            let a = &mut self.accounts[run.account];
+            if elapsed > run.charged {
+                a.virtual_time += (elapsed - run.charged) / f64::from(a.share.weight);
+                run.charged = elapsed;
+                touched.push(run.account);
+            }
+            let worked = run.worked(self.now);
+            if is_of_cores && worked > run.core_charged {
+                a.core_time += (worked - run.core_charged) / f64::from(a.share.weight);
+                run.core_charged = worked;
+                touched.push(run.account);
+            }
+            if elapsed > run.billed {
+                a.bill(self.now, elapsed - run.billed);
+                run.billed = elapsed;
+                if a.share.work.is_some() {
+                    touched.push(run.account);
+                }
+            }
+            if elapsed >= threshold && run.queue != Queue::Expensive {
+                self.busy.remove(run);
+                if !run.nested {
+                    self.held_by[run.queue as usize] -= 1;
+                    self.held_by[Queue::Expensive as usize] += 1;
+                    a.short -= 1;
+                    a.trust /= 2;
+                }
+                run.queue = Queue::Expensive;
+                self.busy.add(run);
+                // Do not wait for its end to know that this tenant's work of this kind is long.
+                a.learn(run.class, elapsed);
+                touched.push(run.account);
+            }
+        }
+        for account in touched {
+            let entitlement = self.entitlement(account);
+            self.accounts[account].trust = self.accounts[account].trust.max(entitlement);
+            self.rank(account);
+        }
+        self.catch_up();
+    }
+
+    /// Whether what runs is charged to the clock of those that wait for cores.
+    pub(super) fn is_of_cores(&self, run: &Running) -> bool {
+        run.is_bounded_by_cores() && self.wants_cores(run.account, run.class)
+    }
+
+    /// Whether cores and not slots bound what runs. Then what it waits for is a core, and nobody else waits for its slot.
+    pub(super) fn bounds(&self, run: &Running) -> bool {
+        run.is_bounded_by_cores() && self.is_core_bound(run.account, run.class)
+    }
+}
+
+impl Running {
+    /// Counts the time since this was last called, if cores bound the work. How much of that it has waited is said when it is
+    /// measured. What was not known to compute until now counts from its beginning.
+    pub(super) fn pass(&mut self, now: Timestamp, is_bounded: bool) {
+        if self.wanted.is_some() {
+            self.bounded_for += if is_bounded { now.since(self.counted_until).as_secs_f64() } else { 0.0 };
+            self.counted_until = now;
+        }
+    }
+
+    /// Seconds of work of it until now, as they are charged: not those in which it waited for a core where cores bounded it. As long as it was not
+    /// measured itself it is taken to wait as others of its class do, but only for so long.
+    pub(super) fn worked(&self, now: Timestamp) -> f64 {
+        let expected = self.bounded_for.min(BELIEVED) * f64::from(self.waited);
+        (now.since(self.since).as_secs_f64() - self.excused - expected).max(0.0)
+    }
+}
+
+impl Account {
+    /// Charges seconds of work to the work budget.
+    pub(super) fn bill(&mut self, now: Timestamp, seconds: f64) {
+        if let Some(allowance) = self.share.work {
+            self.work.charge(allowance, now, seconds.max(0.0) * 1_000.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_tenant::{Class, TenantId};
+
+    use super::*;
+    use crate::scheduler::OnCores;
+    use crate::share::{GateConfig, Share};
+
+    /// Whether others have modest work changes all the time. What was not charged because they had is not charged later because
+    /// they have none any more, nor given back when they have some again.
+    #[test]
+    fn what_was_charged_stays_when_company_comes_and_goes() {
+        let at = Timestamp::from_millis;
+        let mut scheduler = Scheduler::new(GateConfig { cores: Some(1), ..GateConfig::slots(8) });
+        let (long, other) = (TenantId(0), TenantId(1));
+        for tenant in [long, other] {
+            scheduler.register(tenant, Share::default());
+        }
+        let work = scheduler.try_start(at(0), long, Class::Report).unwrap();
+        let begun = scheduler.accounts[0].core_time;
+        let mut charged = begun;
+        for second in 1..=90 {
+            // In company from 0 s to 30 s and from 60 s on, and for ten seconds after that.
+            for tenth in 0..10 {
+                let now = at(1_000 * second + 100 * tenth);
+                if !(30..60).contains(&second) {
+                    let modest = scheduler.try_start(now, other, Class::Interactive).unwrap();
+                    scheduler.complete(now, modest);
+                }
+                scheduler.advance(now);
+                scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
+            }
+            let before = std::mem::replace(&mut charged, scheduler.accounts[0].core_time);
+            assert!((-0.01..1.3).contains(&(charged - before)), "{} s in second {second}", charged - before);
+        }
+        let in_all = charged - begun;
+        // A tenth of seventy seconds, and the twenty without company.
+        assert!((24.0..30.0).contains(&in_all), "{in_all} s are charged");
+        scheduler.complete(at(91_000), work);
+        assert!((scheduler.accounts[0].core_time - charged).abs() < 0.5);
+        let used = scheduler.tenant_usage(at(91_000), long).used.0;
+        assert!((used - 91.0).abs() < 0.1, "a slot-second is one: {used} s of the slot");
+    }
+}
