@@ -65,6 +65,8 @@ const FORGET: Duration = Duration::from_secs(10);
 pub(crate) struct Evidence {
     pub(crate) inflation: f64,
     pub(crate) error: f64,
+    /// The standard error of what it is compared with: the same again and again, so it says nothing about differences.
+    pub(crate) bias: f64,
 }
 
 /// What happened since the last step.
@@ -188,10 +190,12 @@ impl Concurrency {
             return Verdict::Keep;
         }
         let Some(evidence) = seen.evidence else { return Verdict::Keep };
-        let Evidence { inflation, error } = evidence;
+        let Evidence { inflation, error, bias } = evidence;
         let likely = settled >= LASTING && inflation < ROOM / 2.0;
         let (has_room, is_inflated) = (inflation + error < ROOM || likely, inflation - 3.0 * error > ROOM);
         let is_too_much = inflation - 2.0 * error > TOO_MUCH;
+        // To be sure of it for long takes more than that, or a false alarm of the first seconds costs capacity for half a minute.
+        let is_surely = inflation - 3.0 * error.hypot(bias) > TOO_MUCH;
         if let Some(trial) = self.trial {
             let step = (self.level / trial.from).ln();
             let errors = error + trial.before.error;
@@ -201,7 +205,7 @@ impl Concurrency {
             let doubt = if enough && settled < UNDECIDED { 0.0 } else { 2.0 * errors };
             let risen = inflation - trial.before.inflation;
             if step > 0.0 && risen - doubt > WASTE * step {
-                self.be_careful(now, trial.from, is_too_much);
+                self.be_careful(now, trial.from, is_surely);
                 self.set(now, trial.from, Some(evidence), false);
                 return Verdict::Keep;
             }
@@ -224,7 +228,7 @@ impl Concurrency {
         }
         let is_least = self.level <= self.least;
         if !is_least && is_too_much {
-            self.be_careful(now, 0.8 * self.level, true);
+            self.be_careful(now, 0.8 * self.level, is_surely);
             self.set(now, SHRINK * self.level, Some(evidence), false);
         } else if !is_least && is_inflated && settled >= LASTING {
             self.be_careful(now, SHRINK_GENTLY * self.level, false);
@@ -280,6 +284,8 @@ pub(crate) struct Seen {
     window: u32,
     count: u32,
     sum: f64,
+    /// Sum of the parts of a single measurement's variance that the baselines have.
+    baselines: f64,
     /// Mean and variance of single measurements, over the long run.
     mean: f32,
     variance: f32,
@@ -287,19 +293,20 @@ pub(crate) struct Seen {
 
 impl Default for Seen {
     fn default() -> Self {
-        Self { window: 0, count: 0, sum: 0.0, mean: 0.0, variance: 0.25 }
+        Self { window: 0, count: 0, sum: 0.0, baselines: 0.0, mean: 0.0, variance: 0.25 }
     }
 }
 
 impl Seen {
     /// Takes in one measurement; true for the first of a window.
-    pub(crate) fn add(&mut self, window: u32, inflation: f64) -> bool {
+    pub(crate) fn add(&mut self, window: u32, inflation: f64, baseline: f32) -> bool {
         let first = self.window != window;
         if first {
-            (self.window, self.count, self.sum) = (window, 0, 0.0);
+            (self.window, self.count, self.sum, self.baselines) = (window, 0, 0.0, 0.0);
         }
         self.count += 1;
         self.sum += inflation;
+        self.baselines += f64::from(baseline);
         let deviation = inflation as f32 - self.mean;
         self.mean += 0.05 * deviation;
         self.variance += 0.05 * (deviation * deviation - self.variance);
@@ -310,9 +317,14 @@ impl Seen {
         self.sum / f64::from(self.count.max(1))
     }
 
-    /// Of the mean of the window, and of the baseline that it is compared with.
+    /// Of the mean of the window.
     pub(crate) fn variance_of_mean(&self) -> f64 {
-        f64::from(self.variance) * (1.0 / f64::from(self.count.max(1)) + f64::from(BASELINE_RATE) / 2.0)
+        f64::from(self.variance) / f64::from(self.count.max(1))
+    }
+
+    /// Of the baseline that it is compared with.
+    pub(crate) fn variance_of_baseline(&self) -> f64 {
+        f64::from(self.variance) * self.baselines / f64::from(self.count.max(1))
     }
 }
 
@@ -324,6 +336,9 @@ pub(crate) struct Baseline {
     recent: f32,
     /// The part of that time in which it wanted a core, once that is known.
     wanted: Option<f32>,
+    /// Measurements of which `recent` is made. They are more than those of the baseline, or chance would lower that again and again.
+    seen: u16,
+    /// Measurements of which the baseline is made.
     count: u16,
 }
 
@@ -333,6 +348,8 @@ pub(crate) struct Inflated {
     pub(crate) altogether: f64,
     /// By what was added while it wanted no core.
     pub(crate) beside_cores: f64,
+    /// The variance of the baseline, as a part of that of a single measurement.
+    pub(crate) baseline: f32,
 }
 
 /// A tenant whose work has become faster than this (a logarithm) gets a lower baseline also while the gate is busy.
@@ -349,11 +366,12 @@ impl Baseline {
     /// which it wanted a core, as far as that is known. `calm`: no more ran meanwhile than half the least slots.
     pub(crate) fn learn(&mut self, seconds: f64, wanted: Option<f32>, calm: bool) -> Option<Inflated> {
         let sample = seconds.max(1e-5).ln() as f32;
+        self.seen = self.seen.saturating_add(1);
         let first = self.count < FIRST;
         if first || calm {
             self.count = self.count.saturating_add(1);
         }
-        self.recent += (1.0 / f32::from(self.count)).max(0.05) * (sample - self.recent);
+        self.recent += (1.0 / f32::from(self.seen)).max(0.05) * (sample - self.recent);
         if first || calm || self.recent < self.calm - FASTER {
             self.calm += (1.0 / f32::from(self.count)).max(BASELINE_RATE) * (sample - self.calm);
         }
@@ -368,7 +386,8 @@ impl Baseline {
                 let added = altogether.exp() * f64::from(1.0 - now) - f64::from(1.0 - usually);
                 added.max(-0.9).ln_1p()
             });
-            Inflated { altogether, beside_cores: beside_cores.unwrap_or(altogether) }
+            let baseline = (1.0 / f32::from(self.count)).max(BASELINE_RATE / 2.0);
+            Inflated { altogether, baseline, beside_cores: beside_cores.unwrap_or(altogether) }
         })
     }
 
@@ -431,7 +450,7 @@ mod tests {
         (from_ms..to_ms)
             .step_by(100)
             .map(|ms| {
-                let evidence = inflation(c.level).map(|i| Evidence { inflation: i.ln(), error: 0.02 });
+                let evidence = inflation(c.level).map(|i| Evidence { inflation: i.ln(), error: 0.02, bias: 0.0 });
                 c.step(Timestamp::from_millis(ms), Observed { limited: true, evidence, excess: false })
             })
             .collect()
@@ -470,7 +489,7 @@ mod tests {
         // The work itself has become ten times longer, whatever the concurrency; each verdict takes off a part.
         let inflation = std::cell::Cell::new(10.0f64.ln());
         for ms in (6_000..30_000).step_by(100) {
-            let evidence = Some(Evidence { inflation: inflation.get(), error: 0.02 });
+            let evidence = Some(Evidence { inflation: inflation.get(), error: 0.02, bias: 0.0 });
             if c.step(Timestamp::from_millis(ms), Observed { limited: true, evidence, excess: false })
                 == Verdict::Rebase
             {
@@ -479,6 +498,21 @@ mod tests {
         }
         assert!(inflation.get() < ROOM, "{c:?}");
         assert!((c.fraction() - 1.0).abs() < 1e-9, "{c:?}");
+    }
+
+    /// Times that only vary are no inflation, however long nothing calm is seen: the baseline must not follow what is fast by chance.
+    #[test]
+    fn what_varies_by_chance_does_not_lower_the_baseline() {
+        let mut of_all = 0.0;
+        for seed in 0..64 {
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut baseline = Baseline::default();
+            let mut time = || -0.1 * (1.0 - rng.f64()).ln();
+            let seen: Vec<f64> =
+                (0..500).filter_map(|_| baseline.learn(time(), None, false)).map(|i| i.altogether).collect();
+            of_all += seen.iter().rev().take(100).sum::<f64>() / 100.0 / 64.0;
+        }
+        assert!(of_all.abs() < 0.4, "the same work seems to take {:.2} times as long as it did", of_all.exp());
     }
 
     #[test]

@@ -96,6 +96,11 @@ impl Place {
         Self { queue: Queue::Expensive, wants_cores: true },
     ];
 
+    /// Where those of a queue are that wait for cores.
+    pub(super) fn of_cores(queue: Queue) -> Self {
+        Self { queue, wants_cores: true }
+    }
+
     /// Where it is in [`Place::ALL`]. Modest work waits for no core.
     pub(super) fn index(self) -> usize {
         match self.queue {
@@ -152,6 +157,13 @@ pub(super) struct Rank {
     pub(super) clock: f64,
     pub(super) virtual_time: f64,
     pub(super) arrival: u64,
+}
+
+impl Rank {
+    /// The same by slots, whatever the clock of its place.
+    pub(super) fn by_slots(self) -> Self {
+        Self { clock: self.virtual_time, ..self }
+    }
 }
 
 impl Eq for Rank {}
@@ -213,8 +225,8 @@ pub(super) struct Account {
     pub(super) registered: bool,
     pub(super) share: Share,
     pub(super) virtual_time: f64,
-    /// The same among those who wait for cores: seconds of work per weight.
-    pub(super) core_time: f64,
+    /// The same among those who wait for cores, by lane: seconds of work per weight.
+    pub(super) core_time: [f64; Lane::ALL.len()],
     pub(super) by_class: [ClassAccount; Class::ALL.len()],
     /// Which of the queues are not empty, a bit for each.
     pub(super) busy: u16,
@@ -243,7 +255,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(tenant: TenantId, virtual_time: f64, core_time: f64) -> Self {
+    pub(super) fn new(tenant: TenantId, virtual_time: f64, core_time: [f64; Lane::ALL.len()]) -> Self {
         Self {
             tenant,
             registered: false,
@@ -266,6 +278,15 @@ impl Account {
             seen: Seen::default(),
             ready_as: [None; 2],
             held_as: None,
+        }
+    }
+
+    /// The account waits or runs for cores with work of a queue, whose clock shows `floor`: whoever did not wait for them has no claim
+    /// on what others were given meanwhile.
+    pub(super) fn come_to_cores(&mut self, queue: Queue, floor: f64) {
+        let lane = queue.lane() as usize;
+        if self.ready_as[lane].is_none_or(|(place, _)| place != Place::of_cores(queue)) {
+            self.core_time[lane] = self.core_time[lane].max(floor);
         }
     }
 

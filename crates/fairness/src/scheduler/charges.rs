@@ -4,18 +4,22 @@
 use std::time::Duration;
 
 use super::Scheduler;
-use super::account::{Account, Queue, Running};
+use super::account::{Account, Lane, Queue, Running};
 use crate::time::Timestamp;
 
 /// How often running work is charged for the time it has run so far.
 pub(super) const EVERY: Duration = Duration::from_millis(100);
 /// Seconds for which work that is not measured is believed to wait for cores as what was measured last did.
 const BELIEVED: f64 = 1.0;
+/// Seconds of work per weight by which what a tenant computes in one lane puts it behind in the other at most. They are the same
+/// cores; but where it was given them because nobody else waited in that lane, it must not repay that in the other for hours.
+const REMEMBERED: f64 = 10.0;
 
 impl Scheduler {
     /// Charges work that runs longer than was charged for, and moves it to the expensive lane when it belongs there.
     pub(super) fn recharge(&mut self) {
         let threshold = self.config.expensive_from.as_secs_f64();
+        let floors = self.core_time;
         let mut touched = Vec::new();
         let cores: Vec<_> = self.running.iter().map(|(_, run)| (self.bounds(run), self.is_of_cores(run))).collect();
         for ((_, run), (is_bounded, is_of_cores)) in self.running.iter_mut().zip(cores) {
@@ -29,7 +33,7 @@ impl Scheduler {
             }
             let worked = run.worked(self.now);
             if is_of_cores && worked > run.core_charged {
-                a.core_time += (worked - run.core_charged) / f64::from(a.share.weight);
+                a.charge_cores(run.queue.lane(), worked - run.core_charged, floors);
                 run.core_charged = worked;
                 touched.push(run.account);
             }
@@ -49,6 +53,9 @@ impl Scheduler {
                     a.trust /= 2;
                 }
                 run.queue = Queue::Expensive;
+                if is_of_cores {
+                    a.come_to_cores(run.queue, floors[Lane::Expensive as usize]);
+                }
                 self.busy.add(run);
                 // Do not wait for its end to know that this tenant's work of this kind is long.
                 a.learn(run.class, elapsed);
@@ -93,6 +100,17 @@ impl Running {
 }
 
 impl Account {
+    /// Charges seconds of work to the clock of what waits for cores in a lane; and in the other one, whose clock shows
+    /// `floors[other]`, as far as that is remembered there.
+    pub(super) fn charge_cores(&mut self, lane: Lane, seconds: f64, floors: [f64; Lane::ALL.len()]) {
+        let seconds = seconds / f64::from(self.share.weight);
+        for each in Lane::ALL {
+            let clock = &mut self.core_time[each as usize];
+            let most = if each == lane { f64::INFINITY } else { floors[each as usize] + REMEMBERED };
+            *clock = (*clock + seconds).min(most.max(*clock));
+        }
+    }
+
     /// Charges seconds of work to the work budget.
     pub(super) fn bill(&mut self, now: Timestamp, seconds: f64) {
         if let Some(allowance) = self.share.work {
@@ -106,7 +124,8 @@ mod tests {
     use cofferdam_tenant::{Class, TenantId};
 
     use super::*;
-    use crate::scheduler::OnCores;
+    use crate::budget::Allowance;
+    use crate::scheduler::{Grant, OnCores};
     use crate::share::{GateConfig, Share};
 
     /// Whether others have modest work changes all the time. What was not charged because they had is not charged later because
@@ -120,7 +139,8 @@ mod tests {
             scheduler.register(tenant, Share::default());
         }
         let work = scheduler.try_start(at(0), long, Class::Report).unwrap();
-        let begun = scheduler.accounts[0].core_time;
+        let clock = |scheduler: &Scheduler| scheduler.accounts[0].core_time[Lane::Expensive as usize];
+        let begun = clock(&scheduler);
         let mut charged = begun;
         for second in 1..=90 {
             // In company from 0 s to 30 s and from 60 s on, and for ten seconds after that.
@@ -133,15 +153,60 @@ mod tests {
                 scheduler.advance(now);
                 scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
             }
-            let before = std::mem::replace(&mut charged, scheduler.accounts[0].core_time);
+            let before = std::mem::replace(&mut charged, clock(&scheduler));
             assert!((-0.01..1.3).contains(&(charged - before)), "{} s in second {second}", charged - before);
         }
         let in_all = charged - begun;
         // A tenth of seventy seconds, and the twenty without company.
         assert!((24.0..30.0).contains(&in_all), "{in_all} s are charged");
         scheduler.complete(at(91_000), work);
-        assert!((scheduler.accounts[0].core_time - charged).abs() < 0.5);
+        assert!((clock(&scheduler) - charged).abs() < 0.5);
         let used = scheduler.tenant_usage(at(91_000), long).used.0;
         assert!((used - 91.0).abs() < 0.1, "a slot-second is one: {used} s of the slot");
+    }
+
+    /// What nobody could say for long is not taken for what is seen at last.
+    #[test]
+    fn what_could_not_be_measured_is_not_excused_afterwards() {
+        let at = Timestamp::from_millis;
+        let (mut scheduler, work) = in_company(Share::default());
+        scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.0, gives_way: true });
+        for tenth in 1..=300 {
+            let modest = scheduler.try_start(at(100 * tenth), TenantId(1), Class::Interactive).unwrap();
+            scheduler.complete(at(100 * tenth), modest);
+            scheduler.forget_cores(&work);
+        }
+        scheduler.advance(at(30_100));
+        scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
+        scheduler.complete(at(30_100), work);
+        let charged = scheduler.accounts[0].core_time[Lane::Expensive as usize];
+        assert!(charged > 29.5, "{charged} s of 30 are charged");
+    }
+
+    #[test]
+    fn a_work_budget_pays_for_the_slot_and_not_for_the_core() {
+        let at = Timestamp::from_millis;
+        let work = Some(Allowance { per_second: 1, burst: 60_000 });
+        let (mut scheduler, grant) = in_company(Share { work, ..Share::default() });
+        scheduler.note_cores(&grant, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
+        for second in 1..=20 {
+            let modest = scheduler.try_start(at(1_000 * second), TenantId(1), Class::Interactive).unwrap();
+            scheduler.complete(at(1_000 * second), modest);
+            scheduler.note_cores(&grant, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
+        }
+        scheduler.complete(at(20_000), grant);
+        let left = scheduler.tenant_usage(at(20_000), TenantId(0)).work_balance.unwrap();
+        assert!((left - 40_000.0).abs() < 100.0, "{left} ms of 60 s are left after 20 s");
+    }
+
+    /// A report that begins at 0 on a gate with a core, and somebody with modest work.
+    fn in_company(share: Share) -> (Scheduler, Grant) {
+        let mut scheduler = Scheduler::new(GateConfig { cores: Some(1), ..GateConfig::slots(8) });
+        scheduler.register(TenantId(0), share);
+        scheduler.register(TenantId(1), Share::default());
+        let modest = scheduler.try_start(Timestamp::default(), TenantId(1), Class::Interactive).unwrap();
+        scheduler.complete(Timestamp::default(), modest);
+        let report = scheduler.try_start(Timestamp::default(), TenantId(0), Class::Report).unwrap();
+        (scheduler, report)
     }
 }

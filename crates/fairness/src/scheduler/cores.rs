@@ -168,11 +168,13 @@ impl Scheduler {
         if run.queue == Queue::More {
             class.gives_way = seen.gives_way;
         }
-        class.wanted = Some(class.wanted.map_or(wanted, |known| known + LATELY * (wanted - known)));
-        class.waited += LATELY * (waited - class.waited);
+        let rate = if class.wanted.is_some() { LATELY } else { 1.0 };
+        class.wanted = Some(class.wanted.map_or(wanted, |known| known + rate * (wanted - known)));
+        class.waited += rate * (waited - class.waited);
         let before = class.cores;
         class.cores.learn(measured);
         if class.cores.computes() != before.computes() {
+            self.expect_of_class(account, work.key);
             self.rank(account);
         }
         // Only now it is known whether cores bound it.
@@ -180,6 +182,20 @@ impl Scheduler {
         if let Some(run) = self.running.get_mut(work.key) {
             run.pass(self.now, is_bounded);
             run.excused += std::mem::take(&mut run.bounded_for) * f64::from(waited);
+        }
+    }
+
+    /// It shows that work of a class computes, or that it does not any more: what runs of it and was never measured is expected to as well.
+    fn expect_of_class(&mut self, account: usize, seen: usize) {
+        let Some(class) = self.running.get(seen).map(|run| run.class) else { return };
+        let expected = &self.accounts[account].by_class[class as usize];
+        for (_, run) in &mut self.running {
+            if run.account == account && run.class == class && run.wanted.is_none() {
+                self.busy.remove(run);
+                (run.cores, run.wanted, run.waited, run.gives_way) =
+                    (expected.cores, expected.wanted, expected.waited, expected.gives_way);
+                self.busy.add(run);
+            }
         }
     }
 

@@ -30,7 +30,7 @@ use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
-use account::{Account, Place, Rank, Running, Waiting};
+use account::{Account, Lane, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
 pub use cores::OnCores;
 pub use usage::{Pressure, Usage};
@@ -101,6 +101,8 @@ pub struct Scheduler {
     registered: u32,
     /// Tenants that could take a slot now, least virtual time first, by [`Place`].
     ready: [BTreeSet<(Rank, usize)>; Place::ALL.len()],
+    /// Those of each lane that wait for cores, once more: least virtual time first.
+    by_slots: [BTreeSet<(Rank, usize)>; Lane::ALL.len()],
     /// Tenants whose work waits for a bound of their own.
     held: BTreeSet<(Rank, usize)>,
     running: Slab<Running>,
@@ -119,8 +121,8 @@ pub struct Scheduler {
     nested_waiting: BTreeSet<Ticket>,
     shed: Vec<(Ticket, Rejection)>,
     virtual_time: f64,
-    /// The same of those who wait for cores.
-    core_time: f64,
+    /// The same of those who wait for cores, by lane.
+    core_time: [f64; Lane::ALL.len()],
     next_id: u64,
     now: Timestamp,
     recharged_at: Timestamp,
@@ -147,6 +149,7 @@ impl Scheduler {
             registered_weight: 0,
             registered: 0,
             ready: Default::default(),
+            by_slots: Default::default(),
             held: BTreeSet::new(),
             running: Slab::new(),
             held_by: [0; Queue::ALL.len()],
@@ -160,7 +163,7 @@ impl Scheduler {
             nested_waiting: BTreeSet::new(),
             shed: Vec::new(),
             virtual_time: 0.0,
-            core_time: 0.0,
+            core_time: [0.0; Lane::ALL.len()],
             next_id: 0,
             now: Timestamp::default(),
             recharged_at: Timestamp::default(),
@@ -179,7 +182,10 @@ impl Scheduler {
     /// Changes the slots. Work that runs keeps its slot even when there are fewer now.
     pub fn configure(&mut self, config: GateConfig) {
         let config = config.sane();
-        self.config = config;
+        let was = std::mem::replace(&mut self.config, config).policy;
+        if was == Policy::Fifo && config.policy == Policy::Fair {
+            self.forget_debts();
+        }
         self.expensive_from = config.expensive_from.as_secs_f32();
         self.concurrency.set_bounds(config.least_slots, config.slots);
         self.open_slots();
@@ -275,7 +281,8 @@ impl Scheduler {
         self.advance(now);
         let account = self.account(tenant);
         if self.may_nest(account) {
-            return Submitted::Granted(self.start(account, class, now, true));
+            let queue = self.queue(account, self.lane(account, class));
+            return Submitted::Granted(self.start(account, class, queue, now, true));
         }
         // As many as the tenant holds slots are not turned away because its queue is full: the outer ones wait for them.
         let a = &self.accounts[account].usage;
@@ -314,17 +321,17 @@ impl Scheduler {
     fn try_at_once(&mut self, now: Timestamp, tenant: TenantId, class: Class) -> Result<Grant, usize> {
         self.advance(now);
         let account = self.account(tenant);
-        let (floor, core_floor, entitlement) = (self.virtual_time, self.core_time, self.entitlement(account));
+        let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
         let a = &mut self.accounts[account];
         a.wake(now, entitlement);
         // Whoever wanted nothing that it could have had has no claim on what it did not use.
         if a.ready_as == [None; 2] {
             a.virtual_time = a.virtual_time.max(floor);
-            a.core_time = a.core_time.max(core_floor);
         }
         // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
         if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {
-            Ok(self.start(account, class, now, false))
+            let queue = self.queue(account, self.lane(account, class));
+            Ok(self.start(account, class, queue, now, false))
         } else {
             Err(account)
         }
@@ -334,14 +341,15 @@ impl Scheduler {
     /// cancellation, [`advance`](Self::advance) and reconfiguration.
     pub fn next_grant(&mut self, now: Timestamp) -> Option<(Ticket, Grant)> {
         self.now = self.now.max(now);
-        let (ticket, nested) = if let Some(ticket) = self.next_nested() {
-            (ticket, true)
+        let (ticket, queue, nested) = if let Some(ticket) = self.next_nested() {
+            let account = ticket.account as usize;
+            (ticket, self.queue(account, self.lane(account, ticket.class)), true)
         } else {
             let (account, place) = self.peek()?;
-            (self.candidates(account)[place.queue.lane() as usize]?, false)
+            (self.candidates(account)[place.queue.lane() as usize]?, place.queue, false)
         };
         let waiting = self.take_out(ticket)?;
-        let grant = self.start(ticket.account as usize, ticket.class, waiting.since, nested);
+        let grant = self.start(ticket.account as usize, ticket.class, queue, waiting.since, nested);
         Some((ticket, grant))
     }
 
@@ -360,8 +368,9 @@ impl Scheduler {
         if !self.concurrency.is_fixed() {
             let baseline = &mut self.accounts[run.account].by_class[run.class as usize].baseline;
             let took = baseline.learn(actual, run.wanted, calm);
-            let evidence = took.and_then(|took| self.evidence_of(&run, took));
-            if evidence.is_some_and(|evidence| self.accounts[run.account].seen.add(self.window, evidence)) {
+            let evidence = took.and_then(|took| Some((self.evidence_of(&run, took)?, took.baseline)));
+            let seen = &mut self.accounts[run.account].seen;
+            if evidence.is_some_and(|(inflation, baseline)| seen.add(self.window, inflation, baseline)) {
                 self.touched.push(run.account);
             }
         }
@@ -373,7 +382,7 @@ impl Scheduler {
         }
         a.usage.used += SlotSeconds(actual);
         a.virtual_time += (actual - run.charged) / f64::from(a.share.weight);
-        a.core_time += worked.map_or(0.0, |worked| worked - run.core_charged) / f64::from(a.share.weight);
+        a.charge_cores(run.queue.lane(), worked.map_or(0.0, |worked| worked - run.core_charged), self.core_time);
         a.by_class[run.class as usize].running -= 1;
         a.bill(now, actual - run.billed);
         if run.nested {
@@ -512,16 +521,19 @@ impl Scheduler {
         u32::try_from(part).unwrap_or(u32::MAX).max(share.reserved).max(2)
     }
 
-    fn start(&mut self, account: usize, class: Class, since: Timestamp, nested: bool) -> Grant {
+    /// Begins work out of a queue: the one in which it has waited, which may be another than it would have to wait in now.
+    fn start(&mut self, account: usize, class: Class, queue: Queue, since: Timestamp, nested: bool) -> Grant {
         let now = self.now;
         let serial = self.id();
         let calm = self.is_calm();
-        let queue = self.queue(account, self.lane(account, class));
         if queue == Queue::First {
             self.busy.modest_work_begins(account, now);
         }
         let wants_cores = !nested && queue != Queue::First && self.wants_cores(account, class);
         let core_bound = wants_cores && self.is_core_bound(account, class);
+        if wants_cores {
+            self.accounts[account].come_to_cores(queue, self.core_time[queue.lane() as usize]);
+        }
         let floor = self.virtual_time;
         let a = &mut self.accounts[account];
         if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
@@ -534,9 +546,9 @@ impl Scheduler {
         let estimate = f64::from(a.by_class[class as usize].estimate);
         let expected_wait = if core_bound { waited } else { 0.0 };
         let core_charged = if wants_cores { estimate * f64::from(1.0 - expected_wait) } else { 0.0 };
-        let (own, own_core) = (a.virtual_time, a.core_time);
+        let (own, own_core) = (a.virtual_time, a.core_time[queue.lane() as usize]);
         a.virtual_time += estimate / f64::from(a.share.weight);
-        a.core_time += core_charged / f64::from(a.share.weight);
+        a.charge_cores(queue.lane(), core_charged, self.core_time);
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
         a.usage.waits.note(now.since(since));
@@ -563,8 +575,9 @@ impl Scheduler {
             self.virtual_time = self.virtual_time.max(least);
         }
         if wants_cores {
-            let least = self.core_heads().fold(own_core, f64::min);
-            self.core_time = self.core_time.max(least);
+            let least = self.core_heads(queue).fold(own_core, f64::min);
+            let floor = &mut self.core_time[queue.lane() as usize];
+            *floor = floor.max(least);
         }
         let entry = self.running.vacant_entry();
         let grant = Grant { key: entry.key(), serial, queue };
@@ -622,7 +635,8 @@ impl Scheduler {
     /// Returns a rejection when that is the very work that is being submitted.
     fn shed(&mut self, submitter: usize, class: Class) -> Option<Rejection> {
         let reason = Reason::Shed { queue: self.config.queue };
-        let last = self.ready.iter().chain([&self.held]).filter_map(BTreeSet::last);
+        let by_slots = Place::ALL.into_iter().map(|place| self.in_order_of_slots(place)).chain([&self.held]);
+        let last = by_slots.filter_map(BTreeSet::last);
         let furthest = last.max_by(|a, b| a.0.virtual_time.total_cmp(&b.0.virtual_time)).map(|(_, account)| *account);
         let lowest = |a: &Account| Class::ALL.into_iter().rev().find(|c| !a.by_class[*c as usize].queue.is_empty());
         let victim = furthest.filter(|f| {

@@ -1,6 +1,8 @@
 //! Who goes next: the ready sets, kept in the order of virtual time.
 
-use super::account::{Lane, Place, Queue, Rank};
+use std::collections::BTreeSet;
+
+use super::account::{Account, Lane, Place, Queue, Rank};
 use super::{Scheduler, Ticket};
 use crate::share::Policy;
 
@@ -9,19 +11,42 @@ impl Scheduler {
     pub(super) fn peek(&self) -> Option<(usize, Place)> {
         let heads = Place::ALL.into_iter().filter_map(|place| self.first_ready(place).map(|(r, a)| (r, a, place)));
         // What they have been charged for slots is what those of different places have in common.
-        let among_all = |rank: &Rank| Rank { clock: rank.virtual_time, ..*rank };
-        heads.min_by_key(|(rank, _, _)| among_all(rank)).map(|(_, account, place)| (account, place))
+        let next = heads.min_by_key(|(rank, _, _)| rank.by_slots())?;
+        let others = Place::ALL.into_iter().filter(|place| place.wants_cores && *place != next.2);
+        // Nor does anybody wait behind the first of its place for a slot that it has more claim to than whoever would get it.
+        let before_it =
+            others.filter_map(|place| self.first_by_slots(place)).filter(|(rank, _, _)| *rank < next.0.by_slots());
+        let (_, account, place) = before_it.min_by_key(|(rank, _, _)| *rank).unwrap_or(next);
+        Some((account, place))
+    }
+
+    /// Who has been charged least for slots of those who wait in a place and could go.
+    fn first_by_slots(&self, place: Place) -> Option<(Rank, usize, Place)> {
+        let (rank, account) = self.below_single_limit(self.in_order_of_slots(place))?;
+        self.may_go(account, rank, place).then_some((rank, account, place))
+    }
+
+    /// Those of a place, least virtual time first.
+    pub(super) fn in_order_of_slots(&self, place: Place) -> &BTreeSet<(Rank, usize)> {
+        if place.wants_cores { &self.by_slots[place.queue.lane() as usize] } else { &self.ready[place.index()] }
+    }
+
+    /// The first that has not all the slots which a single tenant may have. At most a tenant or two can have: this looks at few.
+    fn below_single_limit(&self, set: &BTreeSet<(Rank, usize)>) -> Option<(Rank, usize)> {
+        let most = self.single_tenant_limit();
+        let is_below =
+            |account: usize| self.config.policy == Policy::Fifo || self.accounts[account].usage.running < most;
+        set.iter().find(|(_, account)| is_below(*account)).copied()
     }
 
     pub(super) fn first_ready(&self, place: Place) -> Option<(Rank, usize)> {
-        let most = self.single_tenant_limit();
-        // At most a tenant or two can be at the limit of a single one: this looks at few.
-        let (rank, account) = self.ready[place.index()]
-            .iter()
-            .find(|(_, a)| self.config.policy == Policy::Fifo || self.accounts[*a].usage.running < most)
-            .copied()?;
+        let (rank, account) = self.below_single_limit(&self.ready[place.index()])?;
+        self.may_go(account, rank, place).then_some((rank, account))
+    }
+
+    fn may_go(&self, account: usize, rank: Rank, place: Place) -> bool {
         let has_core = || !place.wants_cores || !rank.above_reserved || self.may_compute(account, place);
-        (self.has_free_slot(place.queue, !rank.above_reserved) && has_core()).then_some((rank, account))
+        self.has_free_slot(place.queue, !rank.above_reserved) && has_core()
     }
 
     /// Whether work waits that more slots could serve: not what waits for a core.
@@ -47,29 +72,14 @@ impl Scheduler {
     /// Puts the account where it belongs in the ready sets after anything about it has changed.
     pub(super) fn rank(&mut self, account: usize) {
         self.throttle(account);
-        let a = &self.accounts[account];
-        let was_held = a.held_as.is_some();
-        let first = if a.usage.waiting == 0 { [None; 2] } else { self.candidates(account) };
-        let mut ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
-        if was_held && ranks != [None, None] && self.accounts[account].virtual_time < self.virtual_time {
-            // It waited for a bound of its own, which earns no claim on what others were given meanwhile.
-            self.accounts[account].virtual_time = self.virtual_time;
-            ranks = Lane::ALL.map(|lane| self.rank_in(account, lane, first[lane as usize]?));
+        let first = if self.accounts[account].usage.waiting == 0 { [None; 2] } else { self.candidates(account) };
+        let places = Lane::ALL.map(|lane| self.place_in(account, lane, first[lane as usize]?));
+        if self.config.policy == Policy::Fair {
+            self.lift(account, places);
         }
         let ranks = Lane::ALL.map(|lane| {
-            let (mut rank, next) = (ranks[lane as usize]?, first[lane as usize]?);
-            let queue = self.queue(account, lane);
-            let wants_cores = queue != Queue::First && self.wants_cores(account, next.class);
-            if wants_cores && self.config.policy == Policy::Fair {
-                let floor = self.core_time;
-                let a = &mut self.accounts[account];
-                // Whoever wanted none has no claim on what it did not use.
-                if a.ready_as.iter().flatten().all(|(place, _)| !place.wants_cores) {
-                    a.core_time = a.core_time.max(floor);
-                }
-                rank.clock = a.core_time;
-            }
-            Some((Place { queue, wants_cores }, rank))
+            let (place, first) = (places[lane as usize]?, first[lane as usize]?);
+            Some((place, self.rank_at(account, place, first)))
         });
         let a = &mut self.accounts[account];
         for (lane, place) in ranks.into_iter().enumerate() {
@@ -78,9 +88,15 @@ impl Scheduler {
             }
             if let Some((former, old)) = a.ready_as[lane].take() {
                 self.ready[former.index()].remove(&(old, account));
+                if former.wants_cores {
+                    self.by_slots[lane].remove(&(old.by_slots(), account));
+                }
             }
             if let Some((next, new)) = place {
                 self.ready[next.index()].insert((new, account));
+                if next.wants_cores {
+                    self.by_slots[lane].insert((new.by_slots(), account));
+                }
                 a.ready_as[lane] = place;
             }
         }
@@ -118,19 +134,52 @@ impl Scheduler {
         }
     }
 
-    /// Where an account stands with its first work in a lane.
-    pub(super) fn rank_in(&self, account: usize, lane: Lane, first: Ticket) -> Option<Rank> {
+    /// In which place an account waits with its first work in a lane, if nothing of its own holds that back.
+    fn place_in(&self, account: usize, lane: Lane, first: Ticket) -> Option<Place> {
+        let a = &self.accounts[account];
+        let is_held =
+            a.usage.running >= a.limit() || a.throttled.is_some() || (lane == Lane::Short && a.short >= a.trust);
+        if is_held && self.config.policy == Policy::Fair {
+            return None;
+        }
+        let queue = self.queue(account, lane);
+        Some(Place { queue, wants_cores: queue != Queue::First && self.wants_cores(account, first.class) })
+    }
+
+    fn rank_at(&self, account: usize, place: Place, first: Ticket) -> Rank {
         let a = &self.accounts[account];
         match self.config.policy {
-            Policy::Fifo => Some(Rank { above_reserved: false, clock: 0.0, virtual_time: 0.0, arrival: first.serial }),
-            Policy::Fair if a.usage.running >= a.limit() || a.throttled.is_some() => None,
-            Policy::Fair if lane == Lane::Short && a.short >= a.trust => None,
-            Policy::Fair => Some(Rank {
+            Policy::Fifo => Rank { above_reserved: false, clock: 0.0, virtual_time: 0.0, arrival: first.serial },
+            Policy::Fair => Rank {
                 above_reserved: a.usage.running >= a.share.reserved,
-                clock: a.virtual_time,
+                clock: if place.wants_cores { a.core_time[place.queue.lane() as usize] } else { a.virtual_time },
                 virtual_time: a.virtual_time,
                 arrival: first.serial,
-            }),
+            },
+        }
+    }
+
+    /// Puts the clocks of an account where the others are that it comes to with `places`: whoever waited for something else than
+    /// they, or for nothing, has no claim on what they were given meanwhile.
+    fn lift(&mut self, account: usize, places: [Option<Place>; 2]) {
+        let a = &self.accounts[account];
+        let mut stood = a.ready_as.iter().flatten().map(|(place, _)| place.wants_cores);
+        let waited_for_cores = stood.next().is_some_and(|first| first && stood.all(|wants_cores| wants_cores));
+        let comes_to_slots = if a.held_as.is_some() {
+            places != [None; 2]
+        } else {
+            // Where cores do not bound it slots do.
+            waited_for_cores
+                && places.iter().flatten().any(|place| !place.wants_cores)
+                && self.busy.is_in_company(account, self.now)
+        };
+        if comes_to_slots {
+            let floor = self.virtual_time;
+            let a = &mut self.accounts[account];
+            a.virtual_time = a.virtual_time.max(floor);
+        }
+        for place in places.into_iter().flatten().filter(|place| place.wants_cores) {
+            self.accounts[account].come_to_cores(place.queue, self.core_time[place.queue.lane() as usize]);
         }
     }
 
@@ -141,34 +190,43 @@ impl Scheduler {
         let runs = runs.map(|(_, run)| self.accounts[run.account].virtual_time);
         let least = runs.chain(self.ready_heads()).min_by(f64::total_cmp);
         self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
-        let computing = self.running.iter().filter(|(_, run)| run.core_charged > 0.0);
-        let computing = computing.map(|(_, run)| self.accounts[run.account].core_time);
-        let least = computing.chain(self.core_heads()).min_by(f64::total_cmp);
-        self.core_time = self.core_time.max(least.unwrap_or(f64::NEG_INFINITY));
+        for queue in [Queue::More, Queue::Expensive] {
+            let computing = self.running.iter().filter(|(_, run)| run.core_charged > 0.0 && run.queue == queue);
+            let lane = queue.lane() as usize;
+            let computing = computing.map(|(_, run)| self.accounts[run.account].core_time[lane]);
+            let least = computing.chain(self.core_heads(queue)).min_by(f64::total_cmp);
+            self.core_time[lane] = self.core_time[lane].max(least.unwrap_or(f64::NEG_INFINITY));
+        }
     }
 
-    /// The clocks of those who are first among those who wait for cores, with and without a reservation.
-    pub(super) fn core_heads(&self) -> impl Iterator<Item = f64> {
-        Place::ALL
-            .into_iter()
-            .filter(|place| place.wants_cores)
-            .flat_map(|place| self.heads(place))
-            .map(|rank| rank.clock)
+    /// First come first served knows no clock, but they go on while it lasts: nobody owes anybody anything for that.
+    pub(super) fn forget_debts(&mut self) {
+        let latest = |clock: fn(&Account) -> f64| self.accounts.iter().map(clock).fold(0.0, f64::max);
+        let virtual_time = latest(|a| a.virtual_time).max(self.virtual_time);
+        let core_time = [latest(|a| a.core_time[0]), latest(|a| a.core_time[1])];
+        for a in &mut self.accounts {
+            (a.virtual_time, a.core_time) = (virtual_time, core_time);
+        }
+    }
+
+    /// The clocks of those who are first among those who wait for cores with work of a queue, with and without a reservation.
+    pub(super) fn core_heads(&self, queue: Queue) -> impl Iterator<Item = f64> {
+        heads(&self.ready[Place::of_cores(queue).index()]).map(|rank| rank.clock)
     }
 
     /// The virtual times of those who are first in the ready sets, with and without a reservation; but for those who wait
     /// for a core.
     pub(super) fn ready_heads(&self) -> impl Iterator<Item = f64> {
         let places = Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place));
-        places.flat_map(|place| self.heads(place)).map(|rank| rank.virtual_time)
+        places.flat_map(|place| heads(self.in_order_of_slots(place))).map(|rank| rank.virtual_time)
     }
+}
 
-    fn heads(&self, place: Place) -> impl Iterator<Item = Rank> {
-        let from = Rank { above_reserved: true, clock: f64::NEG_INFINITY, virtual_time: f64::NEG_INFINITY, arrival: 0 };
-        let set = &self.ready[place.index()];
-        let first = set.first();
-        // Behind those with a reservation comes who has none.
-        let behind = first.filter(|first| !first.0.above_reserved).and_then(|_| set.range((from, 0)..).next());
-        [first, behind].into_iter().flatten().map(|(rank, _)| *rank)
-    }
+/// Who is first in a set, with and without a reservation.
+fn heads(set: &BTreeSet<(Rank, usize)>) -> impl Iterator<Item = Rank> {
+    let from = Rank { above_reserved: true, clock: f64::NEG_INFINITY, virtual_time: f64::NEG_INFINITY, arrival: 0 };
+    let first = set.first();
+    // Behind those with a reservation comes who has none.
+    let behind = first.filter(|first| !first.0.above_reserved).and_then(|_| set.range((from, 0)..).next());
+    [first, behind].into_iter().flatten().map(|(rank, _)| *rank)
 }

@@ -46,8 +46,9 @@ impl Scheduler {
         let count = self.touched.len() as f64;
         let seen = || self.touched.iter().map(|a| &self.accounts[*a].seen);
         let sum: f64 = seen().map(|s| s.mean().clamp(-LOUDEST, LOUDEST)).sum();
-        let variance: f64 = seen().map(Seen::variance_of_mean).sum();
-        (count > 0.0).then(|| Evidence { inflation: sum / count, error: variance.sqrt() / count })
+        let error = seen().map(Seen::variance_of_mean).sum::<f64>().sqrt() / count;
+        let bias = seen().map(Seen::variance_of_baseline).sum::<f64>().sqrt() / count;
+        (count > 0.0).then(|| Evidence { inflation: sum / count, error, bias })
     }
 
     /// Sets the slots in use from the controller's level.
