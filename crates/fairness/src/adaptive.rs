@@ -191,11 +191,12 @@ impl Concurrency {
         }
         let Some(evidence) = seen.evidence else { return Verdict::Keep };
         let Evidence { inflation, error, bias } = evidence;
+        let doubt = error.hypot(bias);
         let likely = settled >= LASTING && inflation < ROOM / 2.0;
-        let (has_room, is_inflated) = (inflation + error < ROOM || likely, inflation - 3.0 * error > ROOM);
-        let is_too_much = inflation - 2.0 * error > TOO_MUCH;
+        let (has_room, is_inflated) = (inflation + error < ROOM || likely, inflation - 3.0 * doubt > ROOM);
+        let is_too_much = inflation - 2.0 * doubt > TOO_MUCH;
         // To be sure of it for long takes more than that, or a false alarm of the first seconds costs capacity for half a minute.
-        let is_surely = inflation - 3.0 * error.hypot(bias) > TOO_MUCH;
+        let is_surely = inflation - 3.0 * doubt > TOO_MUCH;
         if let Some(trial) = self.trial {
             let step = (self.level / trial.from).ln();
             let errors = error + trial.before.error;

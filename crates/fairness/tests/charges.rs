@@ -263,6 +263,40 @@ fn what_has_waited_in_a_storm_counts_as_of_a_storm() {
     assert_eq!(grant.queue(), Queue::More);
 }
 
+/// What a long report was given where nobody else waited is forgotten but for a little, and not given back with the next one either,
+/// of which too much is expected.
+#[test]
+fn too_much_expected_of_a_report_is_no_claim_for_a_storm() {
+    let mut loops = Loops::new(2, 20);
+    let report = |takes| Piece { class: Class::Report, again: false, ..computes(A, takes, 0.0) };
+    loops.wants(computes(A, 40, 0.0), 20);
+    loops.wants(computes(B, 40, 0.0), 20);
+    loops.wants(report(200_000), 1);
+    loops.run(280_000);
+    loops.wants(report(300), 1);
+    loops.ratio();
+    loops.run(5_000);
+    let ratio = loops.ratio();
+    assert!((ratio - 1.0).abs() < 0.1, "A gets {ratio:.2} times what B gets");
+}
+
+/// Reports that used to compute for long sleep now: what was expected of the first of these is not charged to those that compute again.
+#[test]
+fn what_was_only_expected_is_given_back_when_it_does_not_compute() {
+    let mut loops = Loops::new(2, 20);
+    let report = |tenant, takes, again| Piece { class: Class::Report, again, ..computes(tenant, takes, 0.0) };
+    loops.wants(report(B, 500, true), 4);
+    loops.wants(report(A, 200_000, false), 1);
+    loops.run(205_000);
+    loops.wants(Piece { wanted: 0.0, ..report(A, 4_000, false) }, 1);
+    loops.run(5_000);
+    loops.wants(report(A, 500, true), 4);
+    loops.ratio();
+    loops.run(10_000);
+    let ratio = loops.ratio();
+    assert!((ratio - 1.0).abs() < 0.2, "A gets {ratio:.2} times what B gets");
+}
+
 /// What is seen may be wrong: nothing that computes is free.
 #[test]
 fn who_is_said_to_wait_all_the_time_is_charged_nevertheless() {
@@ -292,107 +326,26 @@ fn who_has_held_most_slots_loses_work_first() {
     assert_eq!(rejection.tenant, A);
 }
 
-/// First come first served charges nobody for coming often; nobody owes anything for that when it ends.
+/// First come first served charges nobody for coming often; nobody owes anything for that when it ends, also not to who is new.
 #[test]
 fn what_was_done_first_come_first_served_is_no_debt() {
-    for piece in [sleeps(A, 40), computes(A, 40, 0.0)] {
-        let mut loops = Loops::new(2, 20);
-        let config = loops.scheduler.config();
-        loops.scheduler.configure(GateConfig { policy: Policy::Fifo, ..config });
-        loops.wants(piece, 60);
-        loops.run(20_000);
-        loops.scheduler.configure(config);
-        loops.wants(Piece { tenant: B, ..piece }, 60);
-        loops.run(2_000);
-        loops.ratio();
-        loops.run(5_000);
-        let ratio = loops.ratio();
-        assert!((ratio - 1.0).abs() < 0.1, "A gets {ratio:.2} times what B gets");
-    }
-}
-
-/// What computes gets two cores' worth done in a second, and what sleeps as much as there are slots: on the same clock whoever computes is
-/// behind for ever, and ahead of whoever begins to.
-#[test]
-fn whoever_comes_later_or_does_other_things_too_computes_as_much() {
-    for piece in [computes(A, 80, 0.75), computes(A, 400, 0.5)] {
-        let mut loops = Loops::new(2, 40);
-        loops.wants(sleeps(S, 100), 60);
-        loops.wants(Piece { tenant: B, ..piece }, 20);
-        loops.run(60_000);
-        loops.wants(piece, 20);
-        loops.run(20_000);
-        loops.ratio();
-        // Now and then something that does not compute.
-        for _ in 0..6 {
-            loops.wants(Piece { class: Class::Interactive, again: false, ..sleeps(A, 20) }, 1);
-            loops.run(5_000);
-        }
-        let ratio = loops.ratio();
-        assert!((ratio - 1.0).abs() < 0.1, "pieces of {} ms: A gets {ratio:.2} times what B gets", piece.takes);
-    }
-}
-
-/// A storm that gives way has several pieces for each core, most of whose time is waiting: they hold slots nevertheless.
-#[test]
-fn what_waits_for_cores_takes_no_slots_from_what_sleeps() {
-    let mut loops = Loops::new(8, 40);
-    loops.wants(sleeps(S, 40), 100);
-    loops.wants(computes(B, 80, 0.75), 100);
-    loops.run(20_000);
-    let (mut sleeping, mut computing) = (0, 0);
-    for _ in 0..100 {
-        loops.run(100);
-        sleeping += loops.running(S);
-        computing += loops.running(B);
-    }
-    assert!(sleeping * 10 >= computing * 9, "{sleeping} slots of what sleeps, {computing} of what computes");
-}
-
-/// Many tiny pieces that wait must not excuse a few long ones that do not and are looked at late.
-#[test]
-fn what_others_of_its_class_have_waited_does_not_excuse_work_that_is_measured() {
-    let mut loops = Loops::new(2, 40);
-    loops.wants(Piece { looked_at_after: 5, ..computes(A, 10, 0.9) }, 18);
-    loops.wants(Piece { looked_at_after: 450, ..computes(A, 450, 0.0) }, 2);
-    loops.wants(computes(B, 80, 0.5), 20);
-    loops.run(20_000);
-    loops.computed.clear();
-    loops.run(60_000);
-    let (a, b) = (loops.computed[&A], loops.computed[&B]);
-    assert!((a / b - 1.0).abs() < 0.1, "A has had {a:.1} s of the cores and B {b:.1} s");
-}
-
-#[test]
-fn first_come_first_served_does_not_care_who_has_computed() {
-    let mut scheduler = Scheduler::new(GateConfig { cores: Some(2), policy: Policy::Fifo, ..GateConfig::slots(2) });
-    for tenant in [A, B] {
-        scheduler.register(tenant, Share::default());
-    }
-    // Both are known to compute, and A has done so for long.
-    for (tenant, takes) in [(B, 1_000), (A, 60_000)] {
-        let begun = scheduler.virtual_time() as u64;
-        let grant = scheduler.try_start(ms(begun), tenant, Class::Rpc).unwrap();
-        scheduler.advance(ms(begun + takes));
-        scheduler.note_cores(&grant, OnCores { wanted: 1.0, waited: 0.0, gives_way: false });
-        scheduler.complete(ms(begun + takes), grant);
-    }
-    let held: Vec<Grant> = (0..2).map(|_| scheduler.try_start(ms(100_000), R, Class::Rpc).unwrap()).collect();
-    let mut owners = HashMap::new();
-    for tenant in [A, A, A, A, B, B, B, B] {
-        let Submitted::Queued(ticket) = scheduler.submit(ms(100_001), tenant, Class::Rpc, FAR) else {
-            panic!("it waits")
-        };
-        owners.insert(ticket, tenant);
-    }
-    let mut order = Vec::new();
-    let mut running = held;
-    while let Some(grant) = running.pop() {
-        scheduler.complete(ms(100_002), grant);
-        while let Some((ticket, grant)) = scheduler.next_grant(ms(100_002)) {
-            order.push(owners[&ticket]);
-            running.push(grant);
+    const NEW: TenantId = TenantId(9);
+    let reports = |piece: Piece| Piece { class: Class::Report, takes: 500, ..piece };
+    for piece in [sleeps(A, 40), computes(A, 40, 0.0), reports(sleeps(A, 0)), reports(computes(A, 0, 0.0))] {
+        for other in [B, NEW] {
+            let mut loops = Loops::new(2, 20);
+            let config = loops.scheduler.config();
+            loops.scheduler.configure(GateConfig { policy: Policy::Fifo, ..config });
+            loops.wants(piece, 60);
+            loops.run(20_000);
+            loops.scheduler.configure(config);
+            loops.scheduler.register(other, Share::default());
+            loops.wants(Piece { tenant: other, ..piece }, 60);
+            loops.run(4_000);
+            loops.done.clear();
+            loops.run(20_000);
+            let (a, others) = (f64::from(loops.done[&A]), f64::from(loops.done[&other]));
+            assert!((a / others - 1.0).abs() < 0.15, "A has {a} pieces done and the other {others}: {}", piece.takes);
         }
     }
-    assert_eq!(order, [A, A, A, A, B, B, B, B]);
 }

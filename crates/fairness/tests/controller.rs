@@ -245,3 +245,50 @@ fn fifo_is_first_come_first_served_with_class_limits_too() {
         "a slot is free, the first in line does not get it, and a newcomer does"
     );
 }
+
+/// Work that takes as long as it takes, whatever runs beside it, and not twice the same: there is no inflation, and no reason to close slots.
+#[test]
+fn times_that_only_vary_close_no_slots() {
+    for (tenants, skew) in [(1, 2.0), (3, 1.0)] {
+        let mut open: Vec<f64> = (0..5).map(|seed| open_slots(tenants, skew, seed)).collect();
+        open.sort_by(f64::total_cmp);
+        assert!(open[2] > 36.0 && open[0] > 30.0, "{tenants} tenants: {open:.0?} of 40 slots are open");
+    }
+}
+
+/// How many of 40 slots are open in the second minute beside 60 clients of each tenant, with pieces of 60 ms times the power of what is
+/// exponentially distributed.
+fn open_slots(tenants: u32, skew: f64, seed: u64) -> f64 {
+    let mut rng = Rng(seed);
+    let mut s = Scheduler::new(GateConfig { least_slots: 4, ..GateConfig::slots(40) });
+    (0..=tenants).for_each(|t| s.register(TenantId(t), Share::default()));
+    let mut takes = || (60.0 * (-rng.uniform().ln()).powf(skew)).clamp(1.0, 2_000.0) as u64;
+    let (mut running, mut waiting) = (Vec::new(), HashMap::new());
+    let mut wanted: Vec<u32> = (0..tenants).flat_map(|t| [t; 60]).collect();
+    let mut open = 0;
+    for now in 0..120_000 {
+        if now % 10 == 0 {
+            s.advance(ms(now));
+        }
+        let (over, rest) = running.into_iter().partition::<Vec<(u64, u32, Grant)>, _>(|(until, ..)| *until <= now);
+        running = rest;
+        for (_, tenant, grant) in over {
+            s.complete(ms(now), grant);
+            wanted.push(tenant);
+        }
+        for tenant in std::mem::take(&mut wanted) {
+            match s.submit(ms(now), TenantId(tenant), Class::Rpc, FAR) {
+                Submitted::Granted(grant) => running.push((now + takes(), tenant, grant)),
+                Submitted::Queued(ticket) => drop(waiting.insert(ticket, tenant)),
+                Submitted::Rejected(r) => panic!("{r}"),
+            }
+        }
+        while let Some((ticket, grant)) = s.next_grant(ms(now)) {
+            running.push((now + takes(), waiting.remove(&ticket).unwrap(), grant));
+        }
+        if now >= 60_000 {
+            open += s.usage().open_slots;
+        }
+    }
+    f64::from(open) / 60_000.0
+}

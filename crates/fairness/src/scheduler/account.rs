@@ -138,6 +138,8 @@ pub(super) struct Running {
     pub(super) waited: f32,
     /// Seconds of work charged so far to the clock of those that wait for cores.
     pub(super) core_charged: f64,
+    /// What of that was charged in each lane.
+    pub(super) charged_in: [f64; Lane::ALL.len()],
     /// Seconds for which it has waited for a core where cores bounded it, as measured.
     pub(super) excused: f64,
     /// Seconds since it was last measured in which cores bounded it, and until when they have been counted.

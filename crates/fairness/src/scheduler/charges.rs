@@ -33,8 +33,7 @@ impl Scheduler {
             }
             let worked = run.worked(self.now);
             if is_of_cores && worked > run.core_charged {
-                a.charge_cores(run.queue.lane(), worked - run.core_charged, floors);
-                run.core_charged = worked;
+                a.charge_cores(run, worked, floors);
                 touched.push(run.account);
             }
             if elapsed > run.billed {
@@ -100,15 +99,24 @@ impl Running {
 }
 
 impl Account {
-    /// Charges seconds of work to the clock of what waits for cores in a lane; and in the other one, whose clock shows
-    /// `floors[other]`, as far as that is remembered there.
-    pub(super) fn charge_cores(&mut self, lane: Lane, seconds: f64, floors: [f64; Lane::ALL.len()]) {
-        let seconds = seconds / f64::from(self.share.weight);
-        for each in Lane::ALL {
-            let clock = &mut self.core_time[each as usize];
-            let most = if each == lane { f64::INFINITY } else { floors[each as usize] + REMEMBERED };
-            *clock = (*clock + seconds).min(most.max(*clock));
+    /// Charges running work for `worked` seconds in all, to the clock of what waits for cores in its lane; and to that of the other one,
+    /// which shows `floors[other]`, as far as that is remembered there. What was charged too much is given back where it was charged.
+    pub(super) fn charge_cores(&mut self, run: &mut Running, worked: f64, floors: [f64; Lane::ALL.len()]) {
+        let weight = f64::from(self.share.weight);
+        let more = worked - run.core_charged;
+        for lane in Lane::ALL {
+            let (clock, charged) = (&mut self.core_time[lane as usize], &mut run.charged_in[lane as usize]);
+            let seconds = if more < 0.0 {
+                (worked - *charged).min(0.0)
+            } else if lane == run.queue.lane() {
+                more
+            } else {
+                more.min(((floors[lane as usize] + REMEMBERED - *clock) * weight).max(0.0))
+            };
+            *clock += seconds / weight;
+            *charged += seconds;
         }
+        run.core_charged = worked;
     }
 
     /// Charges seconds of work to the work budget.

@@ -375,14 +375,15 @@ impl Scheduler {
             }
         }
         self.busy.remove(&run);
-        let worked = self.is_of_cores(&run).then(|| run.worked(now));
+        // What computes no more is charged no more either, but not what was only expected of it.
+        let worked = if self.is_of_cores(&run) { run.worked(now) } else { run.worked(now).min(run.core_charged) };
         let a = &mut self.accounts[run.account];
         if short && !run.nested {
             a.trust = a.trust.saturating_add(1).min(self.config.slots);
         }
         a.usage.used += SlotSeconds(actual);
         a.virtual_time += (actual - run.charged) / f64::from(a.share.weight);
-        a.charge_cores(run.queue.lane(), worked.map_or(0.0, |worked| worked - run.core_charged), self.core_time);
+        a.charge_cores(&mut run, worked, self.core_time);
         a.by_class[run.class as usize].running -= 1;
         a.bill(now, actual - run.billed);
         if run.nested {
@@ -545,10 +546,8 @@ impl Scheduler {
             looked.map_or_else(Default::default, |class| (class.cores, class.wanted, class.waited, class.gives_way));
         let estimate = f64::from(a.by_class[class as usize].estimate);
         let expected_wait = if core_bound { waited } else { 0.0 };
-        let core_charged = if wants_cores { estimate * f64::from(1.0 - expected_wait) } else { 0.0 };
         let (own, own_core) = (a.virtual_time, a.core_time[queue.lane() as usize]);
         a.virtual_time += estimate / f64::from(a.share.weight);
-        a.charge_cores(queue.lane(), core_charged, self.core_time);
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
         a.usage.waits.note(now.since(since));
@@ -579,15 +578,15 @@ impl Scheduler {
             let floor = &mut self.core_time[queue.lane() as usize];
             *floor = floor.max(least);
         }
-        let entry = self.running.vacant_entry();
-        let grant = Grant { key: entry.key(), serial, queue };
-        let run = Running {
+        let grant = Grant { key: self.running.vacant_key(), serial, queue };
+        let mut run = Running {
             grant: grant.again(),
             account,
             class,
             since: now,
             charged: estimate,
-            core_charged,
+            core_charged: 0.0,
+            charged_in: [0.0; Lane::ALL.len()],
             billed: 0.0,
             queue,
             nested,
@@ -601,8 +600,12 @@ impl Scheduler {
             gives_way,
             core_bound,
         };
+        if wants_cores {
+            let expected = estimate * f64::from(1.0 - expected_wait);
+            self.accounts[account].charge_cores(&mut run, expected, self.core_time);
+        }
         self.busy.add(&run);
-        entry.insert(run);
+        self.running.insert(run);
         self.rank(account);
         grant
     }

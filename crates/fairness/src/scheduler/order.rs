@@ -207,6 +207,13 @@ impl Scheduler {
         for a in &mut self.accounts {
             (a.virtual_time, a.core_time) = (virtual_time, core_time);
         }
+        (self.virtual_time, self.core_time) = (virtual_time, core_time);
+        // Nor is anything given back of what was charged until now.
+        for (_, run) in &mut self.running {
+            run.charged = run.charged.min(self.now.since(run.since).as_secs_f64());
+            run.core_charged = run.worked(self.now);
+            run.charged_in = [0.0; Lane::ALL.len()];
+        }
     }
 
     /// The clocks of those who are first among those who wait for cores with work of a queue, with and without a reservation.
