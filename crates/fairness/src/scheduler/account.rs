@@ -142,7 +142,10 @@ pub(super) struct Running {
     pub(super) core_charged: f64,
     /// What of that was charged in each lane.
     pub(super) charged_in: [f64; Lane::ALL.len()],
-    /// Seconds for which it has waited for a core where cores bounded it, as measured.
+    /// Seconds for which it has waited for a core as measured, and until when it was.
+    pub(super) waited_for: f64,
+    pub(super) measured_until: Timestamp,
+    /// Those of them in which cores bounded it.
     pub(super) excused: f64,
     /// Seconds since it was last measured in which cores bounded it, and until when they have been counted.
     pub(super) bounded_for: f64,
@@ -333,7 +336,7 @@ impl Account {
     /// Learns what work has cost that has ended. What it waited for a core is not of that: who is modest and has to wait, for whatever
     /// else the machine does, is not expensive for it, though it seemed so while it ran.
     pub(super) fn learn_from(&mut self, run: &Running, took: f64, expensive_from: f64) {
-        let cost = took * f64::from(1.0 - run.waited);
+        let cost = took - run.waited_for;
         let estimate = &mut self.by_class[run.class as usize].estimate;
         if let Some(before) = run.estimate_before.filter(|_| cost < expensive_from) {
             *estimate = estimate.min(before);

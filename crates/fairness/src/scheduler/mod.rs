@@ -595,6 +595,8 @@ impl Scheduler {
             cores,
             wanted,
             waited,
+            waited_for: 0.0,
+            measured_until: now,
             excused: 0.0,
             bounded_for: 0.0,
             counted_until: now,
