@@ -31,6 +31,8 @@ pub(crate) const STEP: Duration = Duration::from_millis(100);
 const ROOM: f64 = 0.15;
 /// Inflation from which concurrency is much too high: half as much again.
 const TOO_MUCH: f64 = 0.4;
+/// The most that the standard error of what times are compared with counts.
+const MOST_BIAS: f64 = 0.25;
 /// The part of the added concurrency that may be lost to inflation; with more, growing was not worth it.
 const WASTE: f64 = 0.4;
 /// The part of the concurrency given up that must come back as less inflation; with less, concurrency was not the cause.
@@ -191,7 +193,8 @@ impl Concurrency {
         }
         let Some(evidence) = seen.evidence else { return Verdict::Keep };
         let Evidence { inflation, error, bias } = evidence;
-        let doubt = error.hypot(bias);
+        // Not without end: a tenant whose times vary much must not keep the gate from seeing threefold times.
+        let doubt = error.hypot(bias.min(MOST_BIAS));
         let likely = settled >= LASTING && inflation < ROOM / 2.0;
         let (has_room, is_inflated) = (inflation + error < ROOM || likely, inflation - 3.0 * doubt > ROOM);
         let is_too_much = inflation - 2.0 * doubt > TOO_MUCH;

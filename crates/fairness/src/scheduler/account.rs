@@ -129,8 +129,6 @@ pub(super) struct Running {
     /// Out of which queue it was granted; expensive work that was mistaken for short changes it.
     pub(super) queue: Queue,
     pub(super) nested: bool,
-    /// It lasted too long for the short lane, for which that much was expected of work of its class before.
-    pub(super) estimate_before: Option<f32>,
     /// The gate was nearly empty when it began.
     pub(super) calm: bool,
     /// The cores that it keeps busy: as expected at first, then as measured.
@@ -142,10 +140,7 @@ pub(super) struct Running {
     pub(super) core_charged: f64,
     /// What of that was charged in each lane.
     pub(super) charged_in: [f64; Lane::ALL.len()],
-    /// Seconds for which it has waited for a core as measured, and until when it was.
-    pub(super) waited_for: f64,
-    pub(super) measured_until: Timestamp,
-    /// Those of them in which cores bounded it.
+    /// Seconds for which it has waited for a core where cores bounded it, as measured.
     pub(super) excused: f64,
     /// Seconds since it was last measured in which cores bounded it, and until when they have been counted.
     pub(super) bounded_for: f64,
@@ -331,17 +326,6 @@ impl Account {
         }
         (!self.class_has_room(class))
             .then(|| Reason::ClassLimit { class, limit: self.share.classes[class as usize].limit })
-    }
-
-    /// Learns what work has cost that has ended. What it waited for a core is not of that: who is modest and has to wait, for whatever
-    /// else the machine does, is not expensive for it, though it seemed so while it ran.
-    pub(super) fn learn_from(&mut self, run: &Running, took: f64, expensive_from: f64) {
-        let cost = took - run.waited_for;
-        let estimate = &mut self.by_class[run.class as usize].estimate;
-        if let Some(before) = run.estimate_before.filter(|_| cost < expensive_from) {
-            *estimate = estimate.min(before);
-        }
-        self.learn(run.class, cost);
     }
 
     /// Rises fast, decays slowly: a tenant that sometimes sends long work is treated as one that may.

@@ -57,7 +57,6 @@ impl Scheduler {
                 }
                 self.busy.add(run);
                 // Do not wait for its end to know that this tenant's work of this kind is long.
-                run.estimate_before = Some(a.by_class[run.class as usize].estimate);
                 a.learn(run.class, elapsed);
                 touched.push(run.account);
             }

@@ -163,8 +163,6 @@ impl Scheduler {
         let wanted = seen.wanted.max(waited.min(MOST_WAITED)).min(1.0);
         (run.cores, run.wanted, run.waited, run.gives_way) = (measured, Some(wanted), waited, seen.gives_way);
         self.busy.add(run);
-        run.waited_for += self.now.since(run.measured_until).as_secs_f64() * f64::from(waited);
-        run.measured_until = self.now;
         self.busy.measured = Some(self.now);
         let class = &mut self.accounts[account].by_class[run.class as usize];
         if run.queue == Queue::More {
@@ -207,7 +205,7 @@ impl Scheduler {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         self.busy.remove(run);
         (run.cores, run.wanted, run.waited) = (Cores::default(), None, 0.0);
-        (run.bounded_for, run.counted_until, run.measured_until) = (0.0, self.now, self.now);
+        (run.bounded_for, run.counted_until) = (0.0, self.now);
         self.busy.add(run);
         let account = run.account;
         let class = &mut self.accounts[account].by_class[run.class as usize];

@@ -364,7 +364,7 @@ impl Scheduler {
         let actual = now.since(run.since).as_secs_f64();
         let calm = run.calm && self.is_calm();
         let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
-        self.accounts[run.account].learn_from(&run, actual, self.config.expensive_from.as_secs_f64());
+        self.accounts[run.account].learn(run.class, actual);
         if !self.concurrency.is_fixed() {
             let baseline = &mut self.accounts[run.account].by_class[run.class as usize].baseline;
             let took = baseline.learn(actual, run.wanted, calm);
@@ -590,13 +590,10 @@ impl Scheduler {
             billed: 0.0,
             queue,
             nested,
-            estimate_before: None,
             calm,
             cores,
             wanted,
             waited,
-            waited_for: 0.0,
-            measured_until: now,
             excused: 0.0,
             bounded_for: 0.0,
             counted_until: now,

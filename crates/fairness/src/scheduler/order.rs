@@ -211,8 +211,10 @@ impl Scheduler {
         // Nor is anything given back of what was charged until now.
         for (_, run) in &mut self.running {
             run.charged = run.charged.min(self.now.since(run.since).as_secs_f64());
-            run.core_charged = run.worked(self.now);
-            run.charged_in = [0.0; Lane::ALL.len()];
+            if run.core_charged > 0.0 {
+                run.core_charged = run.worked(self.now);
+                run.charged_in = [0.0; Lane::ALL.len()];
+            }
         }
     }
 
