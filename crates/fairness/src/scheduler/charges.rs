@@ -1,4 +1,4 @@
-//! What is charged for running work: seconds of a slot to the virtual time and the work budget, seconds of work to the clock of
+//! What is charged for running work: seconds of a slot to the virtual time and the work budget, seconds of work to the clocks of
 //! those that wait for cores.
 
 use std::time::Duration;
@@ -67,6 +67,25 @@ impl Scheduler {
             self.rank(account);
         }
         self.catch_up();
+    }
+
+    /// First come first served knows no clock, but they go on while it lasts: nobody owes anybody anything for that.
+    pub(super) fn forget_debts(&mut self) {
+        let latest = |clock: fn(&Account) -> f64| self.accounts.iter().map(clock).fold(0.0, f64::max);
+        let virtual_time = latest(|a| a.virtual_time).max(self.virtual_time);
+        let core_time = [latest(|a| a.core_time[0]), latest(|a| a.core_time[1])];
+        for a in &mut self.accounts {
+            (a.virtual_time, a.core_time) = (virtual_time, core_time);
+        }
+        (self.virtual_time, self.core_time) = (virtual_time, core_time);
+        // Nor is anything given back of what was charged until now.
+        for (_, run) in &mut self.running {
+            run.charged = run.charged.min(self.now.since(run.since).as_secs_f64());
+            if run.core_charged > 0.0 {
+                run.core_charged = run.worked(self.now);
+                run.charged_in = [0.0; Lane::ALL.len()];
+            }
+        }
     }
 
     /// Whether what runs is charged to the clock of those that wait for cores.

@@ -156,7 +156,7 @@ impl Scheduler {
     pub fn note_cores(&mut self, work: &Grant, seen: OnCores) {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         let measured = Cores::of(seen.wanted);
-        let account = run.account;
+        let (account, of_class) = (run.account, run.class);
         self.busy.remove(run);
         // What is no number is none.
         let waited = if seen.waited.is_nan() { 0.0 } else { seen.waited.clamp(0.0, MOST_FREE) };
@@ -169,12 +169,12 @@ impl Scheduler {
             class.gives_way = seen.gives_way;
         }
         let rate = if class.wanted.is_some() { LATELY } else { 1.0 };
-        class.wanted = Some(class.wanted.map_or(wanted, |known| known + rate * (wanted - known)));
         class.waited += rate * (waited - class.waited);
+        class.wanted = Some(class.wanted.map_or(wanted, |known| known + LATELY * (wanted - known)));
         let before = class.cores;
         class.cores.learn(measured);
         if class.cores.computes() != before.computes() {
-            self.expect_of_class(account, work.key);
+            self.expect_of_class(account, of_class);
             self.rank(account);
         }
         // Only now it is known whether cores bound it.
@@ -186,8 +186,7 @@ impl Scheduler {
     }
 
     /// It shows that work of a class computes, or that it does not any more: what runs of it and was never measured is expected to as well.
-    fn expect_of_class(&mut self, account: usize, seen: usize) {
-        let Some(class) = self.running.get(seen).map(|run| run.class) else { return };
+    fn expect_of_class(&mut self, account: usize, class: Class) {
         let expected = &self.accounts[account].by_class[class as usize];
         for (_, run) in &mut self.running {
             if run.account == account && run.class == class && run.wanted.is_none() {

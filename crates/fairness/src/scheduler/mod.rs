@@ -3,7 +3,7 @@
 //! Every tenant has a virtual time in slot-seconds per weight. A grant charges the estimate at once, so that a burst of
 //! grants spreads; completion corrects the charge to what was measured; long work is charged while it runs. The
 //! tenant with the least virtual time goes next. A tenant that wakes up starts at the virtual time of the gate: idling
-//! earns no credit. Work that computes, where cores bound it, is ordered by a second clock, of work without its waits.
+//! earns no credit. Work that computes, where cores bound it, is ordered by clocks of its own, of work without its waits.
 //!
 //! Order alone does not protect short work, because running work cannot be taken back. So work is put into two *lanes*:
 //! what is expected to be expensive may hold only a part of the slots, and what turns out to be expensive changes lane
@@ -99,7 +99,7 @@ pub struct Scheduler {
     /// Σ weight of the registered tenants, and their number.
     registered_weight: u64,
     registered: u32,
-    /// Tenants that could take a slot now, least virtual time first, by [`Place`].
+    /// Tenants that could take a slot now, by [`Place`], in the order of its clock.
     ready: [BTreeSet<(Rank, usize)>; Place::ALL.len()],
     /// Those of each lane that wait for cores, once more: least virtual time first.
     by_slots: [BTreeSet<(Rank, usize)>; Lane::ALL.len()],

@@ -1,8 +1,8 @@
-//! Who goes next: the ready sets, kept in the order of virtual time.
+//! Who goes next: the ready sets, each in the order of its clock; those of the cores by virtual time too.
 
 use std::collections::BTreeSet;
 
-use super::account::{Account, Lane, Place, Queue, Rank};
+use super::account::{Lane, Place, Queue, Rank};
 use super::{Scheduler, Ticket};
 use crate::share::Policy;
 
@@ -196,25 +196,6 @@ impl Scheduler {
             let computing = computing.map(|(_, run)| self.accounts[run.account].core_time[lane]);
             let least = computing.chain(self.core_heads(queue)).min_by(f64::total_cmp);
             self.core_time[lane] = self.core_time[lane].max(least.unwrap_or(f64::NEG_INFINITY));
-        }
-    }
-
-    /// First come first served knows no clock, but they go on while it lasts: nobody owes anybody anything for that.
-    pub(super) fn forget_debts(&mut self) {
-        let latest = |clock: fn(&Account) -> f64| self.accounts.iter().map(clock).fold(0.0, f64::max);
-        let virtual_time = latest(|a| a.virtual_time).max(self.virtual_time);
-        let core_time = [latest(|a| a.core_time[0]), latest(|a| a.core_time[1])];
-        for a in &mut self.accounts {
-            (a.virtual_time, a.core_time) = (virtual_time, core_time);
-        }
-        (self.virtual_time, self.core_time) = (virtual_time, core_time);
-        // Nor is anything given back of what was charged until now.
-        for (_, run) in &mut self.running {
-            run.charged = run.charged.min(self.now.since(run.since).as_secs_f64());
-            if run.core_charged > 0.0 {
-                run.core_charged = run.worked(self.now);
-                run.charged_in = [0.0; Lane::ALL.len()];
-            }
         }
     }
 
