@@ -367,10 +367,11 @@ pub struct Watch {
 
 impl Watch {
     /// Says what the work wants of the machine's cores. See [`Scheduler::note_cores`]. Nothing happens when it is over. Wakes who gets a slot by that, so no lock may be held.
-    pub fn note_cores(&self, seen: OnCores) {
+    pub fn note_cores(&self, seen: OnCores) -> Option<Queue> {
         let mut state = self.gate.lock();
-        state.scheduler.note_cores(&self.work, seen);
+        let counts_as = state.scheduler.note_cores(&self.work, seen);
         self.gate.hand_out(state);
+        counts_as
     }
 
     /// Says that nobody can see what the work keeps busy. See [`Scheduler::forget_cores`].

@@ -5,7 +5,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cofferdam_fairness::*;
 use cofferdam_tenant::TenantId;
@@ -494,4 +494,104 @@ fn waits_after_a_stall() -> Vec<u64> {
 fn a_second_in_which_everything_takes_long_keeps_nobody_waiting_for_longer() {
     let waits = waits_after_a_stall();
     assert!(waits[1..].iter().all(|wait| *wait < 50), "waits in ms, by the second after: {waits:?}");
+}
+
+/// Something else keeps the machine's cores busy for two seconds: modest work takes a hundred times as long, and so does what computes, of which much was
+/// begun. When it is over modest work goes on at once, and does not wait behind all that as if it were expensive itself.
+#[test]
+fn who_had_to_wait_for_cores_is_not_expensive_for_that() {
+    let config = GateConfig { least_slots: 4, expensive_slots: 19, ..GateConfig::slots(20) };
+    let mut s = Scheduler::new(GateConfig { cores: Some(2), expensive_from: Duration::from_millis(200), ..config });
+    (0..12).for_each(|t| s.register(TenantId(t), Share::default()));
+    let is_modest = |tenant: u32| tenant < 8;
+    let (mut running, mut waiting) = (Vec::<(u64, u64, u32, Grant)>::new(), HashMap::new());
+    let (mut wanted, mut done) = (Vec::new(), 0);
+    for now in 0..12_000 {
+        let is_busy = (5_000..7_000).contains(&now);
+        let takes = |tenant| match (is_modest(tenant), is_busy) {
+            (true, false) => 4,
+            (true, true) => 400,
+            (false, _) => 10_000,
+        };
+        s.advance(ms(now));
+        if now % 50 == 0 {
+            wanted.extend(0..8);
+        }
+        if now == 5_000 {
+            wanted.extend((8..12).flat_map(|t| [t; 20]));
+        }
+        if now % 100 == 0 {
+            for (_, since, tenant, work) in &running {
+                if now - since >= 200 {
+                    let waited = if is_busy || !is_modest(*tenant) { 0.95 } else { 0.1 };
+                    s.note_cores(work, OnCores { wanted: 1.0, waited, gives_way: !is_modest(*tenant) });
+                }
+            }
+        }
+        let (over, rest) = running.into_iter().partition::<Vec<_>, _>(|(until, ..)| *until <= now);
+        running = rest;
+        for (_, _, tenant, grant) in over {
+            s.complete(ms(now), grant);
+            done += u32::from(is_modest(tenant) && now >= 9_000);
+        }
+        for tenant in std::mem::take(&mut wanted) {
+            match s.submit(ms(now), TenantId(tenant), Class::Rpc, FAR) {
+                Submitted::Granted(grant) => running.push((now + takes(tenant), now, tenant, grant)),
+                Submitted::Queued(ticket) => drop(waiting.insert(ticket, tenant)),
+                Submitted::Rejected(_) => {}
+            }
+        }
+        while let Some((ticket, grant)) = s.next_grant(ms(now)) {
+            let tenant = waiting.remove(&ticket).unwrap();
+            running.push((now + takes(tenant), now, tenant, grant));
+        }
+    }
+    assert!(running.iter().any(|work| !is_modest(work.2)), "what computes still runs");
+    assert!(done >= 400, "{done} modest pieces of 480 are done in three seconds");
+}
+
+/// What a tenant of sixty clients had let in as its only work, before it was known to have more, counts as a storm's as soon as it lasts,
+/// and so does what comes of it later: that all of it waits for cores makes it no cheaper than it is.
+#[test]
+fn what_waits_for_cores_because_of_its_own_storm_stays_in_it() {
+    let config = GateConfig { cores: Some(2), expensive_from: Duration::from_millis(200), ..GateConfig::slots(40) };
+    let mut s = Scheduler::new(config);
+    (0..2).for_each(|t| s.register(TenantId(t), Share::default()));
+    // Each computes for 50 ms, on two cores that all of them share.
+    let (mut running, mut waiting) = (Vec::<(f64, u64, Grant)>::new(), 60);
+    let (mut most, mut done) = (0, 0);
+    for now in 0..20_000 {
+        s.advance(ms(now));
+        if now % 100 == 0 {
+            let modest = s.try_start(ms(now), B, Class::Interactive).unwrap();
+            s.complete(ms(now), modest);
+            let waited = (1.0 - 2.0 / running.len().max(1) as f32).max(0.0);
+            for (_, since, work) in &running {
+                if now - since >= 200 {
+                    s.note_cores(work, OnCores { wanted: 1.0, waited, gives_way: true });
+                }
+            }
+        }
+        let part = (2.0 / running.len().max(1) as f64).min(1.0);
+        running.iter_mut().for_each(|work| work.0 -= part);
+        let (over, rest) = running.into_iter().partition::<Vec<_>, _>(|work| work.0 <= 0.0);
+        running = rest;
+        let waited = 1.0 - part as f32;
+        for (_, _, work) in over {
+            s.note_cores(&work, OnCores { wanted: 1.0, waited, gives_way: true });
+            s.complete(ms(now), work);
+            (waiting, done) = (waiting + 1, done + 1);
+        }
+        while waiting > 0
+            && let Some(work) = s.try_start(ms(now), A, Class::Rpc)
+        {
+            running.push((50.0, now, work));
+            waiting -= 1;
+        }
+        if now >= 5_000 {
+            most = most.max(running.len());
+        }
+    }
+    assert!(most <= 12, "{most} pieces at once, of which four to a core are let in");
+    assert!(done >= 700, "{done} of 800 that two cores can do in that time");
 }

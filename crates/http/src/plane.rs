@@ -390,13 +390,14 @@ impl HttpPlane {
         loop {
             tokio::select! {
                 _ = tick.tick() => {
-                    self.gates.advance();
                     let snapshot = self.snapshot();
                     for load in snapshot.pools().flat_map(|access| access.servers()) {
                         if let Some(workers) = &load.workers {
                             workers.look_at_what_lasts(EXPENSIVE_FROM);
                         }
                     }
+                    // With what was seen just now.
+                    self.gates.advance();
                 }
                 () = &mut health => return,
                 () = self.cut.cancelled() => return,

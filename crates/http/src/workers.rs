@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use cofferdam_fairness::{Queue, Watch};
 use cofferdam_processes::owner::{Accepted, Connection, Inode, Sockets, holders};
-use cofferdam_processes::{Kind, NotItsOwn, Process, Untouched, Working, parent};
+use cofferdam_processes::{Kind, Lowering, NotItsOwn, Process, Untouched, Working, parent};
+use cofferdam_sched::cores_but;
 use cofferdam_tenant::{Endpoint, Priorities};
 
 use timer::Timer;
@@ -49,6 +50,7 @@ pub(crate) struct Ends {
 pub(crate) struct Workers {
     address: Endpoint,
     priorities: Option<Priorities>,
+    lowering: Arc<Lowering>,
     known: Mutex<Known>,
     is_searching: AtomicBool,
     /// When it was, in milliseconds since `begun`, that a request was looked for that does not last.
@@ -102,6 +104,7 @@ impl Workers {
         Arc::new(Self {
             address: address.clone(),
             priorities,
+            lowering: Arc::new(Lowering::new(begun, cores_but(0))),
             known: Mutex::new(known),
             is_searching: AtomicBool::new(false),
             sampled: AtomicU64::new(0),
@@ -123,6 +126,7 @@ impl Workers {
     /// Looks at those that have worked for so long.
     pub(crate) fn look_at_what_lasts(&self, limit: Duration) {
         let now = Instant::now();
+        self.lowering.step(now);
         let workers: Vec<_> = self.known().workers.iter().map(|worker| Arc::clone(&worker.process)).collect();
         for process in workers {
             process.outlasts(now, limit);
@@ -207,7 +211,9 @@ impl Workers {
             let is_master =
                 |pid: &u32| *pid != 1 && all.contains(pid) && parent(*pid).is_none_or(|p| !all.contains(&p));
             let Some(master) = parent(pid).filter(is_master) else { continue };
-            if let Ok((process, untouched)) = Process::new(pid, Kind::Worker { like: Some(master) }, self.priorities) {
+            if let Ok((process, untouched)) =
+                Process::new(pid, Kind::Worker { like: Some(master) }, self.priorities, &self.lowering)
+            {
                 if let Some(why) = untouched {
                     self.say(why);
                 }

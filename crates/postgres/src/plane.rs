@@ -256,7 +256,6 @@ impl PostgresPlane {
                 _ = tick.tick() => {}
                 () = self.cut.given() => return,
             }
-            self.gates.advance();
             let now = Instant::now();
             for access in self.snapshot.load().clusters.values() {
                 access.cache.follow_primary();
@@ -269,6 +268,8 @@ impl PostgresPlane {
                     tokio::spawn(Arc::clone(servers).look());
                 }
             }
+            // With what was seen just now.
+            self.gates.advance();
             if warmed.elapsed() >= WARMING {
                 warmed = now;
             }

@@ -27,7 +27,10 @@ use crate::group::Autogroup;
 use crate::owner::Connection;
 use crate::wanted::Wanted;
 
+pub use crate::lowering::Lowering;
+
 mod group;
+mod lowering;
 pub mod owner;
 mod wanted;
 
@@ -76,12 +79,15 @@ pub struct Process {
     group: Option<Autogroup>,
     /// Where it may be set.
     priorities: Option<Priorities>,
+    lowering: Arc<Lowering>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     nice: i32,
+    /// For what work that is.
+    queue: Queue,
     /// Whether it is known to have that: not when it could not be set, or somebody else has set another.
     is_certain: bool,
     /// Whether its session's group has the priority that belongs to this value.
@@ -116,6 +122,19 @@ pub struct Working {
     process: Arc<Process>,
     /// Which piece of its work this is.
     number: u64,
+}
+
+/// What was seen of a process that works.
+struct Looked {
+    /// Which piece of its work that is.
+    number: u64,
+    lasts: Duration,
+    /// Whether somebody is told of it.
+    is_told: bool,
+    /// Whether it wanted a core most of the time.
+    wants: bool,
+    /// Whom to tell what.
+    noted: Option<(Watch, OnCores)>,
 }
 
 /// Why a worker does not work for a connection.
@@ -167,6 +186,7 @@ impl Process {
         pid: u32,
         kind: Kind,
         priorities: Option<Priorities>,
+        lowering: &Arc<Lowering>,
     ) -> Result<(Arc<Self>, Option<Untouched>), Untouched> {
         let nice_of = |pid| getpriority_process(Some(pid)).map_err(|_| Untouched::NotHere);
         let pid = numbered(pid).ok_or(Untouched::NotHere)?;
@@ -191,6 +211,7 @@ impl Process {
         let wanted = Wanted::of(pid, &[pid]).unwrap_or_default();
         let state = State {
             nice,
+            queue: Queue::First,
             is_certain: !may_idle || policy_of(pid).is_ok_and(|policy| policy == Policy::Ordinary),
             group_follows: true,
             work: None,
@@ -200,7 +221,8 @@ impl Process {
             seen: None,
             threads: Vec::new(),
         };
-        let process = Self { pid, kind, usual, may_idle, group, priorities, state: Mutex::new(state) };
+        let lowering = Arc::clone(lowering);
+        let process = Self { pid, kind, usual, may_idle, group, priorities, lowering, state: Mutex::new(state) };
         // Somebody before us was killed while it did something that is in the way of others.
         process.set(&mut process.state(), Queue::First);
         Ok((Arc::new(process), untouched))
@@ -258,12 +280,36 @@ impl Process {
         Working { process: Arc::clone(self), number: state.begun }
     }
 
-    /// Looks at it when it has worked for so long. Lowers it when it wants a core most of the time, and says to what:
-    /// work that is only long, because its client thinks or it waits for something, is in nobody's way.
+    /// Looks at it when it has worked for half so long, and tells what it wants. Lowers it when it wants a core most of the time and
+    /// counts as what is in the way of others; where nobody is told, when it has worked for so long. Says to what: work that is
+    /// only long, because its client thinks or it waits for something, is in nobody's way.
     pub fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
+        let looked = self.look(now, limit)?;
+        let counts_as = match looked.noted {
+            Some((watch, seen)) => watch.note_cores(seen),
+            None => (looked.lasts >= limit && !looked.is_told).then_some(Queue::Expensive),
+        };
         let mut state = self.state();
-        let Work { since, connection, .. } = *state.work.as_ref()?;
-        if now.saturating_duration_since(since) < limit {
+        let is_the_same = state.work.is_some() && state.begun == looked.number;
+        if let Some(queue) = counts_as.filter(|queue| looked.wants && is_the_same && *queue != Queue::First) {
+            self.set(&mut state, queue);
+        } else if is_the_same && state.nice != self.usual {
+            // It may have to be lowered less than it was.
+            let queue = state.queue;
+            self.set(&mut state, queue);
+        }
+        (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice })
+    }
+
+    /// Looks at what has worked for half of so long.
+    fn look(&self, now: Instant, limit: Duration) -> Option<Looked> {
+        let mut state = self.state();
+        let number = state.begun;
+        let Work { since, connection, ref watch } = *state.work.as_ref()?;
+        let is_told = watch.is_some();
+        let lasts = now.saturating_duration_since(since);
+        // Looked at before: who has waited for a core meanwhile must not pass for long.
+        if lasts < limit / 2 {
             return None;
         }
         if self.kind.is_worker() {
@@ -280,26 +326,22 @@ impl Process {
         let wanted = self.wanted(&state)?;
         // A wait for a core is counted when it ends: whoever gets none at all seems to want none.
         let is_runnable = wanted::is_runnable(self.pid, self.threads(&state));
-        let Some((looked, was_runnable)) = state.seen else {
+        let mut looked = Looked { number, lasts, is_told, wants: false, noted: None };
+        let Some((before, was_runnable)) = state.seen else {
             (state.seen, state.wanted, state.worked) = (Some((now, is_runnable)), wanted, Duration::ZERO);
-            return (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
+            return Some(looked);
         };
-        let between = now.saturating_duration_since(looked);
-        let mut noted = None;
+        let between = now.saturating_duration_since(before);
         if between >= LOOK {
             let measured = wanted.since(state.wanted);
             let measured = if was_runnable && is_runnable { measured.all_of(between) } else { measured };
             (state.seen, state.wanted) = (Some((now, is_runnable)), wanted);
-            if measured.part_of(between).0 >= 0.5 {
-                self.set(&mut state, Queue::Expensive);
-            }
+            self.count(&state, measured);
+            looked.wants = measured.part_of(between).0 >= 0.5;
             let seen = measured.on_cores(between, self.gives_way(&state));
-            noted = state.work.as_ref().and_then(|work| Some((work.watch.clone()?, seen)));
+            looked.noted = state.work.as_ref().and_then(|work| Some((work.watch.clone()?, seen)));
         }
-        let lowered = (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice });
-        drop(state);
-        tell(noted);
-        lowered
+        Some(looked)
     }
 
     /// It has done this piece of its work.
@@ -326,9 +368,18 @@ impl Process {
         let enough = if self.kind.is_worker() { LOOK_AT_ONE } else { LOOK_AT_SHORT };
         let watch = watch.filter(|_| state.worked >= enough)?;
         let wanted = self.wanted(state)?;
-        let seen = wanted.since(state.wanted).on_cores(state.worked, self.gives_way(state));
+        let measured = wanted.since(state.wanted);
+        self.count(state, measured);
+        let seen = measured.on_cores(state.worked, self.gives_way(state));
         (state.wanted, state.worked) = (wanted, Duration::ZERO);
         Some((watch, seen))
+    }
+
+    /// Counts what it wanted while it was lowered.
+    fn count(&self, state: &State, measured: Wanted) {
+        if state.queue != Queue::First && self.priorities.is_some() {
+            self.lowering.count(measured);
+        }
     }
 
     /// Whether a worker's threads have what they were set to; another gateway may have set them too.
@@ -366,7 +417,8 @@ impl Process {
             Queue::More => priorities.storm,
             Queue::Expensive => priorities.expensive,
         };
-        let nice = (self.usual + i32::from(more)).min(NICEST);
+        let nice = (self.usual + i32::from(more).min(self.lowering.most())).min(NICEST);
+        state.queue = queue;
         if nice != state.nice || !state.group_follows || !state.is_certain {
             // It may have ended meanwhile; whoever reads from it will notice.
             let set = self.set_nice(state, nice);
@@ -480,6 +532,10 @@ mod tests {
 
     use super::*;
 
+    fn lowering() -> Arc<Lowering> {
+        Arc::new(Lowering::new(Instant::now(), 2))
+    }
+
     /// A worker serves one connection after the other; the first may be over before whoever asked has noticed.
     #[test]
     fn a_worker_works_for_the_connection_that_it_holds_and_what_holds_two_works_for_neither() {
@@ -494,7 +550,7 @@ mod tests {
             (client, accepted, Connection::of(me, inode).unwrap())
         };
         let ((_first, accepted, one), (_second, _accepted, other)) = (connect(), connect());
-        let (process, _) = Process::new(me, Kind::Worker { like: None }, None).unwrap();
+        let (process, _) = Process::new(me, Kind::Worker { like: None }, None, &lowering()).unwrap();
         let begins = || process.state().begun;
         let before = process.serves(one, Queue::More, None).unwrap();
         assert_eq!(process.serves(other, Queue::First, None).map(drop), Err(NotItsOwn::Shared));
@@ -514,10 +570,11 @@ mod tests {
             let priorities = Priorities { storm: 19, expensive: 19, spare_cores };
             let (work, worked, wanted, seen) = (None, Duration::ZERO, Wanted::default(), None);
             let (threads, begun, is_certain) = (Vec::new(), 0, true);
-            let state = State { nice, is_certain, group_follows, work, begun, worked, wanted, seen, threads };
+            let queue = Queue::More;
+            let state = State { nice, queue, is_certain, group_follows, work, begun, worked, wanted, seen, threads };
             let (pid, kind, may_idle, group) = (Pid::from_raw(1).unwrap(), Kind::Backend, false, None);
             let (priorities, state) = (Some(priorities), Mutex::new(state));
-            let process = Process { pid, kind, usual, may_idle, group, priorities, state };
+            let process = Process { pid, kind, usual, may_idle, group, priorities, lowering: lowering(), state };
             process.gives_way(&process.state())
         };
         assert!(gives_way(0, 19, true, 0) && gives_way(-5, 14, true, 0));

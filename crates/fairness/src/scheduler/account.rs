@@ -16,6 +16,8 @@ use super::{Grant, Ticket};
 
 /// A tenant that did nothing for this long has to earn trust again.
 const FORGET_TRUST: Duration = Duration::from_secs(1);
+/// A tenant with no more than this running and waiting is no storm.
+const MODEST: u32 = 3;
 
 /// What one tenant uses of a gate now, and has used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -140,7 +142,12 @@ pub(super) struct Running {
     pub(super) core_charged: f64,
     /// What of that was charged in each lane.
     pub(super) charged_in: [f64; Lane::ALL.len()],
-    /// Seconds for which it has waited for a core where cores bounded it, as measured.
+    /// It lasts longer than short work may, though what it cost by now is short: it waits for cores.
+    pub(super) lasts: bool,
+    /// Seconds for which it has waited for a core as measured, and until when it was.
+    pub(super) waited_for: f64,
+    pub(super) measured_until: Timestamp,
+    /// Those of them in which cores bounded it.
     pub(super) excused: f64,
     /// Seconds since it was last measured in which cores bounded it, and until when they have been counted.
     pub(super) bounded_for: f64,
@@ -237,7 +244,9 @@ pub(super) struct Account {
     pub(super) usage: TenantUsage,
     /// Of the running work, that in the short lane.
     pub(super) short: u32,
-    /// Most of it at once, until more has shown that it is short.
+    /// Of the running work, what lasts although it has cost little.
+    pub(super) lasting: u32,
+    /// Most of the short work at once, until more has shown that it is short.
     pub(super) trust: u32,
     pub(super) idle_since: Timestamp,
     /// The coupling's limit.
@@ -269,6 +278,7 @@ impl Account {
             core_bound: false,
             usage: TenantUsage::default(),
             short: 0,
+            lasting: 0,
             trust: 0,
             idle_since: Timestamp::default(),
             squeeze: None,
@@ -290,6 +300,10 @@ impl Account {
         if self.ready_as[lane].is_none_or(|(place, _)| place != Place::of_cores(queue)) {
             self.core_time[lane] = self.core_time[lane].max(floor);
         }
+    }
+
+    pub(super) fn is_modest(&self) -> bool {
+        self.usage.running + self.usage.waiting <= MODEST
     }
 
     pub(super) fn unmet_reserved(&self) -> u32 {

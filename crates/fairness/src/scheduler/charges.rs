@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Scheduler;
 use super::account::{Account, Lane, Queue, Running};
+use super::cores::MOST_FREE;
 use crate::time::Timestamp;
 
 /// How often running work is charged for the time it has run so far.
@@ -14,15 +15,17 @@ const BELIEVED: f64 = 1.0;
 /// Seconds of work per weight by which what a tenant computes in one lane puts it behind in the other at most. They are the same
 /// cores; but where it was given them because nobody else waited in that lane, it must not repay that in the other for hours.
 const REMEMBERED: f64 = 10.0;
+/// The part of what makes work expensive that it must have cost before it is taken for long because its tenant has much more of it.
+const LITTLE: f64 = 0.125;
 
 impl Scheduler {
     /// Charges work that runs longer than was charged for, and moves it to the expensive lane when it belongs there.
     pub(super) fn recharge(&mut self) {
         let threshold = self.config.expensive_from.as_secs_f64();
         let floors = self.core_time;
-        let mut touched = Vec::new();
+        let (mut touched, mut lasting) = (Vec::new(), Vec::new());
         let cores: Vec<_> = self.running.iter().map(|(_, run)| (self.bounds(run), self.is_of_cores(run))).collect();
-        for ((_, run), (is_bounded, is_of_cores)) in self.running.iter_mut().zip(cores) {
+        for ((key, run), (is_bounded, is_of_cores)) in self.running.iter_mut().zip(cores) {
             run.pass(self.now, is_bounded);
             let elapsed = self.now.since(run.since).as_secs_f64();
             let a = &mut self.accounts[run.account];
@@ -43,30 +46,56 @@ impl Scheduler {
                     touched.push(run.account);
                 }
             }
-            if elapsed >= threshold && run.queue != Queue::Expensive {
-                self.busy.remove(run);
-                if !run.nested {
-                    self.held_by[run.queue as usize] -= 1;
-                    self.held_by[Queue::Expensive as usize] += 1;
-                    a.short -= 1;
-                    a.trust /= 2;
-                }
-                run.queue = Queue::Expensive;
-                if is_of_cores {
-                    a.come_to_cores(run.queue, floors[Lane::Expensive as usize]);
-                }
-                self.busy.add(run);
-                // Do not wait for its end to know that this tenant's work of this kind is long.
-                a.learn(run.class, elapsed);
-                touched.push(run.account);
+            if elapsed >= threshold && (run.queue != Queue::Expensive || run.lasts) {
+                lasting.push(key);
             }
         }
+        touched.extend(lasting.into_iter().filter_map(|key| self.outlasts(key)));
         for account in touched {
             let entitlement = self.entitlement(account);
             self.accounts[account].trust = self.accounts[account].trust.max(entitlement);
             self.rank(account);
         }
         self.catch_up();
+    }
+
+    /// Work has run for longer than short work may. It counts as expensive, and what it cost is expected of its class. What only waits for cores that
+    /// long teaches nothing, and is not moved where it is modest: whoever else computes makes nobody's work expensive.
+    /// Returns whom that concerns.
+    fn outlasts(&mut self, key: usize) -> Option<usize> {
+        let threshold = self.config.expensive_from.as_secs_f64();
+        let is_seen = self.known_cores().is_some();
+        let run = self.running.get_mut(key)?;
+        let a = &mut self.accounts[run.account];
+        let cost = run.cost(self.now);
+        // Whoever looks at what runs has looked at it by then.
+        let is_known = !is_seen || run.is_measured() || self.now.since(run.since).as_secs_f64() >= 2.0 * threshold;
+        let costs_much = is_known && cost >= threshold;
+        let is_modest = a.is_modest() || a.usage.running <= a.share.reserved || !is_known || cost < threshold * LITTLE;
+        if run.queue == Queue::First && is_modest && !costs_much {
+            return None;
+        }
+        if run.queue != Queue::Expensive {
+            self.busy.remove(run);
+            if !run.nested {
+                self.held_by[run.queue as usize] -= 1;
+                self.held_by[Queue::Expensive as usize] += 1;
+                a.short -= 1;
+                a.lasting += 1;
+                a.trust /= 2;
+            }
+            (run.queue, run.lasts) = (Queue::Expensive, true);
+            if self.config.cores.is_some() && a.by_class[run.class as usize].cores.computes() && !run.nested {
+                a.come_to_cores(run.queue, self.core_time[Lane::Expensive as usize]);
+            }
+            self.busy.add(run);
+        }
+        if costs_much && std::mem::take(&mut run.lasts) {
+            a.lasting -= u32::from(!run.nested);
+            // Do not wait for its end to know that this tenant's work of this kind is long.
+            a.learn(run.class, cost);
+        }
+        Some(run.account)
     }
 
     /// First come first served knows no clock, but they go on while it lasts: nobody owes anybody anything for that.
@@ -107,6 +136,18 @@ impl Running {
             self.bounded_for += if is_bounded { now.since(self.counted_until).as_secs_f64() } else { 0.0 };
             self.counted_until = now;
         }
+    }
+
+    pub(super) fn is_measured(&self) -> bool {
+        self.measured_until > self.since
+    }
+
+    /// Seconds that it has taken until now but for those in which it waited for a core, as far as that was measured: what it would take
+    /// on a machine at rest. Whoever else computes makes nobody's work expensive.
+    pub(super) fn cost(&self, now: Timestamp) -> f64 {
+        let took = now.since(self.since).as_secs_f64();
+        let expected = now.since(self.measured_until).as_secs_f64().min(BELIEVED) * f64::from(self.waited);
+        (took - self.waited_for - expected).max(took * f64::from(1.0 - MOST_FREE))
     }
 
     /// Seconds of work of it until now, as they are charged: not those in which it waited for a core where cores bounded it. As long as it was not

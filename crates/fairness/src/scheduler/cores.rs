@@ -22,7 +22,7 @@ const COMPUTES: Cores = Cores(100);
 /// roughly to say how much of a core it had.
 const MOST_WAITED: f32 = 0.75;
 /// Nor are more than this part of its slot-seconds taken for waiting: work that is seen wrongly must not be free.
-const MOST_FREE: f32 = 0.95;
+pub(super) const MOST_FREE: f32 = 0.95;
 /// The weight of one measurement in the parts of its time in which work wanted and waited for a core lately.
 const LATELY: f32 = 0.3;
 /// While work that no core bounds has no more than this part of the cores, it is not what others wait for.
@@ -152,9 +152,10 @@ impl Busy {
 }
 
 impl Scheduler {
-    /// What running work wants of the machine's cores, as it was seen over a while. Does nothing when it is over.
-    pub fn note_cores(&mut self, work: &Grant, seen: OnCores) {
-        let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
+    /// What running work wants of the machine's cores, as it was seen since the last time this was said of it, or since it began.
+    /// Returns as what it counts now, which may be more in the way of others than it was granted as; nothing when it is over.
+    pub fn note_cores(&mut self, work: &Grant, seen: OnCores) -> Option<Queue> {
+        let run = self.running.get_mut(work.key).filter(|run| run.grant == *work)?;
         let measured = Cores::of(seen.wanted);
         let (account, of_class) = (run.account, run.class);
         self.busy.remove(run);
@@ -163,6 +164,8 @@ impl Scheduler {
         let wanted = seen.wanted.max(waited.min(MOST_WAITED)).min(1.0);
         (run.cores, run.wanted, run.waited, run.gives_way) = (measured, Some(wanted), waited, seen.gives_way);
         self.busy.add(run);
+        run.waited_for += self.now.since(run.measured_until).as_secs_f64() * f64::from(waited);
+        run.measured_until = self.now;
         self.busy.measured = Some(self.now);
         let class = &mut self.accounts[account].by_class[run.class as usize];
         if run.queue == Queue::More {
@@ -183,6 +186,7 @@ impl Scheduler {
             run.pass(self.now, is_bounded);
             run.excused += std::mem::take(&mut run.bounded_for) * f64::from(waited);
         }
+        self.running.get(work.key).map(|run| run.queue)
     }
 
     /// It shows that work of a class computes, or that it does not any more: what runs of it and was never measured is expected to as well.
@@ -204,7 +208,7 @@ impl Scheduler {
         let Some(run) = self.running.get_mut(work.key).filter(|run| run.grant == *work) else { return };
         self.busy.remove(run);
         (run.cores, run.wanted, run.waited) = (Cores::default(), None, 0.0);
-        (run.bounded_for, run.counted_until) = (0.0, self.now);
+        (run.bounded_for, run.counted_until, run.measured_until) = (0.0, self.now, self.now);
         self.busy.add(run);
         let account = run.account;
         let class = &mut self.accounts[account].by_class[run.class as usize];
@@ -227,7 +231,18 @@ impl Scheduler {
     pub(super) fn has_free_core(&self, account: usize, class: Class, queue: Queue) -> bool {
         let Some(cores) = self.config.cores else { return true };
         let wanted = if queue == Queue::More { &self.busy.storms } else { &self.busy.expensive };
-        wanted.leaves_one_of(cores) || !self.is_core_bound(account, class)
+        (wanted.leaves_one_of(cores) && !self.waits_for_its_own(account, queue)) || !self.is_core_bound(account, class)
+    }
+
+    /// Whether so much of a tenant's short work lasts, waiting for cores, that more of it would only wait as well. Others' storms do not wait
+    /// for what lasts, and without this one it would make room for itself for ever.
+    fn waits_for_its_own(&self, account: usize, queue: Queue) -> bool {
+        queue == Queue::More && self.config.cores.is_some_and(|cores| self.accounts[account].lasting >= cores)
+    }
+
+    /// The same, where cores bound it.
+    pub(super) fn is_held_by_its_own(&self, account: usize, class: Class, queue: Queue) -> bool {
+        self.waits_for_its_own(account, queue) && self.is_core_bound(account, class)
     }
 
     /// Whether cores and not slots bound a tenant's work of a class at the moment. Such work falls behind those whom

@@ -363,8 +363,10 @@ impl Scheduler {
         run.pass(now, self.bounds(&run));
         let actual = now.since(run.since).as_secs_f64();
         let calm = run.calm && self.is_calm();
-        let short = run.queue != Queue::Expensive && actual < self.config.expensive_from.as_secs_f64();
-        self.accounts[run.account].learn(run.class, actual);
+        let cost = run.cost(now);
+        let expensive_from = self.config.expensive_from.as_secs_f64();
+        self.accounts[run.account].learn(run.class, cost);
+        let short = run.queue != Queue::Expensive && cost < expensive_from;
         if !self.concurrency.is_fixed() {
             let baseline = &mut self.accounts[run.account].by_class[run.class as usize].baseline;
             let took = baseline.learn(actual, run.wanted, calm);
@@ -393,6 +395,7 @@ impl Scheduler {
             self.headroom.pass(now, self.held_by[Queue::First as usize]);
             self.held_by[run.queue as usize] -= 1;
             a.short -= u32::from(run.queue != Queue::Expensive);
+            a.lasting -= u32::from(run.lasts);
             self.with_reservation(run.account, |a| a.usage.running -= 1);
         }
         let a = &mut self.accounts[run.account];
@@ -544,7 +547,8 @@ impl Scheduler {
         let looked = self.config.cores.map(|_| &a.by_class[class as usize]);
         let (cores, wanted, waited, gives_way) =
             looked.map_or_else(Default::default, |class| (class.cores, class.wanted, class.waited, class.gives_way));
-        let estimate = f64::from(a.by_class[class as usize].estimate);
+        // With what it waits for cores, which is no part of what it is expected to cost.
+        let estimate = f64::from(a.by_class[class as usize].estimate / (1.0 - waited));
         let expected_wait = if core_bound { waited } else { 0.0 };
         let (own, own_core) = (a.virtual_time, a.core_time[queue.lane() as usize]);
         a.virtual_time += estimate / f64::from(a.share.weight);
@@ -594,6 +598,9 @@ impl Scheduler {
             cores,
             wanted,
             waited,
+            lasts: false,
+            waited_for: 0.0,
+            measured_until: now,
             excused: 0.0,
             bounded_for: 0.0,
             counted_until: now,

@@ -143,6 +143,9 @@ impl Scheduler {
             return None;
         }
         let queue = self.queue(account, lane);
+        if self.config.policy == Policy::Fair && self.is_held_by_its_own(account, first.class, queue) {
+            return None;
+        }
         Some(Place { queue, wants_cores: queue != Queue::First && self.wants_cores(account, first.class) })
     }
 

@@ -13,8 +13,6 @@ use crate::share::Policy;
 const WINDOW: Duration = Duration::from_secs(10);
 /// The most that one tenant's inflation counts, as a logarithm.
 const LOUDEST: f64 = 1.1;
-/// A tenant with no more than this running and waiting is no storm.
-const MODEST: u32 = 3;
 
 impl Scheduler {
     /// One step of the controller of the number of slots.
@@ -101,9 +99,8 @@ impl Scheduler {
     /// Under which condition a tenant's work in a lane gets a slot.
     pub(super) fn queue(&self, account: usize, lane: Lane) -> Queue {
         let a = &self.accounts[account];
-        let modest = a.usage.running + a.usage.waiting <= MODEST;
         match lane {
-            Lane::Short if modest || a.usage.running < a.share.reserved => Queue::First,
+            Lane::Short if a.is_modest() || a.usage.running < a.share.reserved => Queue::First,
             Lane::Short => Queue::More,
             Lane::Expensive => Queue::Expensive,
         }
