@@ -349,3 +349,46 @@ fn what_was_done_first_come_first_served_is_no_debt() {
         }
     }
 }
+
+/// One tenant's long work holds all slots that there are for such, and another one waits for these for a minute. Neither somebody who comes
+/// anew with short work goes before those who were there meanwhile, nor does the one who waits.
+#[test]
+fn who_waits_for_slots_of_long_work_lets_nobody_go_before_others_with_short_work() {
+    let mut loops = Loops::new(2, 20);
+    let report = |tenant| Piece { class: Class::Report, ..sleeps(tenant, 1_000_000) };
+    loops.wants(report(L), 40);
+    loops.wants(report(S), 1);
+    loops.wants(sleeps(A, 50), 60);
+    loops.run(60_000);
+    assert!(loops.running.iter().all(|work| work.piece.tenant != S), "the other one waits");
+    loops.wants(sleeps(B, 50), 60);
+    loops.ratio();
+    loops.run(3_000);
+    let newcomer = loops.ratio();
+    assert!((newcomer - 1.0).abs() < 0.1, "A gets {newcomer:.2} times what the newcomer gets");
+    loops.wants(sleeps(S, 50), 60);
+    loops.done.clear();
+    loops.run(3_000);
+    let done = |tenant| f64::from(loops.done[&tenant]);
+    let waiting = done(A) / done(S);
+    assert!((waiting - 1.0).abs() < 0.1, "A gets {waiting:.2} times what the one who waits gets");
+}
+
+/// They are the same slots: who holds many with long work has the less for short work, but does not repay an hour of it.
+#[test]
+fn what_was_held_with_long_work_counts_for_short_work_as_far_as_it_is_remembered() {
+    let mut loops = Loops::new(2, 20);
+    let report = |tenant| Piece { class: Class::Report, ..sleeps(tenant, 2_000) };
+    loops.wants(report(L), 6);
+    loops.run(100_000);
+    loops.wants(sleeps(L, 50), 60);
+    loops.wants(sleeps(A, 50), 60);
+    // Each piece takes a twentieth of a second: in ten slots two hundred a second.
+    for second in [10, 120] {
+        loops.done.clear();
+        loops.run(10_000);
+        let slots = f64::from(loops.done[&A]) / 200.0;
+        assert!((8.5..10.5).contains(&slots), "A has {slots:.1} slots of twenty to {second} s, of which L's reports have six");
+        loops.run(100_000);
+    }
+}

@@ -10,6 +10,7 @@ use crate::budget::{Gcra, Postpaid};
 use crate::share::{Reason, Share, first_estimate, handicap};
 use crate::time::{SlotSeconds, Timestamp};
 
+use super::clocks::{Charged, Clocks};
 use super::cores::Cores;
 use super::waits::Waits;
 use super::{Grant, Ticket};
@@ -125,8 +126,8 @@ pub(super) struct Running {
     pub(super) account: usize,
     pub(super) class: Class,
     pub(super) since: Timestamp,
-    /// Slot-seconds charged to the virtual time so far, and billed to the work budget.
-    pub(super) charged: f64,
+    /// Slot-seconds charged so far, to the virtual time and the clocks of the lanes, and those billed to the work budget.
+    pub(super) charged: Charged,
     pub(super) billed: f64,
     /// Out of which queue it was granted; expensive work that was mistaken for short changes it.
     pub(super) queue: Queue,
@@ -138,10 +139,8 @@ pub(super) struct Running {
     /// The parts of its time in which it wants one, and waits for one: as expected at first, then as measured.
     pub(super) wanted: Option<f32>,
     pub(super) waited: f32,
-    /// Seconds of work charged so far to the clock of those that wait for cores.
-    pub(super) core_charged: f64,
-    /// What of that was charged in each lane.
-    pub(super) charged_in: [f64; Lane::ALL.len()],
+    /// Seconds of work charged so far to the clocks of those that wait for cores.
+    pub(super) core_charged: Charged,
     /// It lasts longer than short work may, though what it cost by now is short: it waits for cores.
     pub(super) lasts: bool,
     /// Seconds for which it has waited for a core as measured, and until when it was.
@@ -162,7 +161,7 @@ pub(super) struct Running {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rank {
     pub(super) above_reserved: bool,
-    /// By which those of one place are ordered: what has been charged for cores where they wait for these, for slots otherwise.
+    /// By which those of one place are ordered: what has been charged in its lane, for cores where they wait for these, for slots otherwise.
     pub(super) clock: f64,
     pub(super) virtual_time: f64,
     pub(super) arrival: u64,
@@ -233,9 +232,7 @@ pub(super) struct Account {
     pub(super) tenant: TenantId,
     pub(super) registered: bool,
     pub(super) share: Share,
-    pub(super) virtual_time: f64,
-    /// The same among those who wait for cores, by lane: seconds of work per weight.
-    pub(super) core_time: [f64; Lane::ALL.len()],
+    pub(super) clocks: Clocks,
     pub(super) by_class: [ClassAccount; Class::ALL.len()],
     /// Which of the queues are not empty, a bit for each.
     pub(super) busy: u16,
@@ -266,13 +263,12 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(tenant: TenantId, virtual_time: f64, core_time: [f64; Lane::ALL.len()]) -> Self {
+    pub(super) fn new(tenant: TenantId, clocks: Clocks) -> Self {
         Self {
             tenant,
             registered: false,
             share: Share::default(),
-            virtual_time,
-            core_time,
+            clocks,
             by_class: Class::ALL.map(ClassAccount::new),
             busy: 0,
             core_bound: false,
@@ -293,12 +289,12 @@ impl Account {
         }
     }
 
-    /// The account waits or runs for cores with work of a queue, whose clock shows `floor`: whoever did not wait for them has no claim
+    /// The account waits or runs for cores with work of a queue: whoever did not wait for them has no claim
     /// on what others were given meanwhile.
-    pub(super) fn come_to_cores(&mut self, queue: Queue, floor: f64) {
-        let lane = queue.lane() as usize;
-        if self.ready_as[lane].is_none_or(|(place, _)| place != Place::of_cores(queue)) {
-            self.core_time[lane] = self.core_time[lane].max(floor);
+    pub(super) fn come_to_cores(&mut self, queue: Queue, floors: &Clocks) {
+        let lane = queue.lane();
+        if self.ready_as[lane as usize].is_none_or(|(place, _)| place != Place::of_cores(queue)) {
+            self.clocks.come_to_cores(lane, floors);
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::Scheduler;
 use super::account::{Account, Lane, Queue, Running};
+use super::clocks::Clocks;
 use super::cores::MOST_FREE;
 use crate::time::Timestamp;
 
@@ -12,9 +13,6 @@ use crate::time::Timestamp;
 pub(super) const EVERY: Duration = Duration::from_millis(100);
 /// Seconds for which work that is not measured is believed to wait for cores as what was measured last did.
 const BELIEVED: f64 = 1.0;
-/// Seconds of work per weight by which what a tenant computes in one lane puts it behind in the other at most. They are the same
-/// cores; but where it was given them because nobody else waited in that lane, it must not repay that in the other for hours.
-const REMEMBERED: f64 = 10.0;
 /// The part of what makes work expensive that it must have cost before it is taken for long because its tenant has much more of it.
 const LITTLE: f64 = 0.125;
 
@@ -22,21 +20,20 @@ impl Scheduler {
     /// Charges work that runs longer than was charged for, and moves it to the expensive lane when it belongs there.
     pub(super) fn recharge(&mut self) {
         let threshold = self.config.expensive_from.as_secs_f64();
-        let floors = self.core_time;
+        let floors = self.clocks;
         let (mut touched, mut lasting) = (Vec::new(), Vec::new());
         let cores: Vec<_> = self.running.iter().map(|(_, run)| (self.bounds(run), self.is_of_cores(run))).collect();
         for ((key, run), (is_bounded, is_of_cores)) in self.running.iter_mut().zip(cores) {
             run.pass(self.now, is_bounded);
             let elapsed = self.now.since(run.since).as_secs_f64();
             let a = &mut self.accounts[run.account];
-            if elapsed > run.charged {
-                a.virtual_time += (elapsed - run.charged) / f64::from(a.share.weight);
-                run.charged = elapsed;
+            if elapsed > run.charged.all {
+                a.charge_slots(run, elapsed, &floors);
                 touched.push(run.account);
             }
             let worked = run.worked(self.now);
-            if is_of_cores && worked > run.core_charged {
-                a.charge_cores(run, worked, floors);
+            if is_of_cores && worked > run.core_charged.all {
+                a.charge_cores(run, worked, &floors);
                 touched.push(run.account);
             }
             if elapsed > run.billed {
@@ -85,8 +82,11 @@ impl Scheduler {
                 a.trust /= 2;
             }
             (run.queue, run.lasts) = (Queue::Expensive, true);
+            if a.ready_as[Lane::Expensive as usize].is_none() {
+                a.clocks.come_to_lane(Lane::Expensive, &self.clocks);
+            }
             if self.config.cores.is_some() && a.by_class[run.class as usize].cores.computes() && !run.nested {
-                a.come_to_cores(run.queue, self.core_time[Lane::Expensive as usize]);
+                a.come_to_cores(run.queue, &self.clocks);
             }
             self.busy.add(run);
         }
@@ -100,19 +100,13 @@ impl Scheduler {
 
     /// First come first served knows no clock, but they go on while it lasts: nobody owes anybody anything for that.
     pub(super) fn forget_debts(&mut self) {
-        let latest = |clock: fn(&Account) -> f64| self.accounts.iter().map(clock).fold(0.0, f64::max);
-        let virtual_time = latest(|a| a.virtual_time).max(self.virtual_time);
-        let core_time = [latest(|a| a.core_time[0]), latest(|a| a.core_time[1])];
-        for a in &mut self.accounts {
-            (a.virtual_time, a.core_time) = (virtual_time, core_time);
-        }
-        (self.virtual_time, self.core_time) = (virtual_time, core_time);
+        self.accounts.iter().for_each(|a| self.clocks.not_before(&a.clocks));
+        self.accounts.iter_mut().for_each(|a| a.clocks = self.clocks);
         // Nor is anything given back of what was charged until now.
         for (_, run) in &mut self.running {
-            run.charged = run.charged.min(self.now.since(run.since).as_secs_f64());
-            if run.core_charged > 0.0 {
-                run.core_charged = run.worked(self.now);
-                run.charged_in = [0.0; Lane::ALL.len()];
+            run.charged.forget(run.charged.all.min(self.now.since(run.since).as_secs_f64()));
+            if run.core_charged.all > 0.0 {
+                run.core_charged.forget(run.worked(self.now));
             }
         }
     }
@@ -159,24 +153,17 @@ impl Running {
 }
 
 impl Account {
-    /// Charges running work for `worked` seconds in all, to the clock of what waits for cores in its lane; and to that of the other one,
-    /// which shows `floors[other]`, as far as that is remembered there. What was charged too much is given back where it was charged.
-    pub(super) fn charge_cores(&mut self, run: &mut Running, worked: f64, floors: [f64; Lane::ALL.len()]) {
+    /// Charges running work for so many slot-seconds in all.
+    pub(super) fn charge_slots(&mut self, run: &mut Running, seconds: f64, floors: &Clocks) {
         let weight = f64::from(self.share.weight);
-        let more = worked - run.core_charged;
-        for lane in Lane::ALL {
-            let (clock, charged) = (&mut self.core_time[lane as usize], &mut run.charged_in[lane as usize]);
-            let seconds = if more < 0.0 {
-                (worked - *charged).min(0.0)
-            } else if lane == run.queue.lane() {
-                more
-            } else {
-                more.min(((floors[lane as usize] + REMEMBERED - *clock) * weight).max(0.0))
-            };
-            *clock += seconds / weight;
-            *charged += seconds;
-        }
-        run.core_charged = worked;
+        self.clocks.virtual_time += (seconds - run.charged.all) / weight;
+        run.charged.come_to(seconds, run.queue.lane(), &mut self.clocks.lane_time, floors.lane_time, weight);
+    }
+
+    /// Charges running work for `worked` seconds in all, to the clocks of what waits for cores.
+    pub(super) fn charge_cores(&mut self, run: &mut Running, worked: f64, floors: &Clocks) {
+        let weight = f64::from(self.share.weight);
+        run.core_charged.come_to(worked, run.queue.lane(), &mut self.clocks.core_time, floors.core_time, weight);
     }
 
     /// Charges seconds of work to the work budget.
@@ -207,7 +194,7 @@ mod tests {
             scheduler.register(tenant, Share::default());
         }
         let work = scheduler.try_start(at(0), long, Class::Report).unwrap();
-        let clock = |scheduler: &Scheduler| scheduler.accounts[0].core_time[Lane::Expensive as usize];
+        let clock = |scheduler: &Scheduler| scheduler.accounts[0].clocks.core_time[Lane::Expensive as usize];
         let begun = clock(&scheduler);
         let mut charged = begun;
         for second in 1..=90 {
@@ -247,7 +234,7 @@ mod tests {
         scheduler.advance(at(30_100));
         scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
         scheduler.complete(at(30_100), work);
-        let charged = scheduler.accounts[0].core_time[Lane::Expensive as usize];
+        let charged = scheduler.accounts[0].clocks.core_time[Lane::Expensive as usize];
         assert!(charged > 29.5, "{charged} s of 30 are charged");
     }
 

@@ -12,6 +12,7 @@
 
 mod account;
 mod charges;
+mod clocks;
 mod cores;
 mod order;
 mod slots;
@@ -32,6 +33,7 @@ use crate::time::{SlotSeconds, Timestamp};
 
 use account::{Account, Lane, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
+use clocks::{Charged, Clocks};
 pub use cores::OnCores;
 pub use usage::{Pressure, Usage};
 pub use waits::Waits;
@@ -120,9 +122,7 @@ pub struct Scheduler {
     /// Of the waiting work, that inside other work of its tenant.
     nested_waiting: BTreeSet<Ticket>,
     shed: Vec<(Ticket, Rejection)>,
-    virtual_time: f64,
-    /// The same of those who wait for cores, by lane.
-    core_time: [f64; Lane::ALL.len()],
+    clocks: Clocks,
     next_id: u64,
     now: Timestamp,
     recharged_at: Timestamp,
@@ -162,8 +162,7 @@ impl Scheduler {
             throttled: BTreeSet::new(),
             nested_waiting: BTreeSet::new(),
             shed: Vec::new(),
-            virtual_time: 0.0,
-            core_time: [0.0; Lane::ALL.len()],
+            clocks: Clocks::default(),
             next_id: 0,
             now: Timestamp::default(),
             recharged_at: Timestamp::default(),
@@ -321,12 +320,12 @@ impl Scheduler {
     fn try_at_once(&mut self, now: Timestamp, tenant: TenantId, class: Class) -> Result<Grant, usize> {
         self.advance(now);
         let account = self.account(tenant);
-        let (floor, entitlement) = (self.virtual_time, self.entitlement(account));
+        let (floors, entitlement) = (self.clocks, self.entitlement(account));
         let a = &mut self.accounts[account];
         a.wake(now, entitlement);
         // Whoever wanted nothing that it could have had has no claim on what it did not use.
         if a.ready_as == [None; 2] {
-            a.virtual_time = a.virtual_time.max(floor);
+            a.clocks.come_to_slots(&floors);
         }
         // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
         if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {
@@ -378,14 +377,14 @@ impl Scheduler {
         }
         self.busy.remove(&run);
         // What computes no more is charged no more either, but not what was only expected of it.
-        let worked = if self.is_of_cores(&run) { run.worked(now) } else { run.worked(now).min(run.core_charged) };
+        let worked = if self.is_of_cores(&run) { run.worked(now) } else { run.worked(now).min(run.core_charged.all) };
         let a = &mut self.accounts[run.account];
         if short && !run.nested {
             a.trust = a.trust.saturating_add(1).min(self.config.slots);
         }
         a.usage.used += SlotSeconds(actual);
-        a.virtual_time += (actual - run.charged) / f64::from(a.share.weight);
-        a.charge_cores(&mut run, worked, self.core_time);
+        a.charge_slots(&mut run, actual, &self.clocks);
+        a.charge_cores(&mut run, worked, &self.clocks);
         a.by_class[run.class as usize].running -= 1;
         a.bill(now, actual - run.billed);
         if run.nested {
@@ -491,7 +490,7 @@ impl Scheduler {
 
     /// The gate's virtual time, which never goes back.
     pub fn virtual_time(&self) -> f64 {
-        self.virtual_time
+        self.clocks.virtual_time
     }
 
     fn account(&mut self, tenant: TenantId) -> usize {
@@ -499,7 +498,7 @@ impl Scheduler {
             return account;
         }
         let account = self.accounts.len();
-        self.accounts.push(Account::new(tenant, self.virtual_time, self.core_time));
+        self.accounts.push(Account::new(tenant, self.clocks));
         self.index.insert(tenant, account);
         account
     }
@@ -536,12 +535,12 @@ impl Scheduler {
         let wants_cores = !nested && queue != Queue::First && self.wants_cores(account, class);
         let core_bound = wants_cores && self.is_core_bound(account, class);
         if wants_cores {
-            self.accounts[account].come_to_cores(queue, self.core_time[queue.lane() as usize]);
+            self.accounts[account].come_to_cores(queue, &self.clocks);
         }
-        let floor = self.virtual_time;
+        let (lane, floors) = (queue.lane() as usize, self.clocks);
         let a = &mut self.accounts[account];
         if std::mem::replace(&mut a.core_bound, core_bound) && !core_bound {
-            a.virtual_time = a.virtual_time.max(floor);
+            a.clocks.come_to_slots(&floors);
         }
         // Nobody looks at it where that does not matter.
         let looked = self.config.cores.map(|_| &a.by_class[class as usize]);
@@ -550,8 +549,7 @@ impl Scheduler {
         // With what it waits for cores, which is no part of what it is expected to cost.
         let estimate = f64::from(a.by_class[class as usize].estimate / (1.0 - waited));
         let expected_wait = if core_bound { waited } else { 0.0 };
-        let (own, own_core) = (a.virtual_time, a.core_time[queue.lane() as usize]);
-        a.virtual_time += estimate / f64::from(a.share.weight);
+        let own = a.clocks;
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
         a.usage.waits.note(now.since(since));
@@ -574,13 +572,14 @@ impl Scheduler {
         }
         if !nested {
             // Not beyond whoever else is next: this one may have gone first for its reservation, or in another queue.
-            let least = self.ready_heads().fold(own, f64::min);
-            self.virtual_time = self.virtual_time.max(least);
+            let least = self.ready_heads().fold(own.virtual_time, f64::min);
+            self.clocks.virtual_time = self.clocks.virtual_time.max(least);
+            let least = self.lane_heads(queue.lane()).fold(own.lane_time[lane], f64::min);
+            self.clocks.lane_time[lane] = self.clocks.lane_time[lane].max(least);
         }
         if wants_cores {
-            let least = self.core_heads(queue).fold(own_core, f64::min);
-            let floor = &mut self.core_time[queue.lane() as usize];
-            *floor = floor.max(least);
+            let least = self.core_heads(queue).fold(own.core_time[lane], f64::min);
+            self.clocks.core_time[lane] = self.clocks.core_time[lane].max(least);
         }
         let grant = Grant { key: self.running.vacant_key(), serial, queue };
         let mut run = Running {
@@ -588,9 +587,8 @@ impl Scheduler {
             account,
             class,
             since: now,
-            charged: estimate,
-            core_charged: 0.0,
-            charged_in: [0.0; Lane::ALL.len()],
+            charged: Charged::default(),
+            core_charged: Charged::default(),
             billed: 0.0,
             queue,
             nested,
@@ -607,9 +605,11 @@ impl Scheduler {
             gives_way,
             core_bound,
         };
+        let a = &mut self.accounts[account];
+        a.charge_slots(&mut run, estimate, &self.clocks);
         if wants_cores {
             let expected = estimate * f64::from(1.0 - expected_wait);
-            self.accounts[account].charge_cores(&mut run, expected, self.core_time);
+            a.charge_cores(&mut run, expected, &self.clocks);
         }
         self.busy.add(&run);
         self.running.insert(run);
@@ -651,7 +651,7 @@ impl Scheduler {
         let lowest = |a: &Account| Class::ALL.into_iter().rev().find(|c| !a.by_class[*c as usize].queue.is_empty());
         let victim = furthest.filter(|f| {
             let (theirs, mine) = (&self.accounts[*f], &self.accounts[submitter]);
-            *f == submitter || theirs.virtual_time > mine.virtual_time
+            *f == submitter || theirs.clocks.virtual_time > mine.clocks.virtual_time
         });
         let Some(victim) = victim else { return Some(self.reject(submitter, reason, Duration::ZERO)) };
         let Some(lost) = lowest(&self.accounts[victim]).filter(|lost| victim != submitter || *lost > class) else {

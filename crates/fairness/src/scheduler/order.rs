@@ -102,8 +102,8 @@ impl Scheduler {
         }
         let held = (a.usage.waiting > 0 && a.ready_as == [None, None]).then_some(Rank {
             above_reserved: true,
-            clock: a.virtual_time,
-            virtual_time: a.virtual_time,
+            clock: a.clocks.virtual_time,
+            virtual_time: a.clocks.virtual_time,
             arrival: 0,
         });
         if a.held_as != held {
@@ -150,13 +150,13 @@ impl Scheduler {
     }
 
     fn rank_at(&self, account: usize, place: Place, first: Ticket) -> Rank {
-        let a = &self.accounts[account];
+        let (a, lane) = (&self.accounts[account], place.queue.lane() as usize);
         match self.config.policy {
             Policy::Fifo => Rank { above_reserved: false, clock: 0.0, virtual_time: 0.0, arrival: first.serial },
             Policy::Fair => Rank {
                 above_reserved: a.usage.running >= a.share.reserved,
-                clock: if place.wants_cores { a.core_time[place.queue.lane() as usize] } else { a.virtual_time },
-                virtual_time: a.virtual_time,
+                clock: if place.wants_cores { a.clocks.core_time[lane] } else { a.clocks.lane_time[lane] },
+                virtual_time: a.clocks.virtual_time,
                 arrival: first.serial,
             },
         }
@@ -176,50 +176,79 @@ impl Scheduler {
                 && places.iter().flatten().any(|place| !place.wants_cores)
                 && self.busy.is_in_company(account, self.now)
         };
+        let a = &mut self.accounts[account];
         if comes_to_slots {
-            let floor = self.virtual_time;
-            let a = &mut self.accounts[account];
-            a.virtual_time = a.virtual_time.max(floor);
+            a.clocks.come_to_slots(&self.clocks);
         }
-        for place in places.into_iter().flatten().filter(|place| place.wants_cores) {
-            self.accounts[account].come_to_cores(place.queue, self.core_time[place.queue.lane() as usize]);
+        for place in places.into_iter().flatten() {
+            let lane = place.queue.lane();
+            if place.wants_cores {
+                a.come_to_cores(place.queue, &self.clocks);
+            } else if a.ready_as[lane as usize].is_none() {
+                a.clocks.come_to_lane(lane, &self.clocks);
+            }
         }
     }
 
     /// Time goes on with whoever is active, also when nothing starts: who used an idle gate for an hour owes nothing
     /// to those who come afterwards.
     pub(super) fn catch_up(&mut self) {
-        let runs = self.running.iter().filter(|(_, run)| !run.core_bound);
-        let runs = runs.map(|(_, run)| self.accounts[run.account].virtual_time);
-        let least = runs.chain(self.ready_heads()).min_by(f64::total_cmp);
-        self.virtual_time = self.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
-        for queue in [Queue::More, Queue::Expensive] {
-            let computing = self.running.iter().filter(|(_, run)| run.core_charged > 0.0 && run.queue == queue);
-            let lane = queue.lane() as usize;
-            let computing = computing.map(|(_, run)| self.accounts[run.account].core_time[lane]);
-            let least = computing.chain(self.core_heads(queue)).min_by(f64::total_cmp);
-            self.core_time[lane] = self.core_time[lane].max(least.unwrap_or(f64::NEG_INFINITY));
+        let runs = || self.running.iter().filter(|(_, run)| !run.core_bound);
+        let least = runs().map(|(_, run)| self.accounts[run.account].clocks.virtual_time);
+        let least = least.chain(self.ready_heads()).min_by(f64::total_cmp);
+        let mut clocks = self.clocks;
+        clocks.virtual_time = clocks.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
+        for lane in Lane::ALL {
+            let least = runs().filter(|(_, run)| run.queue.lane() == lane);
+            let least = least.map(|(_, run)| self.accounts[run.account].clocks.lane_time[lane as usize]);
+            let least = least.chain(self.lane_heads(lane)).min_by(f64::total_cmp);
+            let time = &mut clocks.lane_time[lane as usize];
+            *time = time.max(least.unwrap_or(f64::NEG_INFINITY));
         }
+        for queue in [Queue::More, Queue::Expensive] {
+            let computing = self.running.iter().filter(|(_, run)| run.core_charged.all > 0.0 && run.queue == queue);
+            let lane = queue.lane() as usize;
+            let computing = computing.map(|(_, run)| self.accounts[run.account].clocks.core_time[lane]);
+            let least = computing.chain(self.core_heads(queue)).min_by(f64::total_cmp);
+            clocks.core_time[lane] = clocks.core_time[lane].max(least.unwrap_or(f64::NEG_INFINITY));
+        }
+        self.clocks = clocks;
     }
 
     /// The clocks of those who are first among those who wait for cores with work of a queue, with and without a reservation.
     pub(super) fn core_heads(&self, queue: Queue) -> impl Iterator<Item = f64> {
-        heads(&self.ready[Place::of_cores(queue).index()]).map(|rank| rank.clock)
+        heads(&self.ready[Place::of_cores(queue).index()]).map(|(rank, _)| rank.clock)
     }
 
     /// The virtual times of those who are first in the ready sets, with and without a reservation; but for those who wait
     /// for a core.
     pub(super) fn ready_heads(&self) -> impl Iterator<Item = f64> {
-        let places = Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place));
-        places.flat_map(|place| heads(self.in_order_of_slots(place))).map(|rank| rank.virtual_time)
+        // Who waits for what others hold in its lane holds back nobody in the other.
+        let waits_for_slots = |place: &Place| {
+            place.queue != Queue::Expensive || self.held_by[Queue::Expensive as usize] < self.open.expensive
+        };
+        let places = self.places_of_slots().filter(waits_for_slots);
+        places.flat_map(|place| heads(self.in_order_of_slots(place))).map(|(rank, _)| rank.virtual_time)
+    }
+
+    /// The same on the clock of a lane, of those in it.
+    pub(super) fn lane_heads(&self, lane: Lane) -> impl Iterator<Item = f64> {
+        let places = self.places_of_slots().filter(move |place| place.queue.lane() == lane);
+        let first = places.flat_map(|place| heads(self.in_order_of_slots(place)));
+        first.map(move |(_, account)| self.accounts[account].clocks.lane_time[lane as usize])
+    }
+
+    /// Where slots are waited for; not where cores are and none is free.
+    fn places_of_slots(&self) -> impl Iterator<Item = Place> {
+        Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place))
     }
 }
 
 /// Who is first in a set, with and without a reservation.
-fn heads(set: &BTreeSet<(Rank, usize)>) -> impl Iterator<Item = Rank> {
+fn heads(set: &BTreeSet<(Rank, usize)>) -> impl Iterator<Item = (Rank, usize)> {
     let from = Rank { above_reserved: true, clock: f64::NEG_INFINITY, virtual_time: f64::NEG_INFINITY, arrival: 0 };
     let first = set.first();
     // Behind those with a reservation comes who has none.
     let behind = first.filter(|first| !first.0.above_reserved).and_then(|_| set.range((from, 0)..).next());
-    [first, behind].into_iter().flatten().map(|(rank, _)| *rank)
+    [first, behind].into_iter().flatten().copied()
 }
