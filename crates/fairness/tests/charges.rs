@@ -388,7 +388,10 @@ fn what_was_held_with_long_work_counts_for_short_work_as_far_as_it_is_remembered
         loops.done.clear();
         loops.run(10_000);
         let slots = f64::from(loops.done[&A]) / 200.0;
-        assert!((8.5..10.5).contains(&slots), "A has {slots:.1} slots of twenty to {second} s, of which L's reports have six");
+        assert!(
+            (8.5..10.5).contains(&slots),
+            "A has {slots:.1} slots of twenty to {second} s, of which L's reports have six"
+        );
         loops.run(100_000);
     }
 }

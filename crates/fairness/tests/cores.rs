@@ -550,48 +550,98 @@ fn who_had_to_wait_for_cores_is_not_expensive_for_that() {
     assert!(done >= 400, "{done} modest pieces of 480 are done in three seconds");
 }
 
+/// Whose work, of what class, and how many milliseconds of a core it needs.
+type Needs = (TenantId, Class, f64);
+
+/// A machine whose cores are shared evenly by all that computes, each piece looked at from 200 ms on and at its end.
+struct Shared {
+    scheduler: Scheduler,
+    cores: f64,
+    /// What each piece still needs of what it needed, and since when it runs.
+    running: Vec<(f64, Needs, u64, Grant)>,
+    waiting: HashMap<Ticket, Needs>,
+    done: HashMap<(TenantId, Class), u32>,
+    now: u64,
+}
+
+impl Shared {
+    fn new(cores: u32, slots: u32, tenants: u32) -> Self {
+        let config =
+            GateConfig { cores: Some(cores), expensive_from: Duration::from_millis(200), ..GateConfig::slots(slots) };
+        let mut scheduler = Scheduler::new(config);
+        (0..tenants).for_each(|t| scheduler.register(TenantId(t), Share::default()));
+        let (running, waiting, done) = (Vec::new(), HashMap::new(), HashMap::new());
+        Self { scheduler, cores: f64::from(cores), running, waiting, done, now: 0 }
+    }
+
+    fn wants(&mut self, tenant: u32, class: Class, needs: f64) {
+        let piece = (TenantId(tenant), class, needs);
+        match self.scheduler.submit(ms(self.now), piece.0, class, FAR) {
+            Submitted::Granted(grant) => self.running.push((needs, piece, self.now, grant)),
+            Submitted::Queued(ticket) => drop(self.waiting.insert(ticket, piece)),
+            Submitted::Rejected(rejection) => panic!("{rejection}"),
+        }
+    }
+
+    /// Passes a millisecond, after which whatever is done comes again, and the last tenant has modest work each 100 ms.
+    fn pass(&mut self, last: u32) {
+        self.now += 1;
+        self.scheduler.advance(ms(self.now));
+        let part = (self.cores / self.running.len().max(1) as f64).min(1.0);
+        let seen = OnCores { wanted: 1.0, waited: 1.0 - part as f32, gives_way: true };
+        if self.now.is_multiple_of(100) {
+            if let Some(modest) = self.scheduler.try_start(ms(self.now), TenantId(last), Class::Interactive) {
+                self.scheduler.complete(ms(self.now), modest);
+            }
+            for (_, _, since, work) in &self.running {
+                if self.now - since >= 200 {
+                    self.scheduler.note_cores(work, seen);
+                }
+            }
+        }
+        self.running.iter_mut().for_each(|work| work.0 -= part);
+        let (over, rest) = std::mem::take(&mut self.running).into_iter().partition::<Vec<_>, _>(|work| work.0 <= 0.0);
+        self.running = rest;
+        for (_, (tenant, class, needs), _, work) in over {
+            self.scheduler.note_cores(&work, seen);
+            self.scheduler.complete(ms(self.now), work);
+            *self.done.entry((tenant, class)).or_default() += 1;
+            self.wants(tenant.0, class, needs);
+        }
+        while let Some((ticket, grant)) = self.scheduler.next_grant(ms(self.now)) {
+            let piece = self.waiting.remove(&ticket).unwrap();
+            self.running.push((piece.2, piece, self.now, grant));
+        }
+    }
+}
+
 /// What a tenant of sixty clients had let in as its only work, before it was known to have more, counts as a storm's as soon as it lasts,
 /// and so does what comes of it later: that all of it waits for cores makes it no cheaper than it is.
 #[test]
 fn what_waits_for_cores_because_of_its_own_storm_stays_in_it() {
-    let config = GateConfig { cores: Some(2), expensive_from: Duration::from_millis(200), ..GateConfig::slots(40) };
-    let mut s = Scheduler::new(config);
-    (0..2).for_each(|t| s.register(TenantId(t), Share::default()));
-    // Each computes for 50 ms, on two cores that all of them share.
-    let (mut running, mut waiting) = (Vec::<(f64, u64, Grant)>::new(), 60);
-    let (mut most, mut done) = (0, 0);
+    let mut machine = Shared::new(2, 40, 2);
+    (0..60).for_each(|_| machine.wants(0, Class::Rpc, 50.0));
+    let mut most = 0;
     for now in 0..20_000 {
-        s.advance(ms(now));
-        if now % 100 == 0 {
-            let modest = s.try_start(ms(now), B, Class::Interactive).unwrap();
-            s.complete(ms(now), modest);
-            let waited = (1.0 - 2.0 / running.len().max(1) as f32).max(0.0);
-            for (_, since, work) in &running {
-                if now - since >= 200 {
-                    s.note_cores(work, OnCores { wanted: 1.0, waited, gives_way: true });
-                }
-            }
-        }
-        let part = (2.0 / running.len().max(1) as f64).min(1.0);
-        running.iter_mut().for_each(|work| work.0 -= part);
-        let (over, rest) = running.into_iter().partition::<Vec<_>, _>(|work| work.0 <= 0.0);
-        running = rest;
-        let waited = 1.0 - part as f32;
-        for (_, _, work) in over {
-            s.note_cores(&work, OnCores { wanted: 1.0, waited, gives_way: true });
-            s.complete(ms(now), work);
-            (waiting, done) = (waiting + 1, done + 1);
-        }
-        while waiting > 0
-            && let Some(work) = s.try_start(ms(now), A, Class::Rpc)
-        {
-            running.push((50.0, now, work));
-            waiting -= 1;
-        }
-        if now >= 5_000 {
-            most = most.max(running.len());
-        }
+        machine.pass(1);
+        most = most.max(if now >= 5_000 { machine.running.len() } else { 0 });
     }
     assert!(most <= 12, "{most} pieces at once, of which four to a core are let in");
+    let done = machine.done[&(A, Class::Rpc)];
     assert!(done >= 700, "{done} of 800 that two cores can do in that time");
+}
+
+/// Storms of four tenants last longer than short work may, all of them waiting for cores. That is no expensive work, behind which a report would
+/// have to wait.
+#[test]
+fn a_report_does_not_wait_for_the_end_of_storms() {
+    let mut machine = Shared::new(2, 40, 6);
+    (0..4).for_each(|tenant| (0..20).for_each(|_| machine.wants(tenant, Class::Rpc, 120.0)));
+    (0..20_000).for_each(|_| machine.pass(5));
+    let report = (TenantId(4), Class::Report);
+    machine.wants(4, Class::Report, 300.0);
+    (0..40_000).for_each(|_| machine.pass(5));
+    let done = machine.done.get(&report).copied().unwrap_or_default();
+    assert!(done >= 10, "{done} reports of 300 ms are done in 40 s");
+    assert!(machine.running.len() < 30, "{} pieces at once", machine.running.len());
 }

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 use cofferdam_fairness::{Queue, Watch};
 use cofferdam_processes::owner::{Accepted, Connection, Inode, Sockets, holders};
 use cofferdam_processes::{Kind, Lowering, NotItsOwn, Process, Untouched, Working, parent};
-use cofferdam_sched::cores_but;
 use cofferdam_tenant::{Endpoint, Priorities};
 
 use timer::Timer;
@@ -50,7 +49,6 @@ pub(crate) struct Ends {
 pub(crate) struct Workers {
     address: Endpoint,
     priorities: Option<Priorities>,
-    lowering: Arc<Lowering>,
     known: Mutex<Known>,
     is_searching: AtomicBool,
     /// When it was, in milliseconds since `begun`, that a request was looked for that does not last.
@@ -104,7 +102,6 @@ impl Workers {
         Arc::new(Self {
             address: address.clone(),
             priorities,
-            lowering: Arc::new(Lowering::new(begun, cores_but(0))),
             known: Mutex::new(known),
             is_searching: AtomicBool::new(false),
             sampled: AtomicU64::new(0),
@@ -126,7 +123,7 @@ impl Workers {
     /// Looks at those that have worked for so long.
     pub(crate) fn look_at_what_lasts(&self, limit: Duration) {
         let now = Instant::now();
-        self.lowering.step(now);
+        Lowering::of_this_machine().step(now);
         let workers: Vec<_> = self.known().workers.iter().map(|worker| Arc::clone(&worker.process)).collect();
         for process in workers {
             process.outlasts(now, limit);
@@ -211,9 +208,7 @@ impl Workers {
             let is_master =
                 |pid: &u32| *pid != 1 && all.contains(pid) && parent(*pid).is_none_or(|p| !all.contains(&p));
             let Some(master) = parent(pid).filter(is_master) else { continue };
-            if let Ok((process, untouched)) =
-                Process::new(pid, Kind::Worker { like: Some(master) }, self.priorities, &self.lowering)
-            {
+            if let Ok((process, untouched)) = Process::new(pid, Kind::Worker { like: Some(master) }, self.priorities) {
                 if let Some(why) = untouched {
                     self.say(why);
                 }
@@ -355,8 +350,8 @@ impl Look {
         match self.workers.find(self.ends).await {
             Found::Worker(process, connection) => {
                 // Of a storm's pieces not each is measured.
-                let watch = (self.is_measured || self.queue != Queue::More).then(|| self.watch.clone());
-                let working = process.serves(connection, self.queue, watch);
+                let is_measured = self.is_measured || self.queue != Queue::More;
+                let working = process.serves(connection, self.queue, self.watch.clone(), is_measured);
                 if matches!(working, Err(NotItsOwn::Shared)) {
                     let address = &self.workers.address;
                     tracing::warn!(server = %address, "a process serves several requests at once: it is left alone");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use cofferdam_processes::{Kind, Lowered, Lowering, Process, Untouched, children, parent};
+use cofferdam_processes::{Kind, Lowered, Process, Untouched, children, parent};
 use cofferdam_tenant::Priorities;
 
 /// The process with this number that serves the connection which comes from `local`, and why its priority is left
@@ -17,12 +17,11 @@ pub(crate) fn server_process(
     pid: u32,
     local: SocketAddr,
     priorities: Option<Priorities>,
-    lowering: &Arc<Lowering>,
 ) -> Result<(Arc<Process>, Option<Untouched>), Untouched> {
     if !serves(&title(pid), local.port()) {
         return Err(Untouched::NotHere);
     }
-    Process::new(pid, Kind::Backend, priorities, lowering)
+    Process::new(pid, Kind::Backend, priorities)
 }
 
 /// Gives the workers of parallel queries the priority of the processes they work for. Each serves one query and ends: there is
@@ -58,8 +57,6 @@ fn serves(title: &[u8], port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     #[test]
@@ -72,7 +69,7 @@ mod tests {
         assert_eq!(works_for(b"postgres: acme acme 127.0.0.1(40112) idle"), None);
         let here = SocketAddr::from(([127, 0, 0, 1], 40112));
         let priorities = Some(Priorities { storm: 5, expensive: 10, spare_cores: 0 });
-        let found = server_process(std::process::id(), here, priorities, &Arc::new(Lowering::new(Instant::now(), 1)));
+        let found = server_process(std::process::id(), here, priorities);
         assert_eq!(found.map(|_| ()), Err(Untouched::NotHere), "this very process is none of PostgreSQL's");
     }
 }

@@ -79,7 +79,7 @@ pub struct Process {
     group: Option<Autogroup>,
     /// Where it may be set.
     priorities: Option<Priorities>,
-    lowering: Arc<Lowering>,
+    lowering: &'static Lowering,
     state: Mutex<State>,
 }
 
@@ -110,8 +110,10 @@ struct State {
 #[derive(Debug)]
 struct Work {
     since: Instant,
-    /// Who is told what it wants, if anybody is.
-    watch: Option<Watch>,
+    /// Who is told what it wants.
+    watch: Watch,
+    /// Whether that is measured although it may not last.
+    is_measured: bool,
     /// The connection that it came by, if the process serves others after it.
     connection: Option<Connection>,
 }
@@ -128,9 +130,6 @@ pub struct Working {
 struct Looked {
     /// Which piece of its work that is.
     number: u64,
-    lasts: Duration,
-    /// Whether somebody is told of it.
-    is_told: bool,
     /// Whether it wanted a core most of the time.
     wants: bool,
     /// Whom to tell what.
@@ -186,7 +185,6 @@ impl Process {
         pid: u32,
         kind: Kind,
         priorities: Option<Priorities>,
-        lowering: &Arc<Lowering>,
     ) -> Result<(Arc<Self>, Option<Untouched>), Untouched> {
         let nice_of = |pid| getpriority_process(Some(pid)).map_err(|_| Untouched::NotHere);
         let pid = numbered(pid).ok_or(Untouched::NotHere)?;
@@ -221,7 +219,7 @@ impl Process {
             seen: None,
             threads: Vec::new(),
         };
-        let lowering = Arc::clone(lowering);
+        let lowering = Lowering::of_this_machine();
         let process = Self { pid, kind, usual, may_idle, group, priorities, lowering, state: Mutex::new(state) };
         // Somebody before us was killed while it did something that is in the way of others.
         process.set(&mut process.state(), Queue::First);
@@ -235,17 +233,19 @@ impl Process {
 
     /// A backend begins to work, granted out of this queue.
     pub fn begins(self: &Arc<Self>, queue: Queue, watch: Watch) -> Working {
-        self.begin(&mut self.state(), queue, Some(watch), None)
+        self.begin(&mut self.state(), queue, watch, true, None)
     }
 
-    /// A worker begins to work for a connection, granted out of this queue. Without somebody to be told nothing is measured.
+    /// A worker begins to work for a connection, granted out of this queue. What it wants is told if it lasts, and otherwise where
+    /// `is_measured`.
     ///
     /// What it has worked on before is over when it has let go of that connection; if it has not, that is an error.
     pub fn serves(
         self: &Arc<Self>,
         connection: Connection,
         queue: Queue,
-        watch: Option<Watch>,
+        watch: Watch,
+        is_measured: bool,
     ) -> Result<Working, NotItsOwn> {
         let mut state = self.state();
         let before = state.work.as_ref().and_then(|work| work.connection);
@@ -258,10 +258,10 @@ impl Process {
         if self.priorities.is_some() {
             state.is_certain &= self.is_as_believed(&state);
         }
-        if watch.is_some() {
+        if is_measured {
             (state.wanted, state.worked) = (self.wanted(&state).unwrap_or_default(), Duration::ZERO);
         }
-        let working = self.begin(&mut state, queue, watch, Some(connection));
+        let working = self.begin(&mut state, queue, watch, is_measured, Some(connection));
         drop(state);
         tell(told);
         Ok(working)
@@ -271,44 +271,42 @@ impl Process {
         self: &Arc<Self>,
         state: &mut State,
         queue: Queue,
-        watch: Option<Watch>,
+        watch: Watch,
+        is_measured: bool,
         connection: Option<Connection>,
     ) -> Working {
-        (state.work, state.seen) = (Some(Work { since: Instant::now(), watch, connection }), None);
+        (state.work, state.seen) = (Some(Work { since: Instant::now(), watch, is_measured, connection }), None);
         state.begun += 1;
         self.set(state, queue);
         Working { process: Arc::clone(self), number: state.begun }
     }
 
     /// Looks at it when it has worked for half so long, and tells what it wants. Lowers it when it wants a core most of the time and
-    /// counts as what is in the way of others; where nobody is told, when it has worked for so long. Says to what: work that is
-    /// only long, because its client thinks or it waits for something, is in nobody's way.
+    /// counts as what is in the way of others: work that is only long, because its client thinks or it waits for something, is in
+    /// nobody's way. Says to what, if what it does is to be lowered.
     pub fn outlasts(&self, now: Instant, limit: Duration) -> Option<Lowered> {
-        let looked = self.look(now, limit)?;
-        let counts_as = match looked.noted {
-            Some((watch, seen)) => watch.note_cores(seen),
-            None => (looked.lasts >= limit && !looked.is_told).then_some(Queue::Expensive),
-        };
+        let Looked { number, wants, noted } = self.look(now, limit)?;
+        let counts_as = noted.and_then(|(watch, seen)| watch.note_cores(seen)).filter(|_| wants);
         let mut state = self.state();
-        let is_the_same = state.work.is_some() && state.begun == looked.number;
-        if let Some(queue) = counts_as.filter(|queue| looked.wants && is_the_same && *queue != Queue::First) {
+        state.work.as_ref().filter(|_| state.begun == number)?;
+        if let Some(queue) = counts_as.filter(|queue| *queue != Queue::First) {
             self.set(&mut state, queue);
-        } else if is_the_same && state.nice != self.usual {
-            // It may have to be lowered less than it was.
+        } else if self.nice_of(state.queue) != Some(state.nice) {
+            // It may have to be lowered less now than when it began, or further.
             let queue = state.queue;
             self.set(&mut state, queue);
         }
-        (state.nice > self.usual).then_some(Lowered { pid: self.pid, nice: state.nice })
+        let is_lowered = state.queue != Queue::First && self.priorities.is_some();
+        is_lowered.then_some(Lowered { pid: self.pid, nice: state.nice })
     }
 
     /// Looks at what has worked for half of so long.
     fn look(&self, now: Instant, limit: Duration) -> Option<Looked> {
         let mut state = self.state();
         let number = state.begun;
-        let Work { since, connection, ref watch } = *state.work.as_ref()?;
-        let is_told = watch.is_some();
+        let Work { since, connection, is_measured, .. } = *state.work.as_ref()?;
         let lasts = now.saturating_duration_since(since);
-        // Looked at before: who has waited for a core meanwhile must not pass for long.
+        // Half: who has waited for a core meanwhile must not pass for long.
         if lasts < limit / 2 {
             return None;
         }
@@ -319,29 +317,36 @@ impl Process {
                 self.set(&mut state, Queue::First);
                 return None;
             }
-            if state.seen.is_none() {
+            if state.seen.is_none() && !is_measured {
                 state.threads = wanted::threads(self.pid);
             }
         }
         let wanted = self.wanted(&state)?;
         // A wait for a core is counted when it ends: whoever gets none at all seems to want none.
         let is_runnable = wanted::is_runnable(self.pid, self.threads(&state));
-        let mut looked = Looked { number, lasts, is_told, wants: false, noted: None };
-        let Some((before, was_runnable)) = state.seen else {
-            (state.seen, state.wanted, state.worked) = (Some((now, is_runnable)), wanted, Duration::ZERO);
-            return Some(looked);
+        let measured = wanted.since(state.wanted);
+        let (between, measured) = match state.seen {
+            None => (lasts + state.worked, measured),
+            Some((before, was_runnable)) => {
+                let between = now.saturating_duration_since(before);
+                (between, if was_runnable && is_runnable { measured.all_of(between) } else { measured })
+            }
         };
-        let between = now.saturating_duration_since(before);
-        if between >= LOOK {
-            let measured = wanted.since(state.wanted);
-            let measured = if was_runnable && is_runnable { measured.all_of(between) } else { measured };
-            (state.seen, state.wanted) = (Some((now, is_runnable)), wanted);
-            self.count(&state, measured);
-            looked.wants = measured.part_of(between).0 >= 0.5;
-            let seen = measured.on_cores(between, self.gives_way(&state));
-            looked.noted = state.work.as_ref().and_then(|work| Some((work.watch.clone()?, seen)));
+        let wants = measured.part_of(between).0 >= 0.5;
+        // Where that is not known from its beginning, or it seems to want nothing and may be waiting, only the next look tells.
+        let is_first = state.seen.is_none() && (!is_measured || is_runnable && !wants);
+        let is_due = state.seen.is_none_or(|(before, _)| now.saturating_duration_since(before) >= LOOK);
+        if !is_due {
+            return Some(Looked { number, wants: false, noted: None });
         }
-        Some(looked)
+        (state.seen, state.wanted, state.worked) = (Some((now, is_runnable)), wanted, Duration::ZERO);
+        if is_first {
+            return Some(Looked { number, wants: false, noted: None });
+        }
+        self.count(&state, measured);
+        let seen = measured.on_cores(between, self.gives_way(&state));
+        let noted = state.work.as_ref().map(|work| (work.watch.clone(), seen));
+        Some(Looked { number, wants, noted })
     }
 
     /// It has done this piece of its work.
@@ -360,13 +365,15 @@ impl Process {
 
     /// Whom to tell what of the work that is over now.
     fn end(&self, state: &mut State) -> Option<(Watch, OnCores)> {
-        let Work { since, watch, .. } = state.work.take()?;
+        let Work { since, watch, is_measured, .. } = state.work.take()?;
         let now = Instant::now();
         // What was looked at while it ran has been said.
         let looked = state.seen.take();
         state.worked += now.saturating_duration_since(looked.map_or(since, |(at, _)| at));
         let enough = if self.kind.is_worker() { LOOK_AT_ONE } else { LOOK_AT_SHORT };
-        let watch = watch.filter(|_| state.worked >= enough)?;
+        if state.worked < enough || !(is_measured || looked.is_some()) {
+            return None;
+        }
         let wanted = self.wanted(state)?;
         let measured = wanted.since(state.wanted);
         self.count(state, measured);
@@ -377,7 +384,7 @@ impl Process {
 
     /// Counts what it wanted while it was lowered.
     fn count(&self, state: &State, measured: Wanted) {
-        if state.queue != Queue::First && self.priorities.is_some() {
+        if state.nice > self.usual {
             self.lowering.count(measured);
         }
     }
@@ -410,15 +417,20 @@ impl Process {
             && self.priorities.is_some_and(|priorities| priorities.spare_cores == 0)
     }
 
-    fn set(&self, state: &mut State, queue: Queue) {
-        let Some(priorities) = self.priorities else { return };
+    /// What it is to have while it does such work, if it may be set.
+    fn nice_of(&self, queue: Queue) -> Option<i32> {
+        let priorities = self.priorities?;
         let more = match queue {
             Queue::First => 0,
             Queue::More => priorities.storm,
             Queue::Expensive => priorities.expensive,
         };
-        let nice = (self.usual + i32::from(more).min(self.lowering.most())).min(NICEST);
+        Some((self.usual + i32::from(more).min(self.lowering.most())).min(NICEST))
+    }
+
+    fn set(&self, state: &mut State, queue: Queue) {
         state.queue = queue;
+        let Some(nice) = self.nice_of(queue) else { return };
         if nice != state.nice || !state.group_follows || !state.is_certain {
             // It may have ended meanwhile; whoever reads from it will notice.
             let set = self.set_nice(state, nice);
@@ -530,11 +542,10 @@ fn set_nice(thread: Pid, nice: i32, slice: Option<Duration>) -> io::Result<()> {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
-    use super::*;
+    use cofferdam_fairness::{Gate, GateConfig, MonotonicClock};
+    use cofferdam_tenant::{Class, TenantId};
 
-    fn lowering() -> Arc<Lowering> {
-        Arc::new(Lowering::new(Instant::now(), 2))
-    }
+    use super::*;
 
     /// A worker serves one connection after the other; the first may be over before whoever asked has noticed.
     #[test]
@@ -550,16 +561,19 @@ mod tests {
             (client, accepted, Connection::of(me, inode).unwrap())
         };
         let ((_first, accepted, one), (_second, _accepted, other)) = (connect(), connect());
-        let (process, _) = Process::new(me, Kind::Worker { like: None }, None, &lowering()).unwrap();
+        let (process, _) = Process::new(me, Kind::Worker { like: None }, None).unwrap();
+        let gate = Gate::new(GateConfig::slots(2), Arc::new(MonotonicClock::since(Instant::now())));
+        let permit = gate.try_acquire(TenantId(0), Class::Rpc).unwrap();
+        let watch = || permit.watch().unwrap();
         let begins = || process.state().begun;
-        let before = process.serves(one, Queue::More, None).unwrap();
-        assert_eq!(process.serves(other, Queue::First, None).map(drop), Err(NotItsOwn::Shared));
+        let before = process.serves(one, Queue::More, watch(), true).unwrap();
+        assert_eq!(process.serves(other, Queue::First, watch(), true).map(drop), Err(NotItsOwn::Shared));
         drop(accepted);
-        let after = process.serves(other, Queue::First, None).unwrap();
+        let after = process.serves(other, Queue::First, watch(), true).unwrap();
         assert_eq!(begins(), 2);
         drop(before);
         assert!(process.state().work.is_some(), "the first is over, and the second is not");
-        assert_eq!(process.serves(one, Queue::First, None).map(drop), Err(NotItsOwn::Over));
+        assert_eq!(process.serves(one, Queue::First, watch(), true).map(drop), Err(NotItsOwn::Over));
         drop(after);
         assert!(process.state().work.is_none());
     }
@@ -574,7 +588,8 @@ mod tests {
             let state = State { nice, queue, is_certain, group_follows, work, begun, worked, wanted, seen, threads };
             let (pid, kind, may_idle, group) = (Pid::from_raw(1).unwrap(), Kind::Backend, false, None);
             let (priorities, state) = (Some(priorities), Mutex::new(state));
-            let process = Process { pid, kind, usual, may_idle, group, priorities, lowering: lowering(), state };
+            let process =
+                Process { pid, kind, usual, may_idle, group, priorities, lowering: Lowering::of_this_machine(), state };
             process.gives_way(&process.state())
         };
         assert!(gives_way(0, 19, true, 0) && gives_way(-5, 14, true, 0));

@@ -99,6 +99,14 @@ impl Place {
         Self { queue: Queue::Expensive, wants_cores: true },
     ];
 
+    /// How many clocks there are by which those who are ready wait: of each lane, and of each lane those who wait for cores.
+    pub(super) const GROUPS: usize = 4;
+
+    /// By which of them those wait that are here.
+    pub(super) fn group(self) -> usize {
+        self.queue.lane() as usize + if self.wants_cores { 2 } else { 0 }
+    }
+
     /// Where those of a queue are that wait for cores.
     pub(super) fn of_cores(queue: Queue) -> Self {
         Self { queue, wants_cores: true }

@@ -49,37 +49,51 @@ impl Scheduler {
         }
         touched.extend(lasting.into_iter().filter_map(|key| self.outlasts(key)));
         for account in touched {
-            let entitlement = self.entitlement(account);
-            self.accounts[account].trust = self.accounts[account].trust.max(entitlement);
-            self.rank(account);
+            self.trust_its_part(account);
         }
         self.catch_up();
     }
 
-    /// Work has run for longer than short work may. It counts as expensive, and what it cost is expected of its class. What only waits for cores that
+    /// Whatever it did, a tenant has its part of the slots.
+    pub(super) fn trust_its_part(&mut self, account: usize) {
+        let entitlement = self.entitlement(account);
+        self.accounts[account].trust = self.accounts[account].trust.max(entitlement);
+        self.rank(account);
+    }
+
+    /// Work that has run for longer than short work may, if it has, counts as expensive, and what it cost is expected of its class. What only waits for cores that
     /// long teaches nothing, and is not moved where it is modest: whoever else computes makes nobody's work expensive.
     /// Returns whom that concerns.
-    fn outlasts(&mut self, key: usize) -> Option<usize> {
+    pub(super) fn outlasts(&mut self, key: usize) -> Option<usize> {
         let threshold = self.config.expensive_from.as_secs_f64();
         let is_seen = self.known_cores().is_some();
         let run = self.running.get_mut(key)?;
+        let elapsed = self.now.since(run.since).as_secs_f64();
+        if elapsed < threshold || (run.queue == Queue::Expensive && !run.lasts) {
+            return None;
+        }
         let a = &mut self.accounts[run.account];
         let cost = run.cost(self.now);
         // Whoever looks at what runs has looked at it by then.
-        let is_known = !is_seen || run.is_measured() || self.now.since(run.since).as_secs_f64() >= 2.0 * threshold;
+        let is_known = !is_seen || run.is_measured() || elapsed >= 2.0 * threshold;
         let costs_much = is_known && cost >= threshold;
         let is_modest = a.is_modest() || a.usage.running <= a.share.reserved || !is_known || cost < threshold * LITTLE;
         if run.queue == Queue::First && is_modest && !costs_much {
             return None;
         }
+        self.busy.remove(run);
         if run.queue != Queue::Expensive {
-            self.busy.remove(run);
             if !run.nested {
                 self.held_by[run.queue as usize] -= 1;
                 self.held_by[Queue::Expensive as usize] += 1;
                 a.short -= 1;
                 a.lasting += 1;
+                self.lasting += 1;
                 a.trust /= 2;
+            }
+            if run.queue == Queue::First {
+                // It waited for cores in nobody's way, and is not charged for that now.
+                run.excused = run.waited_for;
             }
             (run.queue, run.lasts) = (Queue::Expensive, true);
             if a.ready_as[Lane::Expensive as usize].is_none() {
@@ -88,13 +102,14 @@ impl Scheduler {
             if self.config.cores.is_some() && a.by_class[run.class as usize].cores.computes() && !run.nested {
                 a.come_to_cores(run.queue, &self.clocks);
             }
-            self.busy.add(run);
         }
         if costs_much && std::mem::take(&mut run.lasts) {
             a.lasting -= u32::from(!run.nested);
+            self.lasting -= u32::from(!run.nested);
             // Do not wait for its end to know that this tenant's work of this kind is long.
             a.learn(run.class, cost);
         }
+        self.busy.add(run);
         Some(run.account)
     }
 
@@ -133,7 +148,7 @@ impl Running {
     }
 
     pub(super) fn is_measured(&self) -> bool {
-        self.measured_until > self.since
+        self.wanted.is_some() && self.measured_until > self.since
     }
 
     /// Seconds that it has taken until now but for those in which it waited for a core, as far as that was measured: what it would take
@@ -156,14 +171,14 @@ impl Account {
     /// Charges running work for so many slot-seconds in all.
     pub(super) fn charge_slots(&mut self, run: &mut Running, seconds: f64, floors: &Clocks) {
         let weight = f64::from(self.share.weight);
-        self.clocks.virtual_time += (seconds - run.charged.all) / weight;
-        run.charged.come_to(seconds, run.queue.lane(), &mut self.clocks.lane_time, floors.lane_time, weight);
+        self.clocks.slots += (seconds - run.charged.all) / weight;
+        run.charged.come_to(seconds, run.queue.lane(), &mut self.clocks.lanes, floors.lanes, weight);
     }
 
     /// Charges running work for `worked` seconds in all, to the clocks of what waits for cores.
     pub(super) fn charge_cores(&mut self, run: &mut Running, worked: f64, floors: &Clocks) {
         let weight = f64::from(self.share.weight);
-        run.core_charged.come_to(worked, run.queue.lane(), &mut self.clocks.core_time, floors.core_time, weight);
+        run.core_charged.come_to(worked, run.queue.lane(), &mut self.clocks.cores, floors.cores, weight);
     }
 
     /// Charges seconds of work to the work budget.
@@ -194,7 +209,7 @@ mod tests {
             scheduler.register(tenant, Share::default());
         }
         let work = scheduler.try_start(at(0), long, Class::Report).unwrap();
-        let clock = |scheduler: &Scheduler| scheduler.accounts[0].clocks.core_time[Lane::Expensive as usize];
+        let clock = |scheduler: &Scheduler| scheduler.accounts[0].clocks.cores[Lane::Expensive as usize];
         let begun = clock(&scheduler);
         let mut charged = begun;
         for second in 1..=90 {
@@ -234,7 +249,7 @@ mod tests {
         scheduler.advance(at(30_100));
         scheduler.note_cores(&work, OnCores { wanted: 1.0, waited: 0.9, gives_way: true });
         scheduler.complete(at(30_100), work);
-        let charged = scheduler.accounts[0].clocks.core_time[Lane::Expensive as usize];
+        let charged = scheduler.accounts[0].clocks.cores[Lane::Expensive as usize];
         assert!(charged > 29.5, "{charged} s of 30 are charged");
     }
 

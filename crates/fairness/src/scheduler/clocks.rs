@@ -12,17 +12,17 @@ const REMEMBERED: f64 = 10.0;
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Clocks {
     /// Slot-seconds: what is compared between those of different places.
-    pub(super) virtual_time: f64,
+    pub(super) slots: f64,
     /// The same among those with work in a lane: one may wait for long for what others hold while the other goes on.
-    pub(super) lane_time: [f64; Lane::ALL.len()],
+    pub(super) lanes: [f64; Lane::ALL.len()],
     /// Seconds of work, among those who wait for cores, by lane.
-    pub(super) core_time: [f64; Lane::ALL.len()],
+    pub(super) cores: [f64; Lane::ALL.len()],
 }
 
 impl Clocks {
     /// Puts each no earlier than another.
     pub(super) fn not_before(&mut self, other: &Self) {
-        self.virtual_time = self.virtual_time.max(other.virtual_time);
+        self.slots = self.slots.max(other.slots);
         for lane in Lane::ALL {
             self.come_to_lane(lane, other);
             self.come_to_cores(lane, other);
@@ -31,25 +31,27 @@ impl Clocks {
 
     /// Who comes to slots for which it did not wait has no claim on those that others were given meanwhile, whose clocks show `floors`.
     pub(super) fn come_to_slots(&mut self, floors: &Self) {
-        self.virtual_time = self.virtual_time.max(floors.virtual_time);
-        Lane::ALL.into_iter().for_each(|lane| self.come_to_lane(lane, floors));
+        self.slots = self.slots.max(floors.slots);
+        for lane in Lane::ALL {
+            self.come_to_lane(lane, floors);
+        }
     }
 
     pub(super) fn come_to_lane(&mut self, lane: Lane, floors: &Self) {
-        self.lane_time[lane as usize] = self.lane_time[lane as usize].max(floors.lane_time[lane as usize]);
+        self.lanes[lane as usize] = self.lanes[lane as usize].max(floors.lanes[lane as usize]);
     }
 
     pub(super) fn come_to_cores(&mut self, lane: Lane, floors: &Self) {
-        self.core_time[lane as usize] = self.core_time[lane as usize].max(floors.core_time[lane as usize]);
+        self.cores[lane as usize] = self.cores[lane as usize].max(floors.cores[lane as usize]);
     }
 }
 
 /// What was charged for running work.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Charged {
-    /// In its own lane.
+    /// Altogether.
     pub(super) all: f64,
-    /// In each, with what was charged there because it is the other.
+    /// In each: what it did there, and of what it did in the other as much as is remembered.
     in_lane: [f64; Lane::ALL.len()],
 }
 

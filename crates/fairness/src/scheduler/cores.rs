@@ -20,7 +20,7 @@ const COMPANY: Duration = Duration::from_secs(10);
 const COMPUTES: Cores = Cores(100);
 /// No more than this part of its time has work waited for a core, however often that is seen: what is left is measured too
 /// roughly to say how much of a core it had.
-const MOST_WAITED: f32 = 0.75;
+pub(super) const MOST_WAITED: f32 = 0.75;
 /// Nor are more than this part of its slot-seconds taken for waiting: work that is seen wrongly must not be free.
 pub(super) const MOST_FREE: f32 = 0.95;
 /// The weight of one measurement in the parts of its time in which work wanted and waited for a core lately.
@@ -78,6 +78,8 @@ impl Cores {
 pub(super) struct Busy {
     storms: Wanted,
     expensive: Wanted,
+    /// What began as short work and lasts, though it has cost little: it is in the way of neither.
+    lasting: Wanted,
     /// Thousandths of a core that work has which no core bounds: modest, or too little of a core to be counted.
     unbounded: u64,
     /// When somebody last said what work wants.
@@ -104,9 +106,9 @@ impl Wanted {
 }
 
 impl Busy {
-    /// The cores that storms and expensive work want.
+    /// The cores that storms and expensive work want, and what lasts of them.
     pub(super) fn cores(&self) -> f64 {
-        (self.storms.thousandths + self.expensive.thousandths) as f64 / 1e3
+        (self.storms.thousandths + self.expensive.thousandths + self.lasting.thousandths) as f64 / 1e3
     }
 
     pub(super) fn add(&mut self, run: &Running) {
@@ -131,6 +133,7 @@ impl Busy {
     fn wanted_with(&mut self, run: &Running) -> Option<&mut Wanted> {
         match run.queue {
             _ if !run.is_bounded_by_cores() => None,
+            _ if run.lasts => Some(&mut self.lasting),
             Queue::More => Some(&mut self.storms),
             _ => Some(&mut self.expensive),
         }
@@ -145,6 +148,11 @@ impl Busy {
         }
     }
 
+    /// Whether anybody has modest work.
+    pub(super) fn has_company(&self, now: Timestamp) -> bool {
+        self.company.iter().flatten().any(|(_, at)| now.since(*at) < COMPANY)
+    }
+
     /// Whether somebody else than `account` has modest work.
     pub(super) fn is_in_company(&self, account: usize, now: Timestamp) -> bool {
         self.company.iter().flatten().any(|(other, at)| *other != account && now.since(*at) < COMPANY)
@@ -153,7 +161,7 @@ impl Busy {
 
 impl Scheduler {
     /// What running work wants of the machine's cores, as it was seen since the last time this was said of it, or since it began.
-    /// Returns as what it counts now, which may be more in the way of others than it was granted as; nothing when it is over.
+    /// With what is known now it may turn out to be expensive. Returns as what it counts, which may be more in the way of others than it was granted as; nothing when it is over.
     pub fn note_cores(&mut self, work: &Grant, seen: OnCores) -> Option<Queue> {
         let run = self.running.get_mut(work.key).filter(|run| run.grant == *work)?;
         let measured = Cores::of(seen.wanted);
@@ -185,6 +193,9 @@ impl Scheduler {
         if let Some(run) = self.running.get_mut(work.key) {
             run.pass(self.now, is_bounded);
             run.excused += std::mem::take(&mut run.bounded_for) * f64::from(waited);
+        }
+        if let Some(account) = self.outlasts(work.key) {
+            self.trust_its_part(account);
         }
         self.running.get(work.key).map(|run| run.queue)
     }
@@ -231,13 +242,16 @@ impl Scheduler {
     pub(super) fn has_free_core(&self, account: usize, class: Class, queue: Queue) -> bool {
         let Some(cores) = self.config.cores else { return true };
         let wanted = if queue == Queue::More { &self.busy.storms } else { &self.busy.expensive };
-        (wanted.leaves_one_of(cores) && !self.waits_for_its_own(account, queue)) || !self.is_core_bound(account, class)
+        // Not so many that what lasts takes every slot.
+        let may_last = queue != Queue::More || self.lasting < self.config.slots.div_ceil(2);
+        (may_last && wanted.leaves_one_of(cores) && !self.waits_for_its_own(account, queue))
+            || !self.is_core_bound(account, class)
     }
 
     /// Whether so much of a tenant's short work lasts, waiting for cores, that more of it would only wait as well. Others' storms do not wait
     /// for what lasts, and without this one it would make room for itself for ever.
     fn waits_for_its_own(&self, account: usize, queue: Queue) -> bool {
-        queue == Queue::More && self.config.cores.is_some_and(|cores| self.accounts[account].lasting >= cores)
+        queue == Queue::More && self.config.cores.is_some_and(|cores| self.accounts[account].lasting >= cores.max(1))
     }
 
     /// The same, where cores bound it.

@@ -31,7 +31,7 @@ use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
-use account::{Account, Lane, Place, Rank, Running, Waiting};
+use account::{Account, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
 use clocks::{Charged, Clocks};
 pub use cores::OnCores;
@@ -103,8 +103,8 @@ pub struct Scheduler {
     registered: u32,
     /// Tenants that could take a slot now, by [`Place`], in the order of its clock.
     ready: [BTreeSet<(Rank, usize)>; Place::ALL.len()],
-    /// Those of each lane that wait for cores, once more: least virtual time first.
-    by_slots: [BTreeSet<(Rank, usize)>; Lane::ALL.len()],
+    /// The same, least virtual time first.
+    by_slots: [BTreeSet<(Rank, usize)>; Place::ALL.len()],
     /// Tenants whose work waits for a bound of their own.
     held: BTreeSet<(Rank, usize)>,
     running: Slab<Running>,
@@ -112,6 +112,8 @@ pub struct Scheduler {
     held_by: [u32; Queue::ALL.len()],
     busy: cores::Busy,
     nested: u32,
+    /// Of the slots of expensive work, those of what began as short work and lasts, though it has cost little.
+    lasting: u32,
     waiting: u32,
     /// Σ over tenants of the reserved slots that they do not use: kept free for them.
     unmet_reserved: u64,
@@ -155,6 +157,7 @@ impl Scheduler {
             held_by: [0; Queue::ALL.len()],
             busy: cores::Busy::default(),
             nested: 0,
+            lasting: 0,
             waiting: 0,
             unmet_reserved: 0,
             reserved: 0,
@@ -395,6 +398,7 @@ impl Scheduler {
             self.held_by[run.queue as usize] -= 1;
             a.short -= u32::from(run.queue != Queue::Expensive);
             a.lasting -= u32::from(run.lasts);
+            self.lasting -= u32::from(run.lasts);
             self.with_reservation(run.account, |a| a.usage.running -= 1);
         }
         let a = &mut self.accounts[run.account];
@@ -490,7 +494,7 @@ impl Scheduler {
 
     /// The gate's virtual time, which never goes back.
     pub fn virtual_time(&self) -> f64 {
-        self.clocks.virtual_time
+        self.clocks.slots
     }
 
     fn account(&mut self, tenant: TenantId) -> usize {
@@ -546,9 +550,9 @@ impl Scheduler {
         let looked = self.config.cores.map(|_| &a.by_class[class as usize]);
         let (cores, wanted, waited, gives_way) =
             looked.map_or_else(Default::default, |class| (class.cores, class.wanted, class.waited, class.gives_way));
-        // With what it waits for cores, which is no part of what it is expected to cost.
-        let estimate = f64::from(a.by_class[class as usize].estimate / (1.0 - waited));
-        let expected_wait = if core_bound { waited } else { 0.0 };
+        // It holds its slot while it waits for cores too, but that is no part of what it costs.
+        let cost = f64::from(a.by_class[class as usize].estimate);
+        let takes = if core_bound { cost / f64::from(1.0 - waited.min(cores::MOST_WAITED)) } else { cost };
         let own = a.clocks;
         a.usage.granted += 1;
         a.usage.waited += now.since(since);
@@ -572,14 +576,14 @@ impl Scheduler {
         }
         if !nested {
             // Not beyond whoever else is next: this one may have gone first for its reservation, or in another queue.
-            let least = self.ready_heads().fold(own.virtual_time, f64::min);
-            self.clocks.virtual_time = self.clocks.virtual_time.max(least);
-            let least = self.lane_heads(queue.lane()).fold(own.lane_time[lane], f64::min);
-            self.clocks.lane_time[lane] = self.clocks.lane_time[lane].max(least);
+            let least = self.ready_heads().fold(own.slots, f64::min);
+            self.clocks.slots = self.clocks.slots.max(least);
+            let least = self.lane_heads(queue.lane()).fold(own.lanes[lane], f64::min);
+            self.clocks.lanes[lane] = self.clocks.lanes[lane].max(least);
         }
         if wants_cores {
-            let least = self.core_heads(queue).fold(own.core_time[lane], f64::min);
-            self.clocks.core_time[lane] = self.clocks.core_time[lane].max(least);
+            let least = self.core_heads(queue).fold(own.cores[lane], f64::min);
+            self.clocks.cores[lane] = self.clocks.cores[lane].max(least);
         }
         let grant = Grant { key: self.running.vacant_key(), serial, queue };
         let mut run = Running {
@@ -606,10 +610,9 @@ impl Scheduler {
             core_bound,
         };
         let a = &mut self.accounts[account];
-        a.charge_slots(&mut run, estimate, &self.clocks);
+        a.charge_slots(&mut run, takes, &self.clocks);
         if wants_cores {
-            let expected = estimate * f64::from(1.0 - expected_wait);
-            a.charge_cores(&mut run, expected, &self.clocks);
+            a.charge_cores(&mut run, cost, &self.clocks);
         }
         self.busy.add(&run);
         self.running.insert(run);
@@ -645,13 +648,12 @@ impl Scheduler {
     /// Returns a rejection when that is the very work that is being submitted.
     fn shed(&mut self, submitter: usize, class: Class) -> Option<Rejection> {
         let reason = Reason::Shed { queue: self.config.queue };
-        let by_slots = Place::ALL.into_iter().map(|place| self.in_order_of_slots(place)).chain([&self.held]);
-        let last = by_slots.filter_map(BTreeSet::last);
+        let last = self.by_slots.iter().chain([&self.held]).filter_map(BTreeSet::last);
         let furthest = last.max_by(|a, b| a.0.virtual_time.total_cmp(&b.0.virtual_time)).map(|(_, account)| *account);
         let lowest = |a: &Account| Class::ALL.into_iter().rev().find(|c| !a.by_class[*c as usize].queue.is_empty());
         let victim = furthest.filter(|f| {
             let (theirs, mine) = (&self.accounts[*f], &self.accounts[submitter]);
-            *f == submitter || theirs.clocks.virtual_time > mine.clocks.virtual_time
+            *f == submitter || theirs.clocks.slots > mine.clocks.slots
         });
         let Some(victim) = victim else { return Some(self.reject(submitter, reason, Duration::ZERO)) };
         let Some(lost) = lowest(&self.accounts[victim]).filter(|lost| victim != submitter || *lost > class) else {

@@ -1,4 +1,4 @@
-//! Who goes next: the ready sets, each in the order of its clock; those of the cores by virtual time too.
+//! Who goes next: the ready sets, each in the order of its clock, and each by virtual time too.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,18 @@ impl Scheduler {
     /// The account that gets the next slot, and as what it was waiting.
     pub(super) fn peek(&self) -> Option<(usize, Place)> {
         let heads = Place::ALL.into_iter().filter_map(|place| self.first_ready(place).map(|(r, a)| (r, a, place)));
-        // What they have been charged for slots is what those of different places have in common.
-        let next = heads.min_by_key(|(rank, _, _)| rank.by_slots())?;
-        let others = Place::ALL.into_iter().filter(|place| place.wants_cores && *place != next.2);
-        // Nor does anybody wait behind the first of its place for a slot that it has more claim to than whoever would get it.
+        // Short work waits on one clock, whether there is little of it or much.
+        let mut next: [Option<(Rank, usize, Place)>; Place::GROUPS] = [None; Place::GROUPS];
+        for head in heads {
+            let first = &mut next[head.2.group()];
+            if first.is_none_or(|first| head.0 < first.0) {
+                *first = Some(head);
+            }
+        }
+        // What they have been charged for slots is what those of different clocks have in common.
+        let next = next.into_iter().flatten().min_by_key(|(rank, _, _)| rank.by_slots())?;
+        let others = Place::ALL.into_iter().filter(|place| place.group() != next.2.group());
+        // Nor does anybody wait behind the first on its clock for a slot that it has more claim to than whoever would get it.
         let before_it =
             others.filter_map(|place| self.first_by_slots(place)).filter(|(rank, _, _)| *rank < next.0.by_slots());
         let (_, account, place) = before_it.min_by_key(|(rank, _, _)| *rank).unwrap_or(next);
@@ -22,13 +30,8 @@ impl Scheduler {
 
     /// Who has been charged least for slots of those who wait in a place and could go.
     fn first_by_slots(&self, place: Place) -> Option<(Rank, usize, Place)> {
-        let (rank, account) = self.below_single_limit(self.in_order_of_slots(place))?;
+        let (rank, account) = self.below_single_limit(&self.by_slots[place.index()])?;
         self.may_go(account, rank, place).then_some((rank, account, place))
-    }
-
-    /// Those of a place, least virtual time first.
-    pub(super) fn in_order_of_slots(&self, place: Place) -> &BTreeSet<(Rank, usize)> {
-        if place.wants_cores { &self.by_slots[place.queue.lane() as usize] } else { &self.ready[place.index()] }
     }
 
     /// The first that has not all the slots which a single tenant may have. At most a tenant or two can have: this looks at few.
@@ -88,22 +91,18 @@ impl Scheduler {
             }
             if let Some((former, old)) = a.ready_as[lane].take() {
                 self.ready[former.index()].remove(&(old, account));
-                if former.wants_cores {
-                    self.by_slots[lane].remove(&(old.by_slots(), account));
-                }
+                self.by_slots[former.index()].remove(&(old.by_slots(), account));
             }
             if let Some((next, new)) = place {
                 self.ready[next.index()].insert((new, account));
-                if next.wants_cores {
-                    self.by_slots[lane].insert((new.by_slots(), account));
-                }
+                self.by_slots[next.index()].insert((new.by_slots(), account));
                 a.ready_as[lane] = place;
             }
         }
         let held = (a.usage.waiting > 0 && a.ready_as == [None, None]).then_some(Rank {
             above_reserved: true,
-            clock: a.clocks.virtual_time,
-            virtual_time: a.clocks.virtual_time,
+            clock: a.clocks.slots,
+            virtual_time: a.clocks.slots,
             arrival: 0,
         });
         if a.held_as != held {
@@ -155,8 +154,8 @@ impl Scheduler {
             Policy::Fifo => Rank { above_reserved: false, clock: 0.0, virtual_time: 0.0, arrival: first.serial },
             Policy::Fair => Rank {
                 above_reserved: a.usage.running >= a.share.reserved,
-                clock: if place.wants_cores { a.clocks.core_time[lane] } else { a.clocks.lane_time[lane] },
-                virtual_time: a.clocks.virtual_time,
+                clock: if place.wants_cores { a.clocks.cores[lane] } else { a.clocks.lanes[lane] },
+                virtual_time: a.clocks.slots,
                 arrival: first.serial,
             },
         }
@@ -194,61 +193,56 @@ impl Scheduler {
     /// to those who come afterwards.
     pub(super) fn catch_up(&mut self) {
         let runs = || self.running.iter().filter(|(_, run)| !run.core_bound);
-        let least = runs().map(|(_, run)| self.accounts[run.account].clocks.virtual_time);
+        let least = runs().map(|(_, run)| self.accounts[run.account].clocks.slots);
         let least = least.chain(self.ready_heads()).min_by(f64::total_cmp);
         let mut clocks = self.clocks;
-        clocks.virtual_time = clocks.virtual_time.max(least.unwrap_or(f64::NEG_INFINITY));
+        clocks.slots = clocks.slots.max(least.unwrap_or(f64::NEG_INFINITY));
         for lane in Lane::ALL {
             let least = runs().filter(|(_, run)| run.queue.lane() == lane);
-            let least = least.map(|(_, run)| self.accounts[run.account].clocks.lane_time[lane as usize]);
+            let least = least.map(|(_, run)| self.accounts[run.account].clocks.lanes[lane as usize]);
             let least = least.chain(self.lane_heads(lane)).min_by(f64::total_cmp);
-            let time = &mut clocks.lane_time[lane as usize];
+            let time = &mut clocks.lanes[lane as usize];
             *time = time.max(least.unwrap_or(f64::NEG_INFINITY));
         }
         for queue in [Queue::More, Queue::Expensive] {
             let computing = self.running.iter().filter(|(_, run)| run.core_charged.all > 0.0 && run.queue == queue);
             let lane = queue.lane() as usize;
-            let computing = computing.map(|(_, run)| self.accounts[run.account].clocks.core_time[lane]);
+            let computing = computing.map(|(_, run)| self.accounts[run.account].clocks.cores[lane]);
             let least = computing.chain(self.core_heads(queue)).min_by(f64::total_cmp);
-            clocks.core_time[lane] = clocks.core_time[lane].max(least.unwrap_or(f64::NEG_INFINITY));
+            clocks.cores[lane] = clocks.cores[lane].max(least.unwrap_or(f64::NEG_INFINITY));
         }
         self.clocks = clocks;
     }
 
     /// The clocks of those who are first among those who wait for cores with work of a queue, with and without a reservation.
     pub(super) fn core_heads(&self, queue: Queue) -> impl Iterator<Item = f64> {
-        heads(&self.ready[Place::of_cores(queue).index()]).map(|(rank, _)| rank.clock)
+        heads(&self.ready[Place::of_cores(queue).index()]).map(|rank| rank.clock)
     }
 
-    /// The virtual times of those who are first in the ready sets, with and without a reservation; but for those who wait
-    /// for a core.
+    /// The virtual times of those who have been charged least of those who wait for slots, with and without a reservation: not of
+    /// those who wait for a core, nor for what others hold in the lane of expensive work.
     pub(super) fn ready_heads(&self) -> impl Iterator<Item = f64> {
-        // Who waits for what others hold in its lane holds back nobody in the other.
-        let waits_for_slots = |place: &Place| {
-            place.queue != Queue::Expensive || self.held_by[Queue::Expensive as usize] < self.open.expensive
-        };
-        let places = self.places_of_slots().filter(waits_for_slots);
-        places.flat_map(|place| heads(self.in_order_of_slots(place))).map(|(rank, _)| rank.virtual_time)
+        let expensive = self.held_by[Queue::Expensive as usize] - self.lasting;
+        let is_full = self.config.policy == Policy::Fair && expensive >= self.open.expensive;
+        let waits_for_its_lane =
+            move |place: Place, rank: &Rank| place.queue == Queue::Expensive && rank.above_reserved && is_full;
+        let places = Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place));
+        let first = places.flat_map(|place| heads(&self.by_slots[place.index()]).map(move |rank| (place, rank)));
+        first.filter(move |(place, rank)| !waits_for_its_lane(*place, rank)).map(|(_, rank)| rank.virtual_time)
     }
 
-    /// The same on the clock of a lane, of those in it.
+    /// What the clock of a lane shows of those who are first on it, with and without a reservation.
     pub(super) fn lane_heads(&self, lane: Lane) -> impl Iterator<Item = f64> {
-        let places = self.places_of_slots().filter(move |place| place.queue.lane() == lane);
-        let first = places.flat_map(|place| heads(self.in_order_of_slots(place)));
-        first.map(move |(_, account)| self.accounts[account].clocks.lane_time[lane as usize])
-    }
-
-    /// Where slots are waited for; not where cores are and none is free.
-    fn places_of_slots(&self) -> impl Iterator<Item = Place> {
-        Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place))
+        let places = Place::ALL.into_iter().filter(move |place| !place.wants_cores && place.queue.lane() == lane);
+        places.flat_map(|place| heads(&self.ready[place.index()])).map(|rank| rank.clock)
     }
 }
 
 /// Who is first in a set, with and without a reservation.
-fn heads(set: &BTreeSet<(Rank, usize)>) -> impl Iterator<Item = (Rank, usize)> {
+fn heads(set: &BTreeSet<(Rank, usize)>) -> impl Iterator<Item = Rank> {
     let from = Rank { above_reserved: true, clock: f64::NEG_INFINITY, virtual_time: f64::NEG_INFINITY, arrival: 0 };
     let first = set.first();
     // Behind those with a reservation comes who has none.
     let behind = first.filter(|first| !first.0.above_reserved).and_then(|_| set.range((from, 0)..).next());
-    [first, behind].into_iter().flatten().copied()
+    [first, behind].into_iter().flatten().map(|(rank, _)| *rank)
 }

@@ -144,19 +144,24 @@ impl Scheduler {
         } else {
             u32::try_from(self.unmet_reserved).unwrap_or(u32::MAX / 4).min(u32::MAX / 4)
         };
+        // What lasts because it waits for cores takes no slot from what is expensive; nor from storms, where cores bound them.
+        let expensive = expensive - self.lasting;
+        let storms = if self.busy.has_company(self.now) { more } else { more + self.lasting };
         // Expensive work beyond its part was mistaken for short, or was admitted when there were more slots: short
         // work need not wait for it where the server can bear more.
         let bearable = expensive.min(open.expensive);
-        let is_open = first + more + bearable + kept < open.slots
-            && running + self.nested + kept < self.config.slots.saturating_add(self.config.overdraft);
+        let is_bearable = running + self.nested + kept < self.config.slots.saturating_add(self.config.overdraft);
+        let is_open = first + more + bearable + kept < open.slots && is_bearable;
         // What is kept from storms and from expensive work is kept, to one half, from both together.
         let spare = open.slots - open.more.max(open.expensive);
         let is_shared = more + bearable < open.slots - spare / 2;
         match queue {
             Queue::First => is_open,
-            Queue::More => is_open && is_shared && more < open.more,
+            Queue::More => is_open && is_shared && storms < open.more,
             Queue::Expensive if below_reserved => is_open,
-            Queue::Expensive => running + kept < open.slots && is_shared && expensive < open.expensive,
+            Queue::Expensive => {
+                first + more + expensive + kept < open.slots && is_bearable && is_shared && expensive < open.expensive
+            }
         }
     }
 }

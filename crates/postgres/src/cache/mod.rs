@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use cofferdam_processes::{Lowered, Lowering, Process, Untouched};
-use cofferdam_sched::cores_but;
 use cofferdam_tenant::{Cluster, Login, Password, Secret, TenantId};
 use tokio::sync::{Notify, Semaphore};
 
@@ -62,7 +61,6 @@ pub(crate) struct ConnectionCache {
     listeners: Arc<Listeners>,
     /// The server's processes on this machine, where the cluster's are looked at.
     processes: Mutex<Vec<Weak<Process>>>,
-    lowering: Arc<Lowering>,
     /// When workers of parallel queries were last looked for.
     looked_for_workers: Mutex<Instant>,
     /// It has been said that they cannot be.
@@ -202,7 +200,6 @@ impl ConnectionCache {
             connecting: Semaphore::new(CONNECTING),
             listeners: Arc::default(),
             processes: Mutex::default(),
-            lowering: Arc::new(Lowering::new(Instant::now(), cores_but(0))),
             looked_for_workers: Mutex::new(Instant::now()),
             untouched: AtomicBool::new(false),
         }))
@@ -306,11 +303,8 @@ impl ConnectionCache {
         let priorities = self.cluster.priorities;
         let (local, peer) = (upstream.target.local?, upstream.stream.socket().peer_addr().ok()?);
         let is_here = local.ip() == peer.ip();
-        let found = if is_here {
-            server_process(upstream.target.pid(), local, priorities, &self.lowering)
-        } else {
-            Err(Untouched::NotHere)
-        };
+        let found =
+            if is_here { server_process(upstream.target.pid(), local, priorities) } else { Err(Untouched::NotHere) };
         match found {
             Ok((process, untouched)) => {
                 if let Some(why) = untouched {
@@ -338,7 +332,7 @@ impl ConnectionCache {
             return;
         }
         let now = Instant::now();
-        self.lowering.step(now);
+        Lowering::of_this_machine().step(now);
         let long: Vec<Lowered> = self.live_processes().iter().filter_map(|p| p.outlasts(now, limit)).collect();
         let mut looked = lock(&self.looked_for_workers);
         if !long.is_empty() && now.saturating_duration_since(*looked) >= LOOK_FOR_WORKERS {
