@@ -645,3 +645,22 @@ fn a_report_does_not_wait_for_the_end_of_storms() {
     assert!(done >= 10, "{done} reports of 300 ms are done in 40 s");
     assert!(machine.running.len() < 30, "{} pieces at once", machine.running.len());
 }
+
+/// Whatever else the machine does, what lasts leaves slots for modest work.
+#[test]
+fn what_lasts_leaves_slots_for_modest_work() {
+    // Each of ten tenants' pieces gets hardly anything of a core.
+    let mut machine = Shared::new(2, 12, 11);
+    machine.cores = 0.2;
+    machine.pass(10);
+    (0..10).for_each(|tenant| (0..20).for_each(|_| machine.wants(tenant, Class::Rpc, 50.0)));
+    (0..20_000).for_each(|_| machine.pass(10));
+    for second in 0..60 {
+        (0..1_000).for_each(|_| machine.pass(10));
+        let now = ms(machine.now);
+        let modest = machine.scheduler.try_start(now, TenantId(10), Class::Interactive);
+        let modest =
+            modest.unwrap_or_else(|| panic!("{} pieces at once after another {second} s", machine.running.len()));
+        machine.scheduler.complete(now, modest);
+    }
+}

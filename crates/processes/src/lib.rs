@@ -161,6 +161,7 @@ pub enum Untouched {
 pub struct Lowered {
     pid: Pid,
     nice: i32,
+    slice: Option<Duration>,
 }
 
 impl fmt::Display for Untouched {
@@ -297,7 +298,7 @@ impl Process {
             self.set(&mut state, queue);
         }
         let is_lowered = state.queue != Queue::First && self.priorities.is_some();
-        is_lowered.then_some(Lowered { pid: self.pid, nice: state.nice })
+        is_lowered.then(|| Lowered { pid: self.pid, nice: state.nice, slice: self.slice(state.nice) })
     }
 
     /// Looks at what has worked for half of so long.
@@ -343,7 +344,7 @@ impl Process {
         if is_first {
             return Some(Looked { number, wants: false, noted: None });
         }
-        self.count(&state, measured);
+        self.count(&state, measured, between);
         let seen = measured.on_cores(between, self.gives_way(&state));
         let noted = state.work.as_ref().map(|work| (work.watch.clone(), seen));
         Some(Looked { number, wants, noted })
@@ -376,16 +377,19 @@ impl Process {
         }
         let wanted = self.wanted(state)?;
         let measured = wanted.since(state.wanted);
-        self.count(state, measured);
+        self.count(state, measured, state.worked);
         let seen = measured.on_cores(state.worked, self.gives_way(state));
         (state.wanted, state.worked) = (wanted, Duration::ZERO);
         Some((watch, seen))
     }
 
-    /// Counts what it wanted while it was lowered.
-    fn count(&self, state: &State, measured: Wanted) {
+    /// Counts what it wanted in a time in which it was lowered.
+    fn count(&self, state: &State, measured: Wanted, time: Duration) {
         if state.nice > self.usual {
-            self.lowering.count(measured);
+            // A wait is counted when it ends, and those that are seen are counted before.
+            let threads = u32::try_from(self.threads(state).len()).unwrap_or(u32::MAX);
+            let rest = time.saturating_mul(threads).saturating_sub(measured.had);
+            self.lowering.count(Wanted { waited: measured.waited.min(rest), ..measured });
         }
     }
 
@@ -445,8 +449,12 @@ impl Process {
         }
     }
 
+    fn slice(&self, nice: i32) -> Option<Duration> {
+        (nice > self.usual).then_some(PORTION)
+    }
+
     fn set_nice(&self, state: &mut State, nice: i32) -> io::Result<()> {
-        let slice = (nice > self.usual).then_some(PORTION);
+        let slice = self.slice(nice);
         if !self.kind.is_worker() {
             return set_nice(self.pid, nice, slice);
         }
@@ -503,7 +511,7 @@ impl Lowered {
     pub fn followed_by(&self, pid: u32) {
         let Some(pid) = numbered(pid) else { return };
         // It may have ended meanwhile. It is in this one's session or in one of its own.
-        let _ = set_nice(pid, self.nice, Some(PORTION));
+        let _ = set_nice(pid, self.nice, self.slice);
         if let Ok(Some(group)) = Autogroup::of(pid) {
             group.set_to(pid, self.nice);
         }

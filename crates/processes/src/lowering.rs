@@ -83,6 +83,10 @@ impl Lowering {
         let wanted = (had + waited).as_secs_f64();
         let is_starved = wanted >= ENOUGH * window && had.as_secs_f64() < STARVED * wanted.min(self.cores * window);
         let level = self.level.load(Ordering::Relaxed);
+        if !is_starved && counted.tried.is_some_and(|tried| now.saturating_duration_since(tried) >= TRIAL) {
+            // That was not too far.
+            (counted.tried, counted.hold) = (None, HOLD);
+        }
         let kept_for = now.saturating_duration_since(counted.changed);
         let next = if is_starved && level + 1 < LEVELS.len() {
             let was_too_far = counted.tried.take().is_some_and(|tried| now.saturating_duration_since(tried) < TRIAL);

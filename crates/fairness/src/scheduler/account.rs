@@ -362,12 +362,13 @@ impl Account {
     }
 
     /// The work that goes next in each lane: who came first, with the class's handicap. `threshold`: from this estimate
-    /// on work is expensive. `bounded`: classes at their limit are left out.
-    pub(super) fn candidates(&self, threshold: f32, bounded: bool) -> [Option<Ticket>; 2] {
+    /// on work is expensive. `bounded`: classes at their limit are left out, and of short work those with a bit in `held`.
+    pub(super) fn candidates(&self, threshold: f32, bounded: bool, held: u16) -> [Option<Ticket>; 2] {
         let mut best: [Option<(Timestamp, Ticket)>; 2] = [None; 2];
         let mut busy = self.busy;
         while busy != 0 {
             let class = Class::ALL[busy.trailing_zeros() as usize];
+            let is_held = held & busy & busy.wrapping_neg() != 0;
             busy &= busy - 1;
             if bounded && !self.class_has_room(class) {
                 continue;
@@ -375,6 +376,9 @@ impl Account {
             let of_class = &self.by_class[class as usize];
             let Some(first) = of_class.queue.front() else { continue };
             let lane = usize::from(of_class.estimate >= threshold);
+            if bounded && is_held && lane == Lane::Short as usize {
+                continue;
+            }
             let key = (first.since + handicap(class), first.ticket);
             if best[lane].is_none_or(|b| key < b) {
                 best[lane] = Some(key);

@@ -84,6 +84,7 @@ impl Scheduler {
         self.busy.remove(run);
         if run.queue != Queue::Expensive {
             if !run.nested {
+                self.headroom.pass(self.now, self.held_by[Queue::First as usize]);
                 self.held_by[run.queue as usize] -= 1;
                 self.held_by[Queue::Expensive as usize] += 1;
                 a.short -= 1;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cofferdam_tenant::Class;
 
-use super::account::{Queue, Running};
+use super::account::{Lane, Queue, Running};
 use super::{Grant, Scheduler};
 use crate::adaptive::Inflated;
 use crate::time::Timestamp;
@@ -148,11 +148,6 @@ impl Busy {
         }
     }
 
-    /// Whether anybody has modest work.
-    pub(super) fn has_company(&self, now: Timestamp) -> bool {
-        self.company.iter().flatten().any(|(_, at)| now.since(*at) < COMPANY)
-    }
-
     /// Whether somebody else than `account` has modest work.
     pub(super) fn is_in_company(&self, account: usize, now: Timestamp) -> bool {
         self.company.iter().flatten().any(|(other, at)| *other != account && now.since(*at) < COMPANY)
@@ -242,8 +237,9 @@ impl Scheduler {
     pub(super) fn has_free_core(&self, account: usize, class: Class, queue: Queue) -> bool {
         let Some(cores) = self.config.cores else { return true };
         let wanted = if queue == Queue::More { &self.busy.storms } else { &self.busy.expensive };
-        // Not so many that what lasts takes every slot.
-        let may_last = queue != Queue::More || self.lasting < self.config.slots.div_ceil(2);
+        // Where something lasts, not so many that it takes more than half of all slots when they come to last too.
+        let storms = self.busy.storms.computing + self.lasting;
+        let may_last = queue != Queue::More || self.lasting == 0 || storms < self.config.slots.div_ceil(2);
         (may_last && wanted.leaves_one_of(cores) && !self.waits_for_its_own(account, queue))
             || !self.is_core_bound(account, class)
     }
@@ -254,9 +250,14 @@ impl Scheduler {
         queue == Queue::More && self.config.cores.is_some_and(|cores| self.accounts[account].lasting >= cores.max(1))
     }
 
-    /// The same, where cores bound it.
-    pub(super) fn is_held_by_its_own(&self, account: usize, class: Class, queue: Queue) -> bool {
-        self.waits_for_its_own(account, queue) && self.is_core_bound(account, class)
+    /// The classes of a tenant's short work that wait for it where cores bound them, a bit for each.
+    pub(super) fn held_by_their_own(&self, account: usize) -> u16 {
+        let a = &self.accounts[account];
+        if a.lasting == 0 || !self.waits_for_its_own(account, self.queue(account, Lane::Short)) {
+            return 0;
+        }
+        let waiting = Class::ALL.into_iter().filter(|class| a.busy & (1 << *class as u16) != 0);
+        waiting.filter(|class| self.is_core_bound(account, *class)).fold(0, |held, class| held | 1 << class as u16)
     }
 
     /// Whether cores and not slots bound a tenant's work of a class at the moment. Such work falls behind those whom

@@ -86,6 +86,8 @@ pub enum Submitted {
 #[derive(Debug, Clone, Copy, Default)]
 struct Open {
     slots: u32,
+    /// Of these, those that only modest work may have.
+    kept: u32,
     more: u32,
     expensive: u32,
 }

@@ -49,7 +49,12 @@ impl Scheduler {
 
     fn may_go(&self, account: usize, rank: Rank, place: Place) -> bool {
         let has_core = || !place.wants_cores || !rank.above_reserved || self.may_compute(account, place);
-        self.has_free_slot(place.queue, !rank.above_reserved) && has_core()
+        let counts_lasting = || {
+            let next = self.candidates(account)[place.queue.lane() as usize];
+            next.is_some_and(|next| self.waits_for_what_lasts(account, next.class, place.queue))
+        };
+        let count_lasting = self.lasting > 0 && place.queue == Queue::More && counts_lasting();
+        self.has_free_slot(place.queue, !rank.above_reserved, count_lasting) && has_core()
     }
 
     /// Whether work waits that more slots could serve: not what waits for a core.
@@ -69,7 +74,8 @@ impl Scheduler {
 
     /// The account's work that goes next in each lane.
     pub(super) fn candidates(&self, account: usize) -> [Option<Ticket>; 2] {
-        self.accounts[account].candidates(self.expensive_from, self.config.policy == Policy::Fair)
+        let held = self.held_by_their_own(account);
+        self.accounts[account].candidates(self.expensive_from, self.config.policy == Policy::Fair, held)
     }
 
     /// Puts the account where it belongs in the ready sets after anything about it has changed.
@@ -142,9 +148,6 @@ impl Scheduler {
             return None;
         }
         let queue = self.queue(account, lane);
-        if self.config.policy == Policy::Fair && self.is_held_by_its_own(account, first.class, queue) {
-            return None;
-        }
         Some(Place { queue, wants_cores: queue != Queue::First && self.wants_cores(account, first.class) })
     }
 
@@ -226,7 +229,11 @@ impl Scheduler {
         let is_full = self.config.policy == Policy::Fair && expensive >= self.open.expensive;
         let waits_for_its_lane =
             move |place: Place, rank: &Rank| place.queue == Queue::Expensive && rank.above_reserved && is_full;
-        let places = Place::ALL.into_iter().filter(|place| !place.wants_cores || self.may_compute_next(*place));
+        let may_compute = |place: &Place| {
+            let first = self.by_slots[place.index()].first();
+            first.is_some_and(|(_, account)| self.may_compute(*account, *place))
+        };
+        let places = Place::ALL.into_iter().filter(move |place| !place.wants_cores || may_compute(place));
         let first = places.flat_map(|place| heads(&self.by_slots[place.index()]).map(move |rank| (place, rank)));
         first.filter(move |(place, rank)| !waits_for_its_lane(*place, rank)).map(|(_, rank)| rank.virtual_time)
     }

@@ -18,7 +18,11 @@ impl Scheduler {
     /// One step of the controller of the number of slots.
     pub(super) fn adapt(&mut self) {
         let evidence = self.evidence();
-        let observed = Observed { limited: self.wants_slots(), evidence, excess: self.in_slots() > self.open.slots };
+        let observed = Observed {
+            limited: self.wants_slots(),
+            evidence,
+            excess: self.in_slots() - self.lasting > self.open.slots,
+        };
         if let Some(evidence) = evidence {
             self.inflation = evidence.inflation.max(0.0);
         } else if self.now.since(self.window_since) >= WINDOW {
@@ -71,6 +75,7 @@ impl Scheduler {
         let below = |n: u32| n.min(slots - kept).max(1);
         self.open = Open {
             slots,
+            kept,
             more: below(between(least_of(more), more)),
             expensive: below(between(least_of(expensive), expensive)),
         };
@@ -126,13 +131,18 @@ impl Scheduler {
         let queue = self.queue(account, lane);
         let a = &self.accounts[account];
         let below_reserved = a.usage.running < a.share.reserved;
-        self.has_free_slot(queue, below_reserved)
+        self.has_free_slot(queue, below_reserved, self.waits_for_what_lasts(account, class, queue))
             && (queue == Queue::First || below_reserved || self.has_free_core(account, class, queue))
     }
 
+    /// Whether a storm's work waits for slots, and so for those too in which other storms last. Where cores bound it it waits for these.
+    pub(super) fn waits_for_what_lasts(&self, account: usize, class: Class, queue: Queue) -> bool {
+        queue == Queue::More && self.lasting > 0 && !self.is_core_bound(account, class)
+    }
+
     /// Whether a slot is free for a queue: for a tenant below its reservation any, for others only what is not kept
-    /// for those.
-    pub(super) fn has_free_slot(&self, queue: Queue, below_reserved: bool) -> bool {
+    /// for those. Whether to `count_lasting` says [`waits_for_what_lasts`](Self::waits_for_what_lasts).
+    pub(super) fn has_free_slot(&self, queue: Queue, below_reserved: bool, count_lasting: bool) -> bool {
         let [first, more, expensive] = self.held_by;
         let running = first + more + expensive;
         if self.config.policy == Policy::Fifo {
@@ -144,23 +154,26 @@ impl Scheduler {
         } else {
             u32::try_from(self.unmet_reserved).unwrap_or(u32::MAX / 4).min(u32::MAX / 4)
         };
-        // What lasts because it waits for cores takes no slot from what is expensive; nor from storms, where cores bound them.
+        // What lasts because it waits for cores takes no slot from what is expensive.
         let expensive = expensive - self.lasting;
-        let storms = if self.busy.has_company(self.now) { more } else { more + self.lasting };
+        let storms = more + if count_lasting { self.lasting } else { 0 };
         // Expensive work beyond its part was mistaken for short, or was admitted when there were more slots: short
         // work need not wait for it where the server can bear more.
         let bearable = expensive.min(open.expensive);
-        let is_bearable = running + self.nested + kept < self.config.slots.saturating_add(self.config.overdraft);
+        let most = self.config.slots.saturating_add(self.config.overdraft);
+        let is_bearable = running + self.nested + kept < most;
         let is_open = first + more + bearable + kept < open.slots && is_bearable;
+        // The last of all are for modest work, whatever lasts.
+        let leaves_some = self.lasting == 0 || running + self.nested + kept + open.kept < most;
         // What is kept from storms and from expensive work is kept, to one half, from both together.
         let spare = open.slots - open.more.max(open.expensive);
         let is_shared = more + bearable < open.slots - spare / 2;
         match queue {
             Queue::First => is_open,
-            Queue::More => is_open && is_shared && storms < open.more,
+            Queue::More => is_open && is_shared && leaves_some && storms < open.more,
             Queue::Expensive if below_reserved => is_open,
             Queue::Expensive => {
-                first + more + expensive + kept < open.slots && is_bearable && is_shared && expensive < open.expensive
+                first + more + expensive + kept < open.slots && leaves_some && is_shared && expensive < open.expensive
             }
         }
     }
