@@ -3,7 +3,8 @@
 //! Every tenant has a virtual time in slot-seconds per weight. A grant charges the estimate at once, so that a burst of
 //! grants spreads; completion corrects the charge to what was measured; long work is charged while it runs. The
 //! tenant with the least virtual time goes next. A tenant that wakes up starts at the virtual time of the gate: idling
-//! earns no credit. Work that computes, where cores bound it, is ordered by clocks of its own, of work without its waits.
+//! earns no credit. Work that computes, where cores bound it, is ordered by clocks of its own, of work without its waits; and
+//! short and expensive work each by one of its lane, since one may wait for long while the other goes on.
 //!
 //! Order alone does not protect short work, because running work cannot be taken back. So work is put into two *lanes*:
 //! what is expected to be expensive may hold only a part of the slots, and what turns out to be expensive changes lane
@@ -31,7 +32,7 @@ use crate::budget::Rate;
 use crate::share::{GateConfig, Policy, Reason, Rejection, Share};
 use crate::time::{SlotSeconds, Timestamp};
 
-use account::{Account, Place, Rank, Running, Waiting};
+use account::{Account, Lane, Place, Rank, Running, Waiting};
 pub use account::{Queue, TenantUsage};
 use clocks::{Charged, Clocks};
 pub use cores::OnCores;
@@ -331,6 +332,11 @@ impl Scheduler {
         // Whoever wanted nothing that it could have had has no claim on what it did not use.
         if a.ready_as == [None; 2] {
             a.clocks.come_to_slots(&floors);
+        }
+        for lane in Lane::ALL {
+            if a.ready_as[lane as usize].is_none() {
+                a.clocks.come_to_lane(lane, &floors);
+            }
         }
         // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
         if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {
