@@ -156,7 +156,7 @@ pub enum Untouched {
     Grouped,
 }
 
-/// A process that gives way, and its `nice` value.
+/// A process that does what is in the way of others, and the `nice` value and slice that it has for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lowered {
     pid: Pid,
