@@ -43,7 +43,7 @@ impl Scheduler {
                     touched.push(run.account);
                 }
             }
-            if elapsed >= threshold && (run.queue != Queue::Expensive || run.lasts) {
+            if run.outlasts(elapsed, threshold) {
                 lasting.push(key);
             }
         }
@@ -67,11 +67,13 @@ impl Scheduler {
     pub(super) fn outlasts(&mut self, key: usize) -> Option<usize> {
         let threshold = self.config.expensive_from.as_secs_f64();
         let is_seen = self.known_cores().is_some();
-        let run = self.running.get_mut(key)?;
+        let run = self.running.get(key)?;
         let elapsed = self.now.since(run.since).as_secs_f64();
-        if elapsed < threshold || (run.queue == Queue::Expensive && !run.lasts) {
+        if !run.outlasts(elapsed, threshold) {
             return None;
         }
+        let wants_cores = self.wants_cores(run.account, run.class);
+        let run = self.running.get_mut(key)?;
         let a = &mut self.accounts[run.account];
         let cost = run.cost(self.now);
         // Whoever looks at what runs has looked at it by then.
@@ -100,7 +102,7 @@ impl Scheduler {
             if a.ready_as[Lane::Expensive as usize].is_none() {
                 a.clocks.come_to_lane(Lane::Expensive, &self.clocks);
             }
-            if self.config.cores.is_some() && a.by_class[run.class as usize].cores.computes() && !run.nested {
+            if wants_cores && run.is_bounded_by_cores() {
                 a.come_to_cores(run.queue, &self.clocks);
             }
         }
@@ -148,7 +150,12 @@ impl Running {
         }
     }
 
-    pub(super) fn is_measured(&self) -> bool {
+    /// Whether it has run for longer than short work may, and is not known to be expensive.
+    fn outlasts(&self, elapsed: f64, threshold: f64) -> bool {
+        elapsed >= threshold && (self.queue != Queue::Expensive || self.lasts)
+    }
+
+    fn is_measured(&self) -> bool {
         self.wanted.is_some() && self.measured_until > self.since
     }
 

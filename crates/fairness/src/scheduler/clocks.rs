@@ -22,9 +22,8 @@ pub(super) struct Clocks {
 impl Clocks {
     /// Puts each no earlier than another.
     pub(super) fn not_before(&mut self, other: &Self) {
-        self.slots = self.slots.max(other.slots);
+        self.come_to_slots(other);
         for lane in Lane::ALL {
-            self.come_to_lane(lane, other);
             self.come_to_cores(lane, other);
         }
     }

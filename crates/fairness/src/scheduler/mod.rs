@@ -330,13 +330,11 @@ impl Scheduler {
         let a = &mut self.accounts[account];
         a.wake(now, entitlement);
         // Whoever wanted nothing that it could have had has no claim on what it did not use.
-        if a.ready_as == [None; 2] {
-            a.clocks.come_to_slots(&floors);
-        }
-        for lane in Lane::ALL {
-            if a.ready_as[lane as usize].is_none() {
-                a.clocks.come_to_lane(lane, &floors);
-            }
+        match a.ready_as {
+            [None, None] => a.clocks.come_to_slots(&floors),
+            [None, Some(_)] => a.clocks.come_to_lane(Lane::Short, &floors),
+            [Some(_), None] => a.clocks.come_to_lane(Lane::Expensive, &floors),
+            [Some(_), Some(_)] => {}
         }
         // Whoever waits cannot go now (their limit, the lane), but this work can: no queue, no ticket.
         if self.may_start(account, class) && (self.waiting == 0 || self.peek().is_none()) {

@@ -49,11 +49,8 @@ impl Scheduler {
 
     fn may_go(&self, account: usize, rank: Rank, place: Place) -> bool {
         let has_core = || !place.wants_cores || !rank.above_reserved || self.may_compute(account, place);
-        let counts_lasting = || {
-            let next = self.candidates(account)[place.queue.lane() as usize];
-            next.is_some_and(|next| self.waits_for_what_lasts(account, next.class, place.queue))
-        };
-        let count_lasting = self.lasting > 0 && place.queue == Queue::More && counts_lasting();
+        let class = || self.candidates(account)[place.queue.lane() as usize].map(|next| next.class);
+        let count_lasting = self.waits_for_what_lasts(account, place.queue, class);
         self.has_free_slot(place.queue, !rank.above_reserved, count_lasting) && has_core()
     }
 

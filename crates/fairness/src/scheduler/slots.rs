@@ -131,13 +131,18 @@ impl Scheduler {
         let queue = self.queue(account, lane);
         let a = &self.accounts[account];
         let below_reserved = a.usage.running < a.share.reserved;
-        self.has_free_slot(queue, below_reserved, self.waits_for_what_lasts(account, class, queue))
+        self.has_free_slot(queue, below_reserved, self.waits_for_what_lasts(account, queue, || Some(class)))
             && (queue == Queue::First || below_reserved || self.has_free_core(account, class, queue))
     }
 
     /// Whether a storm's work waits for slots, and so for those too in which other storms last. Where cores bound it it waits for these.
-    pub(super) fn waits_for_what_lasts(&self, account: usize, class: Class, queue: Queue) -> bool {
-        queue == Queue::More && self.lasting > 0 && !self.is_core_bound(account, class)
+    pub(super) fn waits_for_what_lasts(
+        &self,
+        account: usize,
+        queue: Queue,
+        class: impl FnOnce() -> Option<Class>,
+    ) -> bool {
+        queue == Queue::More && self.lasting > 0 && class().is_some_and(|class| !self.is_core_bound(account, class))
     }
 
     /// Whether a slot is free for a queue: for a tenant below its reservation any, for others only what is not kept
